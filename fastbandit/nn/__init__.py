@@ -1,0 +1,1 @@
+"""Layers, candidate operations and networks."""

@@ -1,0 +1,1 @@
+"""Kernels that anyone can use without the search."""

@@ -1,0 +1,43 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+# Relative and absolute tolerance by dtype: about 16 units in the last place of the dtype, the
+# room that a different order of summation over a few hundred terms takes.
+TOLERANCES = {
+    torch.float64: (1e-10, 1e-12),
+    torch.float32: (2e-6, 2e-6),
+    torch.bfloat16: (1.6e-2, 1e-2),
+    torch.float16: (2e-3, 1e-3),
+}
+
+
+@pytest.fixture(
+    params=[
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[
+                pytest.mark.cuda,
+                pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+            ],
+        ),
+    ]
+)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Each device the machine has; the same test body runs on all of them."""
+    return torch.device(request.param)
+
+
+@pytest.fixture
+def tolerance():
+    """``tolerance(dtype)`` gives the keyword arguments for ``torch.testing.assert_close``."""
+
+    def lookup(dtype: torch.dtype) -> dict[str, float]:
+        rtol, atol = TOLERANCES[dtype]
+        return {"rtol": rtol, "atol": atol}
+
+    return lookup
