@@ -1,1 +1,10 @@
-"""Kernels that anyone can use without the search."""
+"""Kernels that anyone can use without the search.
+
+Each op is declared once with ``torch.library`` and a plain-PyTorch reference; native kernels are
+used where they are built (see :func:`fastbandit._native.status`). Importing this loads torch and
+no other third-party package.
+"""
+
+from fastbandit import _native
+
+_native.load()
