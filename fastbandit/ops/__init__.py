@@ -6,5 +6,22 @@ no other third-party package.
 """
 
 from fastbandit import _native
+from fastbandit.ops.bandit import (
+    bandit_bounds,
+    bandit_probabilities,
+    bandit_prune_,
+    bandit_sample,
+    bandit_step_,
+    bandit_update_,
+)
+
+__all__ = [
+    "bandit_bounds",
+    "bandit_probabilities",
+    "bandit_prune_",
+    "bandit_sample",
+    "bandit_step_",
+    "bandit_update_",
+]
 
 _native.load()
