@@ -14,6 +14,11 @@ from fastbandit.ops.bandit import (
     bandit_step_,
     bandit_update_,
 )
+from fastbandit.ops.depthwise_conv2d import depthwise_conv2d
+from fastbandit.ops.dilated_conv2d import dilated_conv2d
+from fastbandit.ops.gabor import gabor_conv2d, gabor_filters
+from fastbandit.ops.pgd_step import pgd_step_, pgd_step_normalize_
+from fastbandit.ops.random_start import random_start
 
 __all__ = [
     "bandit_bounds",
@@ -22,6 +27,13 @@ __all__ = [
     "bandit_sample",
     "bandit_step_",
     "bandit_update_",
+    "depthwise_conv2d",
+    "dilated_conv2d",
+    "gabor_conv2d",
+    "gabor_filters",
+    "pgd_step_",
+    "pgd_step_normalize_",
+    "random_start",
 ]
 
 _native.load()

@@ -58,6 +58,15 @@ def below_autograd(op: torch._ops.OpOverload, *args: Any) -> Any:
         return op(*args)
 
 
+def refuse_second_derivative(name: str) -> None:
+    """To be called first in the ``backward`` of a Function whose backward op has no gradient."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            f"{name}: expected a backward pass without create_graph=True: this op has no second "
+            "derivative"
+        )
+
+
 # Both kernels below are Python and run at every eager call of an op. Measured on a CPU of 2 cores
 # with an op that does nothing: 2.3 us without a kernel on the Autograd key, 5.6 us with one that
 # redispatches by keyset, 5.9 us with one that calls the op again under _AutoDispatchBelowAutograd.
