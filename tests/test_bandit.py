@@ -151,11 +151,16 @@ def test_history_holds_everything_in_order():
     assert bandit.history.choice.shape == (0, 2)
     choices, _ = advance(bandit, 4)
     bandit.credit(bandit.sample(trained=False), 0.5, trained=False)
+    drawn = bandit.sample()
+    bandit.credit(drawn, 0.25)
+    kept = drawn.tolist()
+    drawn.fill_(99)  # the caller's tensor is not the record
     history = bandit.history
+    assert history.choice[5].tolist() == kept
     assert history.choice.tolist()[:4] == choices
     assert history.reward.dtype == torch.float64
     assert history.reward[4] == 0.5
-    assert history.trained.tolist() == [True] * 4 + [False]
+    assert history.trained.tolist() == [True] * 4 + [False, True]
 
 
 def test_paths_only_evaluated_count_in_n_not_in_the_schedule():
@@ -253,6 +258,22 @@ def test_uniforms_hold_53_bits_and_differ_by_purpose_number_and_column():
     bits = numbers * 2**53
     assert torch.equal(bits, bits.round())
     assert (bits % 2 == 1).any()
+
+
+def test_each_draw_has_its_own_numbers():
+    bandit = after_initial(rounds=1)
+    numbers = []
+    while not bandit.finished:
+        numbers.append(bandit.uniform("sample"))
+        bandit.credit(bandit.sample(trained=False), 0.5, trained=False)
+        numbers.append(bandit.uniform("sample"))
+        bandit.credit(bandit.sample(), 0.5)
+        if bandit.due:
+            numbers.append(bandit.uniform("prune"))
+            bandit.prune()
+    numbers = torch.cat(numbers)
+    assert numbers.numel() == 3 * (2 * 9 + 3)
+    assert numbers.unique().numel() == numbers.numel()
 
 
 def test_draws_depend_on_the_seed_alone():
@@ -471,13 +492,14 @@ def test_state_continues_a_run(device, policy, stop, pending):
     straight, stopped = AntiBandit(3, 4, **settings), AntiBandit(3, 4, **settings)
     advance(straight, stop)
     advance(stopped, stop)
-    if pending and not stopped.finished:
-        stopped.sample()
+    drawn = stopped.sample() if pending and not stopped.finished else None
     resumed = AntiBandit(3, 4, **settings)
     resumed.load_state_dict(through_files(stopped.state_dict()))
     assert_same_state(resumed.state_dict(), stopped.state_dict())
-    if resumed.pending is not None:
+    assert (resumed.pending is None) == (drawn is None)
+    if drawn is not None:
         choice = resumed.pending
+        assert torch.equal(choice, drawn)
         assert torch.equal(choice, straight.sample())
         for bandit in (straight, resumed):
             bandit.credit(choice, accuracy(choice))
@@ -485,6 +507,14 @@ def test_state_continues_a_run(device, policy, stop, pending):
                 bandit.prune()
     assert finish(resumed) == finish(straight)
     assert_same_state(resumed.state_dict(), straight.state_dict())
+
+
+def test_state_knows_that_the_drawn_path_is_only_evaluated():
+    bandit, resumed = after_initial(), AntiBandit(3, 4)
+    bandit.sample(trained=False)
+    resumed.load_state_dict(bandit.state_dict())
+    resumed.credit(resumed.pending, 0.5, trained=False)
+    assert (resumed.samples, resumed.trained) == (5, 4)
 
 
 def test_state_is_a_copy():
@@ -684,6 +714,16 @@ def test_replay_of_incomplete_logs():
         ValueError, match=f"line {at + 3}: expected abandon events of rows 2, got sample"
     ):
         replay([*lines[: at + 2], *lines[at + 3 :]])
+    stopped = AntiBandit(3, 4)
+    early = record(stopped, 15)
+    choice = stopped.sample()
+    stopped.credit(choice, 0.5)
+    assert stopped.due
+    early.append({"event": "sample", "sample": 15, "choice": choice.tolist(), "reward": 0.5})
+    assert replay(early).due  # a run that was killed there
+    early.append({"event": "end", "sample": 16, "choice": stopped.final().tolist()})
+    with pytest.raises(ValueError, match="expected abandon events, got end"):
+        replay(early)
     with pytest.raises(ValueError, match="line 6: sample event: reward is missing"):
         replay([*lines[:5], {k: v for k, v in lines[5].items() if k != "reward"}])
     with pytest.raises(ValueError, match=f"line {len(lines) + 1}: nothing may follow the end"):

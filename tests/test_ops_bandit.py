@@ -253,10 +253,12 @@ def test_untried_arms_share_all(device):
 
 
 def test_probabilities_are_stable_for_any_accuracy_scale(device):
-    mean = torch.tensor([-5000.0, 0.0, 5000.0], dtype=torch.float64, device=device)
+    # exp(2000) is far beyond float64; the ratio of the two arms alive is 2 : 1.
+    mean = [-9000.0, -2000.0, -2000.0 + math.log(2)]
+    mean = torch.tensor(mean, dtype=torch.float64, device=device)
     alive = torch.tensor([False, True, True], device=device)
     probability = ops.bandit_probabilities(mean, torch.tensor([1, 1, 1], device=device), alive)
-    assert probability.tolist() == [0.0, 1.0, 0.0]
+    assert probability.tolist() == pytest.approx([0.0, 2 / 3, 1 / 3], abs=1e-12)
 
 
 def test_no_arm_alive(device):
