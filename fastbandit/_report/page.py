@@ -614,8 +614,8 @@ def _survival(run: Run) -> str:
     edges, arms = len(start.edges), len(start.operations)
     prunings = run.prunings
     alive = [np.full(arms, edges)]
-    for sample, _, _ in prunings:
-        alive.append((history.life > sample).sum(0))
+    for _, number, _ in prunings:
+        alive.append((history.round > number).sum(0))
     heads = [f"{arms} arms", *[f"{left}" for _, _, left in prunings]]
 
     def heat(value: int, most: int) -> str:
@@ -669,7 +669,7 @@ def _reason(run: Run, line: Abandon) -> str:
     others = [
         (float(upper[arm]), arm)
         for arm in range(len(upper))
-        if arm != line.arm and history.life[line.row, arm] >= line.sample
+        if arm != line.arm and history.round[line.row, arm] > line.round
     ]
     if not others:
         return f"rule of policy {_text(start.policy)}"

@@ -75,7 +75,7 @@ class Sample(Line):
 class Abandon(Line):
     event: Literal["abandon"]
     sample: int
-    round: int
+    round: Annotated[int, Field(ge=1, le=1_000_000)]
     row: int
     cell: str
     edge: str
@@ -165,6 +165,7 @@ class History:
             not been tried is NaN.
         life: [rows, arms], samples after which the arm was abandoned; a number larger than any
             sample for those alive.
+        round: [rows, arms], the round in which it was, likewise. Rounds may share a sample.
         explained: False where a logged mean is not what Eq. 4.11 gives, as with a policy that
             credits its arms in another way.
     """
@@ -190,9 +191,11 @@ class History:
             )
             self.count[at] += 1
         self.life = np.full((rows, arms), self.ALIVE)
+        self.round = np.full((rows, arms), self.ALIVE)
         self.explained = True
         for line in abandons:
             self.life[line.row, line.arm] = line.sample
+            self.round[line.row, line.arm] = line.round
             count = int(self.count[line.sample, line.row, line.arm])
             mean = float(self.mean[line.sample, line.row, line.arm])
             same = count == 0 or math.isclose(mean, line.mean, rel_tol=1e-6, abs_tol=1e-9)
