@@ -250,6 +250,22 @@ def test_compile(device, backend):
         torch.testing.assert_close(y, expected)
 
 
+def test_compile_with_changing_numbers(device):
+    # After the first change torch.compile keeps Python numbers symbolic; the checks must bear it.
+    def step(delta, grad, image, step_size, epsilon):
+        ops.pgd_step_(delta, grad, image, step_size=step_size, epsilon=epsilon, lower=0.0)
+        return delta + 0
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    values = [t.to(device) for t in make((2, 3, 4, 4), torch.float32)]
+    for step_size, epsilon in [(0.01, 0.02), (0.02, 0.03), (0.03, 0.1)]:
+        result = compiled(values[0].clone(), *values[1:], step_size, epsilon)
+        assert torch.equal(result, step(values[0].clone(), *values[1:], step_size, epsilon))
+    with pytest.raises(Exception, match="epsilon: expected a finite number >= 0"):
+        compiled(values[0].clone(), *values[1:], 0.01, -1.0)
+
+
 def test_autocast_changes_nothing(device):
     delta, grad, image = (t.to(device) for t in make((2, 3, 4, 4), torch.float32))
     expected = delta.clone()
