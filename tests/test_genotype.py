@@ -448,6 +448,8 @@ def test_svg(genotype):
     assert "url(" not in text
     width, height = float(root.get("width")), float(root.get("height"))
     assert root.get("viewBox") == f"0 0 {width} {height}"
+    rules = root.find(f"{SVG}style").text.split("}")[:-1]
+    assert all(rule.startswith(f".{root.get('class')} ") for rule in rules)  # for inlining
     panels = root.findall(f"{SVG}g")
     assert len(panels) == len(genotype.cells)
     for panel, cell in zip(panels, genotype.cells, strict=True):
