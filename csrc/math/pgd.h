@@ -1,0 +1,68 @@
+// The projected sign-gradient step, and the bounds it shares with the random start.
+//
+// Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", arXiv 1706.06083:
+// delta <- clip(delta + step sign(grad)), with the clip that keeps |delta| <= epsilon and
+// lower <= image + delta <= upper. The bounds are put on delta itself, [lower - image,
+// upper - image], so that no rounding of image + delta moves it.
+#pragma once
+
+#include "math/number.h"
+
+namespace fastbandit {
+
+// An image element in the compute type; a byte stands for value / 255.
+template <class C, class X>
+FB_HOST_DEVICE C image_value(X value) {
+  return static_cast<C>(to_compute(value));
+}
+
+template <class C>
+FB_HOST_DEVICE C image_value(uint8_t value) {
+  return static_cast<C>(value) / static_cast<C>(255);
+}
+
+template <class C>
+struct ProjectionBounds {
+  C epsilon;
+  C lower;  // meaningful only where kLower, kUpper below are true
+  C upper;
+};
+
+// min(max(delta, low), high); NaN in any of the three gives NaN, as torch.clamp does.
+template <class C>
+FB_HOST_DEVICE C clamp_nan(C delta, C low, C high) {
+  // One comparison for each selection: gcc does not vectorise a combination of two.
+  const C raised = delta > low ? delta : low;
+  const C raised_or_nan = delta != delta ? delta : raised;
+  const C clamped = raised_or_nan < high ? raised_or_nan : high;
+  return raised_or_nan != raised_or_nan ? raised_or_nan : clamped;
+}
+
+template <bool kLower, bool kUpper, class C>
+FB_HOST_DEVICE C project(C delta, C image, const ProjectionBounds<C>& bounds) {
+  C low = -bounds.epsilon;
+  C high = bounds.epsilon;
+  if (kLower) {
+    const C room = bounds.lower - image;
+    low = low > room ? low : room;  // a NaN in `room` stays
+  }
+  if (kUpper) {
+    const C room = bounds.upper - image;
+    high = high < room ? high : room;
+  }
+  return clamp_nan(delta, low, high);
+}
+
+// torch.sign: 0 for zeros and for NaN.
+template <class C>
+FB_HOST_DEVICE C sign(C value) {
+  return static_cast<C>(value > 0) - static_cast<C>(value < 0);
+}
+
+// The new delta, before it is rounded (toward zero) to its storage type.
+template <bool kLower, bool kUpper, class C>
+FB_HOST_DEVICE C pgd_update(C delta, C grad, C image, C step, const ProjectionBounds<C>& bounds) {
+  return project<kLower, kUpper>(delta + step * sign(grad), image, bounds);
+}
+
+}  // namespace fastbandit
