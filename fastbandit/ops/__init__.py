@@ -1,1 +1,39 @@
-"""Kernels that anyone can use without the search."""
+"""Kernels that anyone can use without the search.
+
+Each op is declared once with ``torch.library`` and a plain-PyTorch reference; native kernels are
+used where they are built (see :func:`fastbandit._native.status`). Importing this loads torch and
+no other third-party package.
+"""
+
+from fastbandit import _native
+from fastbandit.ops.bandit import (
+    bandit_bounds,
+    bandit_probabilities,
+    bandit_prune_,
+    bandit_sample,
+    bandit_step_,
+    bandit_update_,
+)
+from fastbandit.ops.depthwise_conv2d import depthwise_conv2d
+from fastbandit.ops.dilated_conv2d import dilated_conv2d
+from fastbandit.ops.gabor import gabor_conv2d, gabor_filters
+from fastbandit.ops.pgd_step import pgd_step_, pgd_step_normalize_
+from fastbandit.ops.random_start import random_start
+
+__all__ = [
+    "bandit_bounds",
+    "bandit_probabilities",
+    "bandit_prune_",
+    "bandit_sample",
+    "bandit_step_",
+    "bandit_update_",
+    "depthwise_conv2d",
+    "dilated_conv2d",
+    "gabor_conv2d",
+    "gabor_filters",
+    "pgd_step_",
+    "pgd_step_normalize_",
+    "random_start",
+]
+
+_native.load()

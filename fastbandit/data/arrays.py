@@ -1,0 +1,189 @@
+"""From arrays of any kind to checked uint8 images and int64 labels."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from fastbandit.data.sets import DataError, DataSource, ImageSet, digest_of
+
+# Images whose brightest pixel is below this were very likely stored on another scale.
+DIM = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """The training or the test images of a source: uint8 ``[N, C, H, W]``, integers ``[N]``.
+
+    ``where`` is what a message calls them.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    where: str
+
+
+@contextmanager
+def reading(where: object, kind: str) -> Iterator[None]:
+    """Turn whatever a parser raises on a damaged file into a :class:`DataError`.
+
+    Parsers of foreign formats raise nearly anything on nonsense (``zipfile`` alone six kinds), so
+    the list is not written out.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except OSError as error:
+        raise DataError(f"{where}: cannot be read as {kind}: {error}") from error
+    except Exception as error:
+        raise DataError(
+            f"{where}: damaged, or not {kind}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def as_uint8(values: np.ndarray, where: str) -> np.ndarray:
+    """Return pixels as uint8: integers 0 .. 255 as they are, floats in [0, 1] as round(255 x).
+
+    Raises:
+        DataError: a NaN, a value out of range, or pixels that are neither; names the first image.
+    """
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype == np.bool_:
+        return values.astype(np.uint8) * np.uint8(255)
+    if values.dtype.kind not in "iuf":
+        raise DataError(f"{where}: expected images of uint8 or float in [0, 1], got {values.dtype}")
+    high = 1.0 if values.dtype.kind == "f" else 255
+    good = (values >= 0) & (values <= high)  # False for NaN
+    if not good.all():
+        position = tuple(int(i) for i in np.argwhere(~good)[0])
+        raise DataError(
+            f"{where}: image {position[0]}: expected values in [0, 1] (float) or 0 .. 255 "
+            f"(integer), got {values[position]} as {values.dtype}; images are not normalised "
+            "beforehand, that is a layer of the model"
+        )
+    if values.dtype.kind == "f":
+        return np.rint(values.astype(np.float64) * 255).astype(np.uint8)
+    return values.astype(np.uint8)
+
+
+def as_nchw(values: np.ndarray, where: str) -> np.ndarray:
+    """Return ``[N, H, W]``, ``[N, H, W, C]`` or ``[N, C, H, W]`` as the last, for C = 1 or 3."""
+    if values.ndim == 3:
+        return values[:, None]
+    if values.ndim == 4:
+        first, last = values.shape[1] in (1, 3), values.shape[3] in (1, 3)
+        if first and last:
+            raise DataError(
+                f"{where}: {list(values.shape)} may be [N, C, H, W] or [N, H, W, C]; pass a torch "
+                "tensor [N, C, H, W] from Python"
+            )
+        if last:
+            return values.transpose(0, 3, 1, 2)
+        if first:
+            return values
+    raise DataError(
+        f"{where}: expected images [N, H, W], [N, H, W, C] or [N, C, H, W] with 1 or 3 channels, "
+        f"got {list(values.shape)}"
+    )
+
+
+def as_labels(values: np.ndarray, where: str) -> np.ndarray:
+    """Return labels ``[N]`` (or ``[N, 1]``) of any integer type as int64 ``[N]``."""
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.ndim != 1 or values.dtype.kind not in "iu":
+        raise DataError(
+            f"{where}: expected integer labels [N], got {values.dtype} {list(values.shape)}"
+        )
+    if values.size and int(values.max()) > np.iinfo(np.int64).max:
+        raise DataError(f"{where}: expected labels from 0, got {values.max()}")
+    return values.astype(np.int64)
+
+
+def _check(part: Part, classes: int, shape: tuple[int, ...]) -> None:
+    if len(part.labels) != len(part.images):
+        raise DataError(
+            f"{part.where}: expected as many labels as images, got {len(part.images)} images and "
+            f"{len(part.labels)} labels"
+        )
+    if part.images.size == 0:
+        raise DataError(f"{part.where}: expected images, got {list(part.images.shape)}")
+    if part.images.shape[1:] != shape:
+        raise DataError(
+            f"{part.where}: expected images [C, H, W] = {list(shape)} as in the training set, got "
+            f"{list(part.images.shape[1:])}"
+        )
+    wrong = np.flatnonzero((part.labels < 0) | (part.labels >= classes))
+    if wrong.size:
+        raise DataError(
+            f"{part.where}: label {wrong[0]}: expected 0 .. {classes - 1}, got "
+            f"{part.labels[wrong[0]]}"
+        )
+
+
+def assemble(
+    name: str,
+    train: Part,
+    test: Part | None,
+    description: str,
+    *,
+    classes: int | None = None,
+    class_names: Sequence[str] = (),
+) -> DataSource:
+    """Check the parts against each other and build the :class:`DataSource`.
+
+    Without ``classes`` the number is that of the largest training label plus one, and each class
+    must have a training image: a gap is a sign of labels that count from 1, or of a part of a
+    data set.
+    """
+    known = classes is not None
+    largest = int(train.labels.max()) if train.labels.size else -1
+    count = largest + 1 if classes is None else classes
+    _check(train, max(count, 1), train.images.shape[1:])
+    present = np.unique(train.labels)
+    if len(present) < 2 or count < 2:
+        raise DataError(
+            f"{train.where}: expected images of two classes or more, got only class {present[0]}"
+        )
+    if not known and len(present) < count:
+        expected = np.arange(len(present))
+        missing = int(expected[present != expected][0])
+        raise DataError(
+            f"{train.where}: expected labels 0 .. {count - 1} with an image for each, got none of "
+            f"class {missing}; labels count from 0 (from Python, load(..., classes={count}) "
+            "accepts the gap)"
+        )
+    if test is not None:
+        _check(test, count, train.images.shape[1:])
+    brightest = int(train.images.max())
+    if brightest < DIM:
+        warnings.warn(
+            f"{train.where}: the brightest pixel is {brightest} of 255; is the scale right?",
+            stacklevel=3,
+        )
+    sets = [
+        None
+        if part is None
+        else ImageSet(
+            torch.from_numpy(np.require(part.images, requirements=["C", "W"])),
+            torch.from_numpy(np.require(part.labels, np.int64, ["C", "W"])),
+        )
+        for part in (train, test)
+    ]
+    assert sets[0] is not None
+    return DataSource(
+        name=name,
+        train=sets[0],
+        test=sets[1],
+        classes=count,
+        description=description,
+        digest=digest_of(sets[0], sets[1]),
+        class_names=tuple(class_names),
+    )

@@ -1,0 +1,198 @@
+"""Batches from images that already lie on the device."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from fastbandit.data.sets import DataError, ImageSet, check_index, keyed_generator
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """Random changes to training images, in this order.
+
+    Args:
+        crop_padding: pixels of black added on each side before a random crop to the original
+            size; 0 for none.
+        flip: mirror left and right with probability one half.
+        cutout_length: side of a square, in pixels, that is painted over; its centre is uniform
+            over the image, so a part may lie outside (DeVries and Taylor, "Improved
+            Regularization of Convolutional Neural Networks with Cutout"); 0 for none.
+        cutout_fill: colour of that square, one value in [0, 1] for each channel; empty for
+            black. The paper paints after normalisation, which is the mean of the training images.
+    """
+
+    crop_padding: int = 0  # pixels
+    flip: bool = False
+    cutout_length: int = 0  # pixels
+    cutout_fill: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("crop_padding", "cutout_length"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise DataError(f"Augment: {name}: expected a number of pixels >= 0, got {value!r}")
+        if not isinstance(self.flip, bool):
+            raise DataError(f"Augment: flip: expected True or False, got {self.flip!r}")
+        if not all(0.0 <= value <= 1.0 for value in self.cutout_fill):
+            raise DataError(
+                f"Augment: cutout_fill: expected values in [0, 1], got {self.cutout_fill}"
+            )
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is changed at all."""
+        return self.crop_padding > 0 or self.flip or self.cutout_length > 0
+
+
+class Loader:
+    """Yields batches of an :class:`ImageSet` as float32 in [0, 1].
+
+    Order and augmentation are functions of the seed, the number of the epoch and the position of
+    an image in the set. They do not depend on the batch size, the device or what was drawn
+    before, so there is no state to save: to resume, ask for the epoch by its number.
+
+    Args:
+        images: the set that ``index`` refers to.
+        index: integers ``[n]``: which images to yield.
+        batch_size: images in a batch; the last one may be smaller.
+        device: where the images lie and the batches are made; None leaves them where they are.
+        augment: random changes, or None.
+        seed: any integer.
+        shuffle: a new order in each epoch; otherwise that of ``index``.
+        drop_last: leave out a last batch that is not full.
+
+    Raises:
+        DataError: an index out of range, a batch size below 1, or no full batch with
+            ``drop_last``.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        index: Tensor | Sequence[int],
+        *,
+        batch_size: int,
+        device: torch.device | str | None = None,
+        augment: Augment | None = None,
+        seed: int = 0,
+        shuffle: bool = False,
+        drop_last: bool = False,
+    ) -> None:
+        if batch_size < 1:
+            raise DataError(f"Loader: batch_size: expected at least 1, got {batch_size}")
+        self.index = check_index(index, len(images))
+        if drop_last and len(self.index) < batch_size:
+            raise DataError(
+                f"Loader: expected at least one full batch of {batch_size} with drop_last, got "
+                f"{len(self.index)} images"
+            )
+        channels, height, width = images.shape
+        if augment is not None and len(augment.cutout_fill) not in (0, channels):
+            raise DataError(
+                f"Loader: cutout_fill: expected a value for each of {channels} channels, got "
+                f"{len(augment.cutout_fill)}"
+            )
+        self.images = images if device is None else images.to(device)
+        self.device = self.images.device
+        self.batch_size = batch_size
+        self.augment = augment if augment is not None and augment.active else None
+        self.seed = seed
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        # A tensor on the device, not the number: CUDA multiplies by the reciprocal of a number,
+        # which differs from the quotient in the last bit.
+        self._white = torch.tensor(255.0, device=self.device)
+        self._channel = torch.arange(channels, device=self.device)
+        self._row = torch.arange(height, device=self.device)
+        self._column = torch.arange(width, device=self.device)
+        fill = augment.cutout_fill if augment is not None else ()
+        self._fill = torch.tensor(fill or [0.0] * channels, device=self.device).view(1, -1, 1, 1)
+
+    def __len__(self) -> int:
+        """Number of batches in an epoch."""
+        batches = len(self.index) / self.batch_size
+        return math.floor(batches) if self.drop_last else math.ceil(batches)
+
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield the batches of one epoch.
+
+        Args:
+            number: which epoch, from 0.
+
+        Yields:
+            images float32 ``[n, C, H, W]`` in [0, 1], labels int64 ``[n]`` and ids int64 ``[n]``,
+            the positions of the images in the set; all on the device.
+        """
+        order = self.index
+        if self.shuffle:
+            generator = keyed_generator("order", self.seed, number)
+            order = order[torch.randperm(len(order), generator=generator)]
+        order = order.to(self.device)
+        draws = None if self.augment is None else self._draw(self.augment, number)
+        for batch in range(len(self)):
+            ids = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield self._images(ids, draws), self.images.labels[ids], ids
+
+    def _draw(self, augment: Augment, number: int) -> dict[str, Tensor]:
+        """Draw for all images of the set, int64 ``[N]`` each, so that a row belongs to an id.
+
+        Each kind has its own stream: switching one on leaves the others as they were.
+        """
+        n = len(self.images)
+        _, height, width = self.images.shape
+        ranges = {}
+        if augment.crop_padding:
+            ranges["crop_row"] = 2 * augment.crop_padding + 1
+            ranges["crop_column"] = 2 * augment.crop_padding + 1
+        if augment.flip:
+            ranges["flip"] = 2
+        if augment.cutout_length:
+            ranges["cutout_row"] = height
+            ranges["cutout_column"] = width
+        return {
+            kind: torch.randint(high, (n,), generator=keyed_generator(kind, self.seed, number)).to(
+                self.device
+            )
+            for kind, high in ranges.items()
+        }
+
+    def _images(self, ids: Tensor, draws: dict[str, Tensor] | None) -> Tensor:
+        """Return the images ``ids`` as float32 ``[n, C, H, W]``, augmented by their draws."""
+        source = self.images.images
+        if draws is None or self.augment is None:
+            return source[ids].to(torch.float32) / self._white
+        _, height, width = self.images.shape
+        rows = self._row.expand(len(ids), -1)  # [n, H]: the row of the source behind each row
+        columns = self._column.expand(len(ids), -1)  # [n, W]
+        if "flip" in draws:
+            flip = draws["flip"][ids].bool().unsqueeze(1)
+            columns = torch.where(flip, width - 1 - columns, columns)
+        if "crop_row" in draws:
+            rows = rows + (draws["crop_row"][ids] - self.augment.crop_padding).unsqueeze(1)
+            columns = columns + (draws["crop_column"][ids] - self.augment.crop_padding).unsqueeze(1)
+        x = source[
+            ids.view(-1, 1, 1, 1),
+            self._channel.view(1, -1, 1, 1),
+            rows.clamp(0, height - 1)[:, None, :, None],
+            columns.clamp(0, width - 1)[:, None, None, :],
+        ].to(torch.float32)
+        x /= self._white
+        if "crop_row" in draws:
+            inside_row = (rows >= 0) & (rows < height)
+            inside_column = (columns >= 0) & (columns < width)
+            x *= inside_row[:, None, :, None] & inside_column[:, None, None, :]
+        if "cutout_row" in draws:
+            length = self.augment.cutout_length
+            top = (draws["cutout_row"][ids] - length // 2).unsqueeze(1)
+            left = (draws["cutout_column"][ids] - length // 2).unsqueeze(1)
+            hit_row = (self._row >= top) & (self._row < top + length)
+            hit_column = (self._column >= left) & (self._column < left + length)
+            hole = hit_row[:, None, :, None] & hit_column[:, None, None, :]
+            x = torch.where(hole, self._fill, x)
+        return x

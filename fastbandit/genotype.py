@@ -1,0 +1,563 @@
+"""The genotype file: one found or published architecture, as JSON.
+
+::
+
+    {
+      "format": "fastbandit.genotype", "schema_version": 1,
+      "name": "...", "source": "where it comes from" or null,
+      "space": "robust9", "operations": ["max_pool_3x3", ...],     the names an edge may hold
+      "options": {"denoise": "dot", "denoise_1x1": false, "gabor": "pixels"},
+      "cells": [{"name": "a",
+                 "nodes": [[{"op": "conv_3x3", "source": 0}], ...],   incoming edges of node 1, 2, ...
+                 "concat": [1, 2, 3, 4]}, ...],                       nodes that make the output
+      "macro": {"layers": 10, "channels": 48, "reductions": [3, 6], "stem": 3,
+                "denoise_blocks": false} or null,
+      "search": {"run_id": "...", "seed": 0, "budget": {...}} or null,
+      "hash": "64 hexadecimal digits"
+    }
+
+Node 0 is the input of a cell. ``macro.stem`` is the width of the stem in units of ``channels``.
+``hash`` is the SHA-256 of what the network computes: the cells, and those options that bear on
+operations the cells hold; not names, macro or search. Two edges of a node may stand in any order.
+A file without a hash is accepted, one with a wrong hash is not.
+
+The same architecture as text in the manner of DARTS (:meth:`Genotype.to_darts`)::
+
+    Genotype(
+        a=[('conv_3x3', 0), ('gab_filt_3x3', 1), ('sep_conv_3x3', 2), ('dtp_blok_3x3', 1)],
+        a_concat=[1, 2, 3, 4],
+        b=...
+        gabor='released',
+    )
+
+A cell whose nodes have one edge each is a list of pairs (operation, source), one for each node;
+any other cell is a list of such lists, one for each node. Options that are not the default and
+bear on an operation of the cells follow the cells. The two-cell genotypes of DARTS itself
+(``normal``, ``reduce``) cannot be read: their cells have two inputs.
+
+This module loads pydantic but not torch.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from fastbandit._files import FileError, read_json, write_atomic
+from fastbandit.space import (
+    CELL_NAMES,
+    OPERATION_NAMES,
+    SPACES,
+    SearchSpace,
+    get,
+    reduction_cells,
+)
+
+__all__ = ["Cell", "Edge", "Genotype", "GenotypeError", "Macro", "Options", "Search"]
+
+FORMAT = "fastbandit.genotype"
+SCHEMA_VERSION = 1
+_PUBLISHED = Path(__file__).parent / "_data" / "genotypes"
+_LONGEST_TEXT = 1_000_000  # characters of DARTS text; the literal parser recurses
+
+
+class GenotypeError(ValueError):
+    """A genotype that cannot be read or does not describe a network; one message says why."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Edge(_Model):
+    """One incoming edge of a node: the operation and the node it reads."""
+
+    op: StrictStr
+    source: Annotated[StrictInt, Field(ge=0)]
+
+    @field_validator("op")
+    @classmethod
+    def _known(cls, op: str) -> str:
+        if op not in OPERATION_NAMES:
+            raise ValueError(f"unknown operation; expected one of {', '.join(OPERATION_NAMES)}")
+        return op
+
+
+class Cell(_Model):
+    """One cell: the incoming edges of nodes 1, 2, ..., and the nodes its output concatenates."""
+
+    name: StrictStr
+    nodes: Annotated[tuple[tuple[Edge, ...], ...], Field(min_length=1)]
+    concat: Annotated[tuple[StrictInt, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _is_a_cell(self) -> Cell:
+        for node, edges in enumerate(self.nodes, start=1):
+            if not edges:
+                raise ValueError(f"node {node}: expected at least one incoming edge, got none")
+            sources = [edge.source for edge in edges]
+            if max(sources) >= node:
+                raise ValueError(
+                    f"node {node}: expected sources 0 to {node - 1}, got {max(sources)}"
+                )
+            if len(set(sources)) < len(sources):
+                raise ValueError(f"node {node}: expected one edge from each source, got {sources}")
+        expected = range(1, len(self.nodes) + 1)
+        if len(set(self.concat)) < len(self.concat) or not set(self.concat) <= set(expected):
+            raise ValueError(
+                f"concat: expected different nodes from 1 to {len(self.nodes)}, "
+                f"got {list(self.concat)}"
+            )
+        return self
+
+
+class Options(_Model):
+    """How operations with variants are built; see :mod:`fastbandit.nn.layers`."""
+
+    denoise: Literal["dot", "gaussian", "mean", "median"] = "dot"
+    denoise_1x1: StrictBool = False
+    gabor: Literal["pixels", "released"] = "pixels"
+
+
+class Macro(_Model):
+    """The network around the cells.
+
+    Args:
+        layers: cells in the chain.
+        channels: C of the first cell.
+        reductions: indices of the cells that halve the map; by default layers // 3 and
+            2 * layers // 3.
+        stem: width of the stem, in units of ``channels``.
+        denoise_blocks: hand-placed denoising blocks after cells V // 4, 2 V // 4, 3 V // 4.
+    """
+
+    layers: Annotated[StrictInt, Field(ge=1, le=1000)]
+    channels: Annotated[StrictInt, Field(ge=1, le=65536)]
+    reductions: tuple[StrictInt, ...]
+    stem: Annotated[StrictInt, Field(ge=1, le=64)] = 3
+    denoise_blocks: StrictBool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_reductions(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "reductions" not in data:
+            layers = data.get("layers")
+            if isinstance(layers, int) and layers >= 1:
+                return data | {"reductions": reduction_cells(layers)}
+        return data
+
+    @model_validator(mode="after")
+    def _reductions_exist(self) -> Macro:
+        cells = list(self.reductions)
+        if cells != sorted(set(cells)) or any(not 0 <= cell < self.layers for cell in cells):
+            raise ValueError(
+                f"reductions: expected ascending cell indices below {self.layers}, got {cells}"
+            )
+        return self
+
+
+class Search(_Model):
+    """Where a found genotype comes from."""
+
+    run_id: StrictStr
+    seed: StrictInt | None = None
+    budget: dict[StrictStr, StrictBool | StrictInt | StrictFloat | StrictStr | None] = {}
+
+
+class Genotype(_Model):
+    """One architecture; immutable. See the module's docstring for the file and its fields."""
+
+    name: StrictStr | None = None
+    source: StrictStr | None = None
+    space: StrictStr | None = None
+    operations: tuple[StrictStr, ...] = ()
+    options: Options = Options()
+    cells: Annotated[tuple[Cell, ...], Field(min_length=1, max_length=len(CELL_NAMES))]
+    macro: Macro | None = None
+    search: Search | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_operations(cls, data: Any) -> Any:
+        """Without a list of operations: those of the space, or of all spaces."""
+        if isinstance(data, dict) and not data.get("operations"):
+            space = data.get("space")
+            known = isinstance(space, str) and space in SPACES
+            return data | {"operations": SPACES[space] if known else OPERATION_NAMES}
+        return data
+
+    @model_validator(mode="after")
+    def _cells_fit_the_space(self) -> Genotype:
+        unknown = [name for name in self.operations if name not in OPERATION_NAMES]
+        if unknown:
+            raise ValueError(f"operations: unknown: {', '.join(unknown)}")
+        for index, cell in enumerate(self.cells):
+            if cell.name != CELL_NAMES[index]:
+                raise ValueError(
+                    f"cells[{index}].name: expected {CELL_NAMES[index]!r}, got {cell.name!r}"
+                )
+            for edges in cell.nodes:
+                for edge in edges:
+                    if edge.op not in self.operations:
+                        raise ValueError(
+                            f"cells[{index}]: operation {edge.op!r} is not in the list of "
+                            f"operations ({', '.join(self.operations)})"
+                        )
+        return self
+
+    # -- reading and writing ---------------------------------------------------------------
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Genotype:
+        """Read a genotype file.
+
+        Raises:
+            GenotypeError: the file is missing, damaged or something else; the message starts with
+                its name and says what is wrong.
+        """
+        try:
+            data = read_json(path)
+        except FileError as error:
+            raise GenotypeError(str(error)) from None
+        return cls.from_dict(data, where=str(path))
+
+    @classmethod
+    def from_dict(cls, data: Any, *, where: str = "genotype") -> Genotype:
+        """A genotype from the value of its JSON form; ``where`` begins the error messages.
+
+        Raises:
+            GenotypeError: see :meth:`load`.
+        """
+        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
+            raise GenotypeError(
+                f'{where}: not a genotype: expected a JSON object with "format": "{FORMAT}"'
+            )
+        fields = dict(data)
+        fields.pop("format")
+        version = fields.pop("schema_version", None)
+        if version != SCHEMA_VERSION or isinstance(version, bool):
+            raise GenotypeError(
+                f"{where}: schema_version: expected {SCHEMA_VERSION}, got {version!r}"
+            )
+        stated = fields.pop("hash", None)
+        genotype = cls._build(where, fields)
+        if stated is not None and stated != genotype.hash:
+            raise GenotypeError(
+                f"{where}: hash: expected {genotype.hash} for these cells, got {stated!r}; the "
+                "file was damaged or edited (without its hash it is read as it is)"
+            )
+        return genotype
+
+    @classmethod
+    def _build(cls, where: str, fields: Mapping[str, Any]) -> Genotype:
+        try:
+            return cls.model_validate(dict(fields))
+        except ValidationError as error:
+            raise GenotypeError(f"{where}: {_first_error(error)}") from None
+        except RecursionError:
+            raise GenotypeError(f"{where}: nested too deeply") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form: plain values, with format, schema version and hash."""
+        body = self.model_dump(mode="json")
+        return {"format": FORMAT, "schema_version": SCHEMA_VERSION, **body, "hash": self.hash}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the genotype file; it appears whole or not at all."""
+        write_atomic(path, json.dumps(self.to_dict(), indent=1) + "\n")
+
+    @staticmethod
+    def names() -> tuple[str, ...]:
+        """Names of the published genotypes that ship with the package."""
+        return tuple(sorted(path.stem for path in _PUBLISHED.glob("*.json")))
+
+    @classmethod
+    def published(cls, name: str) -> Genotype:
+        """A published genotype by name.
+
+        Raises:
+            GenotypeError: there is none of that name; the message lists those there are.
+        """
+        if name not in cls.names():
+            raise GenotypeError(
+                f"published genotype: expected one of {', '.join(cls.names())}, got {name!r}"
+            )
+        return cls.load(_PUBLISHED / f"{name}.json")
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of what the network computes, 64 hexadecimal digits; see the module."""
+        content = {
+            "cells": [
+                {
+                    "concat": list(cell.concat),
+                    "nodes": [
+                        sorted([edge.source, edge.op] for edge in edges) for edges in cell.nodes
+                    ],
+                }
+                for cell in self.cells
+            ],
+            "options": self._options_in_use(),
+            "version": 1,
+        }
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def _options_in_use(self) -> dict[str, Any]:
+        used = {edge.op for cell in self.cells for edges in cell.nodes for edge in edges}
+        options: dict[str, Any] = {}
+        if "dtp_blok_3x3" in used:
+            options |= {"denoise": self.options.denoise, "denoise_1x1": self.options.denoise_1x1}
+        if "gab_filt_3x3" in used:
+            options["gabor"] = self.options.gabor
+        return options
+
+    # -- from a search ----------------------------------------------------------------------
+
+    @classmethod
+    def from_choices(
+        cls,
+        space: SearchSpace | str,
+        choice: Sequence[int],
+        mean: Sequence[Sequence[float]] | None = None,
+        edges_per_node: Literal["all", 1, 2] = "all",
+        *,
+        options: Options | Mapping[str, Any] | None = None,
+        macro: Macro | Mapping[str, Any] | None = None,
+        search: Search | Mapping[str, Any] | None = None,
+        name: str | None = None,
+    ) -> Genotype:
+        """The architecture that a search ends with.
+
+        Args:
+            space: the space that was searched, or its name.
+            choice: one arm for each row of the space; a sequence or a tensor.
+            mean: running performance of every arm, [rows, arms]; needed to rank the edges of a
+                node when ``edges_per_node`` is a number.
+            edges_per_node: ``all``: a node sums over all earlier nodes, as in the text of the
+                paper; 1 or 2: it keeps the edges whose chosen arm has the largest mean (the
+                released networks keep one). Ties: the earlier source. NaN ranks last.
+            options, macro, search, name: as in the file.
+
+        Raises:
+            ValueError: a wrong length, an arm out of range, no ``mean`` where it is needed.
+        """
+        space = get(space) if isinstance(space, str) else space
+        arms = space.check_choice(choice)
+        if edges_per_node not in ("all", 1, 2):
+            raise ValueError(
+                f"from_choices: edges_per_node: expected 'all', 1 or 2, got {edges_per_node!r}"
+            )
+        keep = space.nodes if edges_per_node == "all" else edges_per_node
+        score = [0.0] * space.rows
+        if edges_per_node != "all":
+            if mean is None:
+                raise ValueError(
+                    f"from_choices: mean: needed to rank edges when edges_per_node is "
+                    f"{edges_per_node}"
+                )
+            table = mean.tolist() if hasattr(mean, "tolist") else mean
+            if len(table) != space.rows or any(len(row) != space.arms for row in table):
+                raise ValueError(
+                    f"from_choices: mean: expected {space.rows} rows of {space.arms} arms"
+                )
+            score = [float(row[arm]) for row, arm in zip(table, arms, strict=True)]
+            score = [value if value == value else float("-inf") for value in score]
+        cells = []
+        for cell in range(space.cell_types):
+            nodes: list[list[tuple[int, int]]] = [[] for _ in range(space.nodes)]  # source, row
+            for edge, (source, node) in enumerate(space.edges):
+                nodes[node - 1].append((source, space.row(cell, edge)))
+            cells.append(
+                {
+                    "name": CELL_NAMES[cell],
+                    "nodes": [
+                        [
+                            {"op": space.operations[arms[row]], "source": source}
+                            for source, row in sorted(
+                                sorted(edges, key=lambda edge: -score[edge[1]])[:keep]
+                            )
+                        ]
+                        for edges in nodes
+                    ],
+                    "concat": list(range(1, space.nodes + 1)),
+                }
+            )
+        return cls._build(
+            "from_choices",
+            {
+                "name": name,
+                "space": space.name,
+                "operations": space.operations,
+                "options": _plain(options) or {},
+                "cells": cells,
+                "macro": _plain(macro),
+                "search": _plain(search),
+            },
+        )
+
+    # -- the text of DARTS ------------------------------------------------------------------
+
+    def to_darts(self) -> str:
+        """The architecture (not names, macro or search) as text; see the module's docstring."""
+        lines = []
+        for cell in self.cells:
+            nodes = [[(edge.op, edge.source) for edge in edges] for edges in cell.nodes]
+            single = all(len(edges) == 1 for edges in nodes)
+            value: list[Any] = [edges[0] for edges in nodes] if single else nodes
+            lines.append(f"{cell.name}={value!r}")
+            lines.append(f"{cell.name}_concat={list(cell.concat)!r}")
+        default = Options().model_dump()
+        lines += [
+            f"{key}={value!r}"
+            for key, value in self._options_in_use().items()
+            if value != default[key]
+        ]
+        return "Genotype(\n" + "".join(f"    {line},\n" for line in lines) + ")"
+
+    @classmethod
+    def from_darts(cls, text: str, *, space: str | None = None) -> Genotype:
+        """Read what :meth:`to_darts` writes; ``NAME = Genotype(...)`` gives it that name.
+
+        The text is parsed as literals and never evaluated; ``range(a, b)`` may stand for a
+        concat. ``space`` names the search space, which the text does not say.
+
+        Raises:
+            GenotypeError: the text is something else, or a genotype of DARTS with its two cells.
+        """
+        name, keywords = _parse_call(text)
+        foreign = {"normal", "reduce", "normal_concat", "reduce_concat"} & set(keywords)
+        if foreign:
+            raise GenotypeError(
+                "DARTS text: a two-cell DARTS genotype (normal, reduce): its cells have two "
+                "inputs, those of this space have one, so it cannot be converted; expected cells "
+                "a, b, c, ..."
+            )
+        options = {key: keywords.pop(key) for key in Options.model_fields if key in keywords}
+        cells = []
+        for cell in CELL_NAMES:
+            if cell not in keywords:
+                break
+            value = keywords.pop(cell)
+            nodes = _nodes(cell, value)
+            concat = keywords.pop(f"{cell}_concat", list(range(1, len(nodes) + 1)))
+            cells.append({"name": cell, "nodes": nodes, "concat": concat})
+        if keywords:
+            raise GenotypeError(
+                f"DARTS text: unexpected {', '.join(sorted(keywords))}; expected cells a, b, c, "
+                f"... without a gap, their a_concat, ..., and {', '.join(Options.model_fields)}"
+            )
+        if not cells:
+            raise GenotypeError("DARTS text: expected cells a, b, c, ..., got none")
+        fields = {"name": name, "space": space, "options": options, "cells": cells}
+        return cls._build("DARTS text", fields)
+
+    # -- a picture --------------------------------------------------------------------------
+
+    def svg(self) -> str:
+        """The cells drawn, as one self-contained SVG document."""
+        from fastbandit._drawing import draw_genotype
+
+        return draw_genotype(self)
+
+
+def _plain(value: BaseModel | Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    return value.model_dump() if isinstance(value, BaseModel) else dict(value)
+
+
+def _first_error(error: ValidationError) -> str:
+    """``cells[0].nodes[1][0].op: what is wrong, got ...`` of the first error of several."""
+    details = error.errors(include_url=False, include_context=False)
+    first = details[0]
+    place = ""
+    for part in first["loc"]:
+        place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
+    message = first["msg"].removeprefix("Value error, ")
+    # The input of an error about a whole object is that object: too long to repeat.
+    given = first["input"]
+    got = "" if isinstance(given, dict | list | tuple | BaseModel) else f", got {given!r:.80}"
+    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+    return f"{place + ': ' if place else ''}{message}{got}{more}"
+
+
+def _parse_call(text: str) -> tuple[str | None, dict[str, Any]]:
+    """``[NAME =] Genotype(key=literal, ...)`` -> name, keywords."""
+    shape = "expected Genotype(a=[('conv_3x3', 0), ...], a_concat=[1, 2, 3, 4], b=...)"
+    if len(text) > _LONGEST_TEXT:
+        raise GenotypeError(f"DARTS text: {shape}, got {len(text)} characters")
+    try:
+        statements = ast.parse(text.strip()).body
+    except SyntaxError as error:
+        raise GenotypeError(
+            f"DARTS text: {shape}, got a syntax error in line {error.lineno}: {error.msg}"
+        ) from None
+    except (ValueError, RecursionError, MemoryError) as error:
+        # NUL characters, huge integers, brackets nested too deeply.
+        raise GenotypeError(f"DARTS text: {shape}, got text that does not parse: {error}") from None
+    name = None
+    statement = statements[0] if len(statements) == 1 else None
+    if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+        name = statement.targets[0].id
+    call = statement.value if isinstance(statement, ast.Assign | ast.Expr) else None
+    if not (
+        isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Name)
+        and call.func.id == "Genotype"
+        and not call.args
+        and all(keyword.arg is not None for keyword in call.keywords)
+    ):
+        raise GenotypeError(f"DARTS text: {shape}, got {text.strip()[:60]!r}")
+    return name, {str(keyword.arg): _literal(keyword) for keyword in call.keywords}
+
+
+def _literal(keyword: ast.keyword) -> Any:
+    value = keyword.value
+    try:
+        if (
+            isinstance(value, ast.Call)
+            and isinstance(value.func, ast.Name)
+            and value.func.id == "range"
+            and not value.keywords
+        ):
+            return list(range(*map(ast.literal_eval, value.args)))[: len(CELL_NAMES)]
+        return ast.literal_eval(value)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, OverflowError):
+        raise GenotypeError(
+            f"DARTS text: {keyword.arg}: expected a literal (lists, tuples, strings, numbers)"
+        ) from None
+
+
+def _nodes(cell: str, value: Any) -> list[list[dict[str, Any]]]:
+    """Pairs, or lists of pairs, as the nodes of a cell."""
+
+    def is_pair(item: Any) -> bool:
+        return isinstance(item, list | tuple) and len(item) == 2 and isinstance(item[0], str)
+
+    if isinstance(value, list | tuple) and value:
+        nodes = [[item] if is_pair(item) else item for item in value]
+        if all(isinstance(edges, list | tuple) and all(map(is_pair, edges)) for edges in nodes):
+            return [[{"op": op, "source": source} for op, source in edges] for edges in nodes]
+    raise GenotypeError(
+        f"DARTS text: {cell}: expected a list of (operation, source) pairs, one for each node, "
+        f"or a list of such lists, got {value!r:.80}"
+    )

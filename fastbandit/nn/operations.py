@@ -1,0 +1,248 @@
+"""The candidate operations of an edge, as a table from name to constructor.
+
+A constructor is called as ``OPERATIONS[name](channels, stride, affine, **options)`` and gives a
+module from [N, C, H, W] to [N, C, H, W] at stride 1 and to [N, C, ceil(H/2), ceil(W/2)] at
+stride 2, for every H and W from 1 up. ``affine`` says whether batch norms have scale and shift:
+not in the supernet, where they would make the outputs of rivalling operations differ by what
+their scale happens to be, but in a final network. Options, understood by all and used by some:
+``denoise`` (see :class:`~fastbandit.nn.layers.Denoise`), ``denoise_1x1``, ``gabor`` (see
+:class:`~fastbandit.nn.layers.Gabor`).
+
+Parameters at C channels, with affine batch norms (2 C each); counted by a test:
+
+======================== ================================================================
+operation                parameters
+======================== ================================================================
+max_pool_3x3, avg_...    2 C
+skip_connect             none; at stride 2: C^2 + 2 C
+conv_kxk                 k^2 C^2 + 2 C
+sep_conv_kxk             k^2 C + 2 C + k^2 C^2 + 2 C
+sep_conv_m_kxk           2 (k^2 C + C^2 + 2 C)
+dil_conv_kxk             k^2 C + C^2 + 2 C
+gab_filt_3x3             5 C + 2 C
+dtp_blok_3x3             2 C; C^2 more with denoise_1x1, 2 C^2 more with 'gaussian'
+======================== ================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastbandit.nn.layers import (
+    BatchNorm2d,
+    DenoiseBlock,
+    DenoiseKind,
+    DepthwiseConv2d,
+    DilatedConv2d,
+    GaborBlock,
+    GaborKind,
+    conv_weight,
+)
+
+__all__ = [
+    "OPERATIONS",
+    "Conv",
+    "DilConv",
+    "Downsample",
+    "Identity",
+    "Pool",
+    "SepConv",
+    "SepConvM",
+    "make",
+]
+
+
+class Pool(nn.Module):
+    """3x3 pooling, padding 1, then batch norm; the average does not count the padding."""
+
+    def __init__(self, kind: str, channels: int, stride: int, affine: bool) -> None:
+        super().__init__()
+        self.maximum, self.stride = kind == "max", stride
+        self.bn = BatchNorm2d(channels, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.maximum:
+            return self.bn(F.max_pool2d(x, 3, self.stride, 1))
+        return self.bn(F.avg_pool2d(x, 3, self.stride, 1, count_include_pad=False))
+
+
+class Identity(nn.Module):
+    """``skip_connect`` at stride 1: the input itself, not a copy."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class Downsample(nn.Module):
+    """``skip_connect`` at stride 2.
+
+    ReLU, two 1x1 convolutions of stride 2 to half of the channels each, the second on the input
+    shifted by one pixel down and right, concatenated, batch norm. With an odd number of channels
+    the first gets the smaller half. Where an odd size leaves the shifted grid one pixel short,
+    that pixel is zero.
+    """
+
+    def __init__(self, channels: int, affine: bool) -> None:
+        super().__init__()
+        half = channels // 2
+        self.weight = conv_weight(half, channels, 1) if half else None
+        self.weight_shifted = conv_weight(channels - half, channels, 1)
+        self.bn = BatchNorm2d(channels, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(x)
+        shifted = x[:, :, 1:, 1:]
+        height, width = x.shape[2:]
+        if height % 2 or width % 2:
+            shifted = F.pad(shifted, (0, width % 2, 0, height % 2))
+        y = F.conv2d(shifted, self.weight_shifted, stride=2)
+        if self.weight is not None:
+            y = torch.cat((F.conv2d(x, self.weight, stride=2), y), dim=1)
+        return self.bn(y)
+
+
+class Conv(nn.Module):
+    """ReLU, dense k x k convolution of dilation 2 ("convolution with rate 2"), batch norm."""
+
+    def __init__(self, kernel_size: int, channels: int, stride: int, affine: bool) -> None:
+        super().__init__()
+        self.conv = DilatedConv2d(channels, kernel_size, stride)
+        self.bn = BatchNorm2d(channels, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x))
+
+
+class SepConv(nn.Module):
+    """ReLU, depthwise k x k, BN, ReLU, dense k x k, BN: the form of the released networks."""
+
+    def __init__(self, kernel_size: int, channels: int, stride: int, affine: bool) -> None:
+        super().__init__()
+        self.padding = kernel_size // 2
+        self.depthwise = DepthwiseConv2d(channels, kernel_size, stride)
+        self.bn1 = BatchNorm2d(channels, affine=affine)
+        self.weight = conv_weight(channels, channels, kernel_size)
+        self.bn2 = BatchNorm2d(channels, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.depthwise(x)))
+        return self.bn2(F.conv2d(x, self.weight, padding=self.padding))
+
+
+class SepConvM(nn.Module):
+    """Twice (ReLU, depthwise k x k, 1x1 convolution, BN): the separable convolution of DARTS."""
+
+    def __init__(self, kernel_size: int, channels: int, stride: int, affine: bool) -> None:
+        super().__init__()
+        self.depthwise1 = DepthwiseConv2d(channels, kernel_size, stride)
+        self.pointwise1 = conv_weight(channels, channels, 1)
+        self.bn1 = BatchNorm2d(channels, affine=affine)
+        self.depthwise2 = DepthwiseConv2d(channels, kernel_size)
+        self.pointwise2 = conv_weight(channels, channels, 1)
+        self.bn2 = BatchNorm2d(channels, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn1(F.conv2d(self.depthwise1(x), self.pointwise1))
+        return self.bn2(F.conv2d(self.depthwise2(x), self.pointwise2))
+
+
+class DilConv(nn.Module):
+    """ReLU, depthwise k x k of dilation 2, 1x1 convolution, BN: the form of DARTS."""
+
+    def __init__(self, kernel_size: int, channels: int, stride: int, affine: bool) -> None:
+        super().__init__()
+        self.depthwise = DepthwiseConv2d(channels, kernel_size, stride, dilation=2)
+        self.pointwise = conv_weight(channels, channels, 1)
+        self.bn = BatchNorm2d(channels, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(F.conv2d(self.depthwise(x), self.pointwise))
+
+
+def _skip(channels: int, stride: int, affine: bool) -> nn.Module:
+    return Identity() if stride == 1 else Downsample(channels, affine)
+
+
+def _gabor(channels: int, stride: int, affine: bool, *, gabor: GaborKind = "pixels") -> nn.Module:
+    # affine does not matter: this batch norm always has scale and shift (see the class).
+    return GaborBlock(channels, stride, gabor)
+
+
+def _denoise(
+    channels: int,
+    stride: int,
+    affine: bool,
+    *,
+    denoise: DenoiseKind = "dot",
+    denoise_1x1: bool = False,
+) -> nn.Module:
+    return DenoiseBlock(channels, stride, denoise, denoise_1x1)
+
+
+def _with_options(constructor: Callable[..., nn.Module], *names: str) -> Callable[..., nn.Module]:
+    """``constructor`` that takes every option of the table and passes on those it knows."""
+
+    def build(
+        channels: int,
+        stride: int = 1,
+        affine: bool = True,
+        *,
+        denoise: DenoiseKind = "dot",
+        denoise_1x1: bool = False,
+        gabor: GaborKind = "pixels",
+    ) -> nn.Module:
+        if stride not in (1, 2):
+            raise ValueError(f"operation: stride: expected 1 or 2, got {stride}")
+        options = {"denoise": denoise, "denoise_1x1": denoise_1x1, "gabor": gabor}
+        return constructor(channels, stride, affine, **{name: options[name] for name in names})
+
+    return build
+
+
+OPERATIONS: dict[str, Callable[..., nn.Module]] = {
+    "max_pool_3x3": _with_options(partial(Pool, "max")),
+    "avg_pool_3x3": _with_options(partial(Pool, "avg")),
+    "skip_connect": _with_options(_skip),
+    "conv_1x1": _with_options(partial(Conv, 1)),
+    "conv_3x3": _with_options(partial(Conv, 3)),
+    "conv_5x5": _with_options(partial(Conv, 5)),
+    "conv_7x7": _with_options(partial(Conv, 7)),
+    "sep_conv_3x3": _with_options(partial(SepConv, 3)),
+    "sep_conv_5x5": _with_options(partial(SepConv, 5)),
+    "sep_conv_m_3x3": _with_options(partial(SepConvM, 3)),
+    "sep_conv_m_5x5": _with_options(partial(SepConvM, 5)),
+    "dil_conv_1x1": _with_options(partial(DilConv, 1)),
+    "dil_conv_3x3": _with_options(partial(DilConv, 3)),
+    "dil_conv_5x5": _with_options(partial(DilConv, 5)),
+    "dil_conv_7x7": _with_options(partial(DilConv, 7)),
+    "gab_filt_3x3": _with_options(_gabor, "gabor"),
+    "dtp_blok_3x3": _with_options(_denoise, "denoise", "denoise_1x1"),
+}
+
+
+def make(
+    name: str,
+    channels: int,
+    stride: int = 1,
+    affine: bool = True,
+    *,
+    denoise: DenoiseKind = "dot",
+    denoise_1x1: bool = False,
+    gabor: GaborKind = "pixels",
+) -> nn.Module:
+    """The operation of that name; see the module's docstring.
+
+    Raises:
+        ValueError: there is none of that name (the message lists those there are), or an option
+            has an unknown value.
+    """
+    if name not in OPERATIONS:
+        raise ValueError(f"operation: expected one of {', '.join(OPERATIONS)}, got {name!r}")
+    return OPERATIONS[name](
+        channels, stride, affine, denoise=denoise, denoise_1x1=denoise_1x1, gabor=gabor
+    )

@@ -1,0 +1,238 @@
+"""The supernet: every operation on every edge, with one sampled path alive at a time.
+
+Normalisation - stem (3x3 convolution to 3 C channels, batch norm) - cells - global average
+pooling - linear classifier. The cell of index V // 3 and that of index 2 V // 3 halve the map
+and double C; there the edges from node 0 have stride 2. Each cell takes the previous output
+through ReLU - 1x1 convolution - batch norm to its C channels, and gives its nodes, concatenated.
+Source: Zhang, Xu et al., "Binary Neural Networks", section 4.2; Chen et al., ECCV 2020.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+
+from fastbandit.nn import layers
+from fastbandit.nn.cell import Plan, concatenate, run_nodes
+from fastbandit.nn.layers import DenoiseKind, GaborKind
+from fastbandit.nn.operations import make
+from fastbandit.space import SearchSpace, get, reduction_cells, widest
+
+__all__ = ["SuperCell", "Supernet"]
+
+
+class SuperCell(nn.Module):
+    """One cell with all operations on all edges; runs those that :meth:`set_arms` chose.
+
+    Args:
+        space: operations and nodes.
+        in_channels: channels of the previous output.
+        channels: C of this cell; the output has ``nodes * channels``.
+        stride: of the edges from node 0: 2 in a reduction cell, else 1.
+        denoise, denoise_1x1, gabor: see :mod:`fastbandit.nn.operations`.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        in_channels: int,
+        channels: int,
+        stride: int,
+        *,
+        denoise: DenoiseKind = "dot",
+        denoise_1x1: bool = False,
+        gabor: GaborKind = "pixels",
+    ) -> None:
+        super().__init__()
+        self.space = space
+        self.preprocess = layers.ReluConvBN(in_channels, channels, affine=False)
+        self.edges = nn.ModuleList(
+            nn.ModuleList(
+                make(
+                    name,
+                    channels,
+                    stride if source == 0 else 1,
+                    affine=False,
+                    denoise=denoise,
+                    denoise_1x1=denoise_1x1,
+                    gabor=gabor,
+                )
+                for name in space.operations
+            )
+            for source, _ in space.edges
+        )
+        self._plan: Plan = ()
+
+    def set_arms(self, arms: Sequence[int]) -> list[nn.Module]:
+        """Choose one operation for every edge; returns them in the order of the edges."""
+        chosen = [operations[arm] for operations, arm in zip(self.edges, arms, strict=True)]  # type: ignore[index]
+        plan: list[list[tuple[int, nn.Module]]] = [[] for _ in range(self.space.nodes)]
+        for (source, node), operation in zip(self.space.edges, chosen, strict=True):
+            plan[node - 1].append((source, operation))
+        self._plan = tuple(tuple(edges) for edges in plan)
+        return chosen
+
+    def forward(self, x: Tensor) -> Tensor:
+        return concatenate(run_nodes(self.preprocess(x), self._plan)[1:])
+
+
+class Supernet(nn.Module):
+    """Shared weights of every network of a search space.
+
+    Call :meth:`set_path` first; ``forward`` then runs that path and nothing else, so memory and
+    time are those of one network. Batch norms have no scale and shift, except in the Gabor and
+    denoising blocks, which start as the identity, and average their statistics cumulatively:
+    call :meth:`reset_path_statistics` when a path begins.
+
+    Args:
+        space: a :class:`~fastbandit.space.SearchSpace` or the name of one.
+        in_channels: channels of the images.
+        classes: logits.
+        channels: C of the first cell.
+        cells: cells in the chain, at least the number of cell types; cell i has type
+            ``cell_types * i // cells`` and weights of its own. Default: one of each type. With
+            the name of a space and fewer than six cells, there are that many types.
+        nodes: nodes of a cell, default 4; only with the name of a space.
+        mean, std: of the images, for each channel or one for all; None: 0 and 1.
+        denoise: ``dot``, ``gaussian``, ``mean`` or ``median``.
+        denoise_1x1: a 1x1 convolution in the denoising blocks.
+        gabor: ``pixels`` or ``released``.
+
+    Raises:
+        ValueError: a size below 1, too few cells, or an unknown name or option.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace | str,
+        *,
+        in_channels: int,
+        classes: int,
+        channels: int,
+        cells: int | None = None,
+        nodes: int | None = None,
+        mean: Sequence[float] | float | None = None,
+        std: Sequence[float] | float | None = None,
+        denoise: DenoiseKind = "dot",
+        denoise_1x1: bool = False,
+        gabor: GaborKind = "pixels",
+    ) -> None:
+        super().__init__()
+        sizes = {"in_channels": in_channels, "classes": classes, "channels": channels}
+        if cells is not None:
+            sizes["cells"] = cells
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"Supernet: {name}: expected >= 1, got {size}")
+        if isinstance(space, str):
+            space = get(space, nodes=4 if nodes is None else nodes, cell_types=min(cells or 6, 6))
+        elif nodes is not None and nodes != space.nodes:
+            raise ValueError(
+                f"Supernet: nodes: expected {space.nodes} as in the search space, got {nodes}"
+            )
+        cells = space.cell_types if cells is None else cells
+        if cells < space.cell_types:
+            raise ValueError(
+                f"Supernet: cells: expected at least the {space.cell_types} cell types of the "
+                f"search space, got {cells}"
+            )
+        self.space = space
+        self.reductions = reduction_cells(cells)
+        self.normalize = layers.Normalize(in_channels, mean, std)
+        self.stem = nn.Conv2d(in_channels, 3 * channels, 3, padding=1, bias=False)
+        self.stem_bn = layers.BatchNorm2d(3 * channels, affine=False)
+        self.cells = nn.ModuleList()
+        self.cell_type = tuple(space.cell_types * index // cells for index in range(cells))
+        width = 3 * channels
+        for index in range(cells):
+            reduction = index in self.reductions
+            channels *= 2 if reduction else 1
+            cell = SuperCell(
+                space,
+                width,
+                channels,
+                stride=2 if reduction else 1,
+                denoise=denoise,
+                denoise_1x1=denoise_1x1,
+                gabor=gabor,
+            )
+            self.cells.append(cell)
+            width = space.nodes * channels
+        self.classifier = nn.Linear(width, classes)
+        layers.use_cumulative_average(self)
+        # Plain lists: the modules in them are registered above and must not be a second time.
+        self._path: tuple[int, ...] | None = None
+        self._chosen: list[nn.Module] = []
+
+    @property
+    def rows(self) -> int:
+        """Edges of all cell types: the length of a path."""
+        return self.space.rows
+
+    @property
+    def arms(self) -> int:
+        """Operations to choose from on each edge."""
+        return self.space.arms
+
+    @property
+    def path(self) -> tuple[int, ...] | None:
+        """The current path, one arm for each row; None before the first :meth:`set_path`."""
+        return self._path
+
+    def set_path(self, choice: Sequence[int] | Tensor) -> None:
+        """Make ``choice`` the path that ``forward`` runs.
+
+        Args:
+            choice: ``rows`` arms, as a sequence or an integer tensor; row = cell type * edges of
+                a cell + edge.
+
+        Raises:
+            ValueError: wrong length, or an arm out of range. The old path stays then.
+        """
+        values = self.space.check_choice(choice)  # type: ignore[arg-type]
+        edges = len(self.space.edges)
+        self._chosen = []
+        for kind, cell in zip(self.cell_type, self.cells, strict=True):
+            assert isinstance(cell, SuperCell)
+            self._chosen += cell.set_arms(values[kind * edges : (kind + 1) * edges])
+        self._path = tuple(values)
+
+    def widest_path(self, by: Literal["memory", "compute"] = "memory") -> list[int]:
+        """The choice that costs most memory (or compute); see :func:`fastbandit.space.widest`."""
+        return widest(self.space, by=by, channels=self.stem.out_channels // 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [N, classes] of images [N, in_channels, H, W] in [0, 1], by the current path."""
+        if self._path is None:
+            raise RuntimeError("Supernet: no path is set: call set_path(choice) before forward")
+        x = self.stem_bn(self.stem(self.normalize(x)))
+        for cell in self.cells:
+            x = cell(x)
+        return self.classifier(x.mean(dim=(2, 3)))
+
+    def path_modules(self) -> Iterator[nn.Module]:
+        """Every module, submodules included, that ``forward`` runs on the current path.
+
+        Normalisation, stem, preprocessing of each cell, the chosen operations, the classifier;
+        each once. Without a path: those that every path has.
+        """
+        yield from self.normalize.modules()
+        yield from self.stem.modules()
+        yield from self.stem_bn.modules()
+        for cell in self.cells:
+            assert isinstance(cell, SuperCell)
+            yield from cell.preprocess.modules()
+        for operation in self._chosen:
+            yield from operation.modules()
+        yield from self.classifier.modules()
+
+    def path_parameters(self) -> Iterator[nn.Parameter]:
+        """Every parameter of :meth:`path_modules`, each once."""
+        for module in self.path_modules():
+            yield from module.parameters(recurse=False)
+
+    def reset_path_statistics(self) -> None:
+        """Forget the running statistics of the batch norms on the current path."""
+        layers.reset_running_stats(self.path_modules())

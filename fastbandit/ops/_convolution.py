@@ -1,0 +1,91 @@
+"""What the convolution ops share: argument forms, checks, output shape and layout, autocast."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastbandit.ops._linf import FLOAT_TYPES
+
+Pair = int | Sequence[int]
+
+
+def pair(op: str, name: str, value: Pair, minimum: int) -> tuple[int, int]:
+    """``value`` for height and width, each at least ``minimum``."""
+    if isinstance(value, int):
+        height = width = value
+    elif isinstance(value, Sequence) and len(value) == 2:
+        height, width = value
+        if not (isinstance(height, int) and isinstance(width, int)):
+            raise TypeError(f"{op}: {name}: expected an int or two ints, got {value!r}")
+    else:
+        raise TypeError(f"{op}: {name}: expected an int or two ints, got {value!r}")
+    if height < minimum or width < minimum:
+        raise ValueError(f"{op}: {name}: expected at least {minimum}, got {value!r}")
+    return height, width
+
+
+def check_input(op: str, x: Tensor) -> None:
+    if x.dtype not in FLOAT_TYPES:
+        raise TypeError(f"{op}: x: expected float32, float64, bfloat16 or float16, got {x.dtype}")
+    if x.dim() != 4 or x.shape[1] == 0:
+        raise ValueError(
+            f"{op}: x: expected shape (N, C, H, W) with at least one channel, got {tuple(x.shape)}"
+        )
+
+
+def output_size(
+    x: Tensor,
+    kernel: tuple[int, int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[int, int]:
+    """Height and width of the output; below 1 where the kernel does not fit."""
+    height, width = (
+        (x.shape[2 + axis] + 2 * padding[axis] - dilation[axis] * (kernel[axis] - 1) - 1)
+        // stride[axis]
+        + 1
+        for axis in (0, 1)
+    )
+    return height, width
+
+
+def check_output(
+    op: str,
+    x: Tensor,
+    kernel: tuple[int, int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> None:
+    height, width = output_size(x, kernel, stride, padding, dilation)
+    if height < 1 or width < 1:
+        raise ValueError(
+            f"{op}: x: expected at least the extent of the kernel, "
+            f"{dilation[0] * (kernel[0] - 1) + 1} x {dilation[1] * (kernel[1] - 1) + 1} with "
+            f"dilation {tuple(dilation)}, got {x.shape[2]} x {x.shape[3]} with padding "
+            f"{tuple(padding)}"
+        )
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """The layout of results that follow x: channels-last if its strides say so, views included.
+
+    A tensor of one channel is both; it counts as contiguous.
+    """
+    channels = x.shape[1]
+    strides = x.stride()
+    if channels > 1 and strides[1] == 1 and channels <= strides[3] <= strides[2]:
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype autocast asks for, None where it is off or leaves x alone (float64)."""
+    device = x.device.type
+    if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)

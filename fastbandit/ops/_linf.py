@@ -1,0 +1,70 @@
+"""The L-infinity ball in floating point: what :mod:`pgd_step` and :mod:`random_start` share.
+
+Everything is computed in float32 (float64 for float64 tensors), each operation rounded once and
+none contracted, so that every implementation gives the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+HALF_TYPES = (torch.float16, torch.bfloat16)
+FLOAT_TYPES = (torch.float32, torch.float64, *HALF_TYPES)
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which perturbations stored as ``dtype`` are computed."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def pixels(image: Tensor, dtype: torch.dtype) -> Tensor:
+    """The image in the dtype of the computation; uint8 values are divided by 255."""
+    if image.dtype != torch.uint8:
+        return image.to(dtype)
+    # By a tensor: on CUDA, division by a Python number multiplies by its rounded reciprocal.
+    return image.to(dtype) / torch.full((), 255.0, dtype=dtype, device=image.device)
+
+
+def project(
+    delta: Tensor, x: Tensor, epsilon: float, lower: float | None, upper: float | None
+) -> Tensor:
+    """``min(max(delta, max(-epsilon, lower - x)), min(epsilon, upper - x))``; NaN propagates.
+
+    ``delta`` and ``x`` are in the dtype of the computation. The difference of two images is never
+    taken: x' - x would be rounded to the spacing of x and could exceed epsilon.
+    """
+    if lower is None:
+        delta = delta.clamp(min=-epsilon)
+    else:
+        delta = torch.maximum(delta, (lower - x).clamp(min=-epsilon))
+    if upper is None:
+        return delta.clamp(max=epsilon)
+    return torch.minimum(delta, (upper - x).clamp(max=epsilon))
+
+
+def round_toward_zero(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """float32 to bfloat16 or float16 without ever growing in magnitude; other dtypes unchanged."""
+    if dtype not in HALF_TYPES:
+        return value.to(dtype)
+    nearest = value.to(dtype)
+    # The encoding is sign and magnitude: one less in the bits is the next value toward zero. This
+    # turns an infinity that comes from rounding back into the largest finite value. A comparison
+    # with NaN is false, so NaN stays.
+    grown = nearest.to(torch.float32).abs() > value.abs()
+    return (nearest.view(torch.int16) - grown.to(torch.int16)).view(dtype)
+
+
+def check_epsilon(op: str, epsilon: float) -> None:
+    if not 0.0 <= epsilon < math.inf:  # NaN fails too
+        raise ValueError(f"{op}: epsilon: expected a finite number >= 0, got {epsilon}")
+
+
+def check_bounds(op: str, lower: float | None, upper: float | None) -> None:
+    for name, bound in (("lower", lower), ("upper", upper)):
+        if bound is not None and not -math.inf < bound < math.inf:
+            raise ValueError(f"{op}: {name}: expected a finite number or None, got {bound}")
+    if lower is not None and upper is not None and lower > upper:
+        raise ValueError(f"{op}: lower: expected at most upper = {upper}, got {lower}")

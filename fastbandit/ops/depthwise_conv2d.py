@@ -1,0 +1,240 @@
+"""Depthwise 2-D convolution with dilation and an optional fused ReLU on its input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from fastbandit.ops import _convolution
+from fastbandit.ops._convolution import Pair
+from fastbandit.ops._register import below_autograd, define, refuse_second_derivative
+
+__all__ = ["depthwise_conv2d"]
+
+
+# --- References -----------------------------------------------------------------------------------
+
+
+def _reference(
+    x: Tensor,  # [N, C, H, W]
+    weight: Tensor,  # [C, 1, k, k]
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    relu: bool,
+) -> Tensor:
+    activated = x.relu() if relu else x
+    y = F.conv2d(activated, weight, None, stride, padding, dilation, groups=x.shape[1])
+    return y.contiguous(memory_format=_convolution.memory_format(x))
+
+
+def _backward_input_reference(
+    grad: Tensor,  # [N, C, H_out, W_out]
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    relu: bool,
+) -> Tensor:
+    grad_x = _convolution_backward(grad, x, weight, stride, padding, dilation, (True, False))[0]
+    if relu:
+        grad_x = torch.where(x > 0, grad_x, 0.0)
+    return grad_x.contiguous(memory_format=_convolution.memory_format(x))
+
+
+def _backward_weight_reference(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    relu: bool,
+) -> Tensor:
+    activated = x.relu() if relu else x
+    mask = (False, True)
+    grad_weight = _convolution_backward(grad, activated, weight, stride, padding, dilation, mask)[1]
+    return grad_weight.contiguous()
+
+
+def _convolution_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    mask: tuple[bool, bool],
+) -> tuple[Tensor, Tensor]:
+    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+        grad, x, weight, None, stride, padding, dilation, False, [0, 0], x.shape[1], [*mask, False]
+    )
+    return grad_x, grad_weight
+
+
+# --- Fake kernels ---------------------------------------------------------------------------------
+
+
+def _fake(
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    relu: bool,
+) -> Tensor:
+    kernel = (weight.shape[2], weight.shape[3])
+    height, width = _convolution.output_size(x, kernel, stride, padding, dilation)
+    return torch.empty(
+        (x.shape[0], x.shape[1], height, width),
+        dtype=x.dtype,
+        device=x.device,
+        memory_format=_convolution.memory_format(x),
+    )
+
+
+def _backward_input_fake(grad: Tensor, x: Tensor, weight: Tensor, *_: Any) -> Tensor:
+    return torch.empty(
+        x.shape, dtype=x.dtype, device=x.device, memory_format=_convolution.memory_format(x)
+    )
+
+
+def _backward_weight_fake(grad: Tensor, x: Tensor, weight: Tensor, *_: Any) -> Tensor:
+    return torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+
+
+# --- The ops --------------------------------------------------------------------------------------
+
+
+class _DepthwiseConv2d(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        relu: bool,
+    ) -> Tensor:
+        # Both gradients read x: that of the input for the mask of the ReLU and its layout.
+        ctx.save_for_backward(x, weight)
+        ctx.settings = (stride, padding, dilation, relu)
+        return below_autograd(_forward, x, weight, stride, padding, dilation, relu)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative("depthwise_conv2d")
+        x, weight = ctx.saved_tensors
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_x = below_autograd(_backward_input, grad, x, weight, *ctx.settings)
+        if ctx.needs_input_grad[1]:
+            grad_weight = below_autograd(_backward_weight, grad, x, weight, *ctx.settings)
+        return grad_x, grad_weight, None, None, None, None
+
+
+_SETTINGS = "int[2] stride, int[2] padding, int[2] dilation, bool relu"
+
+_forward = define(
+    "depthwise_conv2d",
+    f"(Tensor x, Tensor weight, {_SETTINGS}) -> Tensor",
+    _reference,
+    _fake,
+    autograd=_DepthwiseConv2d,
+)
+_backward_input = define(
+    "depthwise_conv2d_backward_input",
+    f"(Tensor grad, Tensor x, Tensor weight, {_SETTINGS}) -> Tensor",
+    _backward_input_reference,
+    _backward_input_fake,
+)
+_backward_weight = define(
+    "depthwise_conv2d_backward_weight",
+    f"(Tensor grad, Tensor x, Tensor weight, {_SETTINGS}) -> Tensor",
+    _backward_weight_reference,
+    _backward_weight_fake,
+)
+
+
+# Multiply-adds count as two, taps on the padding included, as in torch's own formulas.
+
+
+@register_flop_formula(torch.ops.fastbandit.depthwise_conv2d)
+def _flops(x: list[int], weight: list[int], *_: Any, out_shape: list[int], **__: Any) -> int:
+    n, c, h, w = out_shape
+    return 2 * n * c * h * w * weight[2] * weight[3]
+
+
+@register_flop_formula(
+    [
+        torch.ops.fastbandit.depthwise_conv2d_backward_input,
+        torch.ops.fastbandit.depthwise_conv2d_backward_weight,
+    ]
+)
+def _backward_flops(grad: list[int], x: list[int], weight: list[int], *_: Any, **__: Any) -> int:
+    n, c, h, w = grad
+    return 2 * n * c * h * w * weight[2] * weight[3]
+
+
+# --- Public function ------------------------------------------------------------------------------
+
+
+def depthwise_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    relu: bool = False,
+) -> Tensor:
+    """Convolve each channel with its own filter; differentiable once.
+
+    The same as ``F.conv2d(F.relu(x) if relu else x, weight, None, stride, padding, dilation,
+    groups=C)``, with the ReLU inside the kernel. Sums are accumulated in float32 at least. The
+    gradient of the ReLU at 0 is 0.
+
+    Args:
+        x: [N, C, H, W], float32, float64, bfloat16 or float16, any strides; N may be 0.
+        weight: [C, 1, k, k], dtype and device of x.
+        stride, padding, dilation: an int, or two for height and width.
+        relu: apply ReLU to x first (the order of a separable convolution in a DARTS cell).
+
+    Under autocast, x and weight are cast to its dtype first, as ``F.conv2d`` does.
+
+    Returns:
+        [N, C, H_out, W_out] in the dtype of x, with
+        ``H_out = (H + 2 padding - dilation (k - 1) - 1) // stride + 1``; channels-last if x is.
+
+    Raises:
+        TypeError: a dtype or type is not one of those above.
+        ValueError: a shape is not one of those above, or the kernel does not fit.
+        RuntimeError: devices differ, or a second derivative is asked for.
+    """
+    op = "depthwise_conv2d"
+    dtype = _convolution.autocast_dtype(x)
+    if dtype is not None:
+        x, weight = x.to(dtype), weight.to(dtype)
+    _convolution.check_input(op, x)
+    if weight.dtype != x.dtype:
+        raise TypeError(f"{op}: weight: expected {x.dtype} as x, got {weight.dtype}")
+    shape = weight.shape
+    if len(shape) != 4 or shape[0] != x.shape[1] or shape[1] != 1 or not shape[2] == shape[3] > 0:
+        raise ValueError(
+            f"{op}: weight: expected shape ({x.shape[1]}, 1, k, k), one filter for each channel "
+            f"of x, got {tuple(shape)}"
+        )
+    if weight.device != x.device:
+        raise RuntimeError(f"{op}: weight: expected device {x.device} as x, got {weight.device}")
+    stride = _convolution.pair(op, "stride", stride, 1)
+    padding = _convolution.pair(op, "padding", padding, 0)
+    dilation = _convolution.pair(op, "dilation", dilation, 1)
+    _convolution.check_output(op, x, (shape[2], shape[3]), stride, padding, dilation)
+    return _forward(x, weight, stride, padding, dilation, relu)

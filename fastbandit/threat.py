@@ -1,0 +1,175 @@
+"""The threat model: what the adversary may do, in one object.
+
+Training, search, attack and report share it, so a network is never trained for one adversary and
+reported against another.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from typing import Any
+
+__all__ = ["ThreatModel", "format_fraction", "parse_fraction"]
+
+NORMS = ("linf",)
+BN_MODES = ("eval", "train")
+
+
+def parse_fraction(value: object, name: str) -> Fraction:
+    """``value`` as an exact fraction: ``"8/255"``, ``"0.3"``, ``0.3``, ``Fraction(8, 255)``.
+
+    A float is read by its shortest decimal text, so 0.3 is exactly 3/10 and not the nearest
+    binary number.
+
+    Raises:
+        TypeError: ``value`` is neither text nor a number.
+        ValueError: the text is no number, or the number is not finite.
+    """
+    if isinstance(value, bool) or not isinstance(value, (str, int, float, Fraction)):
+        raise TypeError(
+            f"{name}: expected a number or text such as '8/255', got {type(value).__name__}"
+        )
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value}")
+    text = repr(value) if isinstance(value, float) else str(value)
+    try:
+        return Fraction(text.replace(" ", ""))
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"{name}: expected a number such as 8/255 or 0.3, got {value!r}") from None
+
+
+def format_fraction(value: Fraction) -> str:
+    """Text that :func:`parse_fraction` reads back exactly: a decimal where one exists."""
+    rest = value.denominator
+    for prime in (2, 5):
+        while rest % prime == 0:
+            rest //= prime
+    if rest != 1:
+        return f"{value.numerator}/{value.denominator}"
+    text = repr(float(value))
+    return text if Fraction(text) == value else f"{value.numerator}/{value.denominator}"
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """An adversary that moves every pixel by at most ``epsilon``.
+
+    Args:
+        norm: ``"linf"``, the only norm so far.
+        epsilon: radius in units of the image range [0, 1]; text such as ``"8/255"`` stays exact.
+        lower, upper: bounds that x + delta respects; both None is Algorithm 8 as printed.
+        step_size: step along the gradient's sign. None: ``1.25 * epsilon`` for one step from a
+            random start (Wong et al., "Fast is better than free", ICLR 2020), ``epsilon`` for one
+            step without, ``2.5 * epsilon / steps`` for more (Madry et al., ICLR 2018).
+        steps: gradient steps; 1 is FGSM, k is PGD-k, 0 is no attack at all (clean).
+        random_start: start uniformly in the ball instead of at the image.
+        bn_mode: batch norm in ``"eval"`` or ``"train"`` mode while the attack runs. In train mode
+            the batch's statistics are used and the running ones are left alone.
+
+    Raises:
+        ValueError: a value that cannot mean anything; the message says which and what is expected.
+    """
+
+    norm: str = "linf"
+    epsilon: Fraction | str | float = "8/255"
+    lower: float | None = 0.0
+    upper: float | None = 1.0
+    step_size: Fraction | str | float | None = None
+    steps: int = 1
+    random_start: bool = True
+    bn_mode: str = "eval"
+
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise ValueError(f"norm: expected one of {', '.join(NORMS)}, got {self.norm!r}")
+        epsilon = parse_fraction(self.epsilon, "epsilon")
+        if epsilon > 1:
+            hint = f"; did you mean {epsilon}/255?" if epsilon.denominator == 1 else ""
+            raise ValueError(
+                f"epsilon: expected a value in [0, 1], since images are in [0, 1], "
+                f"got {format_fraction(epsilon)}{hint}"
+            )
+        if epsilon < 0:
+            raise ValueError(f"epsilon: expected a value in [0, 1], got {format_fraction(epsilon)}")
+        object.__setattr__(self, "epsilon", epsilon)
+        if self.step_size is not None:
+            step = parse_fraction(self.step_size, "step_size")
+            if not 0 <= step <= 2:
+                hint = f"; did you mean {step}/255?" if step.denominator == 1 else ""
+                raise ValueError(
+                    "step_size: expected a value in [0, 2], in units of the image range, "
+                    f"got {format_fraction(step)}{hint}"
+                )
+            object.__setattr__(self, "step_size", step)
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 0:
+            raise ValueError(f"steps: expected a whole number >= 0, got {self.steps!r}")
+        if not isinstance(self.random_start, bool):
+            raise ValueError(f"random_start: expected true or false, got {self.random_start!r}")
+        if self.bn_mode not in BN_MODES:
+            raise ValueError(
+                f"bn_mode: expected one of {', '.join(BN_MODES)}, got {self.bn_mode!r}"
+            )
+        for name in ("lower", "upper"):
+            bound = getattr(self, name)
+            if bound is not None and not (
+                isinstance(bound, (int, float)) and math.isfinite(bound) and 0 <= bound <= 1
+            ):
+                raise ValueError(f"{name}: expected None or a value in [0, 1], got {bound!r}")
+        if self.lower is not None and self.upper is not None and self.lower >= self.upper:
+            raise ValueError(f"lower: expected less than upper ({self.upper}), got {self.lower}")
+
+    @property
+    def epsilon_value(self) -> float:
+        """The radius as a float."""
+        return float(self.epsilon)
+
+    @property
+    def step_value(self) -> float:
+        """The step size as a float, after the rule for ``step_size=None``."""
+        if self.step_size is not None:
+            return float(self.step_size)
+        assert isinstance(self.epsilon, Fraction)
+        if self.steps > 1:
+            return float(self.epsilon * Fraction(5, 2) / self.steps)
+        return float(self.epsilon * Fraction(5, 4)) if self.random_start else float(self.epsilon)
+
+    @property
+    def attacks(self) -> bool:
+        """False where the adversary has nothing to do: no step, or a radius of zero."""
+        return self.steps > 0 and self.epsilon != 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a file: exact text, and the floats that were used beside it."""
+        assert isinstance(self.epsilon, Fraction)
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        plain["epsilon"] = format_fraction(self.epsilon)
+        plain["epsilon_value"] = self.epsilon_value
+        if isinstance(self.step_size, Fraction):
+            plain["step_size"] = format_fraction(self.step_size)
+        plain["step_value"] = self.step_value
+        return plain
+
+    def describe(self) -> str:
+        """One line: attack, norm, radius, step, start, bounds and batch-norm mode."""
+        if not self.attacks:
+            return "clean (no attack)"
+        assert isinstance(self.epsilon, Fraction)
+        name = f"PGD-{self.steps}" if self.steps > 1 else "FGSM"
+        start = "random start" if self.random_start else "no random start"
+        step = (
+            format_fraction(self.step_size)
+            if isinstance(self.step_size, Fraction)
+            else f"{self.step_value:.4g}"
+        )
+        if self.lower is None and self.upper is None:
+            bounds = "image bounds not enforced"
+        else:
+            low = "-inf" if self.lower is None else f"{self.lower:g}"
+            high = "inf" if self.upper is None else f"{self.upper:g}"
+            bounds = f"x + delta in [{low}, {high}]"
+        return (
+            f"{name}, L-infinity, epsilon {format_fraction(self.epsilon)}, step {step}, {start}, "
+            f"{bounds}, batch norm in {self.bn_mode} mode"
+        )

@@ -1,0 +1,284 @@
+"""One adversarial epoch and one evaluation: what search and retraining share."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastbandit.attacks import perturb
+from fastbandit.threat import ThreatModel
+
+__all__ = [
+    "Batches",
+    "Cost",
+    "DivergenceError",
+    "Evaluation",
+    "TrainingResult",
+    "cosine",
+    "evaluate",
+    "reestimate_batchnorm",
+    "reset_batchnorm",
+    "train_epoch",
+]
+
+Batch = tuple[Tensor, Tensor, Tensor]
+
+
+class Batches(Protocol):
+    """What a loader offers: its batches (images, labels, image ids) of a numbered epoch."""
+
+    def epoch(self, number: int) -> Iterator[Batch]: ...
+
+
+class DivergenceError(ValueError):
+    """The loss is no longer a number."""
+
+
+@dataclass
+class Cost:
+    """Work done, counted: seconds by phase, batches passed forward and backward, images."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    forward_passes: int = 0
+    backward_passes: int = 0
+    images_trained: int = 0
+    images_evaluated: int = 0
+
+    def add_seconds(self, phase: str, seconds: float) -> None:
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**vars(self), "seconds": dict(self.seconds)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in vars(self):
+            setattr(self, name, state[name])
+        self.seconds = dict(self.seconds)
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """loss: mean cross-entropy on the attacked images; accuracy: in [0, 1], on the same."""
+
+    loss: float
+    accuracy: float
+    images: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Correctly classified images out of ``images``, clean and under attack."""
+
+    clean_correct: int
+    robust_correct: int
+    images: int
+    seconds: float
+
+    @property
+    def clean_accuracy(self) -> float:
+        return self.clean_correct / self.images
+
+    @property
+    def robust_accuracy(self) -> float:
+        return self.robust_correct / self.images
+
+
+def cosine(epoch: int, epochs: int, peak: float) -> float:
+    """Learning rate of one epoch of ``epochs``: a half cosine from ``peak`` to 0."""
+    return peak * 0.5 * (1.0 + math.cos(math.pi * epoch / epochs))
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def train_epoch(
+    model: nn.Module,
+    batches: Batches,
+    epoch: int,
+    optimizer: torch.optim.Optimizer,
+    threat: ThreatModel,
+    *,
+    seed: int,
+    cost: Cost,
+    grad_clip: float | None = None,
+    modules: Iterable[nn.Module] | None = None,
+    parameters: Iterable[nn.Parameter] | None = None,
+) -> TrainingResult:
+    """One epoch of adversarial training: lines 10 to 13 of Algorithm 8 for every mini-batch.
+
+    Args:
+        model: logits for images in [0, 1]; left in train mode.
+        batches: gives this epoch's (images, labels, image ids).
+        epoch: number of the epoch; the random start is drawn anew from (seed, image id, epoch).
+        optimizer: one of its steps is the algorithm's ``theta <- theta - grad``.
+        threat: the adversary trained against; without steps this is ordinary training.
+        cost: the ledger that this epoch is added to.
+        grad_clip: largest 2-norm of the gradient, None for no clipping.
+        modules, parameters: those the forward pass uses (default: all of the model's).
+
+    Raises:
+        DivergenceError: the loss became NaN or infinite.
+    """
+    used = list(model.modules() if modules is None else modules)
+    learned = list(model.parameters() if parameters is None else parameters)
+    device = learned[0].device
+    model.train()
+    started = time.perf_counter()
+    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    images = steps = 0
+    for x, y, ids in batches.epoch(epoch):
+        point = x
+        if threat.attacks:
+            point = x + perturb(
+                model,
+                x,
+                y,
+                threat,
+                seed=seed,
+                index=ids,
+                offset=epoch,
+                modules=used,
+                parameters=learned,
+            )
+        logits = model(point)
+        loss = F.cross_entropy(logits, y)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if grad_clip is not None:
+            nn.utils.clip_grad_norm_(learned, grad_clip)
+        optimizer.step()
+        with torch.no_grad():
+            loss_sum += loss.double() * len(y)
+            correct += (logits.argmax(1) == y).sum()
+        images += len(y)
+        steps += 1
+    mean_loss = float(loss_sum) / images
+    _synchronise(device)
+    seconds = time.perf_counter() - started
+    passes = threat.steps if threat.attacks else 0
+    cost.forward_passes += steps * (passes + 1)
+    cost.backward_passes += steps * (passes + 1)
+    cost.images_trained += images
+    cost.add_seconds("train", seconds)
+    if not math.isfinite(mean_loss):
+        raise DivergenceError(
+            f"epoch {epoch}: the training loss is {mean_loss}; "
+            "lower --learning-rate or set --grad-clip"
+        )
+    return TrainingResult(mean_loss, int(correct) / images, images, seconds)
+
+
+def evaluate(
+    model: nn.Module,
+    batches: Batches,
+    threat: ThreatModel,
+    *,
+    seed: int,
+    cost: Cost,
+    offset: int = 0,
+    modules: Iterable[nn.Module] | None = None,
+    parameters: Iterable[nn.Parameter] | None = None,
+) -> Evaluation:
+    """Accuracy on clean and on attacked images, in evaluation mode, which is undone afterwards.
+
+    Arguments as :func:`train_epoch`; ``offset`` numbers the random starts of this evaluation.
+    """
+    used = list(model.modules() if modules is None else modules)
+    learned = list(model.parameters() if parameters is None else parameters)
+    device = learned[0].device
+    modes = [(module, module.training) for module in used]
+    started = time.perf_counter()
+    clean = torch.zeros((), dtype=torch.int64, device=device)
+    robust = torch.zeros((), dtype=torch.int64, device=device)
+    images = steps = 0
+    try:
+        for module, _ in modes:
+            module.training = False
+        for x, y, ids in batches.epoch(0):
+            with torch.no_grad():
+                clean += (model(x).argmax(1) == y).sum()
+            if threat.attacks:
+                delta = perturb(
+                    model,
+                    x,
+                    y,
+                    threat,
+                    seed=seed,
+                    index=ids,
+                    offset=offset,
+                    modules=used,
+                    parameters=learned,
+                )
+                with torch.no_grad():
+                    robust += (model(x + delta).argmax(1) == y).sum()
+            images += len(y)
+            steps += 1
+    finally:
+        for module, was in modes:
+            module.training = was
+    correct = int(clean)
+    robust_correct = int(robust) if threat.attacks else correct
+    seconds = time.perf_counter() - started
+    passes = threat.steps if threat.attacks else 0
+    cost.forward_passes += steps * (passes + (2 if threat.attacks else 1))
+    cost.backward_passes += steps * passes
+    cost.images_evaluated += images
+    cost.add_seconds("validate", seconds)
+    return Evaluation(correct, robust_correct, images, seconds)
+
+
+def reset_batchnorm(modules: Iterable[nn.Module]) -> None:
+    """Forget the running statistics of every batch norm among ``modules``."""
+    for module in modules:
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.reset_running_stats()
+
+
+def reestimate_batchnorm(
+    model: nn.Module,
+    batches: Batches,
+    threat: ThreatModel,
+    *,
+    count: int,
+    seed: int,
+    cost: Cost,
+    modules: Iterable[nn.Module] | None = None,
+    parameters: Iterable[nn.Parameter] | None = None,
+) -> None:
+    """Batch-norm statistics for a path that is evaluated without having been trained last.
+
+    They are reset and averaged over ``count`` training batches, attacked as in training, because
+    that is what a trained path's statistics are the average of. No weight changes.
+    """
+    used = list(model.modules() if modules is None else modules)
+    learned = list(model.parameters() if parameters is None else parameters)
+    started = time.perf_counter()
+    reset_batchnorm(used)
+    model.train()
+    steps = 0
+    for x, y, ids in batches.epoch(0):
+        point = x
+        if threat.attacks:
+            point = x + perturb(
+                model, x, y, threat, seed=seed, index=ids, modules=used, parameters=learned
+            )
+        with torch.no_grad():
+            model(point)
+        steps += 1
+        if steps == count:
+            break
+    passes = threat.steps if threat.attacks else 0
+    cost.forward_passes += steps * (passes + 1)
+    cost.backward_passes += steps * passes
+    cost.add_seconds("statistics", time.perf_counter() - started)
