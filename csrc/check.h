@@ -80,24 +80,25 @@ inline bool same_device(const Tensor& a, const Tensor& b) {
 
 inline void check_same_shape(const char* op, const char* name, const Tensor& tensor,
                              const char* like_name, const Tensor& like) {
-  FB_CHECK(same_shape(tensor, like), op, name, " must have the shape of ", like_name, " ",
+  FB_CHECK(same_shape(tensor, like), op, name, ": expected the shape of ", like_name, " ",
            shape_text(like), ", got ", shape_text(tensor));
 }
 
 inline void check_same_device(const char* op, const char* name, const Tensor& tensor,
                               const char* like_name, const Tensor& like) {
-  FB_CHECK(same_device(tensor, like), op, name, " must be on the device of ", like_name);
+  FB_CHECK(same_device(tensor, like), op, name, ": expected the device of ", like_name,
+           ", got another");
 }
 
 inline void check_dtype(const char* op, const char* name, const Tensor& tensor,
                         ScalarType expected) {
-  FB_CHECK(tensor.scalar_type() == expected, op, name, " must be ", dtype_name(expected), ", got ",
+  FB_CHECK(tensor.scalar_type() == expected, op, name, ": expected ", dtype_name(expected), ", got ",
            dtype_name(tensor.scalar_type()));
 }
 
 inline void check_floating(const char* op, const char* name, const Tensor& tensor) {
   FB_CHECK(is_floating(tensor.scalar_type()), op, name,
-           " must be float32, float64, bfloat16 or float16, got ",
+           ": expected float32, float64, bfloat16 or float16, got ",
            dtype_name(tensor.scalar_type()));
 }
 
@@ -123,6 +124,17 @@ inline Tensor empty_contiguous(const Tensor& like, const int64_t* sizes, int64_t
     step *= sizes[d] > 1 ? sizes[d] : 1;
   }
   return empty_strided(like, sizes, strides.data(), dims, dtype);
+}
+
+// A tensor of the shape and layout of `like`, in another dtype.
+inline Tensor empty_like(const Tensor& like, ScalarType dtype) {
+  using torch::stable::detail::from;
+  StableIValue stack[6] = {from(like),         from(std::optional<ScalarType>(dtype)),
+                           from(std::nullopt), from(std::nullopt),
+                           from(std::nullopt), from(std::nullopt)};
+  TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::empty_like", "", stack, TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
 }  // namespace fastbandit

@@ -5,7 +5,7 @@
 #include "check.h"
 
 #include <algorithm>
-#include <array>
+#include <utility>
 
 namespace fastbandit {
 
@@ -65,28 +65,60 @@ inline void check_grad(const char* op, const Tensor& grad, const Tensor& x, cons
   check_same_device(op, "grad", grad, "x", x);
 }
 
-// As torch.empty_like and F.conv2d decide it: the strides of x, walked from the channels outwards,
-// never shrink.
+// The layout of results that follow x: as fastbandit/ops/_convolution.py decides it. A tensor of
+// one channel is both; it counts as contiguous.
 inline bool is_channels_last(const Tensor& x) {
   const auto sizes = x.sizes();
   const auto strides = x.strides();
-  if (strides[1] == 0) return false;
-  int64_t least = 0;
-  for (const int d : {1, 3, 2, 0}) {
-    if (sizes[d] == 0 || strides[d] < least) return false;
-    if (d == 0 && least == strides[1]) return false;
-    least = strides[d] * (sizes[d] > 1 ? sizes[d] : 1);
-  }
-  return true;
+  return sizes[1] > 1 && strides[1] == 1 && sizes[1] <= strides[3] && strides[3] <= strides[2];
 }
 
 // A dense [n, c, h, w] tensor in the layout of `like`.
 inline Tensor empty_map(const Tensor& like, int64_t n, int64_t c, int64_t h, int64_t w) {
   const int64_t sizes[4] = {n, c, h, w};
-  const auto dense = [](int64_t size) { return std::max<int64_t>(size, 1); };
   if (!is_channels_last(like)) return empty_contiguous(like, sizes, 4, like.scalar_type());
-  const int64_t strides[4] = {dense(h) * dense(w) * dense(c), 1, dense(w) * dense(c), dense(c)};
+  const int64_t strides[4] = {h * w * c, 1, w * c, c};
   return empty_strided(like, sizes, strides, 4, like.scalar_type());
+}
+
+struct GaborTensors {
+  Tensor theta, sigma, gamma, wavelength, psi;  // [C_out] each
+};
+
+inline void check_gabor_parameters(const char* op, const GaborTensors& p, int64_t kernel_size) {
+  check_floating(op, "theta", p.theta);
+  FB_CHECK(p.theta.dim() == 1, op, "theta: expected [C_out], got ", shape_text(p.theta));
+  const std::pair<const char*, const Tensor*> others[] = {{"sigma", &p.sigma},
+                                                          {"gamma", &p.gamma},
+                                                          {"wavelength", &p.wavelength},
+                                                          {"psi", &p.psi}};
+  for (const auto& [name, tensor] : others) {
+    check_dtype(op, name, *tensor, p.theta.scalar_type());
+    check_same_shape(op, name, *tensor, "theta", p.theta);
+    check_same_device(op, name, *tensor, "theta", p.theta);
+  }
+  FB_CHECK(kernel_size >= 1 && kernel_size % 2 == 1, op,
+           "kernel_size: expected an odd integer of at least 1, got ", kernel_size);
+}
+
+// The convolution from 1 to C_out channels; c is C_out, the channels of x are summed before.
+inline ConvShape gabor_shape(const char* op, const Tensor& x, const GaborTensors& p,
+                             int64_t kernel_size, const Pair& stride, const Pair& padding,
+                             const Pair& dilation) {
+  FB_CHECK(x.dim() == 4, op, "x: expected [N, C, H, W], got ", shape_text(x));
+  check_floating(op, "x", x);
+  check_gabor_parameters(op, p, kernel_size);
+  const bool half = x.scalar_type() == ScalarType::BFloat16 || x.scalar_type() == ScalarType::Half;
+  FB_CHECK(p.theta.scalar_type() == x.scalar_type() ||
+               (half && p.theta.scalar_type() == ScalarType::Float),
+           op, "theta: expected ", dtype_name(x.scalar_type()), half ? " or float32" : "",
+           ", got ", dtype_name(p.theta.scalar_type()));
+  check_same_device(op, "theta", p.theta, "x", x);
+  ConvShape s;
+  s.n = x.size(0), s.c = p.theta.size(0), s.h = x.size(2), s.w = x.size(3);
+  s.kernel_h = s.kernel_w = kernel_size;
+  fill_shape(op, s, stride, padding, dilation);
+  return s;
 }
 
 }  // namespace fastbandit

@@ -2,6 +2,8 @@
 // error with the op and argument in the message.
 #pragma once
 
+#include <type_traits>
+
 #include "check.h"
 #include "math/number.h"
 
@@ -21,17 +23,22 @@ inline void dispatch_floating(const char* op, const char* name, ScalarType dtype
     case ScalarType::BFloat16: return body(TypeTag<bfloat16>{});
     case ScalarType::Half: return body(TypeTag<float16>{});
     default:
-      fail(op, name, " must be float32, float64, bfloat16 or float16, got ", dtype_name(dtype));
+      fail(op, name, ": expected float32, float64, bfloat16 or float16, got ", dtype_name(dtype));
   }
 }
 
-// body(std::true_type{}) or body(std::false_type{}).
-template <class Body>
-inline void dispatch_bool(bool value, Body&& body) {
-  if (value) {
-    body(std::true_type{});
+// body(TypeTag<X>{}) with X the element type of an image beside a perturbation of type T: T,
+// float or uint8_t.
+template <class T, class Body>
+inline void dispatch_image(const char* op, ScalarType dtype, Body&& body) {
+  if (dtype == ScalarType::Byte) {
+    body(TypeTag<uint8_t>{});
+  } else if (dtype == ScalarType::Float) {
+    body(TypeTag<float>{});
+  } else if constexpr (!std::is_same_v<T, float>) {
+    body(TypeTag<T>{});
   } else {
-    body(std::false_type{});
+    fail(op, "image: no kernel for ", dtype_name(dtype));
   }
 }
 

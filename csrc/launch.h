@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "dtype.h"
 #include "math/number.h"
 
 #if defined(__CUDACC__)
@@ -27,8 +28,9 @@
 
 namespace fastbandit {
 
-// Element types as the launchers take them.
-enum Dtype : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3, kUInt8 = 4, kInt64 = 5 };
+// What a launcher returns for arguments it has no kernel for.
+constexpr const char* kTooManyDims = "more than 8 dimensions with unrelated strides";
+constexpr const char* kUnknownDtype = "no kernel for this dtype";
 
 constexpr int kThreads = 256;  // threads of a block in the elementwise kernels
 
@@ -52,22 +54,6 @@ inline unsigned grid_size(int64_t items, int threads, int waves) {
   const int64_t wanted = (items + threads - 1) / threads;
   const int64_t limit = static_cast<int64_t>(multiprocessors()) * waves;
   return static_cast<unsigned>(wanted < 1 ? 1 : wanted < limit ? wanted : limit);
-}
-
-// 16 bytes as one access. The address must be a multiple of 16.
-struct alignas(16) Bytes16 {
-  uint32_t word[4];
-};
-
-// As many elements of T as one 16-byte access carries.
-template <class T>
-struct alignas(16) Vector {
-  static constexpr int kCount = static_cast<int>(16 / sizeof(T));
-  T value[kCount];
-};
-
-inline bool aligned16(const void* pointer) {
-  return (reinterpret_cast<uintptr_t>(pointer) & 15u) == 0;
 }
 
 }  // namespace fastbandit

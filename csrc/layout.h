@@ -1,9 +1,11 @@
 // How to walk tensors of one shape and any strides at once: dimensions that lie in memory as one
 // are merged, in the order of the first tensor's strides. Dense tensors of equal strides, whatever
-// the permutation (channels-last too), become a single flat run. Host only; no torch header.
+// the permutation (channels-last too), become a single flat run. No torch header.
 #pragma once
 
 #include <cstdint>
+
+#include "math/portable.h"
 
 namespace fastbandit {
 
@@ -33,7 +35,21 @@ struct Layout {
   }
 };
 
-// strides[t][d]; `skip` leaves that many leading dimensions unmerged with the ones behind them.
+// Where element `index` of the layout's order lies in each tensor.
+template <int kTensors>
+FB_HOST_DEVICE void layout_offsets(const Layout<kTensors>& layout, int64_t index,
+                                   int64_t (&offset)[kTensors]) {
+  for (int t = 0; t < kTensors; ++t) offset[t] = 0;
+  for (int d = layout.dims - 1; d > 0; --d) {
+    const int64_t rest = index / layout.size[d];
+    const int64_t position = index - rest * layout.size[d];
+    for (int t = 0; t < kTensors; ++t) offset[t] += position * layout.stride[t][d];
+    index = rest;
+  }
+  for (int t = 0; t < kTensors; ++t) offset[t] += index * layout.stride[t][0];
+}
+
+// The layout of tensors with these strides, strides[t][d].
 template <int kTensors>
 inline Layout<kTensors> merge_dims(int64_t dims, const int64_t* sizes,
                                    const int64_t* const (&strides)[kTensors]) {

@@ -34,7 +34,8 @@ FB_TARGET_AVX2 __attribute__((noinline)) void run_avx2(const Body& body) {
 #endif
 
 // with_isa(FB_BODY { ... });  runs the block compiled for this CPU.
-#define FB_BODY [&]() __attribute__((always_inline))
+#define FB_INLINE_LAMBDA __attribute__((always_inline))
+#define FB_BODY [&]() FB_INLINE_LAMBDA
 
 template <class Body>
 inline void with_isa(const Body& body) {

@@ -21,12 +21,26 @@ FB_HOST_DEVICE C image_value(uint8_t value) {
   return static_cast<C>(value) / static_cast<C>(255);
 }
 
+// Which bounds there are: neither, both, or as the fields say. The first two are compiled apart,
+// since they are what attacks use; without bounds the image is not even read.
+enum Bounds { kNoBounds, kBothBounds, kSomeBounds };
+
 template <class C>
 struct ProjectionBounds {
-  C epsilon;
-  C lower;  // meaningful only where kLower, kUpper below are true
-  C upper;
+  C epsilon, lower, upper;
+  bool has_lower, has_upper;
+
+  Bounds kind() const {
+    return has_lower && has_upper ? kBothBounds : has_lower || has_upper ? kSomeBounds : kNoBounds;
+  }
 };
+
+template <class C>
+inline ProjectionBounds<C> projection_bounds(double epsilon, int has_lower, double lower,
+                                             int has_upper, double upper) {
+  return {static_cast<C>(epsilon), static_cast<C>(lower), static_cast<C>(upper), has_lower != 0,
+          has_upper != 0};
+}
 
 // min(max(delta, low), high); NaN in any of the three gives NaN, as torch.clamp does.
 template <class C>
@@ -38,15 +52,15 @@ FB_HOST_DEVICE C clamp_nan(C delta, C low, C high) {
   return raised_or_nan != raised_or_nan ? raised_or_nan : clamped;
 }
 
-template <bool kLower, bool kUpper, class C>
+template <Bounds kBounds, class C>
 FB_HOST_DEVICE C project(C delta, C image, const ProjectionBounds<C>& bounds) {
   C low = -bounds.epsilon;
   C high = bounds.epsilon;
-  if (kLower) {
+  if (kBounds == kBothBounds || (kBounds == kSomeBounds && bounds.has_lower)) {
     const C room = bounds.lower - image;
     low = low > room ? low : room;  // a NaN in `room` stays
   }
-  if (kUpper) {
+  if (kBounds == kBothBounds || (kBounds == kSomeBounds && bounds.has_upper)) {
     const C room = bounds.upper - image;
     high = high < room ? high : room;
   }
@@ -60,9 +74,9 @@ FB_HOST_DEVICE C sign(C value) {
 }
 
 // The new delta, before it is rounded (toward zero) to its storage type.
-template <bool kLower, bool kUpper, class C>
+template <Bounds kBounds, class C>
 FB_HOST_DEVICE C pgd_update(C delta, C grad, C image, C step, const ProjectionBounds<C>& bounds) {
-  return project<kLower, kUpper>(delta + step * sign(grad), image, bounds);
+  return project<kBounds>(delta + step * sign(grad), image, bounds);
 }
 
 }  // namespace fastbandit
