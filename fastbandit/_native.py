@@ -83,12 +83,14 @@ def _load_library(device: str, backend: str, directory: Path) -> dict[str, Any]:
     try:
         torch.ops.load_library(path)
     except Exception as error:  # whatever the loader or a static initialiser throws
-        reason = f"{type(error).__name__}: {error}"
+        # torch raises its own error from the dynamic loader's, which names the missing symbol.
+        original = error.__cause__ or error
+        reason = f"{type(original).__name__}: {original}"
         warnings.warn(
             f"fastbandit: {path.name} is present but does not load, so the plain-PyTorch "
             f"reference is used instead on {device}: {reason}",
             RuntimeWarning,
-            stacklevel=3,
+            stacklevel=2,
         )
         return result(path, reason)
     return result(path, None)

@@ -157,8 +157,8 @@ class Random(Policy):
 
     @staticmethod
     def _pick(bandit: AntiBandit, uniform: Tensor) -> Tensor:
-        # The product can round up to arms_left itself.
-        rank = (uniform * bandit.arms_left).long().clamp(max=bandit.arms_left - 1)
+        # Below arms_left: 1 - 2**-53 times an integer does not round up to it.
+        rank = (uniform * bandit.arms_left).long()
         position = bandit.alive.cumsum(1) - 1
         return (bandit.alive & (position == rank.unsqueeze(1))).int().argmax(1)
 

@@ -8,8 +8,8 @@
       "space": "robust9", "operations": ["max_pool_3x3", ...],     the names an edge may hold
       "options": {"denoise": "dot", "denoise_1x1": false, "gabor": "pixels"},
       "cells": [{"name": "a",
-                 "nodes": [[{"op": "conv_3x3", "source": 0}], ...],   incoming edges of node 1, 2, ...
-                 "concat": [1, 2, 3, 4]}, ...],                       nodes that make the output
+                 "nodes": [[{"op": "conv_3x3", "source": 0}], ...],   edges into node 1, 2, ...
+                 "concat": [1, 2, 3, 4]}, ...],                       nodes in the output
       "macro": {"layers": 10, "channels": 48, "reductions": [3, 6], "stem": 3,
                 "denoise_blocks": false} or null,
       "search": {"run_id": "...", "seed": 0, "budget": {...}} or null,
@@ -52,8 +52,8 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    JsonValue,
     StrictBool,
-    StrictFloat,
     StrictInt,
     StrictStr,
     ValidationError,
@@ -175,11 +175,14 @@ class Macro(_Model):
 
 
 class Search(_Model):
-    """Where a found genotype comes from."""
+    """Where a found genotype comes from; a search may record more than these."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    __pydantic_extra__: dict[str, JsonValue] = Field(init=False)
 
     run_id: StrictStr
     seed: StrictInt | None = None
-    budget: dict[StrictStr, StrictBool | StrictInt | StrictFloat | StrictStr | None] = {}
+    budget: dict[StrictStr, JsonValue] = {}
 
 
 class Genotype(_Model):
@@ -200,8 +203,8 @@ class Genotype(_Model):
         """Without a list of operations: those of the space, or of all spaces."""
         if isinstance(data, dict) and not data.get("operations"):
             space = data.get("space")
-            known = isinstance(space, str) and space in SPACES
-            return data | {"operations": SPACES[space] if known else OPERATION_NAMES}
+            known = SPACES.get(space, OPERATION_NAMES) if isinstance(space, str) else None
+            return data | {"operations": known or OPERATION_NAMES}
         return data
 
     @model_validator(mode="after")

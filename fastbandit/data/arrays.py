@@ -62,7 +62,7 @@ def as_uint8(values: np.ndarray, where: str) -> np.ndarray:
     high = 1.0 if values.dtype.kind == "f" else 255
     good = (values >= 0) & (values <= high)  # False for NaN
     if not good.all():
-        position = tuple(int(i) for i in np.argwhere(~good)[0])
+        position = tuple(int(i) for i in np.unravel_index(int(np.argmin(good)), good.shape))
         raise DataError(
             f"{where}: image {position[0]}: expected values in [0, 1] (float) or 0 .. 255 "
             f"(integer), got {values[position]} as {values.dtype}; images are not normalised "

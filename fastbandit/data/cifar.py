@@ -109,8 +109,10 @@ class _Array:
         code = dtype.code.decode() if isinstance(dtype.code, bytes) else dtype.code
         order = dtype.byte_order
         order = order.decode() if isinstance(order, bytes) else order
-        if code not in ("u1", "i4", "i8") or order not in ("|", "<") or fortran:
+        if code not in ("u1", "i4", "i8") or order not in ("|", "<"):
             raise DataError(f"expected an array of bytes or integers, got type {order}{code}")
+        if fortran:
+            raise DataError("expected an array stored row by row, got one stored by columns")
         return np.frombuffer(data, np.dtype(code).newbyteorder("<")).reshape(shape)
 
 
@@ -181,7 +183,8 @@ def _read_python(path: Path) -> Part:
             named = {k.decode() if isinstance(k, bytes) else k: v for k, v in batch.items()}
             for key in ("data", "labels"):
                 if key not in named:
-                    raise DataError(f"expected the key '{key}', got {sorted(map(str, named))}")
+                    texts = sorted(k for k in named if isinstance(k, str))
+                    raise DataError(f"expected the key '{key}', got {texts}")
             if not isinstance(named["data"], _Array):
                 raise DataError(f"data: expected an array, got {type(named['data']).__name__}")
             data = named["data"].array()
@@ -196,9 +199,10 @@ def _read_python(path: Path) -> Part:
             )
         for i, label in enumerate(labels):
             if isinstance(label, bool) or not isinstance(label, (int, np.integer)):
-                raise DataError(f"{path}: label {i}: expected an integer, got {label!r:.40}")
-            if not 0 <= label < len(CLASSES):
-                raise DataError(f"{path}: label {i}: expected 0 .. {len(CLASSES) - 1}, got {label}")
+                # The type only: lists that hold each other many times would take forever to print.
+                raise DataError(
+                    f"{path}: label {i}: expected an integer, got {type(label).__name__}"
+                )
         if len(labels) == 0:
             raise DataError(f"{path}: expected images, got none")
         return _part(data, np.asarray(labels, np.int64), path)

@@ -20,6 +20,8 @@ from fastbandit.data.sets import DataError, DataSource
 SUFFIXES = frozenset(
     [".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp"]
 )
+# Named to Pillow, which otherwise tries all it knows by content; some of those start programs.
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMN = "label"
 
@@ -45,7 +47,7 @@ class Decoder:
         """Return uint8 ``[C, H, W]``."""
         with reading(where, "an image"):
             file = io.BytesIO(source) if isinstance(source, bytes) else source
-            with self._pillow.open(file) as image:
+            with self._pillow.open(file, formats=FORMATS) as image:
                 return self.array(image, where)
 
     def array(self, image: Any, where: str) -> np.ndarray:

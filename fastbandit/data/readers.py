@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import importlib.resources
 import math
@@ -27,7 +28,7 @@ from fastbandit.data.encoded import (
 )
 from fastbandit.data.sets import DataError, DataSource, ImageSet
 
-EMBEDDED = ("digits",)
+EMBEDDED = "digits"
 
 # (training images, training labels, test images, test labels); the last two may be absent.
 NPZ_KEYS: tuple[tuple[str, str, str | None, str | None], ...] = (
@@ -97,18 +98,16 @@ def load(
     if isinstance(source, (str, os.PathLike)):
         if test is not None or classes is not None:
             raise DataError("load: expected test and classes with Python objects only, got a path")
-        data = _digits() if source in EMBEDDED else _load_path(Path(source))
-        if name is None:
-            return data
-        return DataSource(
-            name,
-            data.train,
-            data.test,
-            data.classes,
-            data.description,
-            data.digest,
-            data.class_names,
-        )
+        if os.fspath(source) == EMBEDDED:
+            data = _digits()
+        elif not os.fspath(source):
+            raise DataError(f"load: expected {EMBEDDED} or a path, got an empty text")
+        else:
+            try:
+                data = _load_path(Path(source).expanduser())
+            except OSError as error:
+                raise DataError(f"{source}: cannot be read: {error}") from error
+        return data if name is None else dataclasses.replace(data, name=name)
     return assemble(
         name or "custom",
         _from_python(source, "training data"),
@@ -129,9 +128,7 @@ def _load_path(path: Path) -> DataSource:
             f"name the folder that holds them"
         )
     if not path.is_dir():
-        raise DataError(
-            f"{path}: no such file or folder; expected {', '.join(EMBEDDED)} (embedded) or a path"
-        )
+        raise DataError(f"{path}: no such file or folder; expected {EMBEDDED} (embedded) or a path")
     with reading(path, "a folder"):
         names = {entry.name for entry in path.iterdir()}
     if any(_IDX_NAME.fullmatch(name) for name in names):

@@ -75,15 +75,15 @@ class Normalize(nn.Module):
         for name, given, default in (("mean", mean, 0.0), ("std", std, 1.0)):
             values = default if given is None else given
             vector = [values] * channels if isinstance(values, int | float) else list(values)
+            vector = [float(value) for value in vector]
             if len(vector) != channels:
                 raise ValueError(
                     f"Normalize: {name}: expected 1 number or {channels}, got {len(vector)}"
                 )
-            tensor = torch.tensor([float(value) for value in vector]).view(channels, 1, 1)
-            if not torch.isfinite(tensor).all() or (name == "std" and not (tensor > 0).all()):
+            if not all(map(math.isfinite, vector)) or (name == "std" and min(vector) <= 0):
                 kind = "positive finite" if name == "std" else "finite"
                 raise ValueError(f"Normalize: {name}: expected {kind} numbers, got {vector}")
-            self.register_buffer(name, tensor)
+            self.register_buffer(name, torch.tensor(vector).view(channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std

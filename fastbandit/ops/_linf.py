@@ -36,13 +36,16 @@ def project(
     ``delta`` and ``x`` are in the dtype of the computation. The difference of two images is never
     taken: x' - x would be rounded to the spacing of x and could exceed epsilon.
     """
+    # Each bound's tensor takes the result: fresh memory costs more here than the arithmetic.
     if lower is None:
         delta = delta.clamp(min=-epsilon)
     else:
-        delta = torch.maximum(delta, (lower - x).clamp(min=-epsilon))
+        low = (lower - x).clamp_(min=-epsilon)
+        delta = torch.maximum(delta, low, out=low)
     if upper is None:
-        return delta.clamp(max=epsilon)
-    return torch.minimum(delta, (upper - x).clamp(max=epsilon))
+        return delta.clamp_(max=epsilon)
+    high = (upper - x).clamp_(max=epsilon)
+    return torch.minimum(delta, high, out=high)
 
 
 def round_toward_zero(value: Tensor, dtype: torch.dtype) -> Tensor:

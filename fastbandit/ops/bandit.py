@@ -73,7 +73,8 @@ def _probabilities(mean: Tensor, count: Tensor, alive: Tensor, bonus: float) -> 
     smallest = torch.where(eligible, lower, math.inf).amin(-1, keepdim=True)
     weight = torch.where(eligible, (smallest - lower).exp(), 0.0)
     weight = torch.where(any_untried, untried.double(), weight)
-    total = weight.sum(-1, keepdim=True)
+    # In the order of the arms, as a kernel adds them: sum() adds in another order for each layout.
+    total = weight.cumsum(-1)[..., -1:]
     return weight / torch.where(total > 0, total, 1.0)  # a row with no arm alive stays at zero
 
 

@@ -27,7 +27,7 @@ def _step_reference(
 ) -> None:
     dtype = _linf.compute_dtype(delta.dtype)
     # Multiplying a sign by the step is exact, so the step is one rounding: that of the sum.
-    stepped = delta.to(dtype) + grad.to(dtype).sign() * step_size
+    stepped = grad.to(dtype).sign().mul_(step_size).add_(delta.to(dtype))
     x = image if lower is None and upper is None else _linf.pixels(image, dtype)
     projected = _linf.project(stepped, x, epsilon, lower, upper)
     delta.copy_(_linf.round_toward_zero(projected, delta.dtype))

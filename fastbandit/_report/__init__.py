@@ -1,0 +1,1 @@
+"""Parts of the report: reading a run folder, and the page made of it."""

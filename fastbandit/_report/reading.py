@@ -1,0 +1,380 @@
+"""The files of a run folder, read for the report: what they say, and what could not be read.
+
+Nothing is trusted: a line of a log that cannot be used is left out and noted, and so is the last
+line that a killed process did not finish.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import numpy as np
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fastbandit._charts import DIVERGING_STEPS
+from fastbandit._files import FileError, read_json
+
+__all__ = [
+    "Abandon",
+    "End",
+    "History",
+    "Metrics",
+    "ReportError",
+    "Run",
+    "Sample",
+    "Start",
+    "read_lines",
+    "read_run",
+    "without_folder",
+]
+
+
+class ReportError(ValueError):
+    """A folder that is not a run, or a file that cannot be the report; the message says why."""
+
+
+class Line(BaseModel):
+    """One line of a log. Names we do not know are left alone; infinities are not numbers."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, strict=True)
+
+
+Accuracy = Annotated[float, Field(ge=0, le=1)]
+
+
+class Start(Line):
+    event: Literal["start"]
+    space: str
+    operations: Annotated[list[str], Field(min_length=1)]
+    edges: Annotated[list[str], Field(min_length=1)]
+    policy: str
+    rate: Annotated[float, Field(gt=0, le=1)]
+    rounds: Annotated[int, Field(ge=1, le=1_000_000)]
+    bonus: Annotated[float, Field(ge=0, le=1e9)]
+    scale: Annotated[float, Field(gt=0, le=1e9)] = 1.0
+    seed: int
+
+
+class Sample(Line):
+    event: Literal["sample"]
+    sample: int
+    phase: str
+    choice: list[int]
+    clean_accuracy: Accuracy | None = None
+    robust_accuracy: Accuracy | None = None
+    reward: Accuracy
+
+
+class Abandon(Line):
+    event: Literal["abandon"]
+    sample: int
+    round: Annotated[int, Field(ge=1, le=1_000_000)]
+    row: int
+    cell: str
+    edge: str
+    arm: int
+    operation: str
+    mean: float
+    count: int
+    # A policy may abandon an arm that was never tried; its bounds are infinite, which JSON lacks.
+    lower: float | None = None
+    upper: float | None = None
+    total: int
+    arms_left: int
+
+
+class End(Line):
+    event: Literal["end"]
+    sample: int
+    choice: list[int]
+
+
+class Metrics(Line):
+    epoch: int
+    phase: str
+    arms: int
+    loss: float | None = None
+    train_accuracy: float | None = None
+    clean_accuracy: float | None = None
+    robust_accuracy: float | None = None
+    reward: float | None = None
+    learning_rate: float | None = None
+    seconds_train: float | None = None
+    seconds_validate: float | None = None
+    seconds_total: float | None = None
+    images_per_second: float | None = None
+    peak_memory_mb: float | None = None
+
+
+_AnyLine = TypeVar("_AnyLine", bound=Line)
+
+
+@dataclass
+class Run:
+    """What the files of a run folder say, and what could not be read of them (``notes``)."""
+
+    folder: Path
+    config: dict[str, Any]
+    config_text: str
+    environment: dict[str, Any] | None = None
+    split: dict[str, Any] | None = None
+    summary: dict[str, Any] | None = None
+    start: Start | None = None
+    samples: list[Sample] = field(default_factory=list)
+    abandons: list[Abandon] = field(default_factory=list)
+    end: End | None = None
+    metrics: list[Metrics] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def finished(self) -> bool:
+        return self.summary is not None and self.summary.get("status") == "finished"
+
+    @property
+    def planned(self) -> int:
+        """Samples of the whole search: K + T (K + ... + 2), spec of Algorithm 8."""
+        if self.start is None:
+            return len(self.samples)
+        arms = len(self.start.operations)
+        planned = arms + self.start.rounds * (arms * (arms + 1) // 2 - 1)
+        last = max((line.sample + 1 for line in self.samples), default=0)
+        return last if self.end is not None else max(planned, last)
+
+    @property
+    def prunings(self) -> list[tuple[int, int, int]]:
+        """(sample, round, arms left) of each round, in order."""
+        return sorted({(a.sample, a.round, a.arms_left) for a in self.abandons})
+
+    @cached_property
+    def history(self) -> History | None:
+        return None if self.start is None else History(self.start, self.samples, self.abandons)
+
+
+class History:
+    """The bandit's state after every sample, computed again from the choices and rewards.
+
+    Attributes:
+        mean, count: [samples + 1, rows, arms], after so many samples; the mean of an arm that has
+            not been tried is NaN.
+        life: [rows, arms], samples after which the arm was abandoned; a number larger than any
+            sample for those alive.
+        round: [rows, arms], the round in which it was, likewise. Rounds may share a sample.
+        explained: False where a logged mean is not what Eq. 4.11 gives, as with a policy that
+            credits its arms in another way.
+    """
+
+    ALIVE = np.iinfo(np.int64).max
+
+    def __init__(
+        self, start: Start, samples: Sequence[Sample], abandons: Sequence[Abandon]
+    ) -> None:
+        rows, arms = len(start.edges), len(start.operations)
+        self.bonus = start.bonus
+        self.choice = np.array([s.choice for s in samples], dtype=np.int64).reshape(-1, rows)
+        self.mean = np.full((len(samples) + 1, rows, arms), np.nan)
+        self.count = np.zeros((len(samples) + 1, rows, arms), dtype=np.int64)
+        every = np.arange(rows)
+        for i, sample in enumerate(samples):
+            self.mean[i + 1], self.count[i + 1] = self.mean[i], self.count[i]
+            at = (i + 1, every, self.choice[i])
+            old, value = self.mean[at], start.scale * sample.reward
+            # The first value an arm gets is its m_0 (initial performance of Algorithm 8).
+            self.mean[at] = np.where(
+                np.isnan(old), value, (1 - start.rate) * old + start.rate * value
+            )
+            self.count[at] += 1
+        self.life = np.full((rows, arms), self.ALIVE)
+        self.round = np.full((rows, arms), self.ALIVE)
+        self.explained = True
+        for line in abandons:
+            self.life[line.row, line.arm] = line.sample
+            self.round[line.row, line.arm] = line.round
+            count = int(self.count[line.sample, line.row, line.arm])
+            mean = float(self.mean[line.sample, line.row, line.arm])
+            same = count == 0 or math.isclose(mean, line.mean, rel_tol=1e-6, abs_tol=1e-9)
+            self.explained &= same and count == line.count
+
+    def upper(self, sample: int, row: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Eq. 4.12, s_U = m + bonus sqrt(2 ln N / n), after ``sample`` samples; [arms]."""
+        count = self.count[sample, row]
+        bonus = self.bonus * np.sqrt(2 * math.log(max(int(count.sum()), 1)) / np.maximum(count, 1))
+        return np.where(count > 0, self.mean[sample, row] + bonus, np.inf)
+
+    def levels(self, limit: float) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Class of each arm's m against the mean of the arms then alive, [samples, rows, arms].
+
+        -1 where it has not been tried; 0 is ``-limit`` or less, the last class ``limit`` or more.
+        """
+        difference = self.difference
+        scaled = np.rint((difference / limit + 1) / 2 * (DIVERGING_STEPS - 1))
+        classes = np.clip(np.nan_to_num(scaled), 0, DIVERGING_STEPS - 1).astype(np.int64)
+        return np.where(np.isnan(difference), -1, classes)
+
+    @cached_property
+    def difference(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """m of each arm less the mean m of its edge's arms tried and alive, after each sample."""
+        mean = self.mean[1:]
+        when = np.arange(1, len(mean) + 1)[:, None, None]
+        # An arm abandoned after s samples is still alive while the s-th is drawn.
+        mean = np.where(when <= self.life[None], mean, np.nan)
+        tried = ~np.isnan(mean)
+        total = np.where(tried, mean, 0.0).sum(-1, keepdims=True)
+        return mean - total / np.maximum(tried.sum(-1, keepdims=True), 1)
+
+
+def _read_optional(run: Run, name: str) -> dict[str, Any] | None:
+    """A JSON object of the folder; None where it is missing, and with a note where damaged."""
+    if not (run.folder / name).is_file():
+        return None
+    try:
+        value = read_json(run.folder / name)
+    except FileError as error:
+        run.notes.append(without_folder(str(error), run.folder))
+        return None
+    if not isinstance(value, dict):
+        run.notes.append(f"{name}: expected an object, got {type(value).__name__}; left out")
+        return None
+    return value
+
+
+def without_folder(message: str, folder: Path) -> str:
+    return message.removeprefix(f"{folder}/")
+
+
+def read_lines(run: Run, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number, value) of each line of a log that can be read; a note for each that cannot.
+
+    A process killed while it writes leaves a last line without its end, which is no error.
+    """
+    try:
+        data = (run.folder / name).read_bytes()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        run.notes.append(f"{name}: cannot be read: {error.strerror}")
+        return
+    lines = data.split(b"\n")
+    for position, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+            if not isinstance(value, dict):
+                raise ValueError("not an object")
+        except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
+            if position == len(lines):
+                run.notes.append(
+                    f"{name}: the last line ({position}) is cut off, as when a process is killed "
+                    "while writing it; it is left out"
+                )
+            else:
+                run.notes.append(f"{name}: line {position} is not a JSON object; it is left out")
+            continue
+        yield position, value
+
+
+def _parse(run: Run, name: str, position: int, kind: type[_AnyLine], value: Any) -> _AnyLine | None:
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        run.notes.append(f"{name}: line {position}: {where}: {first['msg']}; the line is left out")
+        return None
+
+
+def _read_bandit(run: Run) -> None:
+    """The bandit's log, as far as each line follows from those before it."""
+    name = "bandit.jsonl"
+    kinds: dict[str, type[Line]] = {
+        "start": Start,
+        "sample": Sample,
+        "abandon": Abandon,
+        "end": End,
+    }
+    for position, value in read_lines(run, name):
+        event = value.get("event")
+        kind = kinds.get(event) if isinstance(event, str) else None
+        if kind is None:
+            run.notes.append(f"{name}: line {position}: unknown event {event!r}; it is left out")
+            continue
+        line = _parse(run, name, position, kind, value)
+        if line is None:
+            continue
+        if isinstance(line, Start) and run.start is None:
+            run.start = line
+            continue
+        if run.start is None or isinstance(line, Start):
+            where = "comes before the start event" if run.start is None else "starts again"
+            run.notes.append(f"{name}: line {position} {where}; it is left out")
+            continue
+        rows, arms = len(run.start.edges), len(run.start.operations)
+        assert isinstance(line, (Sample, Abandon, End))
+        if isinstance(line, Abandon):
+            fits = 0 <= line.row < rows and 0 <= line.arm < arms
+        else:
+            fits = len(line.choice) == rows and all(0 <= arm < arms for arm in line.choice)
+        # Samples count from 0, so each of the three carries the number credited before it.
+        if not fits or line.sample != len(run.samples):
+            # Means and counts after it cannot be known.
+            run.notes.append(
+                f"{name}: line {position} ({event}, sample {line.sample}) does not follow from the "
+                f"{len(run.samples)} samples before it on {rows} edges of {arms} operations; "
+                "it and what comes after it are left out"
+            )
+            return
+        if isinstance(line, Sample):
+            run.samples.append(line)
+        elif isinstance(line, Abandon):
+            run.abandons.append(line)
+        else:
+            run.end = line
+
+
+def read_run(folder: Path, summary: Mapping[str, Any] | None) -> Run:
+    """Everything the page needs.
+
+    Raises:
+        ReportError: ``folder`` is not a run.
+    """
+    if not folder.is_dir():
+        what = "a file" if folder.exists() else "nothing there"
+        raise ReportError(f"{folder}: expected a run folder, got {what}")
+    file = folder / "config.yaml"
+    try:
+        text = file.read_text(encoding="utf-8")
+        config = yaml.safe_load(text)
+    except FileNotFoundError:
+        raise ReportError(
+            f"{folder}: not a run folder: expected config.yaml in it, as a search writes it"
+        ) from None
+    except OSError as error:
+        raise ReportError(f"{file}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ReportError(f"{file}: not valid YAML: {reason}") from None
+    if not isinstance(config, dict):
+        raise ReportError(f"{file}: expected a mapping, got {type(config).__name__}")
+    run = Run(folder, config, text)
+    run.environment = _read_optional(run, "env.json")
+    run.split = _read_optional(run, "split.json")
+    run.summary = dict(summary) if summary is not None else _read_optional(run, "summary.json")
+    _read_bandit(run)
+    for position, value in read_lines(run, "metrics.jsonl"):
+        line = _parse(run, "metrics.jsonl", position, Metrics, value)
+        if line is not None:
+            run.metrics.append(line)
+    if run.history is not None and not run.history.explained:
+        run.notes.append(
+            f"bandit.jsonl: m and n of abandoned arms are not those of Eq. 4.11 with the logged "
+            f"rewards (policy {run.start.policy if run.start else ''}); arms over time are drawn "
+            "with Eq. 4.11"
+        )
+    return run

@@ -1,0 +1,248 @@
+"""The final network of a genotype: a chain of any number of its cells, trained from scratch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastbandit.nn import layers
+from fastbandit.nn.cell import concatenate
+from fastbandit.nn.layers import DenoiseBlock, DenoiseKind, GaborKind
+from fastbandit.nn.operations import Identity, make
+from fastbandit.space import reduction_cells
+
+if TYPE_CHECKING:
+    from fastbandit import genotype as genotypes
+
+__all__ = ["AuxiliaryHead", "Network", "NetworkCell", "cell_sequence"]
+
+# The published networks of ten cells spread the six types by hand: a a b b c d d e f f.
+_PUBLISHED_TEN = (0, 0, 1, 1, 2, 3, 3, 4, 5, 5)
+
+
+def cell_sequence(cells: int, types: int = 6) -> tuple[int, ...]:
+    """The type of each cell in a chain of ``cells``.
+
+    Cell i has type ``types * i // cells``; six types in ten cells are laid out as published,
+    a a b b c d d e f f.
+    """
+    if cells == 10 and types == 6:
+        return _PUBLISHED_TEN
+    return tuple(types * index // cells for index in range(cells))
+
+
+def _drop_path(x: Tensor, probability: float) -> Tensor:
+    """Zero whole samples of a path with that probability and scale the others up (FractalNet)."""
+    keep = 1.0 - probability
+    mask = x.new_empty(x.size(0), 1, 1, 1).bernoulli_(keep).div_(keep)
+    return x * mask
+
+
+class NetworkCell(nn.Module):
+    """One cell of a genotype: ReLU - 1x1 - BN, then the edges of each node, summed."""
+
+    def __init__(
+        self,
+        cell: genotypes.Cell,
+        in_channels: int,
+        channels: int,
+        stride: int,
+        *,
+        denoise: DenoiseKind,
+        denoise_1x1: bool,
+        gabor: GaborKind,
+    ) -> None:
+        super().__init__()
+        self.preprocess = layers.ReluConvBN(in_channels, channels, affine=True)
+        self.operations = nn.ModuleList()
+        plan: list[list[tuple[int, nn.Module, bool]]] = []
+        for edges in cell.nodes:
+            plan.append([])
+            for edge in edges:
+                operation = make(
+                    edge.op,
+                    channels,
+                    stride if edge.source == 0 else 1,
+                    affine=True,
+                    denoise=denoise,
+                    denoise_1x1=denoise_1x1,
+                    gabor=gabor,
+                )
+                self.operations.append(operation)
+                # As in DARTS, an identity is never dropped: something must reach the node.
+                plan[-1].append((edge.source, operation, not isinstance(operation, Identity)))
+        self._plan = tuple(tuple(edges) for edges in plan)
+        self.concat = tuple(cell.concat)
+        self.out_channels = len(self.concat) * channels
+
+    def forward(self, x: Tensor, drop_path_prob: float = 0.0) -> Tensor:
+        values = [self.preprocess(x)]
+        for edges in self._plan:
+            total: Tensor | None = None
+            for source, operation, droppable in edges:
+                y = operation(values[source])
+                if drop_path_prob > 0.0 and droppable:
+                    y = _drop_path(y, drop_path_prob)
+                total = y if total is None else total + y
+            assert total is not None  # a genotype has at least one edge into each node
+            values.append(total)
+        return concatenate([values[node] for node in self.concat])
+
+
+class AuxiliaryHead(nn.Module):
+    """The auxiliary classifier of DARTS, for a map of any size.
+
+    ReLU, average pooling to 2 x 2, 1x1 convolution to 128, BN, ReLU, 2x2 convolution to 768, BN,
+    ReLU, linear. DARTS pools an 8 x 8 map by windows of 5 x 5; here the pooling is adaptive.
+    """
+
+    def __init__(self, in_channels: int, classes: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, 128, 1, bias=False)
+        self.bn1 = layers.BatchNorm2d(128)
+        self.conv2 = nn.Conv2d(128, 768, 2, bias=False)
+        self.bn2 = layers.BatchNorm2d(768)
+        self.classifier = nn.Linear(768, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.adaptive_avg_pool2d(F.relu(x), 2)
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn2(self.conv2(x)))
+        return self.classifier(x.flatten(1))
+
+
+class Network(nn.Module):
+    """Normalisation - stem - cells of a genotype - global average pooling - linear classifier.
+
+    Parameters of the published networks without auxiliary head, as the authors' code counts them
+    (images of 3 channels, MNIST of 1; 10 classes; stem without bias, 3x3 to 3 C; every batch norm
+    with scale and shift, those of the pools included; no 1x1 convolution in denoising blocks, so
+    that a block, hand-placed ones included, has no parameters but its batch norm's; a classifier
+    with bias):
+
+    ======================= ======= ======= ================ ===========
+    genotype                C       V       hand-placed      parameters
+    ======================= ======= ======= ================ ===========
+    ABANDIT_CIFAR_1         48      10      3 blocks         5,187,898
+    ABANDIT_CIFAR_1         48      6       3 blocks         2,891,674
+    ABANDIT_MNIST_NORMAL_1  16      6       none             102,410
+    ======================= ======= ======= ================ ===========
+
+    Args:
+        genotype: cells and the options of their operations.
+        in_channels: channels of the images, which are in [0, 1].
+        classes: logits.
+        channels: C of the first cell. None: as in ``genotype.macro``.
+        cells: length V of the chain; see :func:`cell_sequence`. None: as in ``genotype.macro``,
+            or 6 where there is none.
+        mean, std: of the images, for each channel or one for all; None: 0 and 1.
+        auxiliary: a second classifier after cell 2 V // 3, for training; see :meth:`forward`.
+        drop_path_prob: chance, in [0, 1), that an operation other than the identity is dropped
+            for one image in training mode. An attribute: a schedule may change it.
+        denoise_blocks: hand-placed denoising blocks on the outputs of cells V // 4, 2 V // 4 and
+            3 V // 4. None: as in ``genotype.macro``, or none.
+        denoise, denoise_1x1, gabor: None: as in ``genotype.options``.
+
+    Raises:
+        ValueError: a size below 1, ``channels`` given nowhere, an option out of range.
+    """
+
+    def __init__(
+        self,
+        genotype: genotypes.Genotype,
+        *,
+        in_channels: int,
+        classes: int,
+        channels: int | None = None,
+        cells: int | None = None,
+        mean: Sequence[float] | float | None = None,
+        std: Sequence[float] | float | None = None,
+        auxiliary: bool = False,
+        drop_path_prob: float = 0.0,
+        denoise_blocks: bool | None = None,
+        denoise: DenoiseKind | None = None,
+        denoise_1x1: bool | None = None,
+        gabor: GaborKind | None = None,
+    ) -> None:
+        super().__init__()
+        macro, options = genotype.macro, genotype.options
+        if channels is None:
+            if macro is None:
+                raise ValueError("Network: channels: expected a number: the genotype has no macro")
+            channels = macro.channels
+        if cells is None:
+            cells = 6 if macro is None else macro.layers
+        if denoise_blocks is None:
+            denoise_blocks = macro is not None and macro.denoise_blocks
+        sizes = {
+            "in_channels": in_channels, "classes": classes, "channels": channels, "cells": cells
+        }  # fmt: skip
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"Network: {name}: expected >= 1, got {size}")
+        if not 0.0 <= drop_path_prob < 1.0:
+            raise ValueError(f"Network: drop_path_prob: expected in [0, 1), got {drop_path_prob}")
+        self.drop_path_prob = drop_path_prob
+        # The macro of the file describes a chain of its own length only.
+        same_length = macro is not None and macro.layers == cells
+        self.reductions = macro.reductions if macro and same_length else reduction_cells(cells)
+        stem = macro.stem if macro else 3
+        denoise = options.denoise if denoise is None else denoise
+        denoise_1x1 = options.denoise_1x1 if denoise_1x1 is None else denoise_1x1
+
+        self.normalize = layers.Normalize(in_channels, mean, std)
+        self.stem = nn.Conv2d(in_channels, stem * channels, 3, padding=1, bias=False)
+        self.stem_bn = layers.BatchNorm2d(stem * channels)
+        self.cells = nn.ModuleList()
+        self.cell_type = cell_sequence(cells, len(genotype.cells))
+        self.denoise_blocks = nn.ModuleDict()
+        after = {cells // 4, 2 * cells // 4, 3 * cells // 4} if denoise_blocks else set()
+        self.auxiliary_index = 2 * cells // 3
+        self.auxiliary: AuxiliaryHead | None = None
+        width = stem * channels
+        for index, kind in enumerate(self.cell_type):
+            reduction = index in self.reductions
+            channels *= 2 if reduction else 1
+            cell = NetworkCell(
+                genotype.cells[kind],
+                width,
+                channels,
+                2 if reduction else 1,
+                denoise=denoise,
+                denoise_1x1=denoise_1x1,
+                gabor=options.gabor if gabor is None else gabor,
+            )
+            self.cells.append(cell)
+            width = cell.out_channels
+            if index in after:
+                self.denoise_blocks[str(index)] = DenoiseBlock(width, 1, denoise, denoise_1x1)
+            if auxiliary and index == self.auxiliary_index:
+                self.auxiliary = AuxiliaryHead(width, classes)
+        self.classifier = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor, with_auxiliary: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits [N, classes] of images [N, in_channels, H, W] in [0, 1].
+
+        Attacks and evaluation call ``network(x)`` and get logits, in either mode. With
+        ``with_auxiliary`` the result is (logits, logits of the auxiliary head).
+
+        Raises:
+            ValueError: ``with_auxiliary``, but the network was built without that head.
+        """
+        if with_auxiliary and self.auxiliary is None:
+            raise ValueError("Network: with_auxiliary: the network has no auxiliary head")
+        drop_path_prob = self.drop_path_prob if self.training else 0.0
+        second: Tensor | None = None
+        x = self.stem_bn(self.stem(self.normalize(x)))
+        for index, cell in enumerate(self.cells):
+            x = cell(x, drop_path_prob)
+            if str(index) in self.denoise_blocks:
+                x = self.denoise_blocks[str(index)](x)
+            if with_auxiliary and index == self.auxiliary_index:
+                assert self.auxiliary is not None
+                second = self.auxiliary(x)
+        logits = self.classifier(x.mean(dim=(2, 3)))
+        return logits if second is None else (logits, second)
