@@ -21,7 +21,7 @@
 namespace fastbandit::cpu::FB_ISA_NAMESPACE {
 
 constexpr int64_t kScratchFloats = 128 * 1024;  // rows of one item: half a MiB, inside L2
-constexpr int64_t kChunkPixels = 4096;          // pixels summed by one item of the weight gradient
+constexpr int64_t kChunkVectors = 8192;         // products per tap that one partial sum holds
 constexpr int64_t kMaxChunks = 64;
 constexpr int64_t kWantedItems = 32;  // enough to balance threads; a constant, not their number
 constexpr int64_t kMaxTaps = 64;      // rows of taps whose pointers fit the small array of an item
@@ -65,7 +65,7 @@ struct Blocks {
   int64_t patterns;       // blocks whose filters differ
 
   Blocks(const ConvProblem& p, const Array4& first) {
-    flat = p.c < kLanes && !(first.c == 1 && p.c > 1);
+    flat = !p.shared && p.c < kLanes && !(first.c == 1 && p.c > 1);
     images = flat ? 1 : p.n;
     count = flat ? ceil_div(p.n * p.c, kLanes) : ceil_div(p.c, kLanes);
     patterns = flat ? std::min(count, p.c) : count;
@@ -219,9 +219,9 @@ FB_INLINE void with_type(Real type, const F& f) {
   if (type == Real::kFloat32) {
     f(float{});
   } else if (type == Real::kBFloat16) {
-    f(BFloat16{});
+    f(bfloat16{});
   } else {
-    f(Float16{});
+    f(float16{});
   }
 }
 
@@ -352,14 +352,14 @@ void forward_row_any(const ConvProblem& p, const float* const* rows, int64_t pix
 
 // grad_x[u] = sum_ij weight[i][j] * grad[i][v] with v * S + j * D = u, seen from a tile whose first
 // column is a multiple of S after the padding. ADD: added to out (sums over blocks of channels).
-template <int K, int D, int S, int T, bool MASK, bool ADD>
+template <int K, int D, int S, int T, bool MASK, bool ADD, bool EDGE>
 FB_INLINE void backward_input_tile(const float* const* rows, int64_t pixel, int64_t v0,
                                    int64_t width, const float* weight, float* out,
                                    int64_t out_pixel, const float* mask, int64_t mask_pixel,
                                    int64_t first, int64_t count) {
   constexpr int kLow = (K - 1) * D / S, kSpan = kLow + (T - 1) / S + 1;
   static_assert(kSpan <= 63, "valid_bits holds 63 positions");
-  const uint64_t valid = valid_bits(v0 - kLow, width);
+  const uint64_t valid = EDGE ? valid_bits(v0 - kLow, width) : 0;
   Vec sum[T];
   FB_UNROLL
   for (int u = 0; u < T; ++u) sum[u] = zero();
@@ -373,7 +373,7 @@ FB_INLINE void backward_input_tile(const float* const* rows, int64_t pixel, int6
     FB_UNROLL
     for (int t = 0; t < kSpan; ++t, p += pixel) {
       opaque(p);
-      if (!(valid >> t & 1)) continue;
+      if (EDGE && !(valid >> t & 1)) continue;
       const Vec g = load(p);
       FB_UNROLL
       for (int j = 0; j < K; ++j) {
@@ -385,7 +385,7 @@ FB_INLINE void backward_input_tile(const float* const* rows, int64_t pixel, int6
   FB_UNROLL
   for (int u = 0; u < T; ++u, out += out_pixel, mask += MASK ? mask_pixel : 0) {
     opaque(out);
-    if (u < first || u >= count) continue;
+    if (EDGE && (u < first || u >= count)) continue;
     Vec value = sum[u];
     if (MASK) value = where_positive(load(mask), value);
     if (ADD) value = add(load(out), value);
@@ -408,11 +408,16 @@ void backward_input_row(const ConvProblem& p, const float* const* rows, int64_t 
     float* o = out + u * out_pixel;
     const float* m = MASK ? mask + u * mask_pixel : nullptr;
     if (left > kTile / 2) {
-      backward_input_tile<K, D, S, kTile, MASK, ADD>(
-          rows, pixel, v0, p.ow, weight, o, out_pixel, m, mask_pixel, first, left);
+      if (S == 1 && left >= kTile && v0 >= (K - 1) * D && v0 + kTile <= p.ow) {
+        backward_input_tile<K, D, S, kTile, MASK, ADD, S != 1>(
+            rows, pixel, v0, p.ow, weight, o, out_pixel, m, mask_pixel, first, left);
+      } else {
+        backward_input_tile<K, D, S, kTile, MASK, ADD, true>(
+            rows, pixel, v0, p.ow, weight, o, out_pixel, m, mask_pixel, first, left);
+      }
       u += kTile;
     } else {
-      backward_input_tile<K, D, S, kTile / 2, MASK, ADD>(
+      backward_input_tile<K, D, S, kTile / 2, MASK, ADD, true>(
           rows, pixel, v0, p.ow, weight, o, out_pixel, m, mask_pixel, first, left);
       u += kTile / 2;
     }
@@ -519,22 +524,17 @@ template <int K, int D, int S, bool RELU, bool BX>
 void backward_weight(const ConvProblem& p, View x, View grad, int64_t h0, int64_t h1, float* sums) {
 #if defined(FB_ISA_AVX512)
   // R x K sums, T gradients and one input in 32 registers.
-  constexpr int kRows = K <= 3 ? K : K == 5 ? 3 : 2, kCols = 8;
+  constexpr int kRows = K <= 3 ? K : 3, kCols = 8;
 #else
   constexpr int kRows = K <= 3 ? K : K == 5 ? 2 : 1, kCols = 4;
 #endif
   constexpr int kRest = K % kRows;
-  // A few rows at a time, so that they are still in L1 when the next rows of taps come.
-  const int64_t step = std::max<int64_t>(1, 4096 / (std::max<int64_t>(p.ow, 1) * kLanes));
-  for (int64_t h = h0; h < h1; h += step) {
-    const int64_t end = std::min(h1, h + step);
-    int tap = 0;
-    for (; tap + kRows <= K; tap += kRows) {
-      backward_weight_rows<K, D, S, kRows, kCols, RELU, BX>(p, x, grad, h, end, tap, sums);
-    }
-    if constexpr (kRest > 0) {
-      backward_weight_rows<K, D, S, kRest, kCols, RELU, BX>(p, x, grad, h, end, tap, sums);
-    }
+  int tap = 0;
+  for (; tap + kRows <= K; tap += kRows) {
+    backward_weight_rows<K, D, S, kRows, kCols, RELU, BX>(p, x, grad, h0, h1, tap, sums);
+  }
+  if constexpr (kRest > 0) {
+    backward_weight_rows<K, D, S, kRest, kCols, RELU, BX>(p, x, grad, h0, h1, tap, sums);
   }
 }
 
@@ -858,57 +858,68 @@ inline void backward_input(const ConvProblem& p, const Array4& grad, const Array
 
 struct WeightItems {
   Blocks blocks;
+  bool direct;
   int64_t per_unit, row_pieces;  // output rows of a unit; units of one image
-  int64_t units, chunks;         // a chunk of units is summed by one item
+  int64_t units, chunks;         // a chunk of units is summed before the second reduction
 
-  WeightItems(const ConvProblem& p, const Array4& grad) : blocks(p, grad) {
-    const int64_t fitting = kScratchFloats / std::max<int64_t>(1, std::max(p.w * p.stride_h, p.ow) * kLanes);
-    per_unit = std::max<int64_t>(
-        1, std::min({p.oh, fitting, std::max<int64_t>(1, kChunkPixels / std::max<int64_t>(1, p.ow))}));
-    row_pieces = ceil_div(std::max<int64_t>(p.oh, 0), per_unit);
+  WeightItems(const ConvProblem& p, const Array4& grad, const Array4& x)
+      : blocks(p, grad), direct(in_place(p, grad, x)) {
+    const int64_t row_floats = std::max<int64_t>(1, std::max(p.w * p.stride_h, p.ow) * kLanes);
+    const int64_t wanted = std::max<int64_t>(1, kChunkVectors / std::max<int64_t>(1, p.ow));
+    per_unit = std::max<int64_t>(1, std::min({p.oh, kScratchFloats / row_floats, wanted}));
+    row_pieces = ceil_div(p.oh, per_unit);
     units = blocks.images * row_pieces;
-    const int64_t pixels = blocks.images * p.oh * p.ow;
+    const int64_t vectors = blocks.images * blocks.count * p.oh * p.ow;
     chunks = std::max<int64_t>(
-        1, std::min({units, kMaxChunks, ceil_div(pixels, kChunkPixels)}));
+        1, std::min({units, kMaxChunks, ceil_div(vectors, kChunkVectors)}));
   }
-  int64_t count() const { return blocks.count * chunks; }
+  // Channels-last rows hold every channel, so one item takes all of them while they are in the
+  // cache; elsewhere each block of lanes is an item of its own.
+  int64_t count() const { return direct ? chunks : chunks * blocks.count; }
+  int64_t partials() const { return chunks * blocks.count; }
 };
 
-inline int64_t partial_size(const ConvProblem& p, const Array4& grad, const Array4&) {
-  return WeightItems(p, grad).count() * p.kernel_h * p.kernel_w * kLanes;
+inline int64_t partial_size(const ConvProblem& p, const Array4& grad, const Array4& x) {
+  return WeightItems(p, grad, x).partials() * p.kernel_h * p.kernel_w * kLanes;
 }
 
 inline void backward_weight_items(const ConvProblem& p, const Array4& grad, const Array4& x,
                                   float* partial, int64_t begin, int64_t end) {
-  const WeightItems items(p, grad);
+  const WeightItems items(p, grad, x);
   const Blocks& blocks = items.blocks;
-  const bool direct = in_place(p, grad, x);
   const BackwardWeightRows plain = find_backward_weight<false, false>(p);
   const BackwardWeightRows fused = p.relu ? find_backward_weight<true, false>(p) : plain;
   const int64_t taps = p.kernel_h * p.kernel_w * kLanes;
   for (int64_t item = begin; item < end; ++item) {
-    const int64_t block = item % blocks.count, chunk = item / blocks.count;
-    float* sums = partial + item * taps;
-    std::fill(sums, sums + taps, 0.0f);
+    const int64_t chunk = items.direct ? item : item / blocks.count;
+    const int64_t first = items.direct ? 0 : item % blocks.count;
+    const int64_t last = items.direct ? blocks.count : first + 1;
+    float* sums = partial + chunk * blocks.count * taps;
+    std::fill(sums + first * taps, sums + last * taps, 0.0f);
     const int64_t unit_end = (chunk + 1) * items.units / items.chunks;
     for (int64_t unit = chunk * items.units / items.chunks; unit < unit_end; ++unit) {
       const int64_t image = unit / items.row_pieces, h0 = unit % items.row_pieces * items.per_unit;
       const int64_t h1 = std::min(p.oh, h0 + items.per_unit);
-      const LaneSet lanes(p, blocks, image, block);
-      if (direct && lanes.count == kLanes) {
-        const float* from = static_cast<const float*>(x.data) + image * x.n + lanes.c;
-        const float* g = static_cast<const float*>(grad.data) + image * grad.n + lanes.c;
-        fused(p, {from, x.h, x.w}, {g, grad.h, grad.w}, h0, h1, sums);
-        continue;
+      const int64_t full = items.direct ? p.c / kLanes : 0;
+      if (full > 0) {
+        const float* from = static_cast<const float*>(x.data) + image * x.n;
+        const float* g = static_cast<const float*>(grad.data) + image * grad.n;
+        for (int64_t b = 0; b < full; ++b) {
+          fused(p, {from + b * kLanes, x.h, x.w}, {g + b * kLanes, grad.h, grad.w}, h0, h1,
+                sums + b * taps);
+        }
       }
-      const RowRange in = rows_in(p, h0, h1);
-      const int64_t x_floats = p.w * kLanes, g_floats = p.ow * kLanes;
-      float* source = scratch(kScratchIn, (in.end - in.begin) * x_floats);
-      float* g = scratch(kScratchOut, (h1 - h0) * g_floats);
-      gather(p, x, lanes, in.begin, in.end - in.begin, p.w, p.relu, source);
-      gather(p, grad, lanes, h0, h1 - h0, p.ow, false, g);
-      plain(p, {source - in.begin * x_floats, x_floats, kLanes},
-            {g - h0 * g_floats, g_floats, kLanes}, h0, h1, sums);
+      for (int64_t b = std::max(first, full); b < last; ++b) {
+        const LaneSet lanes(p, blocks, image, b);
+        const RowRange in = rows_in(p, h0, h1);
+        const int64_t x_floats = p.w * kLanes, g_floats = p.ow * kLanes;
+        float* source = scratch(kScratchIn, (in.end - in.begin) * x_floats);
+        float* g = scratch(kScratchOut, (h1 - h0) * g_floats);
+        gather(p, x, lanes, in.begin, in.end - in.begin, p.w, p.relu, source);
+        gather(p, grad, lanes, h0, h1 - h0, p.ow, false, g);
+        plain(p, {source - in.begin * x_floats, x_floats, kLanes},
+              {g - h0 * g_floats, g_floats, kLanes}, h0, h1, sums + b * taps);
+      }
     }
   }
 }
@@ -918,9 +929,9 @@ FB_INLINE void store_one(T* p, float value) {
   store_partial(p, 1, 1, broadcast(value));
 }
 
-inline void reduce(const ConvProblem& p, const Array4& grad, const Array4&, const float* partial,
+inline void reduce(const ConvProblem& p, const Array4& grad, const Array4& x, const float* partial,
                    const Array4& grad_weight) {
-  const WeightItems items(p, grad);
+  const WeightItems items(p, grad, x);
   const Blocks& blocks = items.blocks;
   const int64_t taps = p.kernel_h * p.kernel_w;
   with_type(p.type, [&](auto tag) {
@@ -955,6 +966,208 @@ inline void reduce(const ConvProblem& p, const Array4& grad, const Array4&, cons
   });
 }
 
+// ---- one input channel for all lanes (Gabor) -------------------------------------------------------
+
+// Sum over the channels of rows [row, row + rows) of image n, [rows][w].
+template <class T>
+void channel_sum_rows(const Array4& x, int64_t n, int64_t channels, int64_t row, int64_t rows,
+                      int64_t w, float* out) {
+  const T* image = static_cast<const T*>(x.data) + n * x.n;
+  if (x.c == 1 && channels >= kLanes) {
+    for (int64_t r = 0; r < rows; ++r) {
+      const T* p = image + (row + r) * x.h;
+      for (int64_t i = 0; i < w; i += kLanes) {
+        // The lanes of kLanes pixels, then all horizontal sums at once by a transposition.
+        const int64_t here = std::min<int64_t>(kLanes, w - i);
+        Vec sum[kLanes];
+        for (int64_t u = 0; u < kLanes; ++u) {
+          if (u >= here) {
+            sum[u] = zero();
+            continue;
+          }
+          const T* q = p + (i + u) * x.w;
+          Vec s = load(q);
+          int64_t c = kLanes;
+          for (; c + kLanes <= channels; c += kLanes) s = add(s, load(q + c));
+          if (c < channels) s = add(s, load_partial(q + c, 1, channels - c));
+          sum[u] = s;
+        }
+        transpose(sum);
+        Vec total = sum[0];
+        for (int l = 1; l < kLanes; ++l) total = add(total, sum[l]);
+        if (here == kLanes) {
+          store(out, total);
+        } else {
+          store_partial(out, 1, here, total);
+        }
+        out += here;
+      }
+    }
+    return;
+  }
+  const bool joined = x.h == w * x.w;
+  const int64_t run = joined ? rows * w : w, runs = joined ? 1 : rows;
+  for (int64_t r = 0; r < runs; ++r) {
+    const T* p = image + (row + r) * x.h;
+    for (int64_t i = 0; i < run;) {
+      const int64_t left = run - i;
+      if (x.w == 1 && left >= 4 * kLanes) {
+        Vec sum[4] = {zero(), zero(), zero(), zero()};
+        for (int64_t c = 0; c < channels; ++c) {
+          for (int u = 0; u < 4; ++u) sum[u] = add(sum[u], load(p + c * x.c + i + u * kLanes));
+        }
+        for (int u = 0; u < 4; ++u) store(out + u * kLanes, sum[u]);
+        i += 4 * kLanes;
+        out += 4 * kLanes;
+        continue;
+      }
+      const int64_t here = std::min<int64_t>(kLanes, left);
+      Vec sum = zero();
+      for (int64_t c = 0; c < channels; ++c) {
+        const T* q = p + c * x.c + i * x.w;
+        sum = add(sum, x.w == 1 && here == kLanes ? load(q) : load_partial(q, x.w, here));
+      }
+      store_partial(out, 1, here, sum);
+      i += here;
+      out += here;
+    }
+  }
+}
+
+inline void channel_sum(const ConvProblem& p, const Array4& x, int64_t n, int64_t channels,
+                        int64_t row, int64_t rows, float* out) {
+  with_type(p.type, [&](auto tag) {
+    channel_sum_rows<decltype(tag)>(x, n, channels, row, rows, p.w, out);
+  });
+}
+
+inline bool written_in_place(const ConvProblem& p, const Array4& a) {
+  return p.type == Real::kFloat32 && a.c == 1;
+}
+
+inline int64_t shared_rows(const ConvProblem& p) {
+  return rows_per_item(p.oh, std::max(p.w * p.stride_h, p.ow) * kLanes, p.n);
+}
+
+inline int64_t shared_forward_items(const ConvProblem& p) {
+  return p.n * ceil_div(p.oh, shared_rows(p));
+}
+
+inline void shared_forward(const ConvProblem& p, int64_t channels, const Array4& x,
+                           const float* packed, const Array4& y, int64_t begin, int64_t end) {
+  const Blocks blocks(p, y);
+  const int64_t per_piece = shared_rows(p), pieces = ceil_div(p.oh, per_piece);
+  const ForwardRow row = find_forward<false, true>(p);
+  RowPointers pointers(p.kernel_h);
+  const float** rows = pointers.get();
+  const int64_t taps = p.kernel_h * p.kernel_w * kLanes, out_floats = p.ow * kLanes;
+  const int64_t full = written_in_place(p, y) ? p.c / kLanes : 0;
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t n = item / pieces, h0 = item % pieces * per_piece;
+    const int64_t h1 = std::min(p.oh, h0 + per_piece);
+    const RowRange in = rows_in(p, h0, h1);
+    float* sum = scratch(kScratchPlane, (in.end - in.begin) * p.w);
+    channel_sum(p, x, n, channels, in.begin, in.end - in.begin, sum);
+    const View view{sum - in.begin * p.w, p.w, 1};
+    float* image = static_cast<float*>(y.data) + (full ? n * y.n : 0);
+    for (int64_t h = h0; full > 0 && h < h1; ++h) {
+      forward_pointers(p, view, h, rows);
+      for (int64_t b = 0; b < full; ++b) {
+        row(p, rows, 1, packed + b * taps, image + b * kLanes + h * y.h, y.w);
+      }
+    }
+    if (full == blocks.count) continue;
+    float* target = scratch(kScratchOut, (h1 - h0) * out_floats);
+    for (int64_t b = full; b < blocks.count; ++b) {
+      for (int64_t h = h0; h < h1; ++h) {
+        forward_pointers(p, view, h, rows);
+        row(p, rows, 1, packed + b * taps, target + (h - h0) * out_floats, kLanes);
+      }
+      scatter(p, y, LaneSet(p, blocks, n, b), h0, h1 - h0, p.ow, target);
+    }
+  }
+}
+
+// grad is read once for both gradients: that of the channel sum (grad_sum, [N, H, W] in the type of
+// the problem) and that of the filters (partial sums). Either may be null.
+inline void shared_backward(const ConvProblem& p, int64_t channels, const Array4& grad,
+                            const Array4& x, const float* packed, void* grad_sum, float* partial,
+                            int64_t begin, int64_t end) {
+  const WeightItems items(p, grad, grad);
+  const Blocks& blocks = items.blocks;
+  const BackwardWeightRows weight_rows = find_backward_weight<false, true>(p);
+  const BackwardInputRow first_row = find_backward_input<false, false>(p);
+  const BackwardInputRow next_row = find_backward_input<false, true>(p);
+  RowPointers pointers(p.kernel_h);
+  const float** rows = pointers.get();
+  const int64_t taps = p.kernel_h * p.kernel_w * kLanes, g_floats = p.ow * kLanes;
+  const int64_t full = written_in_place(p, grad) ? p.c / kLanes : 0;
+  for (int64_t chunk = begin; chunk < end; ++chunk) {
+    float* sums = partial ? partial + chunk * blocks.count * taps : nullptr;
+    if (sums) std::fill(sums, sums + blocks.count * taps, 0.0f);
+    const int64_t unit_end = (chunk + 1) * items.units / items.chunks;
+    for (int64_t unit = chunk * items.units / items.chunks; unit < unit_end; ++unit) {
+      const int64_t n = unit / items.row_pieces, piece = unit % items.row_pieces;
+      const int64_t h0 = piece * items.per_unit, h1 = std::min(p.oh, h0 + items.per_unit);
+      View sum{nullptr, p.w, 1};
+      if (sums) {
+        const RowRange in = rows_in(p, h0, h1);
+        float* plane = scratch(kScratchPlane, (in.end - in.begin) * p.w);
+        channel_sum(p, x, n, channels, in.begin, in.end - in.begin, plane);
+        sum.data = plane - in.begin * p.w;
+      }
+      // Rows of the input map that this unit writes, and the rows of grad that both parts read.
+      const int64_t r0 = piece * p.h / items.row_pieces, r1 = (piece + 1) * p.h / items.row_pieces;
+      RowRange need{h0, h1};
+      if (grad_sum && r1 > r0) {
+        const RowRange from = rows_out(p, r0, r1);
+        if (from.end > from.begin) {
+          need = {std::min(h0, from.begin), std::max(h1, from.end)};
+        }
+      }
+      float* total =
+          grad_sum ? scratch(kScratchOut, ceil_div((r1 - r0) * p.w, kLanes) * kLanes * kLanes)
+                   : nullptr;
+      for (int64_t b = 0; b < blocks.count; ++b) {
+        View g;
+        if (b < full) {
+          g = {static_cast<const float*>(grad.data) + n * grad.n + b * kLanes, grad.h, grad.w};
+        } else {
+          float* source = scratch(kScratchIn, (need.end - need.begin) * g_floats);
+          gather(p, grad, LaneSet(p, blocks, n, b), need.begin, need.end - need.begin, p.ow, false,
+                 source);
+          g = {source - need.begin * g_floats, g_floats, kLanes};
+        }
+        if (total) {
+          for (int64_t r = r0; r < r1; ++r) {
+            backward_pointers(p, g, r, rows);
+            (b == 0 ? first_row : next_row)(p, rows, g.pixel, packed + b * taps,
+                                            total + (r - r0) * p.w * kLanes, kLanes, nullptr, 0);
+          }
+        }
+        if (sums) weight_rows(p, sum, g, h0, h1, sums + b * taps);
+      }
+      if (!total) continue;
+      with_type(p.type, [&](auto tag) {
+        using T = decltype(tag);
+        T* to = static_cast<T*>(grad_sum) + (n * p.h + r0) * p.w;
+        const int64_t pixels = (r1 - r0) * p.w;
+        for (int64_t i = 0; i < pixels; i += kLanes) {
+          const int64_t here = std::min<int64_t>(kLanes, pixels - i);
+          Vec lanes[kLanes];
+          for (int64_t u = 0; u < kLanes; ++u) {
+            lanes[u] = u < here ? load(total + (i + u) * kLanes) : zero();
+          }
+          transpose(lanes);
+          Vec value = lanes[0];
+          for (int l = 1; l < kLanes; ++l) value = add(value, lanes[l]);
+          store_partial(to + i, 1, here, value);
+        }
+      });
+    }
+  }
+}
+
 inline ConvKernels make_table() {
   ConvKernels table;
   table.packed_size = &packed_size;
@@ -967,12 +1180,18 @@ inline ConvKernels make_table() {
     return backward_input_plan(p, grad, grad_x).count;
   };
   table.backward_input = &backward_input;
-  table.backward_weight_items = [](const ConvProblem& p, const Array4& grad, const Array4&) {
-    return WeightItems(p, grad).count();
+  table.backward_weight_items = [](const ConvProblem& p, const Array4& grad, const Array4& x) {
+    return WeightItems(p, grad, x).count();
   };
   table.partial_size = &partial_size;
   table.backward_weight = &backward_weight_items;
   table.reduce = &reduce;
+  table.shared_forward_items = &shared_forward_items;
+  table.shared_forward = &shared_forward;
+  table.shared_backward_items = [](const ConvProblem& p, const Array4& grad) {
+    return WeightItems(p, grad, grad).chunks;
+  };
+  table.shared_backward = &shared_backward;
   return table;
 }
 

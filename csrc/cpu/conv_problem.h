@@ -23,6 +23,7 @@ struct ConvProblem {
   int64_t pad_h = 0, pad_w = 0;
   int64_t dilation_h = 1, dilation_w = 1;
   bool relu = false;  // the input is max(x, 0)
+  bool shared = false;  // one input channel for every output channel (Gabor)
   Real type = Real::kFloat32;
 };
 
@@ -50,6 +51,17 @@ struct ConvKernels {
                           int64_t begin, int64_t end);
   void (*reduce)(const ConvProblem&, const Array4& grad, const Array4& x, const float* partial,
                  const Array4& grad_weight);
+
+  // The same with one input for all channels, the sum over the `channels` of x (problem.shared).
+  // grad_sum, [N, H, W] in the problem's type, is the gradient of that sum; partial sums as above,
+  // with grad in the place of x in partial_size and reduce. Either may be null.
+  int64_t (*shared_forward_items)(const ConvProblem&);
+  void (*shared_forward)(const ConvProblem&, int64_t channels, const Array4& x, const float* packed,
+                         const Array4& y, int64_t begin, int64_t end);
+  int64_t (*shared_backward_items)(const ConvProblem&, const Array4& grad);
+  void (*shared_backward)(const ConvProblem&, int64_t channels, const Array4& grad,
+                          const Array4& x, const float* packed, void* grad_sum, float* partial,
+                          int64_t begin, int64_t end);
 };
 
 const ConvKernels& conv_kernels_baseline();

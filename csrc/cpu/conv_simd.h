@@ -9,10 +9,10 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <limits>
+
+#include "math/number.h"
 
 #if defined(FB_ISA_AVX512) || defined(FB_ISA_AVX2)
 #include <immintrin.h>
@@ -39,14 +39,6 @@
 
 namespace fastbandit::cpu::FB_ISA_NAMESPACE {
 
-// 16-bit floats as stored; the tags choose the conversion.
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Float16 {
-  uint16_t bits;
-};
-
 #if defined(FB_ISA_AVX512)
 
 constexpr int kLanes = 16;
@@ -66,14 +58,14 @@ FB_INLINE Vec where_positive(Vec x, Vec a) {
   return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, _mm512_setzero_ps(), _CMP_NLE_UQ), a.v)};
 }
 FB_INLINE float horizontal_sum(Vec a) { return _mm512_reduce_add_ps(a.v); }
-FB_INLINE Vec load(const BFloat16* p) {
+FB_INLINE Vec load(const bfloat16* p) {
   const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
 }
-FB_INLINE Vec load(const Float16* p) {
+FB_INLINE Vec load(const float16* p) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
-FB_INLINE void store(BFloat16* p, Vec a) {
+FB_INLINE void store(bfloat16* p, Vec a) {
   // Round to nearest even by hand: vcvtneps2bf16 would flush subnormal numbers.
   const __m512i bits = _mm512_castps_si512(a.v);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
@@ -84,7 +76,7 @@ FB_INLINE void store(BFloat16* p, Vec a) {
       _mm512_mask_mov_epi32(_mm512_srli_epi32(rounded, 16), nan, _mm512_set1_epi32(0x7fc0));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(result));
 }
-FB_INLINE void store(Float16* p, Vec a) {
+FB_INLINE void store(float16* p, Vec a) {
   _mm256_storeu_si256(
       reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
 }
@@ -139,14 +131,14 @@ FB_INLINE float horizontal_sum(Vec a) {
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));
   return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
-FB_INLINE Vec load(const BFloat16* p) {
+FB_INLINE Vec load(const bfloat16* p) {
   const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16))};
 }
-FB_INLINE Vec load(const Float16* p) {
+FB_INLINE Vec load(const float16* p) {
   return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
 }
-FB_INLINE void store(BFloat16* p, Vec a) {
+FB_INLINE void store(bfloat16* p, Vec a) {
   const __m256i bits = _mm256_castps_si256(a.v);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
   const __m256i rounded = _mm256_srli_epi32(
@@ -157,7 +149,7 @@ FB_INLINE void store(BFloat16* p, Vec a) {
       _mm_packus_epi32(_mm256_castsi256_si128(result), _mm256_extracti128_si256(result, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
 }
-FB_INLINE void store(Float16* p, Vec a) {
+FB_INLINE void store(float16* p, Vec a) {
   _mm_storeu_si128(
       reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
 }
@@ -214,62 +206,15 @@ FB_INLINE Vec where_positive(Vec x, Vec a) {
 FB_INLINE float horizontal_sum(Vec a) {
   return ((a.v[0] + a.v[4]) + (a.v[2] + a.v[6])) + ((a.v[1] + a.v[5]) + (a.v[3] + a.v[7]));
 }
-FB_INLINE float to_float(BFloat16 a) {
-  const uint32_t bits = static_cast<uint32_t>(a.bits) << 16;
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
-FB_INLINE float to_float(Float16 a) {
-  const uint32_t sign = static_cast<uint32_t>(a.bits & 0x8000u) << 16;
-  const uint32_t exponent = (a.bits >> 10) & 31u, mantissa = a.bits & 1023u;
-  if (exponent == 0) {  // zero or subnormal: mantissa * 2^-24
-    const float magnitude = static_cast<float>(mantissa) * 5.9604644775390625e-8f;
-    return sign ? -magnitude : magnitude;
-  }
-  const uint32_t bits =
-      sign | ((exponent == 31 ? 255u : exponent + 112u) << 23) | (mantissa << 13);
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
-FB_INLINE void from_float(BFloat16* p, float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  p->bits = value != value
-      ? 0x7fc0
-      : static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
-FB_INLINE void from_float(Float16* p, float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
-  const uint32_t magnitude = bits & 0x7fffffffu;
-  if (magnitude > 0x7f800000u) {
-    p->bits = sign | 0x7e00u;
-  } else if (magnitude >= 0x477ff000u) {  // rounds to 65536 or more
-    p->bits = sign | 0x7c00u;
-  } else if (magnitude < 0x38800000u) {  // below 2^-14: the adder rounds at 2^-24
-    float shifted;
-    std::memcpy(&shifted, &magnitude, 4);
-    shifted += 0.5f;
-    uint32_t rounded;
-    std::memcpy(&rounded, &shifted, 4);
-    p->bits = sign | static_cast<uint16_t>(rounded - 0x3f000000u);
-  } else {
-    const uint32_t rounded = magnitude + 0xfffu + ((magnitude >> 13) & 1u);
-    p->bits = sign | static_cast<uint16_t>((rounded - 0x38000000u) >> 13);
-  }
-}
 template <class T>
 FB_INLINE Vec load(const T* p) {
   Vec a;
-  for (int i = 0; i < kLanes; ++i) a.v[i] = to_float(p[i]);
+  for (int i = 0; i < kLanes; ++i) a.v[i] = to_compute(p[i]);
   return a;
 }
 template <class T>
 FB_INLINE void store(T* p, Vec a) {
-  for (int i = 0; i < kLanes; ++i) from_float(p + i, a.v[i]);
+  for (int i = 0; i < kLanes; ++i) p[i] = round_to_nearest<T>(a.v[i]);
 }
 FB_INLINE void transpose(Vec (&r)[8]) {
   for (int i = 0; i < 8; ++i) {
