@@ -48,11 +48,11 @@ inline int multiprocessors() {
   return count;
 }
 
-// Blocks for a grid-stride loop over `items`: enough to fill the device `waves` times over, and no
-// more than there is work for.
-inline unsigned grid_size(int64_t items, int threads, int waves) {
+// Blocks for a grid-stride loop over `items`: enough to fill the device twice over (8 blocks of
+// kThreads fit on a multiprocessor), and no more than there is work for.
+inline unsigned grid_size(int64_t items, int threads) {
   const int64_t wanted = (items + threads - 1) / threads;
-  const int64_t limit = static_cast<int64_t>(multiprocessors()) * waves;
+  const int64_t limit = static_cast<int64_t>(multiprocessors()) * 16;
   return static_cast<unsigned>(wanted < 1 ? 1 : wanted < limit ? wanted : limit);
 }
 

@@ -17,6 +17,10 @@ inline bool pack_aligned(const T* pointer) {
   return reinterpret_cast<uintptr_t>(pointer) % alignof(Pack<T, kCount>) == 0;
 }
 
+inline bool aligned16(const void* pointer) {
+  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
+}
+
 template <int kCount, class T>
 __device__ __forceinline__ Pack<T, kCount> load_pack(const T* data, int64_t pack) {
   return reinterpret_cast<const Pack<T, kCount>*>(data)[pack];

@@ -6,6 +6,7 @@
 // upper - image], so that no rounding of image + delta moves it.
 #pragma once
 
+#include "dtype.h"
 #include "math/number.h"
 
 namespace fastbandit {
@@ -19,6 +20,16 @@ FB_HOST_DEVICE C image_value(X value) {
 template <class C>
 FB_HOST_DEVICE C image_value(uint8_t value) {
   return static_cast<C>(value) / static_cast<C>(255);
+}
+
+// An image element whose type is known at run time only: `dtype` is kUInt8, kFloat32 or, for any
+// other code, that of T.
+template <class T>
+FB_HOST_DEVICE compute_t<T> pixel_at(const void* image, int dtype, int64_t at) {
+  using C = compute_t<T>;
+  if (dtype == kUInt8) return image_value<C>(static_cast<const uint8_t*>(image)[at]);
+  if (dtype == kFloat32) return image_value<C>(static_cast<const float*>(image)[at]);
+  return image_value<C>(static_cast<const T*>(image)[at]);
 }
 
 // Which bounds there are: neither, both, or as the fields say. The first two are compiled apart,
