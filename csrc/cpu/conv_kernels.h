@@ -8,8 +8,8 @@
 // channels than lanes, the lanes of a contiguous array run on into the next images ("flat").
 //
 // The inner loops are unrolled for square filters of 1, 3, 5, 7 taps with dilation and stride 1 or
-// 2; every other shape takes the loops named *_any, which are vectorised but not unrolled (about 2
-// to 4 times slower).
+// 2 (see with_shape); every other shape takes the loops named *_any, which are vectorised but not
+// unrolled, and a few times slower for each tap.
 #pragma once
 
 #include <cstdlib>
@@ -569,60 +569,77 @@ void backward_weight_any(const ConvProblem& p, View x, View grad, int64_t h0, in
 
 // ---- choosing the loop ---------------------------------------------------------------------------
 
-template <int... V>
-struct Ints {};
+template <int K, int D, int S>
+struct Shape {};
 
 // Calls f(K, D, S) as constants where the shape is one of the unrolled ones; else returns false.
-template <class F>
+// Each shape costs compile time three times over, so Gabor filters are unrolled only for stride 1
+// and dilation 1, and the instruction sets without FMA only for stride 1.
+template <bool SHARED, class F>
 bool with_shape(const ConvProblem& p, const F& f) {
   if (p.kernel_h != p.kernel_w || p.stride_h != p.stride_w || p.dilation_h != p.dilation_w) {
     return false;
   }
   const int64_t d = p.kernel_w == 1 ? 1 : p.dilation_w;  // one tap has no dilation
   if (d > 2 || p.stride_w > 2) return false;
-#define FB_SHAPE(K, D, S)                                     \
-  if (p.kernel_w == K && d == D && p.stride_w == S) {         \
-    f(Ints<K, D, S>{});                                       \
-    return true;                                              \
+#define FB_SHAPE(K, D, S)                             \
+  if (p.kernel_w == K && d == D && p.stride_w == S) { \
+    f(Shape<K, D, S>{});                              \
+    return true;                                      \
   }
-  FB_SHAPE(1, 1, 1) FB_SHAPE(1, 1, 2)
-  FB_SHAPE(3, 1, 1) FB_SHAPE(3, 2, 1) FB_SHAPE(3, 1, 2) FB_SHAPE(3, 2, 2)
-  FB_SHAPE(5, 1, 1) FB_SHAPE(5, 2, 1) FB_SHAPE(5, 1, 2) FB_SHAPE(5, 2, 2)
-  FB_SHAPE(7, 1, 1) FB_SHAPE(7, 2, 1) FB_SHAPE(7, 1, 2) FB_SHAPE(7, 2, 2)
+  FB_SHAPE(3, 1, 1)
+  FB_SHAPE(5, 1, 1)
+  FB_SHAPE(7, 1, 1)
+  if constexpr (!SHARED) {
+    FB_SHAPE(1, 1, 1)
+    FB_SHAPE(3, 2, 1)
+    FB_SHAPE(5, 2, 1)
+    FB_SHAPE(7, 2, 1)
+#if defined(FB_ISA_AVX512) || defined(FB_ISA_AVX2)
+    FB_SHAPE(1, 1, 2)
+    FB_SHAPE(3, 1, 2)
+    FB_SHAPE(5, 1, 2)
+    FB_SHAPE(7, 1, 2)
+    FB_SHAPE(3, 2, 2)
+    FB_SHAPE(5, 2, 2)
+    FB_SHAPE(7, 2, 2)
+#endif
+  }
 #undef FB_SHAPE
   return false;
 }
 
 template <bool RELU, bool BX, int K, int D, int S>
-constexpr ForwardRow forward_row_of(Ints<K, D, S>) {
+constexpr ForwardRow forward_row_of(Shape<K, D, S>) {
   return &forward_row<K, D, S, RELU, BX>;
 }
 template <bool RELU, bool BX>
 ForwardRow find_forward(const ConvProblem& p) {
   ForwardRow row = &forward_row_any<RELU, BX>;
-  with_shape(p, [&](auto shape) { row = forward_row_of<RELU, BX>(shape); });
+  with_shape<BX>(p, [&](auto shape) { row = forward_row_of<RELU, BX>(shape); });
   return row;
 }
 
 template <bool MASK, bool ADD, int K, int D, int S>
-constexpr BackwardInputRow backward_input_row_of(Ints<K, D, S>) {
+constexpr BackwardInputRow backward_input_row_of(Shape<K, D, S>) {
   return &backward_input_row<K, D, S, MASK, ADD>;
 }
-template <bool MASK, bool ADD>
+// SHARED asks for the unrolled loops that the forward of the same op has.
+template <bool MASK, bool ADD, bool SHARED>
 BackwardInputRow find_backward_input(const ConvProblem& p) {
   BackwardInputRow row = &backward_input_row_any<MASK, ADD>;
-  with_shape(p, [&](auto shape) { row = backward_input_row_of<MASK, ADD>(shape); });
+  with_shape<SHARED>(p, [&](auto shape) { row = backward_input_row_of<MASK, ADD>(shape); });
   return row;
 }
 
 template <bool RELU, bool BX, int K, int D, int S>
-constexpr BackwardWeightRows backward_weight_of(Ints<K, D, S>) {
+constexpr BackwardWeightRows backward_weight_of(Shape<K, D, S>) {
   return &backward_weight<K, D, S, RELU, BX>;
 }
 template <bool RELU, bool BX>
 BackwardWeightRows find_backward_weight(const ConvProblem& p) {
   BackwardWeightRows rows = &backward_weight_any<RELU, BX>;
-  with_shape(p, [&](auto shape) { rows = backward_weight_of<RELU, BX>(shape); });
+  with_shape<BX>(p, [&](auto shape) { rows = backward_weight_of<RELU, BX>(shape); });
   return rows;
 }
 
@@ -825,7 +842,7 @@ inline void backward_input(const ConvProblem& p, const Array4& grad, const Array
   const Blocks& blocks = items.blocks;
   const bool direct_mask = !p.relu || x.c == 1;
   const BackwardInputRow row =
-      p.relu ? find_backward_input<true, false>(p) : find_backward_input<false, false>(p);
+      p.relu ? find_backward_input<true, false, false>(p) : find_backward_input<false, false, false>(p);
   RowPointers pointers(p.kernel_h);
   const float** rows = pointers.get();
   const int64_t taps = p.kernel_h * p.kernel_w * kLanes;
@@ -1096,8 +1113,8 @@ inline void shared_backward(const ConvProblem& p, int64_t channels, const Array4
   const WeightItems items(p, grad, grad);
   const Blocks& blocks = items.blocks;
   const BackwardWeightRows weight_rows = find_backward_weight<false, true>(p);
-  const BackwardInputRow first_row = find_backward_input<false, false>(p);
-  const BackwardInputRow next_row = find_backward_input<false, true>(p);
+  const BackwardInputRow first_row = find_backward_input<false, false, true>(p);
+  const BackwardInputRow next_row = find_backward_input<false, true, true>(p);
   RowPointers pointers(p.kernel_h);
   const float** rows = pointers.get();
   const int64_t taps = p.kernel_h * p.kernel_w * kLanes, g_floats = p.ow * kLanes;

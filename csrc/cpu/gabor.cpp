@@ -201,18 +201,8 @@ Tensor gabor_conv2d(Tensor x, Tensor theta, Tensor sigma, Tensor gamma, Tensor w
   return y;
 }
 
-// The gradient of x is that of the channel sum, the same for every channel: a tensor of one channel,
-// expanded. It is what autograd returns for a sum, and C_in times less to write.
-Tensor expand_channels(const Tensor& one_channel, const Tensor& x) {
-  const int64_t sizes[4] = {x.size(0), x.size(1), x.size(2), x.size(3)};
-  const int64_t plane = sizes[2] * sizes[3];
-  const int64_t strides[4] = {plane, sizes[1] == 1 ? plane : 0, sizes[3], 1};
-  AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch__reinterpret_tensor(one_channel.get(), 4, sizes, strides, 0, &handle));
-  return Tensor(handle);
-}
-
+// First result: the gradient of the channel sum, [N, 1, H, W]; that of x is the same for every
+// channel, and Python expands it.
 SixTensors gabor_conv2d_backward(Tensor grad, Tensor x, Tensor theta, Tensor sigma, Tensor gamma,
                                  Tensor wavelength, Tensor psi, int64_t kernel_size, Pair stride,
                                  Pair padding, Pair dilation, std::vector<bool> output_mask) {
@@ -284,8 +274,7 @@ SixTensors gabor_conv2d_backward(Tensor grad, Tensor x, Tensor theta, Tensor sig
       });
     }
   }
-  Tensor grad_x = need_x ? expand_channels(grad_sum, x) : grad_sum;
-  return {grad_x,          gradients.theta,      gradients.sigma,
+  return {grad_sum,        gradients.theta,      gradients.sigma,
           gradients.gamma, gradients.wavelength, gradients.psi};
 }
 
