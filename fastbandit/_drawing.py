@@ -259,9 +259,11 @@ def draw_genotype(genotype: Genotype) -> str:
     title = f"{genotype.name or 'genotype'} ({genotype.hash[:12]})"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.1f} {bottom:.1f}" '
-        f'width="{width:.1f}" height="{bottom:.1f}" role="img" '
+        f'width="{width:.1f}" height="{bottom:.1f}" class="genotype-cells" role="img" '
         'font-family="system-ui, Segoe UI, Helvetica, Arial, sans-serif" font-size="12">'
         f"<title>{escape(title)}</title>"
-        "<style>.op{font-weight:600}.node{font-size:12px}.title{font-weight:600;font-size:14px}"
+        # Inlined in a page, a style sheet is the page's: every rule is confined to this drawing.
+        "<style>.genotype-cells .op{font-weight:600}.genotype-cells .node{font-size:12px}"
+        ".genotype-cells .title{font-weight:600;font-size:14px}"
         f"</style>{''.join(body)}{legend}</svg>\n"
     )

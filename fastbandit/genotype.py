@@ -275,8 +275,6 @@ class Genotype(_Model):
             return cls.model_validate(dict(fields))
         except ValidationError as error:
             raise GenotypeError(f"{where}: {_first_error(error)}") from None
-        except RecursionError:
-            raise GenotypeError(f"{where}: nested too deeply") from None
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form: plain values, with format, schema version and hash."""
@@ -495,6 +493,8 @@ def _first_error(error: ValidationError) -> str:
     place = ""
     for part in first["loc"]:
         place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
+    if len(place) > 80:
+        place = place[:77] + "..."
     message = first["msg"].removeprefix("Value error, ")
     # The input of an error about a whole object is that object: too long to repeat.
     given = first["input"]

@@ -113,7 +113,7 @@ def _digest(tensors: dict[str, Tensor]) -> int:
     for name in sorted(tensors):
         crc = zlib.crc32(name.encode(), crc)
         flat = tensors[name].detach().cpu().contiguous().reshape(-1)
-        crc = zlib.crc32(memoryview(flat.view(torch.uint8).numpy()), crc)
+        crc = zlib.crc32(flat.view(torch.uint8).numpy().data, crc)
     return crc
 
 

@@ -257,6 +257,19 @@ def test_missing_file_and_missing_hash(tmp_path):
     assert Genotype.from_dict(data).hash == expected
 
 
+def test_deep_nesting_is_a_short_message():
+    data = a_dict()
+    deep: list = []
+    for _ in range(400):
+        deep = [deep]
+    data["search"] = {"run_id": "r", "budget": {"x": deep}}
+    with pytest.raises(
+        GenotypeError, match=r"genotype: search\.budget\.x\.\S{10,70}\.\.\.: "
+    ) as error:
+        Genotype.from_dict(data)
+    assert len(str(error.value)) < 300
+
+
 def test_immutable():
     genotype = Genotype.published("ABANDIT_CIFAR_1")
     with pytest.raises(ValueError, match="frozen"):
@@ -435,6 +448,8 @@ def test_svg(genotype):
     assert "url(" not in text
     width, height = float(root.get("width")), float(root.get("height"))
     assert root.get("viewBox") == f"0 0 {width} {height}"
+    rules = root.find(f"{SVG}style").text.split("}")[:-1]
+    assert all(rule.startswith(f".{root.get('class')} ") for rule in rules)  # for inlining
     panels = root.findall(f"{SVG}g")
     assert len(panels) == len(genotype.cells)
     for panel, cell in zip(panels, genotype.cells, strict=True):

@@ -1,0 +1,125 @@
+"""Is the architecture that a search found better than a random one?
+
+Trains the found network and random networks of the same space from scratch, all in the same way,
+and measures clean and robust accuracy on the test images, which no search has seen::
+
+    python benchmarks/found_vs_random.py runs/2026-01-01-digits --random 5 --epochs 20
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics as stats
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastbandit import space
+from fastbandit._cli import merge
+from fastbandit._files import write_atomic
+from fastbandit.data import Augment, Loader, load, statistics
+from fastbandit.genotype import Genotype
+from fastbandit.nn.network import Network
+from fastbandit.run import RunFolder, derive_seed
+from fastbandit.search import SearchConfig
+from fastbandit.training import Cost, cosine, evaluate, train_epoch
+
+
+def train(genotype: Genotype, config: SearchConfig, epochs: int, seed: int) -> dict[str, Any]:
+    """Train from scratch on all training images; accuracy on the test images."""
+    source = load(config.data)
+    assert source.test is not None
+    device = torch.device(config.device)
+    train_set, test_set = source.train.to(device), source.test.to(device)
+    mean, std = statistics(train_set.images)
+    torch.manual_seed(derive_seed(seed, "weights"))
+    network = Network(
+        genotype,
+        in_channels=train_set.images.shape[1],
+        classes=source.classes,
+        channels=config.init_channels,
+        mean=mean,
+        std=std,
+    ).to(device)
+    batches = Loader(
+        train_set,
+        torch.arange(len(train_set)),
+        batch_size=config.batch_size,
+        augment=Augment(config.crop_padding, config.flip, config.cutout_length),
+        seed=derive_seed(seed, "order"),
+        shuffle=True,
+        drop_last=True,
+    )
+    test = Loader(test_set, torch.arange(len(test_set)), batch_size=256)
+    optimizer = torch.optim.SGD(
+        network.parameters(),
+        lr=config.learning_rate,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+    )
+    cost = Cost()
+    for epoch in range(epochs):
+        optimizer.param_groups[0]["lr"] = cosine(epoch, epochs, config.learning_rate)
+        train_epoch(
+            network,
+            batches,
+            epoch,
+            optimizer,
+            config.training_threat(),
+            seed=derive_seed(seed, "attack"),
+            cost=cost,
+            grad_clip=config.grad_clip,
+        )
+    found = evaluate(network, test, config.final_threat(), seed=derive_seed(0, "test"), cost=cost)
+    return {
+        "genotype": genotype.hash,
+        "seed": seed,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "clean_accuracy": found.clean_accuracy,
+        "robust_accuracy": found.robust_accuracy,
+        "n": found.images,
+        "seconds": cost.seconds["train"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, help="folder of a finished search")
+    parser.add_argument("--random", type=int, default=5, help="how many random networks")
+    parser.add_argument("--epochs", type=int, default=20, help="epochs for each network")
+    parser.add_argument("--repeats", type=int, default=1, help="seeds for the found network")
+    parser.add_argument("--out", type=Path, help="write the raw figures to this JSON file")
+    arguments = parser.parse_args()
+
+    config = merge(SearchConfig(), RunFolder.read_config(arguments.run), str(arguments.run))
+    found = Genotype.load(arguments.run / "genotype.json")
+    searched = space.get(config.space)
+    results: dict[str, list[dict[str, Any]]] = {"found": [], "random": []}
+    for seed in range(arguments.repeats):
+        results["found"].append(train(found, config, arguments.epochs, seed))
+        print("found ", results["found"][-1], flush=True)
+    generator = torch.Generator().manual_seed(0)
+    for seed in range(arguments.random):
+        choice = torch.randint(len(searched.operations), (searched.rows,), generator=generator)
+        genotype = Genotype.from_choices(searched, choice, options=found.options)
+        results["random"].append(train(genotype, config, arguments.epochs, seed))
+        print("random", results["random"][-1], flush=True)
+
+    print(f"\n{'':<8}{'networks':>9}{'clean':>16}{'robust':>16}{'parameters':>13}")
+    for name, rows in results.items():
+        columns = []
+        for key in ("clean_accuracy", "robust_accuracy"):
+            values = [100 * row[key] for row in rows]
+            spread = f" +- {stats.stdev(values):.2f}" if len(values) > 1 else ""
+            columns.append(f"{stats.mean(values):.2f}{spread}")
+        size = stats.mean(row["parameters"] for row in rows)
+        print(f"{name:<8}{len(rows):>9}{columns[0]:>16}{columns[1]:>16}{size:>13,.0f}")
+    print(f"attack: {config.final_threat().describe()}; n = {results['found'][0]['n']}")
+    if arguments.out is not None:
+        write_atomic(arguments.out, json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

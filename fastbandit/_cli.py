@@ -1,0 +1,138 @@
+"""Configuration of the commands: defaults < preset < file < command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import sys
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+if typing.TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+__all__ = ["ConfigError", "guard", "merge", "read_config_file", "take_option", "to_plain"]
+
+T = TypeVar("T", bound="DataclassInstance")
+
+
+class ConfigError(ValueError):
+    """A setting that is unknown or has a value of the wrong kind."""
+
+
+def take_option(arguments: Sequence[str], name: str) -> str | None:
+    """The value of ``--name VALUE`` or ``--name=VALUE``, the last one given; None without it.
+
+    The preset and the configuration file have to be known before the command line is parsed,
+    because they give its defaults.
+    """
+    value = None
+    flag = f"--{name}"
+    for position, argument in enumerate(arguments):
+        if argument == "--":
+            break
+        if argument == flag:
+            value = arguments[position + 1] if position + 1 < len(arguments) else None
+        elif argument.startswith(flag + "="):
+            value = argument[len(flag) + 1 :]
+    return value
+
+
+def read_config_file(path: str) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ConfigError: missing, not YAML, or not a mapping.
+    """
+    try:
+        value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--config {path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path}: not valid YAML: {error}") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"--config {path}: expected a mapping, got {type(value).__name__}")
+    return value
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """A configuration dataclass as nested dictionaries of plain values."""
+    return dataclasses.asdict(config)
+
+
+def merge(config: T, changes: Mapping[str, Any], where: str, prefix: str = "") -> T:
+    """``config`` (a dataclass) with ``changes`` applied, nested mappings into nested dataclasses.
+
+    Raises:
+        ConfigError: an unknown name (the nearest known one is suggested) or a value of the wrong
+            kind; ``where`` says which file or preset it came from.
+    """
+    assert dataclasses.is_dataclass(config)
+    hints = typing.get_type_hints(type(config))
+    known = [field.name for field in dataclasses.fields(config)]
+    updates: dict[str, Any] = {}
+    for raw, value in changes.items():
+        name = str(raw).replace("-", "_")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {prefix}{near[0]}?" if near else f"; known: {', '.join(known)}"
+            raise ConfigError(f"{where}: unknown setting {prefix}{raw}{hint}")
+        current = getattr(config, name)
+        if dataclasses.is_dataclass(current):
+            if not isinstance(value, Mapping):
+                raise ConfigError(
+                    f"{where}: {prefix}{name}: expected a mapping, got {type(value).__name__}"
+                )
+            assert not isinstance(current, type)
+            updates[name] = merge(current, value, where, f"{prefix}{name}.")
+            continue
+        hint_type = hints[name]
+        # YAML reads 0.3 as a number where the setting is text that may also be 8/255.
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            accepts = typing.get_args(hint_type) or (hint_type,)
+            if str in accepts and type(value) not in accepts:
+                value = repr(value)
+        try:
+            updates[name] = TypeAdapter(hint_type).validate_python(value)
+        except ValidationError as error:
+            message = error.errors()[0]["msg"]
+            raise ConfigError(f"{where}: {prefix}{name}: {message}, got {value!r}") from None
+    return dataclasses.replace(config, **updates)
+
+
+def guard(command: str, action: Callable[[], int]) -> int:
+    """Run a command's body; turn errors that are the user's to mend into one line and a status.
+
+    ``FASTBANDIT_DEBUG=1`` shows the traceback instead.
+    """
+    from torch import OutOfMemoryError
+
+    try:
+        return action()
+    except KeyboardInterrupt:
+        print(f"\n{command}: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone; there is nobody left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OutOfMemoryError as error:
+        if os.environ.get("FASTBANDIT_DEBUG") == "1":
+            raise
+        print(
+            f"{command}: error: out of memory: {str(error).splitlines()[0]}; "
+            "try half the --batch-size",
+            file=sys.stderr,
+        )
+        return 1
+    except (ValueError, OSError) as error:
+        if os.environ.get("FASTBANDIT_DEBUG") == "1":
+            raise
+        print(f"{command}: error: {error}", file=sys.stderr)
+        return 1

@@ -1,0 +1,1070 @@
+"""``python -m fastbandit.search``: the anti-bandit search for a robust architecture.
+
+Algorithm 8 of *Binary Neural Networks* (Zhang, Xu et al.), that is ABanditNAS (Chen et al.,
+"Anti-Bandit Neural Architecture Search for Model Defense", ECCV 2020): sample one operation for
+every edge, train that path adversarially for one epoch, credit the bandit with its validation
+accuracy, and after K * T samples abandon on every edge the arm with the smallest upper bound,
+until one is left.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from torch import Tensor
+
+from fastbandit import _cli, run, space
+from fastbandit._cli import ConfigError
+from fastbandit._progress import Progress
+from fastbandit.bandit import POLICIES, AntiBandit, replay
+from fastbandit.data import Augment, DataSource, ImageSet, Loader, load, split, statistics
+from fastbandit.genotype import Genotype
+from fastbandit.nn.supernet import Supernet
+from fastbandit.report import write_report
+from fastbandit.run import RunError, RunFolder, derive_seed
+from fastbandit.threat import ThreatModel
+from fastbandit.training import (
+    Cost,
+    Evaluation,
+    cosine,
+    evaluate,
+    reestimate_batchnorm,
+    reset_batchnorm,
+    train_epoch,
+)
+
+__all__ = ["PRESETS", "SearchConfig", "dry_run", "main", "search"]
+
+# A path that is evaluated without having been trained last gets its batch-norm statistics from
+# this many training batches.
+_STATISTICS_BATCHES = 8
+
+_EDGES_PER_NODE: dict[str, Literal["all", 1, 2]] = {"all": "all", "1": 1, "2": 2}
+
+
+@dataclass(frozen=True)
+class AttackConfig:
+    """The adversary inside the search: one gradient step from a random start, as in Algorithm 8."""
+
+    epsilon: str = "0.2"
+    """radius in the L-infinity norm, for images in [0, 1]; write 8/255 as 8/255"""
+    steps: int = 1
+    """gradient steps: 1 is FGSM, k is PGD-k, 0 searches for clean accuracy"""
+    step_size: str | None = None
+    """step along the gradient's sign; default 1.25 epsilon for one step, 2.5 epsilon / steps"""
+    random_start: bool = True
+    """start uniformly in the ball"""
+    clip: Literal["image", "none"] = "image"
+    """keep x + delta in [0, 1] (image), or not (none: the algorithm as printed)"""
+    bn_mode: Literal["train", "eval"] = "train"
+    """batch norm while attacking in training; the attack of the reward always uses eval"""
+
+
+@dataclass(frozen=True)
+class BanditConfig:
+    """The bandit on every edge (Eqs. 4.9 to 4.13)."""
+
+    policy: str = "printed"
+    """how arms are sampled and abandoned: printed (the paper's rule) or random (the baseline)"""
+    rate: float = 0.7
+    """lambda, the weight of the new accuracy in an arm's running performance"""
+    rounds: int = 3
+    """T: an arm is abandoned on every edge after K * T samples, K the arms left"""
+    bonus: float = 1.0
+    """factor on the confidence radius sqrt(2 ln N / n); 1 as printed"""
+    scale: float = 1.0
+    """factor on the accuracies that are credited, which are in [0, 1]; 100 makes them percent"""
+
+
+@dataclass(frozen=True)
+class FinalConfig:
+    """The attack that measures the found path at the end (PGD, eval mode)."""
+
+    steps: int = 20
+    """gradient steps"""
+    step_size: str | None = "0.02"
+    """step along the gradient's sign; None: 2.5 epsilon / steps"""
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Everything that decides the result of a search. Its hash is the run's id."""
+
+    name: str = "digits"
+    """part of the run folder's name"""
+    data: str = "digits"
+    """'digits' (embedded) or a path: IDX, CIFAR-10 or image folder, .npz file, parquet"""
+    space: str = "robust9-light"
+    """search space: general7, robust8 to robust11, or one of their -light twins"""
+    seed: int = 0
+    """decides everything random: weights, split, order, attacks, bandit"""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ...; auto takes a GPU if there is one"""
+    threads: int = 0
+    """CPU threads, 0: as torch chooses; exact repetition needs the same number"""
+    deterministic: bool | None = None
+    """deterministic algorithms only; default: yes on a CPU, no on a GPU"""
+    init_channels: int = 16
+    """C, the channels of the first cell"""
+    denoise: Literal["dot", "gaussian", "mean", "median"] = "dot"
+    """the non-local mean of the denoising block"""
+    gabor: Literal["pixels", "released"] = "pixels"
+    """parameterisation of the Gabor filters: ours, in pixels, or that of the released code"""
+    edges_per_node: Literal["all", "1", "2"] = "all"
+    """incoming edges each node keeps in the genotype: all (the text), or those of largest m"""
+    reward: Literal["auto", "robust", "clean", "mix"] = "auto"
+    """validation accuracy that is credited; auto: robust if the search is adversarial"""
+    train_portion: float = 0.5
+    """share of the training images that train the weights; the rest gives the reward"""
+    train_limit: int | None = None
+    """use only so many training images (a stratified choice)"""
+    test_limit: int | None = None
+    """use only so many test images (a stratified choice)"""
+    batch_size: int = 128
+    """images in a mini-batch"""
+    learning_rate: float = 0.05
+    """of SGD, cosine to 0 over the search"""
+    momentum: float = 0.9
+    """of SGD"""
+    weight_decay: float = 3e-4
+    """of SGD"""
+    grad_clip: float | None = 5.0
+    """largest 2-norm of the gradient"""
+    crop_padding: int = 0
+    """random crop after zero padding by so many pixels"""
+    flip: bool = False
+    """random horizontal flip"""
+    cutout_length: int = 0
+    """side of the square that is cut out at random, in pixels"""
+    attack: AttackConfig = field(default_factory=AttackConfig)
+    bandit: BanditConfig = field(default_factory=BanditConfig)
+    final: FinalConfig = field(default_factory=FinalConfig)
+
+    def __post_init__(self) -> None:
+        space.get(self.space)
+        if self.bandit.policy not in POLICIES:
+            raise ConfigError(
+                f"bandit.policy: expected one of {', '.join(sorted(POLICIES))}, "
+                f"got {self.bandit.policy!r}"
+            )
+        checks = (
+            ("seed", self.seed, 0 <= self.seed < 2**63, "a whole number in [0, 2^63)"),
+            ("threads", self.threads, self.threads >= 0, "0 or more"),
+            (
+                "init_channels",
+                self.init_channels,
+                self.init_channels >= 2 and self.init_channels % 2 == 0,
+                "an even number >= 2",
+            ),
+            (
+                "train_portion",
+                self.train_portion,
+                0 < self.train_portion < 1,
+                "a share between 0 and 1",
+            ),
+            ("batch_size", self.batch_size, self.batch_size >= 2, "2 or more"),
+            (
+                "learning_rate",
+                self.learning_rate,
+                math.isfinite(self.learning_rate) and self.learning_rate > 0,
+                "a positive number",
+            ),
+            ("momentum", self.momentum, 0 <= self.momentum < 1, "a number in [0, 1)"),
+            (
+                "weight_decay",
+                self.weight_decay,
+                math.isfinite(self.weight_decay) and self.weight_decay >= 0,
+                "0 or more",
+            ),
+            (
+                "grad_clip",
+                self.grad_clip,
+                self.grad_clip is None or self.grad_clip > 0,
+                "None or a positive number",
+            ),
+            ("crop_padding", self.crop_padding, self.crop_padding >= 0, "0 or more"),
+            ("cutout_length", self.cutout_length, self.cutout_length >= 0, "0 or more"),
+            (
+                "train_limit",
+                self.train_limit,
+                self.train_limit is None or self.train_limit >= 4,
+                "None or 4 or more",
+            ),
+            (
+                "test_limit",
+                self.test_limit,
+                self.test_limit is None or self.test_limit >= 1,
+                "None or 1 or more",
+            ),
+            (
+                "bandit.scale",
+                self.bandit.scale,
+                math.isfinite(self.bandit.scale) and self.bandit.scale > 0,
+                "a positive number",
+            ),
+        )
+        for name, value, good, expected in checks:
+            if not good:
+                raise ConfigError(f"{name}: expected {expected}, got {value!r}")
+        self.training_threat()
+        self.final_threat()
+        self._bandit(1, 2)
+
+    def _bandit(self, rows: int, arms: int) -> AntiBandit:
+        return AntiBandit(
+            rows,
+            arms,
+            policy=self.bandit.policy,
+            rate=self.bandit.rate,
+            rounds=self.bandit.rounds,
+            bonus=self.bandit.bonus,
+            scale=self.bandit.scale,
+            seed=derive_seed(self.seed, "bandit"),
+        )
+
+    def make_bandit(self) -> AntiBandit:
+        """The bandit of this search: a row for each edge of each cell, an arm an operation."""
+        found = space.get(self.space)
+        return self._bandit(found.rows, len(found.operations))
+
+    def training_threat(self) -> ThreatModel:
+        """The adversary of the training step."""
+        clip = self.attack.clip == "image"
+        return ThreatModel(
+            epsilon=self.attack.epsilon,
+            lower=0.0 if clip else None,
+            upper=1.0 if clip else None,
+            step_size=self.attack.step_size,
+            steps=self.attack.steps,
+            random_start=self.attack.random_start,
+            bn_mode=self.attack.bn_mode,
+        )
+
+    def reward_threat(self) -> ThreatModel:
+        """The training step's attack in eval mode; FGSM where the search is a clean one."""
+        return dataclasses.replace(
+            self.training_threat(), bn_mode="eval", steps=max(1, self.attack.steps)
+        )
+
+    def final_threat(self) -> ThreatModel:
+        """PGD for the figures at the end; it always respects the image's bounds."""
+        return ThreatModel(
+            epsilon=self.attack.epsilon,
+            step_size=self.final.step_size,
+            steps=self.final.steps,
+            random_start=True,
+            bn_mode="eval",
+        )
+
+    def resolve(self) -> SearchConfig:
+        """The same configuration with every ``auto`` replaced by what it means here."""
+        device = self.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            kind = torch.device(device).type
+        except RuntimeError:
+            raise ConfigError(f"device: expected cpu, cuda or cuda:N, got {device!r}") from None
+        if kind not in ("cpu", "cuda"):
+            raise ConfigError(f"device: expected cpu, cuda or cuda:N, got {device!r}")
+        if kind == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(f"device: {device} was asked for, but torch sees no CUDA device")
+        reward = self.reward
+        if reward == "auto":
+            reward = "robust" if self.training_threat().attacks else "clean"
+        deterministic = kind == "cpu" if self.deterministic is None else self.deterministic
+        return dataclasses.replace(self, device=device, reward=reward, deterministic=deterministic)
+
+
+# What each preset changes. Learning rates, batches and radii are those of the paper's authors as
+# far as they are known; the digits are ours.
+PRESETS: dict[str, dict[str, Any]] = {
+    "digits": {},
+    "smoke": {
+        "name": "smoke",
+        "init_channels": 4,
+        "train_limit": 256,
+        "test_limit": 256,
+        "batch_size": 64,
+        "bandit": {"rounds": 1},
+        "final": {"steps": 5, "step_size": "0.05"},
+    },
+    "mnist": {
+        "name": "mnist",
+        "data": "mnist",
+        "space": "robust9",
+        "batch_size": 512,
+        "learning_rate": 0.025,
+        "attack": {"epsilon": "0.3"},
+        "final": {"steps": 40, "step_size": "0.01"},
+    },
+    "cifar10": {
+        "name": "cifar10",
+        "data": "cifar10",
+        "space": "robust9",
+        "batch_size": 512,
+        "learning_rate": 0.1,
+        "crop_padding": 4,
+        "flip": True,
+        "cutout_length": 16,
+        "attack": {"epsilon": "8/255"},
+        "final": {"steps": 20, "step_size": "2/255"},
+    },
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to do with the configuration; none of it changes a result."""
+
+    preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """settings to start from: digits (the default), smoke, mnist, cifar10"""
+    config: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """YAML file with settings; they win over the preset, and flags win over them"""
+    out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """run folder; default: an unfinished run of this configuration below runs/, else a new one"""
+    resume: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """go on with the run in this folder, with the configuration stored there"""
+    force: bool = False
+    """replace a finished run, or one of another configuration, in --out"""
+    dry_run: bool = False
+    """measure the widest path, print memory and time that the search will take, and stop"""
+    print_config: bool = False
+    """print the resolved configuration as YAML and stop"""
+    json: bool = False
+    """print the result as JSON on standard output"""
+
+
+@dataclass(frozen=True)
+class _Command:
+    options: Annotated[Options, tyro.conf.arg(name="")] = field(default_factory=Options)
+    config: Annotated[SearchConfig, tyro.conf.arg(name="")] = field(default_factory=SearchConfig)
+
+
+# --- the search -----------------------------------------------------------------------------
+
+
+@dataclass
+class _Setup:
+    """What is built from the configuration alone, the same at every start."""
+
+    config: SearchConfig
+    device: torch.device
+    source: DataSource
+    splits: dict[str, Any]
+    supernet: Supernet
+    optimizer: torch.optim.SGD
+    weights: Loader
+    statistics: Loader
+    validation: Loader
+    test: Loader | None
+
+
+def _build(config: SearchConfig) -> _Setup:
+    device = torch.device(config.device)
+    source = load(config.data)
+    train, test = source.train, source.test
+    if config.train_limit is not None:
+        train = train.limit(config.train_limit)
+    if test is not None and config.test_limit is not None:
+        test = test.limit(config.test_limit)
+    weights_index, validation_index = split(
+        train.labels, config.train_portion, derive_seed(config.seed, "split")
+    )
+    if len(weights_index) < 2:
+        raise ConfigError(
+            f"train_portion: expected at least 2 images to train on, got {len(weights_index)}"
+        )
+    mean, std = statistics(train.images[weights_index])
+    splits = {
+        "data": source.name,
+        "digest": source.digest,
+        "train_images": len(train.labels),
+        "weights": weights_index.tolist(),
+        "validation": validation_index.tolist(),
+        "test_images": 0 if test is None else len(test.labels),
+    }
+    train = train.to(device)
+
+    def loader(images: ImageSet, index: Tensor, purpose: str, shuffle: bool) -> Loader:
+        return Loader(
+            images,
+            index,
+            batch_size=config.batch_size,
+            device=device,
+            augment=Augment(
+                crop_padding=config.crop_padding,
+                flip=config.flip,
+                cutout_length=config.cutout_length,
+            )
+            if shuffle
+            else None,
+            seed=derive_seed(config.seed, purpose),
+            shuffle=shuffle,
+            # A last batch of one image has no batch statistics on 1 x 1 maps.
+            drop_last=shuffle and len(index) % config.batch_size == 1,
+        )
+
+    # The initial weights come from the run's own seed, whatever was drawn before.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.seed, "weights"))
+        supernet = Supernet(
+            space.get(config.space),
+            in_channels=train.images.shape[1],
+            classes=source.classes,
+            channels=config.init_channels,
+            mean=mean,
+            std=std,
+            denoise=config.denoise,
+            gabor=config.gabor,
+        )
+    # Channels-last is the faster layout for the depthwise and the dense convolutions alike; what
+    # the stem returns has the layout of its weights, and the rest follows.
+    supernet.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(
+        supernet.parameters(),
+        lr=config.learning_rate,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        foreach=True,
+    )
+    test_loader = None
+    if test is not None:
+        test = test.to(device)
+        test_loader = loader(test, torch.arange(len(test.labels)), "test", False)
+    return _Setup(
+        config,
+        device,
+        source,
+        splits,
+        supernet,
+        optimizer,
+        weights=loader(train, weights_index, "order", True),
+        statistics=loader(train, weights_index, "statistics", True),
+        validation=loader(train, validation_index, "validation", False),
+        test=test_loader,
+    )
+
+
+class _Search:
+    """A search in progress: its state, one epoch, and how the state goes to disk and back."""
+
+    def __init__(self, setup: _Setup, folder: RunFolder) -> None:
+        self.setup, self.folder, self.config = setup, folder, setup.config
+        self.supernet = setup.supernet
+        self.space = space.get(self.config.space)
+        self.bandit = self.config.make_bandit()
+        self.cost = Cost()
+        self.training_threat = self.config.training_threat()
+        self.reward_threat = self.config.reward_threat()
+        self.round = 0
+        self.peak_memory = 0.0
+        self.last: Evaluation | None = None
+
+    # State on disk.
+
+    def _momenta(self) -> dict[str, Tensor]:
+        state = self.setup.optimizer.state
+        return {
+            name: state[parameter]["momentum_buffer"]
+            for name, parameter in self.supernet.named_parameters()
+            if state.get(parameter, {}).get("momentum_buffer") is not None
+        }
+
+    def save(self) -> None:
+        bandit = self.bandit.state_dict()
+        tensors = {f"model.{k}": v for k, v in self.supernet.state_dict().items()}
+        tensors |= {f"momentum.{k}": v for k, v in self._momenta().items()}
+        tensors |= {f"bandit.{k}": v for k, v in bandit.items() if isinstance(v, Tensor)}
+        state = {
+            "round": self.round,
+            "cost": self.cost.state_dict(),
+            "peak_memory_mb": self.peak_memory,
+            "bandit": {k: v for k, v in bandit.items() if not isinstance(v, Tensor)},
+        }
+        self.folder.save_checkpoint(tensors, state)
+
+    def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "momentum": {}, "bandit": {}}
+        for name, tensor in tensors.items():
+            group, _, rest = name.partition(".")
+            parts[group][rest] = tensor
+        try:
+            self.bandit.load_state_dict({**state["bandit"], **parts["bandit"]})
+            self.supernet.load_state_dict(parts["model"])
+        except (ValueError, RuntimeError) as error:
+            raise run.CheckpointError(
+                f"the checkpoint does not fit this search: {str(error).splitlines()[0]}"
+            ) from None
+        named = dict(self.supernet.named_parameters())
+        for name, buffer in parts["momentum"].items():
+            parameter = named[name]
+            self.setup.optimizer.state[parameter]["momentum_buffer"] = buffer.to(parameter.device)
+        self.cost.load_state_dict(state["cost"])
+        self.round = state["round"]
+        self.peak_memory = state["peak_memory_mb"]
+
+    # One sample of Algorithm 8.
+
+    def reward_of(self, evaluation: Evaluation) -> float:
+        return {
+            "robust": evaluation.robust_accuracy,
+            "clean": evaluation.clean_accuracy,
+            "mix": 0.5 * (evaluation.robust_accuracy + evaluation.clean_accuracy),
+        }[self.config.reward]
+
+    def use_path(self, choice: Tensor) -> dict[str, Any]:
+        """Select a path; returns what bounds the work to it."""
+        self.supernet.set_path(choice)
+        parameters = list(self.supernet.path_parameters())
+        # The optimiser's state is kept by parameter, so momentum of the other arms stays.
+        self.setup.optimizer.param_groups[0]["params"] = parameters
+        return {"modules": list(self.supernet.path_modules()), "parameters": parameters}
+
+    def epoch(self) -> dict[str, Any]:
+        """Sample, train, validate, credit, perhaps prune; log and save. Returns the metrics."""
+        bandit, config = self.bandit, self.config
+        started = time.perf_counter()
+        number, phase, arms = bandit.samples, bandit.phase, bandit.arms_left
+        law = bandit.probabilities()
+        choice = bandit.sample()
+        probability = law.gather(1, choice.unsqueeze(1)).squeeze(1)
+        path = self.use_path(choice)
+        rate = cosine(number, bandit.total_samples, config.learning_rate)
+        self.setup.optimizer.param_groups[0]["lr"] = rate
+        reset_batchnorm(path["modules"])
+        trained = train_epoch(
+            self.supernet,
+            self.setup.weights,
+            number,
+            self.setup.optimizer,
+            self.training_threat,
+            seed=derive_seed(config.seed, "attack", "train"),
+            cost=self.cost,
+            grad_clip=config.grad_clip,
+            **path,
+        )
+        evaluation = evaluate(
+            self.supernet,
+            self.setup.validation,
+            self.reward_threat,
+            seed=derive_seed(config.seed, "attack", "validation"),
+            offset=number,
+            cost=self.cost,
+            **path,
+        )
+        self.last = evaluation
+        reward = self.reward_of(evaluation)
+        bandit.credit(choice, reward)
+        lines: list[dict[str, Any]] = [
+            {
+                "event": "sample",
+                "sample": number,
+                "phase": phase,
+                "choice": choice.tolist(),
+                "probability": probability.tolist(),
+                "clean_accuracy": evaluation.clean_accuracy,
+                "robust_accuracy": evaluation.robust_accuracy,
+                "reward": reward,
+            }
+        ]
+        while bandit.due:
+            lines += self.prune()
+        if bandit.finished:
+            lines.append(
+                {"event": "end", "sample": bandit.samples, "choice": bandit.final().tolist()}
+            )
+        seconds = time.perf_counter() - started
+        self.cost.add_seconds("other", seconds - trained.seconds - evaluation.seconds)
+        self.peak_memory = max(self.peak_memory, run.peak_memory_mb(self.setup.device))
+        metrics = {
+            "epoch": number,
+            "phase": phase,
+            "arms": arms,
+            "loss": trained.loss,
+            "train_accuracy": trained.accuracy,
+            "clean_accuracy": evaluation.clean_accuracy,
+            "robust_accuracy": evaluation.robust_accuracy,
+            "reward": reward,
+            "learning_rate": rate,
+            "seconds_train": trained.seconds,
+            "seconds_validate": evaluation.seconds,
+            "seconds_total": seconds,
+            "images_per_second": trained.images / trained.seconds,
+            "peak_memory_mb": self.peak_memory,
+        }
+        self.folder.append("bandit.jsonl", *lines)
+        self.folder.append("metrics.jsonl", metrics)
+        self.save()
+        return metrics
+
+    def prune(self) -> list[dict[str, Any]]:
+        """Abandon one arm on every edge; returns the lines that say which and why."""
+        bandit = self.bandit
+        lower, upper = (bound.tolist() for bound in bandit.bounds())
+        mean, count = bandit.mean.tolist(), bandit.count.tolist()
+        abandoned = bandit.prune().tolist()
+        self.round += 1
+        lines = []
+        for row, arm in enumerate(abandoned):
+            if arm < 0:
+                continue
+            lines.append(
+                {
+                    "event": "abandon",
+                    "sample": bandit.samples,
+                    "round": self.round,
+                    "row": row,
+                    "cell": self.space.edge_name(row).partition(":")[0],
+                    "edge": self.space.edge_name(row),
+                    "arm": arm,
+                    "operation": self.space.operations[arm],
+                    "mean": mean[row][arm],
+                    "count": count[row][arm],
+                    "lower": lower[row][arm],
+                    "upper": upper[row][arm],
+                    "total": sum(count[row]),
+                    "arms_left": bandit.arms_left,
+                }
+            )
+        self.folder.append(
+            "genotypes.jsonl",
+            {
+                "sample": bandit.samples,
+                "arms_left": bandit.arms_left,
+                "choice": bandit.final().tolist(),
+                "genotype": self.genotype().to_dict(),
+            },
+        )
+        return lines
+
+    def genotype(self) -> Genotype:
+        """The best arm of every edge so far; at the end the only one."""
+        return Genotype.from_choices(
+            self.space,
+            self.bandit.final().tolist(),
+            mean=self.bandit.mean.tolist(),
+            edges_per_node=_EDGES_PER_NODE[self.config.edges_per_node],
+            options={"denoise": self.config.denoise, "gabor": self.config.gabor},
+            macro={"layers": self.space.cell_types, "channels": self.config.init_channels},
+            search={
+                "run_id": self.folder_id,
+                "seed": self.config.seed,
+                "samples": self.bandit.samples,
+                "policy": self.config.bandit.policy,
+                "data": self.setup.source.name,
+                "threat": self.reward_threat.to_dict(),
+            },
+        )
+
+    @property
+    def folder_id(self) -> str:
+        return run.run_id(_cli.to_plain(self.config))
+
+    def finish(self) -> dict[str, Any]:
+        """Check that the log explains the result, measure the found path, write the last files."""
+        bandit, config, folder = self.bandit, self.config, self.folder
+        explained = replay(folder.read_lines("bandit.jsonl")).final()
+        if not torch.equal(explained, bandit.final()):
+            raise RunError(
+                f"{folder.path}: bandit.jsonl does not explain the genotype found; "
+                "it was changed by another hand"
+            )
+        path = self.use_path(bandit.final())
+        reestimate_batchnorm(
+            self.supernet,
+            self.setup.statistics,
+            self.training_threat,
+            count=_STATISTICS_BATCHES,
+            seed=derive_seed(config.seed, "attack", "statistics"),
+            cost=self.cost,
+            **path,
+        )
+
+        def measure(name: str, loader: Loader, threat: ThreatModel) -> dict[str, Any]:
+            found = evaluate(
+                self.supernet,
+                loader,
+                threat,
+                seed=derive_seed(config.seed, "attack", "final", name),
+                cost=self.cost,
+                **path,
+            )
+            return {
+                "split": name,
+                "n": found.images,
+                "clean_accuracy": found.clean_accuracy,
+                "robust_accuracy": found.robust_accuracy,
+                "attack": threat.describe(),
+            }
+
+        threat = config.final_threat()
+        final = measure("validation", self.setup.validation, threat)
+        test = None if self.setup.test is None else measure("test", self.setup.test, threat)
+        genotype = self.genotype()
+        genotype.save(folder.path / "genotype.json")
+        run.save_tensors(
+            folder.path / "weights.safetensors",
+            dict(self.supernet.state_dict()),
+            "supernet",
+            {"run_id": self.folder_id, "genotype": genotype.to_dict()},
+        )
+        self.peak_memory = max(self.peak_memory, run.peak_memory_mb(self.setup.device))
+        cost = self.cost
+        summary = {
+            "status": "finished",
+            "run_id": self.folder_id,
+            "name": config.name,
+            "genotype": "genotype.json",
+            "genotype_hash": genotype.hash,
+            "data": {
+                "name": self.setup.source.name,
+                "description": self.setup.source.description,
+                "weights": len(self.setup.splits["weights"]),
+                "validation": len(self.setup.splits["validation"]),
+                "test": self.setup.splits["test_images"],
+                "classes": self.setup.source.classes,
+            },
+            "selection": "the last arm on every edge, weights of the search's last epoch; "
+            "the test set is looked at once, after that",
+            "threat": self.training_threat.to_dict(),
+            "reward": config.reward,
+            "final": final,
+            "test": test,
+            "cost": {
+                "epochs": bandit.samples,
+                "seconds_total": sum(cost.seconds.values()),
+                **{f"seconds_{phase}": value for phase, value in cost.seconds.items()},
+                "images_per_second": cost.images_trained / cost.seconds["train"],
+                "images_trained": cost.images_trained,
+                "images_evaluated": cost.images_evaluated,
+                "forward_passes": cost.forward_passes,
+                "backward_passes": cost.backward_passes,
+                "peak_memory_mb": self.peak_memory,
+                "device": config.device,
+                "threads": torch.get_num_threads(),
+            },
+            "versions": {"torch": torch.__version__, "fastbandit": run.__version__},
+        }
+        # The summary is what makes a run finished, so it comes last; the report shows it.
+        write_report(folder.path, summary=summary)
+        folder.write_json("summary.json", summary)
+        return summary
+
+
+@contextmanager
+def _torch_settings(config: SearchConfig) -> Iterator[None]:
+    """The process-wide settings of a search, undone afterwards."""
+    threads = torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        torch.use_deterministic_algorithms(bool(config.deterministic))
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+
+
+def search(
+    config: SearchConfig,
+    out: str | Path | None = None,
+    *,
+    root: str | Path = "runs",
+    force: bool = False,
+    progress: Progress | None = None,
+) -> tuple[Path, dict[str, Any]]:
+    """Run a search to its end, or go on with one that was interrupted.
+
+    Args:
+        config: the settings; see :class:`SearchConfig`.
+        out: run folder; None: an unfinished run of the same configuration below ``root``, else a
+            new folder there.
+        force: replace what a finished or a different run left in ``out``.
+        progress: where progress is shown; None shows none.
+
+    Returns:
+        The run folder and its summary.
+
+    Raises:
+        ValueError: settings, data, run folder or checkpoint cannot be used; the message says why.
+        OSError: a file could not be written; the run goes on from its last checkpoint.
+    """
+    config = config.resolve()
+    plain = _cli.to_plain(config)
+    progress = progress or Progress.silent()
+    with _torch_settings(config):
+        started = time.perf_counter()
+        setup = _build(config)
+        if out is not None:
+            path = Path(out)
+        else:
+            unfinished = RunFolder.find_unfinished(Path(root), plain)
+            path = unfinished or RunFolder.fresh_path(Path(root), config.name)
+        with RunFolder.open(path, plain, force=force) as folder:
+            current = _Search(setup, folder)
+            resumed = folder.load_checkpoint(current.restore)
+            _check_same(folder, "split.json", setup.splits)
+            environment = run.environment(setup.device)
+            if resumed:
+                then = folder.read_json("env.json")
+                for name in ("threads", "torch", "cpu", "device_name"):
+                    if then.get(name) != environment[name]:
+                        progress.note(
+                            f"{name} was {then.get(name)} and is {environment[name]} now: "
+                            "the run goes on, but not to the same bytes"
+                        )
+            else:
+                folder.write_json("env.json", environment)
+                folder.append(
+                    "bandit.jsonl",
+                    {
+                        "event": "start",
+                        "space": config.space,
+                        "operations": list(current.space.operations),
+                        "edges": [current.space.edge_name(r) for r in range(current.space.rows)],
+                        "policy": config.bandit.policy,
+                        "rate": config.bandit.rate,
+                        "rounds": config.bandit.rounds,
+                        "bonus": config.bandit.bonus,
+                        "scale": config.bandit.scale,
+                        "seed": derive_seed(config.seed, "bandit"),
+                    },
+                )
+                current.cost.add_seconds("setup", time.perf_counter() - started)
+                current.save()
+            bandit = current.bandit
+            with progress.running(
+                path, config.space, current.space.rows, bandit, resumed=resumed
+            ) as show:
+                while not bandit.finished:
+                    show(current.epoch())
+            return path, current.finish()
+
+
+def _check_same(folder: RunFolder, name: str, value: dict[str, Any]) -> None:
+    """Store ``value``, or see that what was stored when the run began is the same."""
+    if not (folder.path / name).is_file():
+        folder.write_json(name, value)
+        return
+    stored = folder.read_json(name)
+    if stored != value:
+        changed = (
+            [k for k in value if stored.get(k) != value[k]] if isinstance(stored, dict) else []
+        )
+        raise RunError(
+            f"{folder.path / name}: the data changed since the run began "
+            f"({', '.join(changed) or 'the file is not a mapping'} differ); "
+            "restore the data, or start a new run with another --out"
+        )
+
+
+def dry_run(config: SearchConfig) -> dict[str, Any]:
+    """What the search will cost, measured on a few steps of real paths. Writes nothing.
+
+    Returns:
+        Epochs, peak memory in MiB (of the widest path, training), seconds per epoch (mean of
+        three random paths, and of the widest one) and the estimate for the whole search.
+    """
+    config = config.resolve()
+    with _torch_settings(config):
+        setup = _build(config)
+        bandit = config.make_bandit()
+        found = space.get(config.space)
+        generator = torch.Generator().manual_seed(0)
+        random_paths = [
+            torch.randint(len(found.operations), (found.rows,), generator=generator)
+            for _ in range(3)
+        ]
+        seconds = []
+        for choice in [setup.supernet.widest_path(), *random_paths]:
+            seconds.append(_epoch_seconds(setup, torch.as_tensor(choice)))
+        mean = sum(seconds[1:]) / len(random_paths)
+        return {
+            "space": config.space,
+            "epochs": bandit.total_samples,
+            "peak_memory_mb": run.peak_memory_mb(setup.device),
+            "seconds_per_epoch": mean,
+            "seconds_per_epoch_widest": seconds[0],
+            "seconds_total": mean * bandit.total_samples,
+            "parameters": sum(p.numel() for p in setup.supernet.parameters()),
+            "device": config.device,
+            "threads": torch.get_num_threads(),
+        }
+
+
+def _epoch_seconds(setup: _Setup, choice: Tensor) -> float:
+    """Seconds that an epoch of this path takes, from a few batches; weights are left alone."""
+    config, supernet = setup.config, setup.supernet
+    supernet.set_path(choice)
+    parameters = list(supernet.path_parameters())
+    path: dict[str, Any] = {"modules": list(supernet.path_modules()), "parameters": parameters}
+    # Learning rate 0: the real step, which changes nothing.
+    optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=config.momentum, foreach=True)
+    total = 0.0
+    for loader, training in ((setup.weights, True), (setup.validation, False)):
+        few = _FirstBatches(loader, 3)
+        cost = Cost()
+        if training:
+            train_epoch(
+                supernet,
+                _FirstBatches(loader, 1),
+                0,
+                optimizer,
+                config.training_threat(),
+                seed=0,
+                cost=Cost(),
+                **path,
+            )
+            train_epoch(
+                supernet,
+                few,
+                0,
+                optimizer,
+                config.training_threat(),
+                seed=0,
+                cost=cost,
+                grad_clip=config.grad_clip,
+                **path,
+            )
+            used, spent = cost.images_trained, cost.seconds["train"]
+        else:
+            evaluate(supernet, few, config.reward_threat(), seed=0, cost=cost, **path)
+            used, spent = cost.images_evaluated, cost.seconds["validate"]
+        total += spent / used * len(loader.index)
+    return total
+
+
+class _FirstBatches:
+    """The first batches of each epoch of a loader."""
+
+    def __init__(self, loader: Loader, count: int) -> None:
+        self.loader, self.count = loader, count
+
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for position, batch in enumerate(self.loader.epoch(number)):
+            if position == self.count:
+                return
+            yield batch
+
+
+# --- the command ----------------------------------------------------------------------------
+
+
+def parse(arguments: Sequence[str]) -> _Command:
+    """Options and configuration: defaults < preset < file < flags.
+
+    Raises:
+        ValueError: an unknown preset, setting or value. (tyro ends the process with status 2 and a
+            message of its own where a flag cannot be parsed at all.)
+    """
+    # Both spellings of a flag are accepted, so both are looked for.
+    preset = _cli.take_option(arguments, "preset")
+    base = SearchConfig()
+    if preset is not None:
+        if preset not in PRESETS:
+            raise ConfigError(f"--preset: expected one of {', '.join(PRESETS)}, got {preset!r}")
+        base = _cli.merge(base, PRESETS[preset], f"preset {preset}")
+    file = _cli.take_option(arguments, "config")
+    if file is not None:
+        base = _cli.merge(base, _cli.read_config_file(file), f"--config {file}")
+    return tyro.cli(
+        _Command,
+        default=_Command(config=base),
+        args=list(arguments),
+        prog="python -m fastbandit.search",
+        description="Anti-bandit search (ABanditNAS) for an architecture that stays accurate under "
+        "adversarial attack. With no argument: the embedded digits, minutes on a CPU.",
+    )
+
+
+def _print_dry_run(result: dict[str, Any]) -> None:
+    minutes = result["seconds_total"] / 60
+    print(f"space {result['space']}: {result['parameters']:,} parameters in the supernet")
+    print(f"epochs               {result['epochs']}")
+    print(f"peak memory          {result['peak_memory_mb']:.0f} MiB (widest path, training)")
+    print(
+        f"seconds per epoch    {result['seconds_per_epoch']:.2f} "
+        f"(widest path {result['seconds_per_epoch_widest']:.2f})"
+    )
+    print(
+        f"whole search         about {minutes:.1f} minutes on {result['device']}, "
+        f"{result['threads']} CPU threads"
+    )
+
+
+def _print_summary(path: Path, summary: dict[str, Any]) -> None:
+    cost, final, test = summary["cost"], summary["final"], summary["test"]
+    print(
+        f"search finished: {cost['epochs']} epochs in {cost['seconds_total'] / 60:.1f} minutes, "
+        f"{cost['images_per_second']:.0f} images/s in training, "
+        f"peak memory {cost['peak_memory_mb']:.0f} MiB"
+    )
+    for found in (final, test):
+        if found is not None:
+            print(
+                f"found path, {found['split']:<10} clean {100 * found['clean_accuracy']:.2f} %  "
+                f"robust {100 * found['robust_accuracy']:.2f} %  (n = {found['n']})"
+            )
+    print(f"attack: {final['attack']}")
+    print(f"genotype {summary['genotype_hash'][:12]}: {path / 'genotype.json'}")
+    print(f"report: {path / 'report.html'}")
+    print(f"run folder: {path}")
+
+
+def _run(arguments: Sequence[str]) -> int:
+    command = parse(arguments)
+    options, config = command.options, command.config
+    out = options.out
+    if options.resume is not None:
+        # Whatever else is asked for must agree with what is stored, or it is refused.
+        folder = Path(options.resume)
+        stored = _cli.merge(SearchConfig(), RunFolder.read_config(folder), f"{folder}/config.yaml")
+        if config not in (SearchConfig(), stored):
+            raise ConfigError(
+                "--resume takes its settings from the folder; give it no other settings"
+            )
+        if out is not None and Path(out) != folder:
+            raise ConfigError("--resume and --out name different folders; give one of them")
+        config, out = stored, options.resume
+    if options.print_config:
+        import yaml
+
+        print(yaml.safe_dump(_cli.to_plain(config.resolve()), sort_keys=False), end="")
+        return 0
+    if options.dry_run:
+        result = dry_run(config)
+        if options.json:
+            print(json.dumps(result))
+        else:
+            _print_dry_run(result)
+        return 0
+    path, summary = search(config, out, force=options.force, progress=Progress())
+    if options.json:
+        print(json.dumps({"run": str(path), **summary}))
+    else:
+        _print_summary(path, summary)
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    return _cli.guard("search", lambda: _run(given))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,518 @@
+"""The search as a whole: the schedule, exact repetition, exact resume, errors, the command."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+
+from fastbandit import search as module
+from fastbandit._cli import ConfigError, merge
+from fastbandit.bandit import replay
+from fastbandit.genotype import Genotype
+from fastbandit.run import CheckpointError, RunError, load_tensors, run_id
+from fastbandit.search import PRESETS, SearchConfig, dry_run, main, parse, search
+from fastbandit.training import DivergenceError
+
+# The files whose bytes are a function of the configuration.
+EXACT = ("genotype.json", "bandit.jsonl", "weights.safetensors")
+
+# The smallest search that still has all parts: 7 + 1 * (7 + ... + 2) = 34 epochs of one batch.
+TINY = {
+    "name": "tiny",
+    "space": "general7-light",
+    "init_channels": 2,
+    "train_limit": 48,
+    "test_limit": 32,
+    "batch_size": 24,
+    "threads": 1,
+    "bandit": {"rounds": 1},
+    "final": {"steps": 2, "step_size": "0.1"},
+}
+
+
+def tiny(**changes) -> SearchConfig:
+    return merge(merge(SearchConfig(), TINY, "tiny"), changes, "test")
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One uninterrupted search, looked at by many tests."""
+    path, summary = search(tiny(), tmp_path_factory.mktemp("search") / "run")
+    return path, summary
+
+
+def test_folder_is_complete(finished):
+    path, summary = finished
+    names = {file.name for file in path.iterdir() if not file.name.startswith(".")}
+    assert names == {
+        "config.yaml",
+        "env.json",
+        "split.json",
+        "metrics.jsonl",
+        "bandit.jsonl",
+        "genotypes.jsonl",
+        "genotype.json",
+        "weights.safetensors",
+        "summary.json",
+        "report.html",
+        "checkpoints",
+    }
+    assert json.loads((path / "summary.json").read_text()) == summary
+
+
+def test_schedule_and_log(finished):
+    path, summary = finished
+    log = lines(path / "bandit.jsonl")
+    samples = [line for line in log if line["event"] == "sample"]
+    abandoned = [line for line in log if line["event"] == "abandon"]
+    assert len(samples) == 7 + (7 + 6 + 5 + 4 + 3 + 2) == summary["cost"]["epochs"]
+    assert [line["sample"] for line in samples] == list(range(34))
+    assert len(abandoned) == 60 * 6
+    assert [line["phase"] for line in samples] == ["initial"] * 7 + ["search"] * 27
+    # Pruned after K * T samples each time: T = 1.
+    assert sorted({line["sample"] for line in abandoned}) == [14, 20, 25, 29, 32, 34]
+    assert len(lines(path / "metrics.jsonl")) == 34
+    # In the initial pass each edge tries each arm once.
+    for row in range(60):
+        assert sorted(line["choice"][row] for line in samples[:7]) == list(range(7))
+    # Every reward is the robust validation accuracy of 24 images, as recorded.
+    for line in samples:
+        assert line["reward"] == line["robust_accuracy"]
+        assert (line["reward"] * 24) == pytest.approx(round(line["reward"] * 24))
+        assert all(0 < p <= 1 for p in line["probability"])
+
+
+def test_replayed_log_gives_the_genotype(finished):
+    path, summary = finished
+    log = lines(path / "bandit.jsonl")
+    bandit = replay(log)
+    assert bandit.finished
+    assert bandit.final().tolist() == log[-1]["choice"]
+    genotype = Genotype.load(path / "genotype.json")
+    assert genotype == Genotype.from_choices(
+        "general7-light",
+        bandit.final(),
+        mean=bandit.mean,
+        options=genotype.options,
+        macro=genotype.macro,
+        search=genotype.search,
+    )
+    assert genotype.hash == summary["genotype_hash"]
+    history = lines(path / "genotypes.jsonl")
+    assert [line["arms_left"] for line in history] == [6, 5, 4, 3, 2, 1]
+    assert Genotype.from_dict(history[-1]["genotype"]).hash == genotype.hash
+
+
+def test_cost_ledger_counts_what_was_done(finished):
+    _, summary = finished
+    cost = summary["cost"]
+    # 24 images to train in 1 batch, 24 to validate in 1, 32 to test in 2; 34 epochs; FGSM.
+    # At the end: statistics from 1 batch, then PGD-2 on validation and test.
+    forward = 34 * 1 * 2 + 34 * 1 * 3 + 1 * 2 + (1 + 2) * 4
+    backward = 34 * 1 * 2 + 34 * 1 * 1 + 1 * 1 + (1 + 2) * 2
+    assert (cost["forward_passes"], cost["backward_passes"]) == (forward, backward)
+    assert cost["images_trained"] == 34 * 24
+    assert cost["images_evaluated"] == 34 * 24 + 24 + 32
+    assert cost["seconds_total"] == pytest.approx(
+        sum(cost[f"seconds_{p}"] for p in ("setup", "train", "validate", "statistics", "other"))
+    )
+    assert cost["peak_memory_mb"] > 50
+
+
+def test_split_is_stored_and_disjoint(finished):
+    path, _ = finished
+    split = json.loads((path / "split.json").read_text())
+    assert len(split["weights"]) == len(split["validation"]) == 24
+    assert not set(split["weights"]) & set(split["validation"])
+
+
+def test_run_id_is_the_hash_of_the_configuration(finished):
+    path, summary = finished
+    stored = yaml.safe_load((path / "config.yaml").read_text())
+    assert summary["run_id"] == run_id(stored)
+    assert stored["device"] == "cpu"
+    assert stored["reward"] == "robust"
+    assert stored["deterministic"] is True
+
+
+def test_files_of_the_result_hold_no_times(finished):
+    path, _ = finished
+    for name in ("genotype.json", "bandit.jsonl"):
+        assert "second" not in (path / name).read_text()
+
+
+def test_weights_are_those_of_the_supernet(finished):
+    path, summary = finished
+    tensors, metadata = load_tensors(path / "weights.safetensors", "supernet")
+    assert metadata["run_id"] == summary["run_id"]
+    setup = module._build(tiny().resolve())
+    setup.supernet.load_state_dict(tensors)
+
+
+def test_same_seed_same_bytes_other_seed_other_bytes(finished, tmp_path):
+    path, _ = finished
+    torch.manual_seed(99)  # the process's own generator must not matter
+    torch.rand(7)
+    again, _ = search(tiny(), tmp_path / "again")
+    for name in EXACT:
+        assert (again / name).read_bytes() == (path / name).read_bytes(), name
+    other, _ = search(tiny(seed=1), tmp_path / "other")
+    for name in EXACT:
+        assert (other / name).read_bytes() != (path / name).read_bytes(), name
+
+
+def test_torch_settings_are_undone(finished):
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def start(config_file, out):
+    """The command in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "fastbandit.search", "--config", config_file, "--out", out],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def test_kill_at_three_random_moments(finished, tmp_path):
+    """kill -9, the same command again: the same bytes as the uninterrupted run."""
+    path, summary = finished
+    file, out = tmp_path / "tiny.yaml", tmp_path / "killed"
+    file.write_text(yaml.safe_dump(TINY))
+    moments = random.Random(time.time_ns())
+    for attempt in range(3):
+        process = start(str(file), str(out))
+        # Wait for a number of epochs of this attempt, then for a part of the next one.
+        wanted = 2 + 9 * attempt + moments.randrange(1, 8)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            log = out / "metrics.jsonl"
+            if log.is_file() and log.read_bytes().count(b"\n") >= wanted:
+                break
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.005)
+        time.sleep(moments.random() * 0.1)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert not (out / "summary.json").exists()
+    process = start(str(file), str(out))
+    printed, progress = process.communicate(timeout=240)
+    assert process.returncode == 0, progress
+    assert "goes on after epoch" in progress
+    assert printed.splitlines()[-1] == f"run folder: {out}"
+    for name in (*EXACT, "genotypes.jsonl"):
+        assert (out / name).read_bytes() == (path / name).read_bytes(), name
+    resumed = json.loads((out / "summary.json").read_text())
+    assert resumed["cost"]["images_trained"] == summary["cost"]["images_trained"]
+    for key in ("final", "test", "genotype_hash", "run_id"):
+        assert resumed[key] == summary[key]
+
+
+class StopError(Exception):
+    pass
+
+
+def interrupted(config, out, epochs, monkeypatch):
+    """A search that ends with an error after so many epochs."""
+    original = module._Search.epoch
+
+    def epoch(self):
+        if self.bandit.samples == epochs:
+            raise StopError
+        return original(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module._Search, "epoch", epoch)
+        with pytest.raises(StopError):
+            search(config, out)
+
+
+def test_damaged_checkpoint(finished, tmp_path, monkeypatch):
+    path, _ = finished
+    out = tmp_path / "run"
+    interrupted(tiny(), out, 3, monkeypatch)
+    latest = out / "checkpoints" / "latest.safetensors"
+    data = bytearray(latest.read_bytes())
+    data[-100] ^= 1
+    latest.write_bytes(data)
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    with pytest.raises(CheckpointError, match=r"checksum.*delete it to go on from"):
+        search(tiny(), out)
+    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
+    latest.unlink()
+    search(tiny(), out)
+    for name in EXACT:
+        assert (out / name).read_bytes() == (path / name).read_bytes(), name
+
+
+def test_foreign_checkpoint(tmp_path, monkeypatch):
+    other, out = tmp_path / "other", tmp_path / "run"
+    interrupted(tiny(init_channels=4), other, 2, monkeypatch)
+    interrupted(tiny(), out, 2, monkeypatch)
+    name = "checkpoints/latest.safetensors"
+    (out / name).write_bytes((other / name).read_bytes())
+    for log in ("metrics.jsonl", "bandit.jsonl", "genotypes.jsonl"):
+        if (other / log).exists():
+            (out / log).write_bytes((other / log).read_bytes())
+    with pytest.raises(CheckpointError, match="does not fit this search"):
+        search(tiny(), out)
+
+
+def test_changed_data_is_noticed(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    interrupted(tiny(), out, 1, monkeypatch)
+    split = json.loads((out / "split.json").read_text())
+    (out / "split.json").write_text(json.dumps({**split, "digest": "0" * 16}))
+    with pytest.raises(RunError, match=r"data changed since the run began \(digest differ\)"):
+        search(tiny(), out)
+
+
+def test_log_changed_by_another_hand(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    interrupted(tiny(), out, 1, monkeypatch)
+    log = (out / "bandit.jsonl").read_text()
+    digit = next(d for d in "123456" if f'"choice": [{d}' not in log)
+    position = log.index('"choice": [') + len('"choice": [')
+    (out / "bandit.jsonl").write_text(log[:position] + digit + log[position + 1 :])
+    with pytest.raises(ValueError, match=r"bandit"):
+        search(tiny(), out)
+    assert not (out / "summary.json").exists()
+
+
+def test_unfinished_run_is_continued_without_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, "_STATISTICS_BATCHES", 1)
+    interrupted(tiny(), None, 2, monkeypatch)
+    (first,) = (tmp_path / "runs").iterdir()
+    interrupted(tiny(), None, 4, monkeypatch)
+    assert [first] == list((tmp_path / "runs").iterdir())
+    assert len(lines(first / "metrics.jsonl")) == 4
+    interrupted(tiny(seed=5), None, 1, monkeypatch)
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def test_finished_run_is_safe(finished):
+    path, _ = finished
+    before = (path / "summary.json").read_bytes()
+    with pytest.raises(RunError, match=r"finished run.*--force"):
+        search(tiny(), path)
+    with pytest.raises(RunError, match="another configuration"):
+        search(tiny(seed=3), path)
+    assert (path / "summary.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"bandit": {"policy": "random", "rounds": 1}},
+        {"attack": {"steps": 0}},
+        {"attack": {"steps": 2, "clip": "none", "bn_mode": "eval"}, "reward": "mix"},
+        {"edges_per_node": "1", "space": "robust8-light"},
+        {"bandit": {"scale": 100.0, "bonus": 0.1, "rounds": 1}, "reward": "clean"},
+    ],
+    ids=["random", "clean", "pgd", "one-edge", "percent"],
+)
+def test_variants_run(changes, tmp_path, monkeypatch):
+    """Each variant to its end, on a space cut down to three operations."""
+    monkeypatch.setitem(
+        module.space.SPACES, "robust8-light", module.space.SPACES["robust8-light"][-3:]
+    )
+    monkeypatch.setitem(
+        module.space.SPACES, "general7-light", module.space.SPACES["general7-light"][:3]
+    )
+    config = tiny(**changes)
+    path, summary = search(config, tmp_path / "run")
+    log = lines(path / "bandit.jsonl")
+    assert summary["cost"]["epochs"] == config.make_bandit().total_samples
+    samples = [line for line in log if line["event"] == "sample"]
+    for line in samples:
+        robust, clean = line["robust_accuracy"], line["clean_accuracy"]
+        reward = {"robust": robust, "clean": clean, "mix": (robust + clean) / 2}
+        assert line["reward"] == reward[summary["reward"]]
+    if config.attack.steps == 0:
+        assert summary["reward"] == "clean"
+    if config.bandit.scale == 100.0:
+        dropped = [line for line in log if line["event"] == "abandon"]
+        assert max(line["mean"] for line in dropped) > 1
+    genotype = Genotype.load(path / "genotype.json")
+    edges = 4 if config.edges_per_node == "1" else 10
+    assert all(sum(map(len, cell.nodes)) == edges for cell in genotype.cells)
+
+
+def test_divergence_is_said(tmp_path):
+    with pytest.raises(DivergenceError, match=r"epoch \d+: the training loss is nan.*--learning"):
+        search(tiny(learning_rate=1e30, grad_clip=None), tmp_path / "run")
+
+
+def test_dry_run_measures_and_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = dry_run(tiny())
+    assert result["epochs"] == 34
+    assert result["seconds_total"] == pytest.approx(34 * result["seconds_per_epoch"])
+    assert result["seconds_per_epoch"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- the command ----------------------------------------------------------------------------
+
+
+def test_precedence(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("learning_rate: 0.2\nattack:\n  epsilon: 0.1\nbatch-size: 32\n")
+    config = parse(
+        [
+            "--preset",
+            "cifar10",
+            f"--config={file}",
+            "--attack.epsilon",
+            "4/255",
+            "--cutout_length=8",
+        ]
+    ).config
+    assert config.name == "cifar10"  # preset
+    assert config.learning_rate == 0.2  # file over preset
+    assert config.batch_size == 32
+    assert config.attack.epsilon == "4/255"  # flag over file
+    assert config.cutout_length == 8
+    assert config.flip
+    assert not parse(["--preset", "cifar10", "--no-flip"]).config.flip
+    assert parse(["--config", str(file)]).config.attack.epsilon == "0.1"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_sound(preset):
+    config = parse(["--preset", preset]).config
+    assert config.resolve().reward == "robust"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--preset", "imagenet"], "--preset: expected one of digits, smoke, mnist, cifar10"),
+        (["--attack.epsilon", "8"], "did you mean 8/255?"),
+        (["--space", "robust12"], "robust12"),
+        (["--bandit.policy", "greedy"], "bandit.policy: expected one of printed, random"),
+        (["--data", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["--learning-rate", "nan"], "learning_rate: expected a positive number"),
+        (["--train-portion", "1"], "train_portion: expected a share"),
+        (["--device", "tpu"], "device: expected cpu, cuda"),
+        (["--init-channels", "3"], "init_channels: expected an even number"),
+        (["--config", "/nowhere.yaml"], "--config /nowhere.yaml: cannot be read"),
+        (["--resume", "/nowhere"], "/nowhere: not a run folder"),
+        (["--bandit.rate", "0"], "rate"),
+        (["--final.step-size", "x"], "step_size"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) != 0
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.startswith("search: error: ")
+    assert captured.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_flag(capsys):
+    with pytest.raises(SystemExit) as error:
+        main(["--attack.epsilom", "1"])
+    assert error.value.code == 2
+
+
+def test_unknown_setting_in_a_file(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("attack:\n  epsilom: 0.1\n")
+    with pytest.raises(ConfigError, match=r"unknown setting attack\.epsilom; did you mean"):
+        parse(["--config", str(file)])
+    file.write_text("batch_size: many\n")
+    with pytest.raises(ConfigError, match=r"batch_size: .*integer.*got 'many'"):
+        parse(["--config", str(file)])
+    file.write_text("- 1\n")
+    with pytest.raises(ConfigError, match="expected a mapping, got list"):
+        parse(["--config", str(file)])
+
+
+def test_print_config_is_a_config(capsys, tmp_path):
+    assert main(["--preset", "mnist", "--seed", "3", "--print-config"]) == 0
+    file = tmp_path / "c.yaml"
+    file.write_text(capsys.readouterr().out)
+    assert (
+        parse(["--config", str(file)]).config
+        == parse(["--preset", "mnist", "--seed", "3"]).config.resolve()
+    )
+
+
+def test_json_output_and_resume(finished, capsys, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    interrupted(tiny(), out, 30, monkeypatch)
+    capsys.readouterr()
+    assert main(["--resume", str(out), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["run"] == str(out)
+    assert result["genotype_hash"] == finished[1]["genotype_hash"]
+    assert main(["--resume", str(out)]) == 1
+    assert "finished run" in capsys.readouterr().err
+    assert main(["--resume", str(out), "--seed", "9"]) == 1
+    assert "--resume takes its settings from the folder" in capsys.readouterr().err
+
+
+def test_dry_run_command(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(TINY))
+    assert main(["--config", str(file), "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    for word in ("epochs", "34", "peak memory", "seconds per epoch", "whole search"):
+        assert word in printed
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
+
+
+def test_full_disk_in_the_middle(tmp_path, capsys, finished):
+    """A limit on the size of files stands in for the full disk: write() fails half-way."""
+    path, _ = finished
+    file, out = tmp_path / "tiny.yaml", tmp_path / "run"
+    file.write_text(yaml.safe_dump(TINY))
+    code = (
+        "import resource, signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "from fastbandit import run, search\n"
+        "saved = 0\n"
+        "original = run.RunFolder.save_checkpoint\n"
+        "def save(self, *rest):\n"
+        "    global saved\n"
+        "    saved += 1\n"
+        "    if saved == 5:\n"
+        "        resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000))\n"
+        "    original(self, *rest)\n"
+        "run.RunFolder.save_checkpoint = save\n"
+        f"sys.exit(search.main(['--config', {str(file)!r}, '--out', {str(out)!r}]))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
+    assert result.returncode == 1
+    assert "search: error: " in result.stderr
+    assert "File too large" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert sorted(file.name for file in (out / "checkpoints").iterdir()) == [
+        "latest.safetensors",
+        "previous.safetensors",
+    ]
+    assert main(["--config", str(file), "--out", str(out)]) == 0
+    for name in EXACT:
+        assert (out / name).read_bytes() == (path / name).read_bytes(), name
