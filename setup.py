@@ -4,7 +4,7 @@ Three libraries come out of ``csrc/``, each next to the Python files of the pack
 
 ``_kernels_cpu.so``    csrc/cpu/*.cpp, whenever there is a C++ compiler
 ``_kernels_cuda.so``   csrc/cuda/*.cu and *.cpp, when torch has CUDA and nvcc is found
-``_native_info``       csrc/bindings.cpp, how the other two were built (the only one that uses Python)
+``_native_info``       csrc/bindings.cpp, how the other two were built; alone uses Python
 
 Environment: FASTBANDIT_CUDA (1: CUDA kernels or an error; 0: none), CUDA_HOME,
 TORCH_CUDA_ARCH_LIST, CXX, MAX_JOBS.
@@ -184,7 +184,7 @@ def architectures(toolkit: Toolkit) -> list[str]:
         for item in asked:
             if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", item):
                 raise CannotBuildError(
-                    f"TORCH_CUDA_ARCH_LIST has {item!r}; expected entries such as 8.0, 9.0a, 9.0+PTX"
+                    f"TORCH_CUDA_ARCH_LIST has {item!r}; expected entries like 8.0, 9.0a, 9.0+PTX"
                 )
         return list(dict.fromkeys(asked))
     visible = visible_architectures()
@@ -266,8 +266,12 @@ def decide_cuda(torch: Torch) -> tuple[Toolkit | None, str]:
     reason = ""
     if toolkit is None:
         reason = "no CUDA toolkit: nvcc is in none of CUDA_HOME, /usr/local/cuda, PATH"
-    elif torch.cuda is not None and version_tuple(toolkit.version)[0] != version_tuple(torch.cuda)[0]:
-        reason = f"torch was built for CUDA {torch.cuda}, nvcc in {toolkit.root} is {toolkit.version}"
+    elif (
+        torch.cuda is not None and version_tuple(toolkit.version)[0] != version_tuple(torch.cuda)[0]
+    ):
+        reason = (
+            f"torch was built for CUDA {torch.cuda}, nvcc in {toolkit.root} is {toolkit.version}"
+        )
         toolkit = None
     if toolkit is None and wish == "1":
         raise CannotBuildError(f"FASTBANDIT_CUDA=1, but {reason}")
@@ -293,16 +297,17 @@ def make_plan(compiler: list[str], compiler_version: str) -> Plan:
 
 # No fused multiply-add that the source does not write, on host and device alike: the random start
 # and the projection are the same bits everywhere. Trapping math only keeps gcc from vectorising
-# comparisons; no kernel reads the floating-point flags. The two warnings left out are about gcc 12's
-# own AVX-512 header.
-CXX_FLAGS = (
-    "-std=c++17 -O3 -DNDEBUG -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno "
-    "-fno-trapping-math -Wall -Wextra -Wno-psabi -Wno-maybe-uninitialized"
-).split()
-NVCC_FLAGS = (
-    "-std=c++17 -O3 -DNDEBUG --fmad=false --expt-relaxed-constexpr "
-    "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall"
-).split()
+# comparisons; no kernel reads the floating-point flags. The two warnings left out are about gcc
+# 12's own AVX-512 header.
+CXX_FLAGS = [
+    *("-std=c++17", "-O3", "-DNDEBUG", "-fPIC", "-fvisibility=hidden"),
+    *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
+    *("-Wall", "-Wextra", "-Wno-psabi", "-Wno-maybe-uninitialized"),
+]
+NVCC_FLAGS = [
+    *("-std=c++17", "-O3", "-DNDEBUG", "--fmad=false", "--expt-relaxed-constexpr"),
+    "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall",
+]
 
 
 def ninja_escape(text: str) -> str:
@@ -356,7 +361,11 @@ def write_ninja(plan: Plan, folder: Path, targets: dict[str, Path]) -> None:
     ]
     compile_command = shell([*plan.compiler, "-MMD", "-MF"]) + " $out.d $flags -c $in -o $out"
     ninja.rule("cxx", compile_command, depfile=True)
-    ninja.rule("link", shell([*plan.compiler, "-shared", "-Wl,--no-as-needed"]) + " $in $flags -o $out", depfile=False)
+    ninja.rule(
+        "link",
+        shell([*plan.compiler, "-shared", "-Wl,--no-as-needed"]) + " $in $flags -o $out",
+        depfile=False,
+    )
 
     def compile_cxx(source: Path, extra: list[str]) -> Path:
         output = objects / source.relative_to(ROOT / "csrc").with_suffix(".o")
@@ -442,10 +451,13 @@ class BuildKernels(build_ext):
         print(f"fastbandit: {plan.line()}", flush=True)
         if plan.toolkit is None:
             self.extensions = [ext for ext in self.extensions if ext.name != CUDA]
-        if pybind11_include() is None or not Path(
-            sysconfig.get_path("include"), "Python.h"
-        ).is_file():
-            print("fastbandit: no pybind11 or Python.h, so build_info() will lack the build's facts")
+        if (
+            pybind11_include() is None
+            or not Path(sysconfig.get_path("include"), "Python.h").is_file()
+        ):
+            print(
+                "fastbandit: no pybind11 or Python.h, so build_info() will lack the build's facts"
+            )
             self.extensions = [ext for ext in self.extensions if ext.name != INFO]
         folder = Path(self.build_temp).resolve()
         targets = {}
@@ -459,6 +471,13 @@ class BuildKernels(build_ext):
         done = subprocess.run([*command, *(str(path) for path in targets.values())])
         if done.returncode != 0:
             raise CannotBuildError("the kernels did not compile; the compiler's message is above")
+
+    def copy_extensions_to_source(self) -> None:
+        super().copy_extensions_to_source()
+        # A library that an earlier build left behind and this one did not make would be loaded.
+        made = {ext.name for ext in self.extensions}
+        for name in {CPU, CUDA} - made:
+            (ROOT / self.get_ext_filename(name)).unlink(missing_ok=True)
 
 
 class BuildPython(build_py):

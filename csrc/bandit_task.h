@@ -14,7 +14,7 @@ namespace fastbandit {
 class BanditCall {
  public:
   BanditCall(const char* op, const Tensor& mean, const Tensor& count, double bonus)
-      : op_(op), mean_(mean), rows_(mean.dim() - 1) {
+      : op_(op), mean_(mean), count_(count), rows_(mean.dim() - 1) {
     FB_CHECK(rows_ >= 0 && rows_ < kMaxRowDims && mean.size(rows_) > 0, op,
              "mean: expected shape [..., K] with at least one arm, got ", shape_text(mean));
     const ScalarType dtype = mean.scalar_type();
@@ -43,15 +43,18 @@ class BanditCall {
     use(kCount, count);
   }
 
-  void set_alive(const Tensor& alive) {
+  void set_alive(const Tensor& alive, bool written) {
     check_dtype(op_, "alive", alive, ScalarType::Bool);
     check_same_shape(op_, "alive", alive, "mean", mean_);
     check_same_device(op_, "alive", alive, "mean", mean_);
+    if (written) check_no_overlap(op_, "alive", alive);
     task.alive = static_cast<bool*>(alive.mutable_data_ptr());
     use(kAlive, alive);
   }
 
   void set_credit(const Tensor& choice, const Tensor& reward, double rate) {
+    check_no_overlap(op_, "mean", mean_);
+    check_no_overlap(op_, "count", count_);
     check_row_tensor("choice", choice);
     check_dtype(op_, "choice", choice, ScalarType::Long);
     FB_CHECK(rate >= 0 && rate <= 1, op_, "rate: expected a number in [0, 1], got ", rate);
@@ -130,6 +133,7 @@ class BanditCall {
 
   const char* op_;
   const Tensor& mean_;
+  const Tensor& count_;
   int64_t rows_;  // number of leading dimensions
   const int64_t* strides_[kBanditTensors];
   int64_t logical_[kMaxRowDims] = {};
@@ -170,7 +174,7 @@ struct BanditOps {
   static Tensor probabilities(Tensor mean, Tensor count, Tensor alive, double bonus) {
     constexpr const char* kOp = "bandit_probabilities";
     BanditCall call(kOp, mean, count, bonus);
-    call.set_alive(alive);
+    call.set_alive(alive, false);
     Tensor result = call.result(true, mean.scalar_type());
     call.task.probabilities = result.mutable_data_ptr();
     run(kOp, mean, count, call);
@@ -181,7 +185,7 @@ struct BanditOps {
                                            double bonus) {
     constexpr const char* kOp = "bandit_sample";
     BanditCall call(kOp, mean, count, bonus);
-    call.set_alive(alive);
+    call.set_alive(alive, false);
     call.set_uniform(uniform);
     return sample_into(kOp, mean, count, call);
   }
@@ -196,7 +200,7 @@ struct BanditOps {
   static void prune_(Tensor alive, Tensor mean, Tensor count, double bonus) {
     constexpr const char* kOp = "bandit_prune_";
     BanditCall call(kOp, mean, count, bonus);
-    call.set_alive(alive);
+    call.set_alive(alive, true);
     call.task.prune_all = 1;
     run(kOp, mean, count, call);
   }
@@ -206,7 +210,7 @@ struct BanditOps {
                                           double bonus) {
     constexpr const char* kOp = "bandit_step_";
     BanditCall call(kOp, mean, count, bonus);
-    call.set_alive(alive);
+    call.set_alive(alive, true);
     call.set_credit(choice, reward, rate);
     call.set_prune(prune);
     call.set_uniform(uniform);

@@ -96,6 +96,16 @@ inline void check_dtype(const char* op, const char* name, const Tensor& tensor,
            dtype_name(tensor.scalar_type()));
 }
 
+// Each element of a tensor that is written must have its own place in memory.
+inline void check_no_overlap(const char* op, const char* name, const Tensor& tensor) {
+  const auto sizes = tensor.sizes();
+  const auto strides = tensor.strides();
+  for (size_t d = 0; d < sizes.size(); ++d)
+    FB_CHECK(sizes[d] <= 1 || strides[d] != 0, op, name,
+             ": expected a tensor without internal overlap, got one where several elements of dimension ",
+             d, " share a single memory location");
+}
+
 inline void check_floating(const char* op, const char* name, const Tensor& tensor) {
   FB_CHECK(is_floating(tensor.scalar_type()), op, name,
            ": expected float32, float64, bfloat16 or float16, got ",

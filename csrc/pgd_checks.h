@@ -25,16 +25,6 @@ inline void check_bounds(const char* op, double epsilon, std::optional<double> l
            ", got ", *lower);
 }
 
-// Each element of a tensor that is written must have its own place in memory.
-inline void check_no_overlap(const char* op, const char* name, const Tensor& tensor) {
-  const auto sizes = tensor.sizes();
-  const auto strides = tensor.strides();
-  for (size_t d = 0; d < sizes.size(); ++d)
-    FB_CHECK(sizes[d] <= 1 || strides[d] != 0, op, name,
-             ": expected a tensor without internal overlap, got one whose dimension ", d,
-             " is expanded");
-}
-
 inline void check_pgd_normalize(const char* op, const Tensor& delta, const Tensor& mean,
                                 const Tensor& std, ScalarType out_dtype) {
   FB_CHECK(delta.dim() == 4, op, "delta: expected shape [N, C, H, W], got ", shape_text(delta));

@@ -208,11 +208,13 @@ void run_rows(const BanditTask& task, int64_t begin, int64_t end) {
       }
       block.prune[r] = block.uniform[r] = 0.0;
     }
-    compute(block, prunes, probabilities, sample, task.bonus);
+    bool prunes_here = task.prune_all;
+    for (int r = 0; r < rows; ++r) prunes_here |= block.prune[r] != 0.0;
+    compute(block, prunes_here, probabilities, sample, task.bonus);
 
     for (int r = 0; r < rows; ++r) {
       const int64_t row = first + r;
-      if (prunes && block.dropped[r] >= 0.0)
+      if (prunes_here && block.dropped[r] >= 0.0)
         task.alive[at[r][kAlive] + static_cast<int64_t>(block.dropped[r]) * step[kAlive]] = false;
       if (bounds) {
         const Lane* const lower = block.field(Block::kLowers);

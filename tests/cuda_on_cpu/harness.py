@@ -29,10 +29,8 @@ ROOT = HERE.parents[1]
 BUILD = ROOT / "build" / "cuda_on_cpu"
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 
-FLAGS = (
-    "-x c++ -std=c++17 -g -fPIC -shared -ffp-contract=off -fno-strict-aliasing -Wall "
-    "-Wno-unknown-pragmas"
-).split()
+FLAGS = ["-x", "c++", "-std=c++17", "-g", "-fPIC", "-shared", "-ffp-contract=off"]
+FLAGS += ["-fno-strict-aliasing", "-Wall", "-Wno-unknown-pragmas"]
 MODES = {
     "plain": ["-O1"],
     # Recovery off: the first finding ends the process, and the test sees its text.
@@ -182,7 +180,7 @@ def _bytes_of(tensor: Tensor) -> Tensor:
 
 
 def run_all(calls: list[Call], mode: str) -> None:
-    """Runs the calls plainly or under the sanitizers, there from the last thread to the first too."""
+    """Runs the calls plainly or under the sanitizers."""
     if mode == "sanitized":
         run_sanitized(calls)
     else:

@@ -148,7 +148,15 @@ def test_pgd_step_normalize(dtype, mode):
         for layout, d in layouts(delta).items():
             g, x = layouts(grad)[layout], layouts(image)[layout]
             out = exact(torch.zeros_like(y))
-            arguments = [d, g, x, mean, std, out, *(DTYPES[t.dtype] for t in (d, x, mean, std, out))]
+            arguments = [
+                d,
+                g,
+                x,
+                mean,
+                std,
+                out,
+                *(DTYPES[t.dtype] for t in (d, x, mean, std, out)),
+            ]
             arguments += [list(shape)]
             arguments += [list(t.stride()) for t in (d, g, x, out)]
             arguments += [1, 1, 0.02, 0.05, *optional(lower), *optional(upper), None]

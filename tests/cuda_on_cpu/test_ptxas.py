@@ -19,9 +19,9 @@ ARCHITECTURES = ["sm_80", "sm_90"]
 def setup_flags() -> list[str]:
     """NVCC_FLAGS of setup.py, read as text: importing it would need setuptools."""
     text = (ROOT / "setup.py").read_text(encoding="utf-8")
-    match = re.search(r"^NVCC_FLAGS = \((.*?)\)\.split\(\)", text, re.MULTILINE | re.DOTALL)
+    match = re.search(r"^NVCC_FLAGS = \[(.*?)^\]", text, re.MULTILINE | re.DOTALL)
     assert match is not None
-    return " ".join(re.findall(r'"([^"]*)"', match.group(1))).split()
+    return re.findall(r'"([^"]*)"', match.group(1))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
