@@ -260,6 +260,7 @@ def draw_genotype(genotype: Genotype) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.1f} {bottom:.1f}" '
         f'width="{width:.1f}" height="{bottom:.1f}" class="genotype-cells" role="img" '
+        f'aria-label="{escape(title)}" '
         'font-family="system-ui, Segoe UI, Helvetica, Arial, sans-serif" font-size="12">'
         f"<title>{escape(title)}</title>"
         # Inlined in a page, a style sheet is the page's: every rule is confined to this drawing.

@@ -115,7 +115,7 @@ class SearchConfig:
     """CPU threads, 0: as torch chooses; exact repetition needs the same number"""
     deterministic: bool | None = None
     """deterministic algorithms only; default: yes on a CPU, no on a GPU"""
-    init_channels: int = 16
+    init_channels: int = 8
     """C, the channels of the first cell"""
     denoise: Literal["dot", "gaussian", "mean", "median"] = "dot"
     """the non-local mean of the denoising block"""
@@ -304,6 +304,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "name": "mnist",
         "data": "mnist",
         "space": "robust9",
+        "init_channels": 16,
         "batch_size": 512,
         "learning_rate": 0.025,
         "attack": {"epsilon": "0.3"},
@@ -313,6 +314,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "name": "cifar10",
         "data": "cifar10",
         "space": "robust9",
+        "init_channels": 16,
         "batch_size": 512,
         "learning_rate": 0.1,
         "crop_padding": 4,
@@ -375,25 +377,28 @@ def _build(config: SearchConfig) -> _Setup:
     device = torch.device(config.device)
     source = load(config.data)
     train, test = source.train, source.test
-    if config.train_limit is not None:
-        train = train.limit(config.train_limit)
-    if test is not None and config.test_limit is not None:
-        test = test.limit(config.test_limit)
-    weights_index, validation_index = split(
-        train.labels, config.train_portion, derive_seed(config.seed, "split")
+    # Positions in the whole set throughout, so that the stored split names images for good.
+    kept = train.limit_index(config.train_limit or len(train))
+    weights_index, validation_index = (
+        kept[part]
+        for part in split(
+            train.labels[kept], config.train_portion, derive_seed(config.seed, "split")
+        )
     )
     if len(weights_index) < 2:
         raise ConfigError(
             f"train_portion: expected at least 2 images to train on, got {len(weights_index)}"
         )
+    test_index = None
+    if test is not None:
+        test_index = test.limit_index(config.test_limit or len(test))
     mean, std = statistics(train.images[weights_index])
     splits = {
         "data": source.name,
         "digest": source.digest,
-        "train_images": len(train.labels),
         "weights": weights_index.tolist(),
         "validation": validation_index.tolist(),
-        "test_images": 0 if test is None else len(test.labels),
+        "test": [] if test_index is None else test_index.tolist(),
     }
     train = train.to(device)
 
@@ -440,9 +445,8 @@ def _build(config: SearchConfig) -> _Setup:
         foreach=True,
     )
     test_loader = None
-    if test is not None:
-        test = test.to(device)
-        test_loader = loader(test, torch.arange(len(test.labels)), "test", False)
+    if test is not None and test_index is not None:
+        test_loader = loader(test.to(device), test_index, "test", False)
     return _Setup(
         config,
         device,
@@ -733,7 +737,7 @@ class _Search:
                 "description": self.setup.source.description,
                 "weights": len(self.setup.splits["weights"]),
                 "validation": len(self.setup.splits["validation"]),
-                "test": self.setup.splits["test_images"],
+                "test": len(self.setup.splits["test"]),
                 "classes": self.setup.source.classes,
             },
             "selection": "the last arm on every edge, weights of the search's last epoch; "

@@ -211,7 +211,7 @@ def make_run(
             "digest": "0123456789abcdef",
             "weights": list(range(718)),
             "validation": list(range(718, 718 + validation)),
-            "test_images": 360,
+            "test": list(range(360)),
         },
     )
     if stop_after is None:

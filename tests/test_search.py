@@ -135,6 +135,12 @@ def test_split_is_stored_and_disjoint(finished):
     split = json.loads((path / "split.json").read_text())
     assert len(split["weights"]) == len(split["validation"]) == 24
     assert not set(split["weights"]) & set(split["validation"])
+    assert len(split["test"]) == 32
+    # Positions in the whole data set: the first images of each class, not simply the first 48.
+    labels = module.load("digits").train.labels
+    used = labels[split["weights"] + split["validation"]]
+    assert used.bincount(minlength=10).min() >= 4
+    assert max(split["weights"] + split["validation"]) < 200
 
 
 def test_run_id_is_the_hash_of_the_configuration(finished):

@@ -208,7 +208,7 @@ def _split_size(run: Run, part: str) -> int | None:
     """Images of a part of the data: from the summary, else from the stored split."""
     value = _get(run.summary, "data", part)
     if value is None:
-        value = _get(run.split, "test_images" if part == "test" else part)
+        value = _get(run.split, part)
     if isinstance(value, list):
         return len(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None

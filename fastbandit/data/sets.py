@@ -90,17 +90,21 @@ class ImageSet:
         Stratified, the first images of each class are taken, in the proportions of the whole set;
         otherwise simply the first ``n``.
         """
+        if n >= max(1, len(self)):
+            return self
+        return self.subset(self.limit_index(n, stratified=stratified))
+
+    def limit_index(self, n: int, *, stratified: bool = True) -> Tensor:
+        """Return the positions, int64 and ascending, of the images that :meth:`limit` keeps."""
         if n < 1:
             raise DataError(f"limit: expected at least 1 image, got {n}")
-        if n >= len(self):
-            return self
-        if not stratified:
-            return ImageSet(self.images[:n], self.labels[:n])
+        if not stratified or n >= len(self):
+            return torch.arange(min(n, len(self)))
         labels = self.labels.cpu()
         members = [torch.nonzero(labels == label).flatten() for label in labels.unique()]
         taken = _apportion([len(m) for m in members], n, keep_one=n >= len(members))
         chosen = torch.cat([m[:k] for m, k in zip(members, taken, strict=True)])
-        return self.subset(chosen.sort().values)
+        return chosen.sort().values
 
 
 @dataclasses.dataclass(frozen=True)
