@@ -94,11 +94,14 @@ class NativeCall:
         # A subclass (a fake tensor, a parameter) may mean something else by the call.
         if type(first) is not torch.Tensor or first.device.type not in served or is_compiling():
             return MISS
-        if torch.is_grad_enabled():
-            for index, _ in self._tensors:
-                argument = args[index]
-                if isinstance(argument, torch.Tensor) and argument.requires_grad:
-                    return MISS
+        # Tensors of several devices would go to a kernel of another device, or to none at all.
+        device, grad = first.device, torch.is_grad_enabled()
+        for index, _ in self._tensors:
+            argument = args[index]
+            if isinstance(argument, torch.Tensor) and (
+                argument.device != device or (grad and argument.requires_grad)
+            ):
+                return MISS
         try:
             with torch._C._AutoDispatchBelowAutograd():
                 result = self._op(*args)
