@@ -137,8 +137,8 @@ class SearchConfig:
     """images in a batch of validation and test; larger is faster on small images"""
     learning_rate: float = 0.025
     """of SGD at the start; a cosine over the search"""
-    learning_rate_min: float = 0.0
-    """of SGD at the end"""
+    learning_rate_min: float = 0.0125
+    """of SGD at the end; with 0 the last paths, each new, hardly adapt to the shared weights"""
     momentum: float = 0.9
     """of SGD"""
     weight_decay: float = 3e-4
@@ -304,7 +304,9 @@ class SearchConfig:
 
 
 # What each preset changes. Learning rates, batches and radii are those of the paper's authors as
-# far as they are known; the digits are ours.
+# far as they are known. The digits are ours: so small a set gives few steps in an epoch, and with
+# batches of 64 instead of 128 and a floor under the learning rate the shared weights reached 60 to
+# 74 % clean and 30 to 38 % robust accuracy late in a search, instead of 20 % and 10 %.
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": {},
     "smoke": {
@@ -324,6 +326,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 512,
         "evaluation_batch_size": 512,
         "learning_rate": 0.025,
+        "learning_rate_min": 0.0,
         "attack": {"epsilon": "0.3"},
         "final": {"steps": 40, "step_size": "0.01"},
     },
@@ -335,6 +338,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 512,
         "evaluation_batch_size": 512,
         "learning_rate": 0.1,
+        "learning_rate_min": 0.0,
         "crop_padding": 4,
         "flip": True,
         "cutout_length": 16,
