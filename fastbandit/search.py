@@ -131,10 +131,14 @@ class SearchConfig:
     """use only so many training images (a stratified choice)"""
     test_limit: int | None = None
     """use only so many test images (a stratified choice)"""
-    batch_size: int = 128
+    batch_size: int = 64
     """images in a mini-batch"""
-    learning_rate: float = 0.05
-    """of SGD, cosine to 0 over the search"""
+    evaluation_batch_size: int = 256
+    """images in a batch of validation and test; larger is faster on small images"""
+    learning_rate: float = 0.025
+    """of SGD at the start; a cosine over the search"""
+    learning_rate_min: float = 0.0
+    """of SGD at the end"""
     momentum: float = 0.9
     """of SGD"""
     weight_decay: float = 3e-4
@@ -175,10 +179,22 @@ class SearchConfig:
             ),
             ("batch_size", self.batch_size, self.batch_size >= 2, "2 or more"),
             (
+                "evaluation_batch_size",
+                self.evaluation_batch_size,
+                self.evaluation_batch_size >= 1,
+                "1 or more",
+            ),
+            (
                 "learning_rate",
                 self.learning_rate,
                 math.isfinite(self.learning_rate) and self.learning_rate > 0,
                 "a positive number",
+            ),
+            (
+                "learning_rate_min",
+                self.learning_rate_min,
+                0 <= self.learning_rate_min <= self.learning_rate,
+                f"0 to learning_rate ({self.learning_rate})",
             ),
             ("momentum", self.momentum, 0 <= self.momentum < 1, "a number in [0, 1)"),
             (
@@ -306,6 +322,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "space": "robust9",
         "init_channels": 16,
         "batch_size": 512,
+        "evaluation_batch_size": 512,
         "learning_rate": 0.025,
         "attack": {"epsilon": "0.3"},
         "final": {"steps": 40, "step_size": "0.01"},
@@ -316,6 +333,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "space": "robust9",
         "init_channels": 16,
         "batch_size": 512,
+        "evaluation_batch_size": 512,
         "learning_rate": 0.1,
         "crop_padding": 4,
         "flip": True,
@@ -406,7 +424,7 @@ def _build(config: SearchConfig) -> _Setup:
         return Loader(
             images,
             index,
-            batch_size=config.batch_size,
+            batch_size=config.batch_size if shuffle else config.evaluation_batch_size,
             device=device,
             augment=Augment(
                 crop_padding=config.crop_padding,
@@ -545,7 +563,7 @@ class _Search:
         choice = bandit.sample()
         probability = law.gather(1, choice.unsqueeze(1)).squeeze(1)
         path = self.use_path(choice)
-        rate = cosine(number, bandit.total_samples, config.learning_rate)
+        rate = cosine(number, bandit.total_samples, config.learning_rate, config.learning_rate_min)
         self.setup.optimizer.param_groups[0]["lr"] = rate
         reset_batchnorm(path["modules"])
         trained = train_epoch(
