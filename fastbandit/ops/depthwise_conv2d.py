@@ -135,7 +135,7 @@ class _DepthwiseConv2d(torch.autograd.Function):
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
             grad_x = below_autograd(_backward_input, grad, x, weight, *ctx.settings)
-        if ctx.needs_input_grad[1]:
+        if ctx.needs_input_grad[1] and _convolution.gradient_wanted(ctx, 1):
             grad_weight = below_autograd(_backward_weight, grad, x, weight, *ctx.settings)
         return grad_x, grad_weight, None, None, None, None
 

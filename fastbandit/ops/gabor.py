@@ -296,13 +296,13 @@ class _GaborConv2d(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative("gabor_conv2d")
         needed = ctx.needs_input_grad
-        mask = (needed[0], any(needed[1:6]))
+        mask = (needed[0], any(needed[1:6]) and _convolution.gradient_wanted(ctx, 1, 2, 3, 4, 5))
         gradients = below_autograd(_conv_backward, grad, *ctx.saved_tensors, *ctx.settings, mask)
         # What was masked out is an empty tensor, and nothing for autograd. The gradient of x is the
         # same for every channel: expanded, as that of a sum is, and not written C times.
         x = ctx.saved_tensors[0]
         grad_x = gradients[0].expand(x.shape) if needed[0] else None
-        wanted = (gradients[i] if needed[i] else None for i in range(1, 6))
+        wanted = (gradients[i] if mask[1] and needed[i] else None for i in range(1, 6))
         return (grad_x, *wanted, None, None, None, None)
 
 
