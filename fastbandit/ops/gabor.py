@@ -425,7 +425,10 @@ def gabor_filters(
     the operations of the search space.
     """
     _check_parameters("gabor_filters", (theta, sigma, gamma, wavelength, psi), kernel_size)
-    return _filters(theta, sigma, gamma, wavelength, psi, kernel_size)
+    parameters = (theta, sigma, gamma, wavelength, psi)
+    if torch.compiler.is_exporting():  # an exported program runs where this package is not
+        return _filters_reference(*parameters, kernel_size)
+    return _filters(*parameters, kernel_size)
 
 
 def gabor_conv2d(
@@ -482,4 +485,5 @@ def gabor_conv2d(
     padding = _convolution.pair(op, "padding", padding, 0)
     dilation = _convolution.pair(op, "dilation", dilation, 1)
     _convolution.check_output(op, x, (kernel_size, kernel_size), stride, padding, dilation)
-    return _conv(x, theta, sigma, gamma, wavelength, psi, kernel_size, stride, padding, dilation)
+    arguments = (x, theta, sigma, gamma, wavelength, psi, kernel_size, stride, padding, dilation)
+    return _conv_reference(*arguments) if torch.compiler.is_exporting() else _conv(*arguments)
