@@ -48,8 +48,8 @@ inline int multiprocessors() {
   return count;
 }
 
-// Blocks for a grid-stride loop over `items`: enough to fill the device twice over (8 blocks of
-// kThreads fit on a multiprocessor), and no more than there is work for.
+// Blocks for a grid-stride loop over `items`: enough to fill the device twice over (at most 8
+// blocks of kThreads are resident on a multiprocessor), and no more than there is work for.
 inline unsigned grid_size(int64_t items, int threads) {
   const int64_t wanted = (items + threads - 1) / threads;
   const int64_t limit = static_cast<int64_t>(multiprocessors()) * 16;

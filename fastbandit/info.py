@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import importlib
 import json
 import platform
 import sys
@@ -43,9 +44,8 @@ def build_info() -> dict[str, Any]:
 
     build: dict[str, Any] | None
     try:
-        from fastbandit import _native_info  # type: ignore[attr-defined]
-
-        build, reason = dict(_native_info.build_info()), None
+        native_info = importlib.import_module("fastbandit._native_info")
+        build, reason = dict(native_info.build_info()), None
     except ImportError as error:
         build, reason = None, str(error)
     libraries = _native.status()

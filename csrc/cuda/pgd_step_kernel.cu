@@ -8,10 +8,14 @@
 namespace fastbandit {
 namespace {
 
+// Left to itself, ptxas saves registers for more resident blocks and spills one. Four blocks of
+// 256 threads with three 16-byte loads each are enough in flight.
+constexpr int kBlocks = 4;
+
 // Dense tensors of equal strides: element i of each is at i. kCount elements make one 16-byte
 // access of delta; what is left of the last pack is done one by one.
 template <int kCount, class T, class X>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     pgd_step_flat_kernel(T* __restrict__ delta, const T* __restrict__ grad,
                          const X* __restrict__ image, int64_t count, compute_t<T> step,
                          ProjectionBounds<compute_t<T>> bounds) {
@@ -38,7 +42,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // Any strides and alignment: one element per thread and turn.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     pgd_step_strided_kernel(T* __restrict__ delta, const T* __restrict__ grad,
                             const void* __restrict__ image, int image_dtype, Layout<3> layout,
                             compute_t<T> step, ProjectionBounds<compute_t<T>> bounds) {

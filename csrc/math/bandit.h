@@ -24,16 +24,16 @@ FB_HOST_DEVICE double log_from_one(double value) {
   const double s = (m - 1.0) / (m + 1.0);
   const double z = s * s;
   double sum = 1.0 / 23.0;
-  sum = sum * z + 1.0 / 21.0;
-  sum = sum * z + 1.0 / 19.0;
-  sum = sum * z + 1.0 / 17.0;
-  sum = sum * z + 1.0 / 15.0;
-  sum = sum * z + 1.0 / 13.0;
-  sum = sum * z + 1.0 / 11.0;
-  sum = sum * z + 1.0 / 9.0;
-  sum = sum * z + 1.0 / 7.0;
-  sum = sum * z + 1.0 / 5.0;
-  sum = sum * z + 1.0 / 3.0;
+  sum = fused(sum, z, 1.0 / 21.0);
+  sum = fused(sum, z, 1.0 / 19.0);
+  sum = fused(sum, z, 1.0 / 17.0);
+  sum = fused(sum, z, 1.0 / 15.0);
+  sum = fused(sum, z, 1.0 / 13.0);
+  sum = fused(sum, z, 1.0 / 11.0);
+  sum = fused(sum, z, 1.0 / 9.0);
+  sum = fused(sum, z, 1.0 / 7.0);
+  sum = fused(sum, z, 1.0 / 5.0);
+  sum = fused(sum, z, 1.0 / 3.0);
   const double two_s = s + s;
   // ln 2 in two parts; the first has its low 32 bits clear, so exponent * high is exact.
   const double high = 0x1.62e42feep-1;
@@ -49,20 +49,17 @@ FB_HOST_DEVICE double exp_to_zero(double x) {
   const double magic = 0x1.8p52;
   const double shifted = clamped * 0x1.71547652b82fep0 + magic;
   const double whole = shifted - magic;
-  const double r = (clamped - whole * 0x1.62e42feep-1) - whole * 0x1.a39ef35793c76p-33;
-  double sum = 1.0 / 6227020800.0;
-  sum = sum * r + 1.0 / 479001600.0;
-  sum = sum * r + 1.0 / 39916800.0;
-  sum = sum * r + 1.0 / 3628800.0;
-  sum = sum * r + 1.0 / 362880.0;
-  sum = sum * r + 1.0 / 40320.0;
-  sum = sum * r + 1.0 / 5040.0;
-  sum = sum * r + 1.0 / 720.0;
-  sum = sum * r + 1.0 / 120.0;
-  sum = sum * r + 1.0 / 24.0;
-  sum = sum * r + 1.0 / 6.0;
-  sum = sum * r + 0.5;
-  const double mantissa = 1.0 + (r + r * r * sum);
+  const double r = fused(-whole, 0x1.a39ef35793c76p-33, fused(-whole, 0x1.62e42feep-1, clamped));
+  // The Taylor series up to r^13, in pairs: short chains of dependent operations.
+  const double z = r * r;
+  const double z2 = z * z;
+  const double a = fused(fused(1.0 / 120.0, r, 1.0 / 24.0), z, fused(1.0 / 6.0, r, 0.5));
+  const double b = fused(fused(1.0 / 362880.0, r, 1.0 / 40320.0), z,
+                         fused(1.0 / 5040.0, r, 1.0 / 720.0));
+  const double c = fused(fused(1.0 / 6227020800.0, r, 1.0 / 479001600.0), z,
+                         fused(1.0 / 39916800.0, r, 1.0 / 3628800.0));
+  const double sum = fused(fused(c, z2, b), z2, a);
+  const double mantissa = 1.0 + fused(z, sum, r);
   const uint64_t scale = (bit_cast<uint64_t>(shifted) + 1023u) << 52;
   return x < -708.0 ? 0.0 : mantissa * bit_cast<double>(scale);
 }

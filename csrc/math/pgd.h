@@ -54,10 +54,19 @@ inline ProjectionBounds<C> projection_bounds(double epsilon, int has_lower, doub
 }
 
 // min(max(delta, low), high); NaN in any of the three gives NaN, as torch.clamp does.
-template <class C>
+//
+// `a > b ? a : b` gives b where either is NaN, which decides on which side each operand stands.
+template <Bounds kBounds, class C>
 FB_HOST_DEVICE C clamp_nan(C delta, C low, C high) {
-  // One comparison for each selection: gcc does not vectorise a combination of two.
+  if (kBounds == kNoBounds) {  // only delta can be NaN
+    const C raised = low > delta ? low : delta;
+    return high < raised ? high : raised;
+  }
   const C raised = delta > low ? delta : low;
+  if (kBounds == kBothBounds) {  // low and high are NaN together, where the image is
+    const C clamped = high < raised ? high : raised;
+    return delta != delta ? delta : clamped;
+  }
   const C raised_or_nan = delta != delta ? delta : raised;
   const C clamped = raised_or_nan < high ? raised_or_nan : high;
   return raised_or_nan != raised_or_nan ? raised_or_nan : clamped;
@@ -75,19 +84,37 @@ FB_HOST_DEVICE C project(C delta, C image, const ProjectionBounds<C>& bounds) {
     const C room = bounds.upper - image;
     high = high < room ? high : room;
   }
-  return clamp_nan(delta, low, high);
+  return clamp_nan<kBounds>(delta, low, high);
 }
 
-// torch.sign: 0 for zeros and for NaN.
+FB_HOST_DEVICE float with_sign_of(float size, float sign) {
+  return bit_cast<float>(bit_cast<uint32_t>(size) ^ (bit_cast<uint32_t>(sign) & 0x80000000u));
+}
+
+FB_HOST_DEVICE double with_sign_of(double size, double sign) {
+  return bit_cast<double>(bit_cast<uint64_t>(size) ^
+                          (bit_cast<uint64_t>(sign) & 0x8000000000000000ull));
+}
+
+FB_HOST_DEVICE float magnitude(float value) {
+  return bit_cast<float>(bit_cast<uint32_t>(value) & 0x7fffffffu);
+}
+
+FB_HOST_DEVICE double magnitude(double value) {
+  return bit_cast<double>(bit_cast<uint64_t>(value) & 0x7fffffffffffffffull);
+}
+
+// delta + step * torch.sign(grad), where the sign of zeros and of NaN is 0.
 template <class C>
-FB_HOST_DEVICE C sign(C value) {
-  return static_cast<C>(value > 0) - static_cast<C>(value < 0);
+FB_HOST_DEVICE C stepped(C delta, C grad, C step) {
+  const C moved = delta + with_sign_of(step, grad);
+  return magnitude(grad) > C(0) ? moved : delta;
 }
 
 // The new delta, before it is rounded (toward zero) to its storage type.
 template <Bounds kBounds, class C>
 FB_HOST_DEVICE C pgd_update(C delta, C grad, C image, C step, const ProjectionBounds<C>& bounds) {
-  return project<kBounds>(delta + step * sign(grad), image, bounds);
+  return project<kBounds>(stepped(delta, grad, step), image, bounds);
 }
 
 }  // namespace fastbandit

@@ -22,4 +22,13 @@ FB_HOST_DEVICE To bit_cast(From value) {
   return result;
 }
 
+// One rounding, asked for by name: contraction is off everywhere else, so that all devices agree.
+FB_HOST_DEVICE double fused(double a, double b, double c) {
+#if defined(__CUDA_ARCH__)
+  return fma(a, b, c);
+#else
+  return __builtin_fma(a, b, c);
+#endif
+}
+
 }  // namespace fastbandit

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.autograd.graph import increment_version
-from torch.compiler import is_compiling
 
 from fastbandit._native import served
 
@@ -71,6 +69,13 @@ def refuse_second_derivative(name: str) -> None:
         )
 
 
+# Looked up once: a small op is called in a few microseconds.
+_Tensor = torch.Tensor
+_BelowAutograd = torch._C._AutoDispatchBelowAutograd
+_is_compiling = torch.compiler.is_compiling
+_is_grad_enabled = torch.is_grad_enabled
+_increment_version = torch.autograd.graph.increment_version
+
 MISS = object()
 """What a :class:`NativeCall` returns where it does not apply."""
 
@@ -87,29 +92,32 @@ class NativeCall:
 
     def __init__(self, op: torch._ops.OpOverload) -> None:
         self._op = op
-        self._tensors, self._mutated = _tensor_arguments(op)
+        tensors, self._mutated = _tensor_arguments(op)
+        self._tensors = tuple(index for index, _ in tensors)
 
     def __call__(self, *args: Any) -> Any:
         first = args[0]
         # A subclass (a fake tensor, a parameter) may mean something else by the call.
-        if type(first) is not torch.Tensor or first.device.type not in served or is_compiling():
+        if type(first) is not _Tensor or _is_compiling():
             return MISS
-        # Tensors of several devices would go to a kernel of another device, or to none at all.
-        device, grad = first.device, torch.is_grad_enabled()
-        for index, _ in self._tensors:
-            argument = args[index]
-            if isinstance(argument, torch.Tensor) and (
-                argument.device != device or (grad and argument.requires_grad)
-            ):
-                return MISS
         try:
-            with torch._C._AutoDispatchBelowAutograd():
+            cpu, grad = first.is_cpu, _is_grad_enabled()
+            if not (cpu or first.is_cuda) or ("cpu" if cpu else "cuda") not in served:
+                return MISS
+            # Tensors of several devices would go to a kernel of another device, or to none.
+            for index in self._tensors:
+                argument = args[index]
+                if argument is not None and (
+                    argument.is_cpu is not cpu or (grad and argument.requires_grad)
+                ):
+                    return MISS
+            with _BelowAutograd():
                 result = self._op(*args)
-        except (RuntimeError, TypeError):
+        except (RuntimeError, TypeError, AttributeError):
             return MISS
         # As in _no_gradient below.
-        for index in self._mutated:
-            increment_version(args[index])
+        if self._mutated:
+            _increment_version([args[index] for index in self._mutated])
         return result
 
 
@@ -156,7 +164,7 @@ def _no_gradient(op: torch._ops.OpOverload) -> Callable[..., Any]:
         # A native kernel writes through plain pointers. Without this, a later backward would not
         # notice that a tensor it saved has changed.
         for index in mutated:
-            increment_version(args[index])
+            _increment_version(args[index])
         return result
 
     return kernel

@@ -296,13 +296,13 @@ class _GaborConv2d(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative("gabor_conv2d")
         needed = ctx.needs_input_grad
-        mask = (needed[0], any(needed[1:6]))
+        mask = (needed[0], any(needed[1:6]) and _convolution.gradient_wanted(ctx, 1, 2, 3, 4, 5))
         gradients = below_autograd(_conv_backward, grad, *ctx.saved_tensors, *ctx.settings, mask)
         # What was masked out is an empty tensor, and nothing for autograd. The gradient of x is the
         # same for every channel: expanded, as that of a sum is, and not written C times.
         x = ctx.saved_tensors[0]
         grad_x = gradients[0].expand(x.shape) if needed[0] else None
-        wanted = (gradients[i] if needed[i] else None for i in range(1, 6))
+        wanted = (gradients[i] if mask[1] and needed[i] else None for i in range(1, 6))
         return (grad_x, *wanted, None, None, None, None)
 
 
@@ -425,7 +425,10 @@ def gabor_filters(
     the operations of the search space.
     """
     _check_parameters("gabor_filters", (theta, sigma, gamma, wavelength, psi), kernel_size)
-    return _filters(theta, sigma, gamma, wavelength, psi, kernel_size)
+    parameters = (theta, sigma, gamma, wavelength, psi)
+    if torch.compiler.is_exporting():  # an exported program runs where this package is not
+        return _filters_reference(*parameters, kernel_size)
+    return _filters(*parameters, kernel_size)
 
 
 def gabor_conv2d(
@@ -482,4 +485,5 @@ def gabor_conv2d(
     padding = _convolution.pair(op, "padding", padding, 0)
     dilation = _convolution.pair(op, "dilation", dilation, 1)
     _convolution.check_output(op, x, (kernel_size, kernel_size), stride, padding, dilation)
-    return _conv(x, theta, sigma, gamma, wavelength, psi, kernel_size, stride, padding, dilation)
+    arguments = (x, theta, sigma, gamma, wavelength, psi, kernel_size, stride, padding, dilation)
+    return _conv_reference(*arguments) if torch.compiler.is_exporting() else _conv(*arguments)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -83,6 +85,7 @@ def calls_of(x: Tensor, weight: Tensor, grad: Tensor, settings, relu: bool, layo
     shape = shape_numbers(x, weight, grad, settings, relu)
     y, grad_x, grad_weight = empty(grad, layout), empty(x, layout), empty(weight, "contiguous")
     strides = [list(t.stride()) for t in (x, grad, y, grad_x)]
+    strides_in = [strides[1], strides[0], strides[3], 1, None]
     floats = partial_floats(grad, x, shape)
     partial = torch.full((floats,), float("nan")) if floats else None
     op, name = "depthwise_conv2d", f"{tuple(x.shape)} {shape} {layout} {x.dtype}"
@@ -96,15 +99,13 @@ def calls_of(x: Tensor, weight: Tensor, grad: Tensor, settings, relu: bool, layo
         Call(
             op,
             "launch_depthwise_conv2d",
-            [grad, dtype, weight, dtype, x if relu else None, grad_x, dtype, shape, strides[1]]
-            + [strides[0], strides[3], 1, None],
+            [grad, dtype, weight, dtype, x if relu else None, grad_x, dtype, shape, *strides_in],
             f"backward_input {name}",
         ),
         Call(
             op,
             "launch_depthwise_conv2d_backward_weight",
-            [grad, dtype, x, dtype, partial, grad_weight, dtype, shape, strides[1], strides[0]]
-            + [None],
+            [grad, dtype, x, dtype, partial, grad_weight, dtype, shape, *strides[1::-1], None],
             f"backward_weight {name}",
         ),
     ]
@@ -112,8 +113,6 @@ def calls_of(x: Tensor, weight: Tensor, grad: Tensor, settings, relu: bool, layo
 
 
 def partial_floats(grad: Tensor, x: Tensor, shape: list[int]) -> int:
-    import ctypes
-
     function = ctypes.CDLL(
         str(library("depthwise_conv2d", "plain"))
     ).depthwise_conv2d_partial_floats

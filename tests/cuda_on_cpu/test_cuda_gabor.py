@@ -133,19 +133,19 @@ def test_convolution_and_gradients(layout, mode):
             ]
             # On a sum of its own, so that an error above does not hide one here.
             sums_in = exact(total.to(wide))
+            filtered = [sums_in, wide_code, filters, wide_code, None]
+            to_filters = [wide_code, numbers, list(grad.stride()), shared, None]
             calls += [
                 Call(
                     "depthwise_conv2d",
                     "launch_depthwise_conv2d",
-                    [sums_in, wide_code, filters, wide_code, None, y, code, numbers, shared, None]
-                    + [list(y.stride()), 0, None],
+                    [*filtered, y, code, numbers, shared, None, list(y.stride()), 0, None],
                     f"forward {name}",
                 ),
                 Call(
                     "depthwise_conv2d",
                     "launch_depthwise_conv2d_backward_weight",
-                    [grad, code, sums_in, wide_code, partial, grad_filters, wide_code, numbers]
-                    + [list(grad.stride()), shared, None],
+                    [grad, code, sums_in, wide_code, partial, grad_filters, *to_filters],
                     f"backward_weight {name}",
                 ),
             ]
