@@ -2,7 +2,7 @@
 
     pytest benchmarks                                    # every table
     pytest benchmarks/bench_pgd.py --benchmark-json FILE # and the raw samples
-    FASTBANDIT_BENCH_SMOKE=1 pytest benchmarks           # two rounds each: do they still run
+    FASTBANDIT_BENCH_SMOKE=1 pytest benchmarks           # one shape, two rounds: do they still run
 
 Rivals of one group run one after another in one process on the same inputs. The table at the end
 divides each rival's median by ours: above 1, ours is faster.
@@ -29,6 +29,26 @@ def pytest_collect_file(parent: pytest.Collector, file_path: Path) -> pytest.Mod
     if file_path.suffix == ".py" and file_path.name.startswith("bench_") and not named:
         return pytest.Module.from_parent(parent, path=file_path)
     return None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In a smoke run each rival of each task once: the first shape, dtype and kernel size."""
+    if not SMOKE:
+        return
+    first: dict[tuple[str, str], Any] = {}
+    kept, dropped = [], []
+    for item in items:
+        parameters = getattr(item, "callspec", None)
+        shape = {
+            name: value
+            for name, value in (parameters.params.items() if parameters else ())
+            if name not in ("rival", "what", "device")
+        }
+        task = item.nodeid.split("[")[0]
+        same = [first.setdefault((task, name), value) == value for name, value in shape.items()]
+        (kept if all(same) else dropped).append(item)
+    config.hook.pytest_deselected(items=dropped)
+    items[:] = kept
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
