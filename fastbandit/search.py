@@ -49,6 +49,8 @@ __all__ = ["PRESETS", "SearchConfig", "dry_run", "main", "search"]
 # A path that is evaluated without having been trained last gets its batch-norm statistics from
 # this many training batches.
 _STATISTICS_BATCHES = 8
+# Fewer for the paths that are only evaluated during the search, which are meant to be cheap.
+_FEW_STATISTICS_BATCHES = 4
 
 _EDGES_PER_NODE: dict[str, Literal["all", 1, 2]] = {"all": "all", "1": 1, "2": 2}
 
@@ -85,6 +87,9 @@ class BanditConfig:
     """factor on the confidence radius sqrt(2 ln N / n); 1 as printed"""
     scale: float = 1.0
     """factor on the accuracies that are credited, which are in [0, 1]; 100 makes them percent"""
+    evaluations_per_epoch: int = 0
+    """R: for each path trained in the search phase, so many more are drawn, evaluated with the
+    shared weights and credited; they do not count in K * T. 0 as printed"""
 
 
 @dataclass(frozen=True)
@@ -212,6 +217,12 @@ class SearchConfig:
                 self.bandit.scale,
                 math.isfinite(self.bandit.scale) and self.bandit.scale > 0,
                 "a positive number",
+            ),
+            (
+                "bandit.evaluations_per_epoch",
+                self.bandit.evaluations_per_epoch,
+                self.bandit.evaluations_per_epoch >= 0,
+                "0 or more",
             ),
         )
         for name, value, good, expected in checks:
@@ -521,6 +532,25 @@ class _Search:
 
     # One sample of Algorithm 8.
 
+    def start_line(self) -> dict[str, Any]:
+        """The first line of the bandit's log: what it takes to replay the rest."""
+        config, found = self.config, self.space
+        line: dict[str, Any] = {
+            "event": "start",
+            "space": config.space,
+            "operations": list(found.operations),
+            "edges": [found.edge_name(row) for row in range(found.rows)],
+            "policy": config.bandit.policy,
+            "rate": config.bandit.rate,
+            "rounds": config.bandit.rounds,
+            "bonus": config.bandit.bonus,
+            "scale": config.bandit.scale,
+            "seed": derive_seed(config.seed, "bandit"),
+        }
+        if config.bandit.evaluations_per_epoch:
+            line["evaluations_per_epoch"] = config.bandit.evaluations_per_epoch
+        return line
+
     def reward_of(self, evaluation: Evaluation) -> float:
         return {
             "robust": evaluation.robust_accuracy,
@@ -536,14 +566,72 @@ class _Search:
         self.setup.optimizer.param_groups[0]["params"] = parameters
         return {"modules": list(self.supernet.path_modules()), "parameters": parameters}
 
+    def draw(self, *, trained: bool) -> tuple[Tensor, Tensor]:
+        """A path from the bandit and the probability of each of its arms, [rows] both."""
+        law = self.bandit.probabilities()
+        choice = self.bandit.sample(trained=trained)
+        return choice, law.gather(1, choice.unsqueeze(1)).squeeze(1)
+
+    def validate(self, path: dict[str, Any], number: int) -> Evaluation:
+        """Accuracy of the path on the validation images, for the reward.
+
+        The random starts are those of the epoch, so the paths of one epoch meet the same attack.
+        """
+        return evaluate(
+            self.supernet,
+            self.setup.validation,
+            self.reward_threat,
+            seed=derive_seed(self.config.seed, "attack", "validation"),
+            offset=number,
+            cost=self.cost,
+            **path,
+        )
+
+    def credit(
+        self, choice: Tensor, probability: Tensor, evaluation: Evaluation, *, trained: bool
+    ) -> dict[str, Any]:
+        """Credit a path with its reward; returns the line for the bandit's log."""
+        reward = self.reward_of(evaluation)
+        line: dict[str, Any] = {
+            "event": "sample",
+            "sample": self.bandit.samples,
+            "phase": self.bandit.phase,
+            "choice": choice.tolist(),
+            "probability": probability.tolist(),
+            "clean_accuracy": evaluation.clean_accuracy,
+            "robust_accuracy": evaluation.robust_accuracy,
+            "reward": reward,
+        }
+        if not trained:
+            line["trained"] = False
+        self.bandit.credit(choice, reward, trained=trained)
+        return line
+
+    def evaluate_only(self, number: int) -> dict[str, Any]:
+        """Draw a path, evaluate it with the weights as they are, credit it; returns its line."""
+        choice, probability = self.draw(trained=False)
+        path = self.use_path(choice)
+        self.reestimate(path, _FEW_STATISTICS_BATCHES)
+        return self.credit(choice, probability, self.validate(path, number), trained=False)
+
+    def reestimate(self, path: dict[str, Any], batches: int) -> None:
+        """Batch-norm statistics for a path that was not trained last."""
+        reestimate_batchnorm(
+            self.supernet,
+            self.setup.statistics,
+            self.training_threat,
+            count=batches,
+            seed=derive_seed(self.config.seed, "attack", "statistics"),
+            cost=self.cost,
+            **path,
+        )
+
     def epoch(self) -> dict[str, Any]:
         """Sample, train, validate, credit, perhaps prune; log and save. Returns the metrics."""
         bandit, config = self.bandit, self.config
-        started = time.perf_counter()
-        number, phase, arms = bandit.samples, bandit.phase, bandit.arms_left
-        law = bandit.probabilities()
-        choice = bandit.sample()
-        probability = law.gather(1, choice.unsqueeze(1)).squeeze(1)
+        started, accounted = time.perf_counter(), sum(self.cost.seconds.values())
+        number, phase, arms = bandit.trained, bandit.phase, bandit.arms_left
+        choice, probability = self.draw(trained=True)
         path = self.use_path(choice)
         rate = cosine(number, bandit.total_samples, config.learning_rate)
         self.setup.optimizer.param_groups[0]["lr"] = rate
@@ -559,30 +647,15 @@ class _Search:
             grad_clip=config.grad_clip,
             **path,
         )
-        evaluation = evaluate(
-            self.supernet,
-            self.setup.validation,
-            self.reward_threat,
-            seed=derive_seed(config.seed, "attack", "validation"),
-            offset=number,
-            cost=self.cost,
-            **path,
-        )
+        evaluation = self.validate(path, number)
         self.last = evaluation
-        reward = self.reward_of(evaluation)
-        bandit.credit(choice, reward)
-        lines: list[dict[str, Any]] = [
-            {
-                "event": "sample",
-                "sample": number,
-                "phase": phase,
-                "choice": choice.tolist(),
-                "probability": probability.tolist(),
-                "clean_accuracy": evaluation.clean_accuracy,
-                "robust_accuracy": evaluation.robust_accuracy,
-                "reward": reward,
-            }
-        ]
+        lines = [self.credit(choice, probability, evaluation, trained=True)]
+        reward = lines[0]["reward"]
+        # Before the arms are judged, so that the judgement has them too.
+        if phase == "search":
+            lines += [
+                self.evaluate_only(number) for _ in range(config.bandit.evaluations_per_epoch)
+            ]
         while bandit.due:
             lines += self.prune()
         if bandit.finished:
@@ -590,12 +663,13 @@ class _Search:
                 {"event": "end", "sample": bandit.samples, "choice": bandit.final().tolist()}
             )
         seconds = time.perf_counter() - started
-        self.cost.add_seconds("other", seconds - trained.seconds - evaluation.seconds)
+        self.cost.add_seconds("other", seconds - (sum(self.cost.seconds.values()) - accounted))
         self.peak_memory = max(self.peak_memory, run.peak_memory_mb(self.setup.device))
         metrics = {
             "epoch": number,
             "phase": phase,
             "arms": arms,
+            "samples": bandit.samples,
             "loss": trained.loss,
             "train_accuracy": trained.accuracy,
             "clean_accuracy": evaluation.clean_accuracy,
@@ -686,15 +760,7 @@ class _Search:
                 "it was changed by another hand"
             )
         path = self.use_path(bandit.final())
-        reestimate_batchnorm(
-            self.supernet,
-            self.setup.statistics,
-            self.training_threat,
-            count=_STATISTICS_BATCHES,
-            seed=derive_seed(config.seed, "attack", "statistics"),
-            cost=self.cost,
-            **path,
-        )
+        self.reestimate(path, _STATISTICS_BATCHES)
 
         def measure(name: str, loader: Loader, threat: ThreatModel) -> dict[str, Any]:
             found = evaluate(
@@ -747,7 +813,8 @@ class _Search:
             "final": final,
             "test": test,
             "cost": {
-                "epochs": bandit.samples,
+                "epochs": bandit.trained,
+                "paths_only_evaluated": bandit.samples - bandit.trained,
                 "seconds_total": sum(cost.seconds.values()),
                 **{f"seconds_{phase}": value for phase, value in cost.seconds.items()},
                 "images_per_second": cost.images_trained / cost.seconds["train"],
@@ -833,21 +900,7 @@ def search(
                         )
             else:
                 folder.write_json("env.json", environment)
-                folder.append(
-                    "bandit.jsonl",
-                    {
-                        "event": "start",
-                        "space": config.space,
-                        "operations": list(current.space.operations),
-                        "edges": [current.space.edge_name(r) for r in range(current.space.rows)],
-                        "policy": config.bandit.policy,
-                        "rate": config.bandit.rate,
-                        "rounds": config.bandit.rounds,
-                        "bonus": config.bandit.bonus,
-                        "scale": config.bandit.scale,
-                        "seed": derive_seed(config.seed, "bandit"),
-                    },
-                )
+                folder.append("bandit.jsonl", current.start_line())
                 current.cost.add_seconds("setup", time.perf_counter() - started)
                 current.save()
             bandit = current.bandit

@@ -359,6 +359,65 @@ def test_variants_run(changes, tmp_path, monkeypatch):
     assert all(sum(map(len, cell.nodes)) == edges for cell in genotype.cells)
 
 
+def small_space(monkeypatch):
+    """Cut the space of :data:`TINY` down to three operations: 3 + 1 * (3 + 2) = 8 epochs."""
+    spaces = module.space.SPACES
+    monkeypatch.setitem(spaces, "general7-light", spaces["general7-light"][:3])
+
+
+def test_paths_that_are_only_evaluated(tmp_path, monkeypatch):
+    small_space(monkeypatch)
+    config = tiny(bandit={"evaluations_per_epoch": 2})
+    path, summary = search(config, tmp_path / "run")
+    log = lines(path / "bandit.jsonl")
+    samples = [line for line in log if line["event"] == "sample"]
+    trained = [line.get("trained", True) for line in samples]
+    # None in the initial pass; then two after each trained path, before arms are abandoned.
+    assert trained == [True] * 3 + [True, False, False] * 5
+    assert [line["sample"] for line in samples] == list(range(18))
+    assert sorted({line["sample"] for line in log if line["event"] == "abandon"}) == [12, 18]
+    assert log[0]["evaluations_per_epoch"] == 2
+    metrics = lines(path / "metrics.jsonl")
+    assert [line["epoch"] for line in metrics] == list(range(8))
+    assert [line["samples"] for line in metrics] == [1, 2, 3, 6, 9, 12, 15, 18]
+    bandit = replay(log)
+    assert (bandit.samples, bandit.trained) == (18, 8)
+    assert bandit.count.sum(1).eq(18).all()
+    # 1 batch to train, 1 to validate, statistics from 1 batch (there is no second one).
+    cost = summary["cost"]
+    assert (cost["epochs"], cost["paths_only_evaluated"]) == (8, 10)
+    assert cost["images_trained"] == 8 * 24
+    assert cost["images_evaluated"] == 18 * 24 + 24 + 32
+    assert cost["forward_passes"] == 8 * 2 + 18 * 3 + 10 * 2 + 1 * 2 + (1 + 2) * 4
+    assert cost["seconds_total"] == pytest.approx(
+        sum(cost[f"seconds_{p}"] for p in ("setup", "train", "validate", "statistics", "other"))
+    )
+    page = (path / "report.html").read_text()
+    assert "10 more paths only evaluated" in page
+    assert page.count("(search, only evaluated): clean") == 10
+    # An interruption changes nothing, and no path but the trained ones changes the weights.
+    out = tmp_path / "again"
+    original, calls = module._Search.evaluate_only, []
+
+    def evaluate_only(self, number):
+        before = [p.clone() for p in self.supernet.parameters()]
+        line = original(self, number)
+        assert all(map(torch.equal, before, self.supernet.parameters()))
+        calls.append(number)
+        if len(calls) == 3:
+            raise StopError
+        return line
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module._Search, "evaluate_only", evaluate_only)
+        with pytest.raises(StopError):
+            search(config, out)
+    assert calls == [3, 3, 4]
+    search(config, out)
+    for name in (*EXACT, "genotypes.jsonl"):
+        assert (out / name).read_bytes() == (path / name).read_bytes(), name
+
+
 def test_divergence_is_said(tmp_path):
     with pytest.raises(DivergenceError, match=r"epoch \d+: the training loss is nan.*--learning"):
         search(tiny(learning_rate=1e30, grad_clip=None), tmp_path / "run")
@@ -420,6 +479,7 @@ def test_presets_are_sound(preset):
         (["--config", "/nowhere.yaml"], "--config /nowhere.yaml: cannot be read"),
         (["--resume", "/nowhere"], "/nowhere: not a run folder"),
         (["--bandit.rate", "0"], "rate"),
+        (["--bandit.evaluations-per-epoch", "-1"], "evaluations_per_epoch: expected 0 or more"),
         (["--final.step-size", "x"], "step_size"),
     ],
 )
