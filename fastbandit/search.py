@@ -12,10 +12,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,6 +30,7 @@ from fastbandit._cli import ConfigError
 from fastbandit._progress import Progress
 from fastbandit.bandit import POLICIES, AntiBandit, replay
 from fastbandit.data import Augment, DataSource, ImageSet, Loader, load, split, statistics
+from fastbandit.distributed import Group, Team, first_to_speak, launched, synchronise_batchnorm
 from fastbandit.genotype import Genotype
 from fastbandit.nn.supernet import Supernet
 from fastbandit.report import write_report
@@ -152,6 +154,11 @@ class SearchConfig:
     """random horizontal flip"""
     cutout_length: int = 0
     """side of the square that is cut out at random, in pixels"""
+    parallel: Literal["data", "paths"] = "data"
+    """with several processes (torchrun): data divides each batch of the one path, paths trains a
+    path on each process and averages gradients; the number of processes is not a setting"""
+    sync_batchnorm: bool = False
+    """with several processes: batch statistics over all of them, not over each one's images"""
     attack: AttackConfig = field(default_factory=AttackConfig)
     bandit: BanditConfig = field(default_factory=BanditConfig)
     final: FinalConfig = field(default_factory=FinalConfig)
@@ -228,6 +235,11 @@ class SearchConfig:
         for name, value, good, expected in checks:
             if not good:
                 raise ConfigError(f"{name}: expected {expected}, got {value!r}")
+        if self.sync_batchnorm and self.parallel == "paths":
+            raise ConfigError(
+                "sync_batchnorm: expected no with parallel paths, where each process computes "
+                "another path and there is nothing to share; got yes"
+            )
         self.training_threat()
         self.final_threat()
         self._bandit(1, 2)
@@ -351,6 +363,8 @@ class Options:
     """go on with the run in this folder, with the configuration stored there"""
     force: bool = False
     """replace a finished run, or one of another configuration, in --out"""
+    peer_timeout: float = 600.0
+    """seconds to wait for another process of the run before it counts as gone"""
     dry_run: bool = False
     """measure the widest path, print memory and time that the search will take, and stop"""
     print_config: bool = False
@@ -384,8 +398,8 @@ class _Setup:
     test: Loader | None
 
 
-def _build(config: SearchConfig) -> _Setup:
-    device = torch.device(config.device)
+def _build(config: SearchConfig, group: Group | None = None) -> _Setup:
+    device = torch.device(config.device) if group is None else group.device
     source = load(config.data)
     train, test = source.train, source.test
     # Positions in the whole set throughout, so that the stored split names images for good.
@@ -448,6 +462,8 @@ def _build(config: SearchConfig) -> _Setup:
     # Channels-last is the faster layout for the depthwise and the dense convolutions alike; what
     # the stem returns has the layout of its weights, and the rest follows.
     supernet.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if group is not None and config.sync_batchnorm:
+        synchronise_batchnorm(supernet, group)
     optimizer = torch.optim.SGD(
         supernet.parameters(),
         lr=config.learning_rate,
@@ -473,10 +489,16 @@ def _build(config: SearchConfig) -> _Setup:
 
 
 class _Search:
-    """A search in progress: its state, one epoch, and how the state goes to disk and back."""
+    """A search in progress: its state, one epoch, and how the state goes to disk and back.
 
-    def __init__(self, setup: _Setup, folder: RunFolder) -> None:
+    Args:
+        folder: where files go; None for a process that writes none.
+        group: all processes of the run; None where there is one.
+    """
+
+    def __init__(self, setup: _Setup, folder: RunFolder | None, group: Group | None = None) -> None:
         self.setup, self.folder, self.config = setup, folder, setup.config
+        self.group = group
         self.supernet = setup.supernet
         self.space = space.get(self.config.space)
         self.bandit = self.config.make_bandit()
@@ -497,7 +519,8 @@ class _Search:
             if state.get(parameter, {}).get("momentum_buffer") is not None
         }
 
-    def save(self) -> None:
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and plain values: all that :meth:`restore` needs."""
         bandit = self.bandit.state_dict()
         tensors = {f"model.{k}": v for k, v in self.supernet.state_dict().items()}
         tensors |= {f"momentum.{k}": v for k, v in self._momenta().items()}
@@ -508,7 +531,25 @@ class _Search:
             "peak_memory_mb": self.peak_memory,
             "bandit": {k: v for k, v in bandit.items() if not isinstance(v, Tensor)},
         }
-        self.folder.save_checkpoint(tensors, state)
+        return tensors, state
+
+    def save(self) -> None:
+        if self.folder is not None:
+            self.folder.save_checkpoint(*self.state())
+
+    def append(self, name: str, *values: dict[str, Any]) -> None:
+        if self.folder is not None:
+            self.folder.append(name, *values)
+
+    def share(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """Give every process the first one's state; returns its ``facts``."""
+        assert self.group is not None
+        tensors, state = self.state()
+        found, tensors = self.group.broadcast({"facts": facts, "state": state}, tensors)
+        if self.group.rank:
+            self.restore(tensors, found["state"])
+        facts = found["facts"]
+        return facts
 
     def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "momentum": {}, "bandit": {}}
@@ -558,19 +599,62 @@ class _Search:
             "mix": 0.5 * (evaluation.robust_accuracy + evaluation.clean_accuracy),
         }[self.config.reward]
 
-    def use_path(self, choice: Tensor) -> dict[str, Any]:
-        """Select a path; returns what bounds the work to it."""
-        self.supernet.set_path(choice)
-        parameters = list(self.supernet.path_parameters())
-        # The optimiser's state is kept by parameter, so momentum of the other arms stays.
-        self.setup.optimizer.param_groups[0]["params"] = parameters
-        return {"modules": list(self.supernet.path_modules()), "parameters": parameters}
+    @property
+    def abreast(self) -> int:
+        """Paths that are trained at a time."""
+        paths = self.group is not None and self.config.parallel == "paths"
+        return self.group.size if paths and self.group is not None else 1
 
-    def draw(self, *, trained: bool) -> tuple[Tensor, Tensor]:
-        """A path from the bandit and the probability of each of its arms, [rows] both."""
-        law = self.bandit.probabilities()
-        choice = self.bandit.sample(trained=trained)
-        return choice, law.gather(1, choice.unsqueeze(1)).squeeze(1)
+    def team(self, paths: int) -> Team | None:
+        """The processes that share this one's path when ``paths`` are computed at a time."""
+        return None if self.group is None else Team(self.group, paths)
+
+    def use_path(self, choices: Sequence[Tensor], team: Team | None) -> dict[str, Any]:
+        """Select this process's path of ``choices``; returns what bounds the work to it."""
+        mine = 0 if team is None else team.path
+        parameters = []
+        for choice in choices:
+            self.supernet.set_path(choice)
+            parameters.append(list(self.supernet.path_parameters()))
+        self.supernet.set_path(choices[mine])
+        # The optimiser's state is kept by parameter, so momentum of the other arms stays. What
+        # another process's path uses is updated here too: all hold the same weights.
+        updated = parameters[0] if team is None else team.use(parameters)
+        self.setup.optimizer.param_groups[0]["params"] = updated
+        return {
+            "modules": list(self.supernet.path_modules()),
+            "parameters": parameters[mine],
+            "team": team,
+        }
+
+    def draw(self, paths: int, *, trained: bool) -> tuple[list[Tensor], list[Tensor]]:
+        """Paths from the bandit and the probability of each of their arms, [rows] each."""
+        choices, probabilities = [], []
+        for _ in range(paths):
+            law = self.bandit.probabilities()
+            choice = self.bandit.sample(trained=trained, ahead=True)
+            choices.append(choice)
+            probabilities.append(law.gather(1, choice.unsqueeze(1)).squeeze(1))
+        if self.group is not None:
+            # Every process draws the same from the same state; if not, nothing after it is right.
+            self.group.check_same("the path drawn", torch.stack(choices))
+        return choices, probabilities
+
+    @contextmanager
+    def accounting(self, team: Team | None) -> Iterator[None]:
+        """What the processes compute in this context enters the ledger of each, counted once."""
+        names = ("forward_passes", "backward_passes", "images_trained", "images_evaluated")
+        before = [getattr(self.cost, name) for name in names]
+        yield
+        if team is None:
+            return
+        added = [getattr(self.cost, name) - old for name, old in zip(names, before, strict=True)]
+        # A batch that is divided is still one batch; its images are counted where they are.
+        if not team.leads:
+            added[:2] = 0, 0
+        total = team.group.sum_(torch.tensor(added, device=team.group.device)).tolist()
+        for name, old, more in zip(names, before, total, strict=True):
+            setattr(self.cost, name, old + more)
 
     def validate(self, path: dict[str, Any], number: int) -> Evaluation:
         """Accuracy of the path on the validation images, for the reward.
@@ -607,12 +691,19 @@ class _Search:
         self.bandit.credit(choice, reward, trained=trained)
         return line
 
-    def evaluate_only(self, number: int) -> dict[str, Any]:
-        """Draw a path, evaluate it with the weights as they are, credit it; returns its line."""
-        choice, probability = self.draw(trained=False)
-        path = self.use_path(choice)
-        self.reestimate(path, _FEW_STATISTICS_BATCHES)
-        return self.credit(choice, probability, self.validate(path, number), trained=False)
+    def evaluate_only(self, number: int, paths: int) -> list[dict[str, Any]]:
+        """Draw paths, evaluate them with the weights as they are, credit them; their lines."""
+        choices, probabilities = self.draw(paths, trained=False)
+        team = self.team(paths)
+        path = self.use_path(choices, team)
+        with self.accounting(team):
+            self.reestimate(path, _FEW_STATISTICS_BATCHES)
+            evaluation = self.validate(path, number)
+        found = _of_all_paths(team, evaluation)
+        return [
+            self.credit(*each, trained=False)
+            for each in zip(choices, probabilities, found, strict=True)
+        ]
 
     def reestimate(self, path: dict[str, Any], batches: int) -> None:
         """Batch-norm statistics for a path that was not trained last."""
@@ -627,35 +718,54 @@ class _Search:
         )
 
     def epoch(self) -> dict[str, Any]:
-        """Sample, train, validate, credit, perhaps prune; log and save. Returns the metrics."""
+        """Sample, train, validate, credit, perhaps prune; log and save. Returns the metrics.
+
+        With ``parallel paths`` that is one epoch of several paths, numbered one after the other:
+        as many as there are processes, or as are left of the round or of the initial pass.
+        """
         bandit, config = self.bandit, self.config
         started, accounted = time.perf_counter(), sum(self.cost.seconds.values())
         number, phase, arms = bandit.trained, bandit.phase, bandit.arms_left
-        choice, probability = self.draw(trained=True)
-        path = self.use_path(choice)
+        choices, probabilities = self.draw(min(self.abreast, bandit.room), trained=True)
+        paths = len(choices)
+        team = self.team(paths)
+        mine = number if team is None else number + team.path
+        path = self.use_path(choices, team)
         rate = cosine(number, bandit.total_samples, config.learning_rate)
         self.setup.optimizer.param_groups[0]["lr"] = rate
         reset_batchnorm(path["modules"])
-        trained = train_epoch(
-            self.supernet,
-            self.setup.weights,
-            number,
-            self.setup.optimizer,
-            self.training_threat,
-            seed=derive_seed(config.seed, "attack", "train"),
-            cost=self.cost,
-            grad_clip=config.grad_clip,
-            **path,
-        )
-        evaluation = self.validate(path, number)
-        self.last = evaluation
-        lines = [self.credit(choice, probability, evaluation, trained=True)]
-        reward = lines[0]["reward"]
-        # Before the arms are judged, so that the judgement has them too.
-        if phase == "search":
-            lines += [
-                self.evaluate_only(number) for _ in range(config.bandit.evaluations_per_epoch)
+        with self.accounting(team):
+            trained = train_epoch(
+                self.supernet,
+                self.setup.weights,
+                mine,
+                self.setup.optimizer,
+                self.training_threat,
+                seed=derive_seed(config.seed, "attack", "train"),
+                cost=self.cost,
+                grad_clip=config.grad_clip,
+                **path,
+            )
+            evaluation = self.validate(path, mine)
+        results = [trained]
+        if team is not None:
+            values = team.collect([trained.loss, trained.accuracy, trained.images])
+            results = [
+                dataclasses.replace(trained, loss=loss, accuracy=accuracy, images=int(images))
+                for loss, accuracy, images in values
             ]
+        evaluations = _of_all_paths(team, evaluation)
+        self.last = evaluations[-1]
+        lines = [
+            self.credit(*each, trained=True)
+            for each in zip(choices, probabilities, evaluations, strict=True)
+        ]
+        rewards = [line["reward"] for line in lines]
+        # Before the arms are judged, so that the judgement has them too.
+        rest = config.bandit.evaluations_per_epoch * paths if phase == "search" else 0
+        while rest:
+            lines += self.evaluate_only(number, min(self.abreast, rest))
+            rest -= min(self.abreast, rest)
         while bandit.due:
             lines += self.prune()
         if bandit.finished:
@@ -665,27 +775,34 @@ class _Search:
         seconds = time.perf_counter() - started
         self.cost.add_seconds("other", seconds - (sum(self.cost.seconds.values()) - accounted))
         self.peak_memory = max(self.peak_memory, run.peak_memory_mb(self.setup.device))
-        metrics = {
-            "epoch": number,
-            "phase": phase,
-            "arms": arms,
-            "samples": bandit.samples,
-            "loss": trained.loss,
-            "train_accuracy": trained.accuracy,
-            "clean_accuracy": evaluation.clean_accuracy,
-            "robust_accuracy": evaluation.robust_accuracy,
-            "reward": reward,
-            "learning_rate": rate,
-            "seconds_train": trained.seconds,
-            "seconds_validate": evaluation.seconds,
-            "seconds_total": seconds,
-            "images_per_second": trained.images / trained.seconds,
-            "peak_memory_mb": self.peak_memory,
-        }
-        self.folder.append("bandit.jsonl", *lines)
-        self.folder.append("metrics.jsonl", metrics)
+        images = sum(result.images for result in results)
+        metrics = [
+            {
+                "epoch": number + i,
+                "phase": phase,
+                "arms": arms,
+                "samples": bandit.samples,
+                "loss": result.loss,
+                "train_accuracy": result.accuracy,
+                "clean_accuracy": found.clean_accuracy,
+                "robust_accuracy": found.robust_accuracy,
+                "reward": reward,
+                "learning_rate": rate,
+                # The paths were trained at the same time: each has its share of it.
+                "seconds_train": trained.seconds / paths,
+                "seconds_validate": evaluation.seconds / paths,
+                "seconds_total": seconds / paths,
+                "images_per_second": images / trained.seconds,
+                "peak_memory_mb": self.peak_memory,
+            }
+            for i, (result, found, reward) in enumerate(
+                zip(results, evaluations, rewards, strict=True)
+            )
+        ]
+        self.append("bandit.jsonl", *lines)
+        self.append("metrics.jsonl", *metrics)
         self.save()
-        return metrics
+        return metrics[-1]
 
     def prune(self) -> list[dict[str, Any]]:
         """Abandon one arm on every edge; returns the lines that say which and why."""
@@ -716,7 +833,7 @@ class _Search:
                     "arms_left": bandit.arms_left,
                 }
             )
-        self.folder.append(
+        self.append(
             "genotypes.jsonl",
             {
                 "sample": bandit.samples,
@@ -753,24 +870,28 @@ class _Search:
     def finish(self) -> dict[str, Any]:
         """Check that the log explains the result, measure the found path, write the last files."""
         bandit, config, folder = self.bandit, self.config, self.folder
-        explained = replay(folder.read_lines("bandit.jsonl")).final()
-        if not torch.equal(explained, bandit.final()):
-            raise RunError(
-                f"{folder.path}: bandit.jsonl does not explain the genotype found; "
-                "it was changed by another hand"
-            )
-        path = self.use_path(bandit.final())
-        self.reestimate(path, _STATISTICS_BATCHES)
+        if folder is not None:
+            explained = replay(folder.read_lines("bandit.jsonl")).final()
+            if not torch.equal(explained, bandit.final()):
+                raise RunError(
+                    f"{folder.path}: bandit.jsonl does not explain the genotype found; "
+                    "it was changed by another hand"
+                )
+        team = self.team(1)
+        path = self.use_path([bandit.final()], team)
+        with self.accounting(team):
+            self.reestimate(path, _STATISTICS_BATCHES)
 
         def measure(name: str, loader: Loader, threat: ThreatModel) -> dict[str, Any]:
-            found = evaluate(
-                self.supernet,
-                loader,
-                threat,
-                seed=derive_seed(config.seed, "attack", "final", name),
-                cost=self.cost,
-                **path,
-            )
+            with self.accounting(team):
+                found = evaluate(
+                    self.supernet,
+                    loader,
+                    threat,
+                    seed=derive_seed(config.seed, "attack", "final", name),
+                    cost=self.cost,
+                    **path,
+                )
             return {
                 "split": name,
                 "n": found.images,
@@ -782,6 +903,8 @@ class _Search:
         threat = config.final_threat()
         final = measure("validation", self.setup.validation, threat)
         test = None if self.setup.test is None else measure("test", self.setup.test, threat)
+        if folder is None:
+            return self.told_summary(None)
         genotype = self.genotype()
         genotype.save(folder.path / "genotype.json")
         run.save_tensors(
@@ -825,13 +948,32 @@ class _Search:
                 "peak_memory_mb": self.peak_memory,
                 "device": config.device,
                 "threads": torch.get_num_threads(),
+                "processes": 1 if self.group is None else self.group.size,
             },
             "versions": {"torch": torch.__version__, "fastbandit": run.__version__},
         }
         # The summary is what makes a run finished, so it comes last; the report shows it.
         write_report(folder.path, summary=summary)
         folder.write_json("summary.json", summary)
+        return self.told_summary(summary)
+
+    def told_summary(self, summary: dict[str, Any] | None) -> dict[str, Any]:
+        """The summary of the process that has written it, on every process, once it is there."""
+        if self.group is not None:
+            summary, _ = self.group.broadcast(summary, {})
+        assert summary is not None
         return summary
+
+
+def _of_all_paths(team: Team | None, mine: Evaluation) -> list[Evaluation]:
+    """The evaluation of every path that was computed at the same time, on every process."""
+    if team is None:
+        return [mine]
+    found = team.collect([mine.clean_correct, mine.robust_correct, mine.images])
+    return [
+        Evaluation(int(clean), int(robust), int(images), mine.seconds)
+        for clean, robust, images in found
+    ]
 
 
 @contextmanager
@@ -857,6 +999,7 @@ def search(
     root: str | Path = "runs",
     force: bool = False,
     progress: Progress | None = None,
+    group: Group | None = None,
 ) -> tuple[Path, dict[str, Any]]:
     """Run a search to its end, or go on with one that was interrupted.
 
@@ -866,6 +1009,8 @@ def search(
             new folder there.
         force: replace what a finished or a different run left in ``out``.
         progress: where progress is shown; None shows none.
+        group: the processes that run this search together, each of them calling this function;
+            None: this one alone. Only the first reads and writes files, and shows progress.
 
     Returns:
         The run folder and its summary.
@@ -877,22 +1022,34 @@ def search(
     config = config.resolve()
     plain = _cli.to_plain(config)
     progress = progress or Progress.silent()
-    with _torch_settings(config):
+    if group is not None and torch.device(config.device).index is not None:
+        raise ConfigError(
+            f"device: expected cuda with several processes, each of which takes one GPU; "
+            f"got {config.device}"
+        )
+    with _torch_settings(config), ExitStack() as stack:
         started = time.perf_counter()
-        setup = _build(config)
-        if out is not None:
-            path = Path(out)
+        setup = _build(config, group)
+        folder = None
+        if group is None or group.rank == 0:
+            if out is not None:
+                path = Path(out)
+            else:
+                unfinished = RunFolder.find_unfinished(Path(root), plain)
+                path = unfinished or RunFolder.fresh_path(Path(root), config.name)
+            folder = stack.enter_context(RunFolder.open(path, plain, force=force))
         else:
-            unfinished = RunFolder.find_unfinished(Path(root), plain)
-            path = unfinished or RunFolder.fresh_path(Path(root), config.name)
-        with RunFolder.open(path, plain, force=force) as folder:
-            current = _Search(setup, folder)
+            progress = Progress.silent()
+        current = _Search(setup, folder, group)
+        resumed = False
+        if folder is not None:
             resumed = folder.load_checkpoint(current.restore)
             _check_same(folder, "split.json", setup.splits)
             environment = run.environment(setup.device)
+            environment["processes"] = 1 if group is None else group.size
             if resumed:
                 then = folder.read_json("env.json")
-                for name in ("threads", "torch", "cpu", "device_name"):
+                for name in ("threads", "torch", "cpu", "device_name", "processes"):
                     if then.get(name) != environment[name]:
                         progress.note(
                             f"{name} was {then.get(name)} and is {environment[name]} now: "
@@ -903,13 +1060,18 @@ def search(
                 folder.append("bandit.jsonl", current.start_line())
                 current.cost.add_seconds("setup", time.perf_counter() - started)
                 current.save()
-            bandit = current.bandit
-            with progress.running(
-                path, config.space, current.space.rows, bandit, resumed=resumed
-            ) as show:
-                while not bandit.finished:
-                    show(current.epoch())
-            return path, current.finish()
+        if group is not None:
+            digest = derive_seed(0, json.dumps(setup.splits))
+            group.check_same("the data", torch.tensor(digest))
+            facts = current.share({"path": str(folder.path) if folder else ""})
+            path = Path(facts["path"])
+        bandit = current.bandit
+        with progress.running(
+            path, config.space, current.space.rows, bandit, resumed=resumed
+        ) as show:
+            while not bandit.finished:
+                show(current.epoch())
+        return path, current.finish()
 
 
 def _check_same(folder: RunFolder, name: str, value: dict[str, Any]) -> None:
@@ -1097,6 +1259,9 @@ def _run(arguments: Sequence[str]) -> int:
         if out is not None and Path(out) != folder:
             raise ConfigError("--resume and --out name different folders; give one of them")
         config, out = stored, options.resume
+    # What needs no run needs no other process either.
+    if launched() and os.environ["RANK"] != "0" and (options.print_config or options.dry_run):
+        return 0
     if options.print_config:
         import yaml
 
@@ -1109,7 +1274,16 @@ def _run(arguments: Sequence[str]) -> int:
         else:
             _print_dry_run(result)
         return 0
-    path, summary = search(config, out, force=options.force, progress=Progress())
+    if not launched():
+        path, summary = search(config, out, force=options.force, progress=Progress())
+    else:
+        kind = torch.device(config.resolve().device).type
+        with Group.join(kind, timeout=options.peer_timeout) as group:
+            path, summary = search(
+                config, out, force=options.force, progress=Progress(), group=group
+            )
+            if group.rank:
+                return 0
     if options.json:
         print(json.dumps({"run": str(path), **summary}))
     else:
@@ -1120,7 +1294,7 @@ def _run(arguments: Sequence[str]) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    return _cli.guard("search", lambda: _run(given))
+    return _cli.guard("search", lambda: _run(given), speaks=first_to_speak)
 
 
 if __name__ == "__main__":
