@@ -14,6 +14,7 @@ import json
 import math
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -41,12 +42,13 @@ from fastbandit.training import (
     Evaluation,
     cosine,
     evaluate,
+    is_out_of_memory,
     reestimate_batchnorm,
     reset_batchnorm,
     train_epoch,
 )
 
-__all__ = ["PRESETS", "SearchConfig", "dry_run", "main", "search"]
+__all__ = ["PRESETS", "OutOfMemoryError", "SearchConfig", "dry_run", "main", "search"]
 
 # A path that is evaluated without having been trained last gets its batch-norm statistics from
 # this many training batches.
@@ -55,6 +57,10 @@ _STATISTICS_BATCHES = 8
 _FEW_STATISTICS_BATCHES = 4
 
 _EDGES_PER_NODE: dict[str, Literal["all", 1, 2]] = {"all": "all", "1": 1, "2": 2}
+
+
+class OutOfMemoryError(ValueError):
+    """There is not enough memory; the message suggests a batch size. The run can go on."""
 
 
 @dataclass(frozen=True)
@@ -1016,6 +1022,7 @@ def search(
         The run folder and its summary.
 
     Raises:
+        OutOfMemoryError: there is not enough memory; the run goes on from its last epoch.
         ValueError: settings, data, run folder or checkpoint cannot be used; the message says why.
         OSError: a file could not be written; the run goes on from its last checkpoint.
     """
@@ -1070,8 +1077,33 @@ def search(
             path, config.space, current.space.rows, bandit, resumed=resumed
         ) as show:
             while not bandit.finished:
-                show(current.epoch())
-        return path, current.finish()
+                with _memory_enough_for(config, f"in epoch {bandit.trained}"):
+                    show(current.epoch())
+        with _memory_enough_for(config, "when the found path was measured"):
+            return path, current.finish()
+
+
+@contextmanager
+def _memory_enough_for(config: SearchConfig, when: str) -> Iterator[None]:
+    """Turn an allocator's error into what can be done about it."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no more to be had"
+        half = config.batch_size // 2
+        smaller = half - half % 8 if half >= 16 else half
+        hint = (
+            f"or start a new run with --batch-size {smaller}, which needs about half"
+            if smaller >= 2
+            else "or start a new run with fewer --init-channels"
+        )
+        raise OutOfMemoryError(
+            f"out of memory {when} with batches of {config.batch_size} images ({reason}). The same "
+            f"command goes on from the last epoch where there is more memory, also on more "
+            f"processes; {hint}"
+        ) from error
 
 
 def _check_same(folder: RunFolder, name: str, value: dict[str, Any]) -> None:
@@ -1092,79 +1124,122 @@ def _check_same(folder: RunFolder, name: str, value: dict[str, Any]) -> None:
 
 
 def dry_run(config: SearchConfig) -> dict[str, Any]:
-    """What the search will cost, measured on a few steps of real paths. Writes nothing.
+    """What the search will cost, measured on a few steps of real paths. Writes nothing lasting.
+
+    The paths measured are those of the initial pass, in which every edge tries every arm once: the
+    mean of their times is that of paths drawn uniformly. Momentum of all weights is allocated, as
+    it is towards the end of a search.
 
     Returns:
-        Epochs, peak memory in MiB (of the widest path, training), seconds per epoch (mean of
-        three random paths, and of the widest one) and the estimate for the whole search.
+        ``epochs``; ``seconds_per_epoch`` (mean, with validation, paths that are only evaluated and
+        the checkpoint), ``seconds_per_epoch_widest``, ``seconds_setup``, ``seconds_final`` (the
+        attack on the found path) and ``seconds_total``; ``peak_memory_mb`` in MiB on those paths
+        and ``peak_memory_mb_widest`` on the widest, which a search is unlikely to meet. On a CPU
+        memory is the process's, so it is right in a process that did nothing before.
+
+    Raises:
+        OutOfMemoryError: not even this fits.
     """
     config = config.resolve()
-    with _torch_settings(config):
+    with _torch_settings(config), _memory_enough_for(config, "in the dry run"):
+        started = time.perf_counter()
         setup = _build(config)
+        seconds_setup = time.perf_counter() - started
+        current = _Search(setup, None)
+        for parameter in setup.supernet.parameters():
+            setup.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        # The first steps of a process pay for what is loaded and planned once.
         bandit = config.make_bandit()
-        found = space.get(config.space)
-        generator = torch.Generator().manual_seed(0)
-        random_paths = [
-            torch.randint(len(found.operations), (found.rows,), generator=generator)
-            for _ in range(3)
-        ]
-        seconds = []
-        for choice in [setup.supernet.widest_path(), *random_paths]:
-            seconds.append(_epoch_seconds(setup, torch.as_tensor(choice)))
-        mean = sum(seconds[1:]) / len(random_paths)
+        paths = [bandit.sample(ahead=True) for _ in range(bandit.arms)]
+        _measure(current, paths[0])
+        found = [_measure(current, choice) for choice in paths]
+        mean = {name: sum(one[name] for one in found) / len(found) for name in found[0]}
+        save = _seconds_to_save(current)
+        peak = run.peak_memory_mb(setup.device)
+        widest = _measure(current, torch.as_tensor(setup.supernet.widest_path()))
+        evaluations = config.bandit.evaluations_per_epoch
+        # None in the initial pass.
+        share = (bandit.total_samples - bandit.arms) / bandit.total_samples
+
+        def epoch(seconds: dict[str, float]) -> float:
+            only_evaluated = seconds["statistics"] + seconds["validate"]
+            return seconds["train"] + seconds["validate"] + evaluations * share * only_evaluated
+
+        per_epoch = epoch(mean) + save
         return {
             "space": config.space,
             "epochs": bandit.total_samples,
-            "peak_memory_mb": run.peak_memory_mb(setup.device),
-            "seconds_per_epoch": mean,
-            "seconds_per_epoch_widest": seconds[0],
-            "seconds_total": mean * bandit.total_samples,
+            "peak_memory_mb": peak,
+            "peak_memory_mb_widest": run.peak_memory_mb(setup.device),
+            "seconds_setup": seconds_setup,
+            "seconds_per_epoch": per_epoch,
+            "seconds_per_epoch_widest": epoch(widest) + save,
+            "seconds_final": mean["final"],
+            "seconds_total": seconds_setup + bandit.total_samples * per_epoch + mean["final"],
             "parameters": sum(p.numel() for p in setup.supernet.parameters()),
             "device": config.device,
             "threads": torch.get_num_threads(),
         }
 
 
-def _epoch_seconds(setup: _Setup, choice: Tensor) -> float:
-    """Seconds that an epoch of this path takes, from a few batches; weights are left alone."""
-    config, supernet = setup.config, setup.supernet
-    supernet.set_path(choice)
-    parameters = list(supernet.path_parameters())
-    path: dict[str, Any] = {"modules": list(supernet.path_modules()), "parameters": parameters}
+def _measure(current: _Search, choice: Tensor) -> dict[str, float]:
+    """Seconds that each part of a search takes with this path, from a few batches."""
+    config, setup = current.config, current.setup
+    path = current.use_path([choice], None)
+    optimizer, model = setup.optimizer, setup.supernet
     # Learning rate 0: the real step, which changes nothing.
-    optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=config.momentum, foreach=True)
-    total = 0.0
-    for loader, training in ((setup.weights, True), (setup.validation, False)):
-        few = _FirstBatches(loader, 3)
-        cost = Cost()
-        if training:
-            train_epoch(
-                supernet,
-                _FirstBatches(loader, 1),
-                0,
-                optimizer,
-                config.training_threat(),
-                seed=0,
-                cost=Cost(),
-                **path,
-            )
-            train_epoch(
-                supernet,
-                few,
-                0,
-                optimizer,
-                config.training_threat(),
-                seed=0,
-                cost=cost,
-                grad_clip=config.grad_clip,
-                **path,
-            )
-            used, spent = cost.images_trained, cost.seconds["train"]
-        else:
-            evaluate(supernet, few, config.reward_threat(), seed=0, cost=cost, **path)
-            used, spent = cost.images_evaluated, cost.seconds["validate"]
-        total += spent / used * len(loader.index)
-    return total
+    optimizer.param_groups[0]["lr"] = 0.0
+    threat = current.training_threat
+
+    def train(batches: int) -> Cost:
+        few, cost = _FirstBatches(setup.weights, batches), Cost()
+        train_epoch(
+            model, few, 0, optimizer, threat, seed=0, cost=cost, grad_clip=config.grad_clip, **path
+        )
+        return cost
+
+    def validate(batches: int, threat: ThreatModel) -> Cost:
+        few, cost = _FirstBatches(setup.validation, batches), Cost()
+        evaluate(model, few, threat, seed=0, cost=cost, **path)
+        return cost
+
+    reset_batchnorm(path["modules"])
+    train(1)
+    trained = train(3)
+    per_image = {"train": trained.seconds["train"] / trained.images_trained}
+    # An evaluation is two forward passes and the steps of its attack.
+    clean = dataclasses.replace(current.reward_threat, steps=0)
+    validate(1, clean)
+    for name, threat_of, batches in (
+        ("clean", clean, 2),
+        ("reward", current.reward_threat, 3),
+    ):
+        cost = validate(batches, threat_of)
+        per_image[name] = cost.seconds["validate"] / cost.images_evaluated
+    step = (per_image["reward"] - 2 * per_image["clean"]) / current.reward_threat.steps
+    step = max(step, per_image["clean"])
+    final = 2 * per_image["clean"] + step * config.final.steps
+    cost = Cost()
+    reestimate_batchnorm(model, setup.statistics, threat, count=2, seed=0, cost=cost, **path)
+    batches = min(2, len(setup.statistics))
+    test = 0 if setup.test is None else len(setup.test.index)
+    return {
+        "train": per_image["train"] * len(setup.weights.index),
+        "validate": per_image["reward"] * len(setup.validation.index),
+        "statistics": cost.seconds["statistics"]
+        * min(_FEW_STATISTICS_BATCHES, len(setup.statistics))
+        / batches,
+        "final": final * (len(setup.validation.index) + test),
+    }
+
+
+def _seconds_to_save(current: _Search) -> float:
+    """Seconds that one checkpoint takes, in a folder that is gone afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        tensors, state = current.state()
+        run.save_tensors(Path(folder) / "checkpoint", tensors, "checkpoint", {"state": state})
+        return time.perf_counter() - started
 
 
 class _FirstBatches:
@@ -1214,7 +1289,10 @@ def _print_dry_run(result: dict[str, Any]) -> None:
     minutes = result["seconds_total"] / 60
     print(f"space {result['space']}: {result['parameters']:,} parameters in the supernet")
     print(f"epochs               {result['epochs']}")
-    print(f"peak memory          {result['peak_memory_mb']:.0f} MiB (widest path, training)")
+    print(
+        f"peak memory          {result['peak_memory_mb']:.0f} MiB "
+        f"(widest path {result['peak_memory_mb_widest']:.0f})"
+    )
     print(
         f"seconds per epoch    {result['seconds_per_epoch']:.2f} "
         f"(widest path {result['seconds_per_epoch_widest']:.2f})"

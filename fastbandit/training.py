@@ -25,6 +25,7 @@ __all__ = [
     "TrainingResult",
     "cosine",
     "evaluate",
+    "is_out_of_memory",
     "reestimate_batchnorm",
     "reset_batchnorm",
     "train_epoch",
@@ -41,6 +42,18 @@ class Batches(Protocol):
 
 class DivergenceError(ValueError):
     """The loss is no longer a number."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that memory could not be had.
+
+    A GPU's allocator has a class for it. The CPU's and the libraries' raise RuntimeError, so their
+    words have to be read.
+    """
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    words = ("allocate memory", "not enough memory", "out of memory", "bad_alloc", "ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 @dataclass

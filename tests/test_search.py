@@ -427,9 +427,92 @@ def test_dry_run_measures_and_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = dry_run(tiny())
     assert result["epochs"] == 34
-    assert result["seconds_total"] == pytest.approx(34 * result["seconds_per_epoch"])
-    assert result["seconds_per_epoch"] > 0
+    assert result["seconds_total"] == pytest.approx(
+        result["seconds_setup"] + 34 * result["seconds_per_epoch"] + result["seconds_final"]
+    )
+    assert min(value for key, value in result.items() if key.startswith("seconds")) > 0
+    assert result["peak_memory_mb_widest"] >= result["peak_memory_mb"] > 50
     assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_estimates_from_what_it_measured(monkeypatch):
+    """The sum, with parts that are known: 3 + 2 (3 + 2) = 13 epochs."""
+    small_space(monkeypatch)
+    costs = iter([9.0, 1.0, 2.0, 3.0, 50.0])  # warm-up, an arm of each edge three times, widest
+    seen = []
+
+    def measure(current, choice):
+        seen.append(choice)
+        cost = next(costs)
+        return {"train": cost, "validate": 0.5, "statistics": 0.25, "final": 4.0}
+
+    monkeypatch.setattr(module, "_measure", measure)
+    monkeypatch.setattr(module, "_seconds_to_save", lambda current: 0.125)
+    result = dry_run(tiny(bandit={"rounds": 2, "evaluations_per_epoch": 3}))
+    assert torch.equal(seen[0], seen[1])
+    assert torch.stack(seen[1:4]).sort(0).values.eq(torch.arange(3).unsqueeze(1)).all()
+    assert result["epochs"] == 13
+    # 2 trained, 0.5 validated, 3 more paths in 10 of 13 epochs, a checkpoint.
+    assert result["seconds_per_epoch"] == pytest.approx(2 + 0.5 + 30 / 13 * 0.75 + 0.125)
+    expected = result["seconds_setup"] + 13 * result["seconds_per_epoch"] + 4.0
+    assert result["seconds_total"] == pytest.approx(expected)
+
+
+def test_out_of_memory_suggests_a_batch_size_and_resumes(tmp_path, monkeypatch):
+    """A limit on the address space, from the fourth epoch on, stands in for a full memory."""
+    small_space(monkeypatch)
+    settings = {**TINY, "init_channels": 16}
+    file, out = tmp_path / "tiny.yaml", tmp_path / "run"
+    file.write_text(yaml.safe_dump(settings))
+    code = (
+        "import resource, sys\n"
+        "from fastbandit import search\n"
+        "spaces = search.space.SPACES\n"
+        "spaces['general7-light'] = spaces['general7-light'][:3]\n"
+        "original = search._Search.epoch\n"
+        "def epoch(self):\n"
+        "    if self.bandit.trained == 3:\n"
+        "        pages = int(open('/proc/self/statm').read().split()[0])\n"
+        "        size = pages * resource.getpagesize() + 2**20\n"
+        "        resource.setrlimit(resource.RLIMIT_AS, (size, size))\n"
+        "    return original(self)\n"
+        "search._Search.epoch = epoch\n"
+        f"sys.exit(search.main(['--config', {str(file)!r}, '--out', {str(out)!r}]))\n"
+    )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        # The allocator gives freed memory back, so that it has to ask again.
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
+    assert result.returncode == 1, result.stderr
+    assert "search: error: out of memory in epoch 3 with batches of 24 images" in result.stderr
+    assert "same command goes on from the last epoch" in result.stderr
+    assert "--batch-size 12, which needs about half" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(lines(out / "metrics.jsonl")) == 3
+    search(merge(SearchConfig(), settings, "test"), out)
+    whole, _ = search(merge(SearchConfig(), settings, "test"), tmp_path / "whole")
+    for name in EXACT:
+        assert (out / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), True),
+        (MemoryError(), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you"), True),
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_errors_of_allocators(error, expected):
+    assert module.is_out_of_memory(error) is expected
 
 
 # --- the command ----------------------------------------------------------------------------
