@@ -19,6 +19,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -131,7 +132,9 @@ class Group:
             raise
         except RuntimeError as error:
             # The backends differ in what they say and have no common class for it.
-            reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else "no answer"
+            # Gloo begins with the line of its source.
+            words = re.sub(r"^\[[^]]*\]\s*", "", str(error).strip()).splitlines()
+            reason = words[0].split(". ")[0].removesuffix(".")[:160] if words else "no reason given"
             raise PeerError(
                 f"rank {self.rank} of {self.size}: another process of this run ended or did not "
                 f"answer in time ({reason}); the same command goes on from the last checkpoint, "

@@ -18,6 +18,7 @@ from fastbandit.search import SearchConfig, main, search
 # 24 images to train on: batches of 21 and of 3, which is too few for two processes.
 CONFIG = {
     "name": "tiny",
+    "device": "cpu",
     "space": "general7-light",
     "init_channels": 2,
     "train_limit": 48,
