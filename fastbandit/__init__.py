@@ -5,6 +5,17 @@ Importing the package loads no third-party module. The kernels are in :mod:`fast
 ``python -m fastbandit.report``.
 """
 
+from typing import Any
+
 from fastbandit._version import __version__
 
-__all__ = ["__version__"]
+__all__ = ["__version__", "build_info"]
+
+
+def __getattr__(name: str) -> Any:
+    # Not imported above: it loads torch.
+    if name == "build_info":
+        from fastbandit.info import build_info
+
+        return build_info
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,6 +18,9 @@ import torch
 BACKENDS = ("auto", "reference")
 DEVICES = ("cpu", "cuda")
 
+served: set[str] = set()
+"""Device types whose kernels are loaded; every op has a kernel in each library."""
+
 _PACKAGE = Path(__file__).resolve().parent
 _status: dict[str, Any] | None = None
 
@@ -93,4 +96,5 @@ def _load_library(device: str, backend: str, directory: Path) -> dict[str, Any]:
             stacklevel=2,
         )
         return result(path, reason)
+    served.add(device)
     return result(path, None)

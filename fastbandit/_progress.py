@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -101,7 +101,7 @@ class Progress:
         yield line
 
 
-def _panel(metrics: dict[str, Any], bandit: AntiBandit, to_go: float) -> Group:
+def _panel(metrics: dict[str, Any], bandit: AntiBandit, to_go: float) -> Table:
     table = Table.grid(padding=(0, 2))
     for name, value in (
         ("epoch", f"{bandit.trained} of {bandit.total_samples}, {format_seconds(to_go)} to go"),
@@ -115,4 +115,5 @@ def _panel(metrics: dict[str, Any], bandit: AntiBandit, to_go: float) -> Group:
         ("speed", f"{metrics['images_per_second']:.0f} images/s in training"),
     ):
         table.add_row(Text(name, style="dim"), value)
-    return Group(ProgressBar(bandit.total_samples, bandit.trained), table)
+    table.add_row("", ProgressBar(bandit.total_samples, bandit.trained, width=50))
+    return table

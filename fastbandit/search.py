@@ -144,10 +144,14 @@ class SearchConfig:
     """use only so many training images (a stratified choice)"""
     test_limit: int | None = None
     """use only so many test images (a stratified choice)"""
-    batch_size: int = 128
+    batch_size: int = 64
     """images in a mini-batch"""
-    learning_rate: float = 0.05
-    """of SGD, cosine to 0 over the search"""
+    evaluation_batch_size: int = 256
+    """images in a batch of validation and test; larger is faster on small images"""
+    learning_rate: float = 0.025
+    """of SGD at the start; a cosine over the search"""
+    learning_rate_min: float = 0.0125
+    """of SGD at the end; with 0 the last paths, each new, hardly adapt to the shared weights"""
     momentum: float = 0.9
     """of SGD"""
     weight_decay: float = 3e-4
@@ -193,10 +197,22 @@ class SearchConfig:
             ),
             ("batch_size", self.batch_size, self.batch_size >= 2, "2 or more"),
             (
+                "evaluation_batch_size",
+                self.evaluation_batch_size,
+                self.evaluation_batch_size >= 1,
+                "1 or more",
+            ),
+            (
                 "learning_rate",
                 self.learning_rate,
                 math.isfinite(self.learning_rate) and self.learning_rate > 0,
                 "a positive number",
+            ),
+            (
+                "learning_rate_min",
+                self.learning_rate_min,
+                0 <= self.learning_rate_min <= self.learning_rate,
+                f"0 to learning_rate ({self.learning_rate})",
             ),
             ("momentum", self.momentum, 0 <= self.momentum < 1, "a number in [0, 1)"),
             (
@@ -317,7 +333,9 @@ class SearchConfig:
 
 
 # What each preset changes. Learning rates, batches and radii are those of the paper's authors as
-# far as they are known; the digits are ours.
+# far as they are known. The digits are ours: so small a set gives few steps in an epoch, and with
+# batches of 64 instead of 128 and a floor under the learning rate the shared weights reached 60 to
+# 74 % clean and 30 to 38 % robust accuracy late in a search, instead of 20 % and 10 %.
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": {},
     "smoke": {
@@ -335,7 +353,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "space": "robust9",
         "init_channels": 16,
         "batch_size": 512,
+        "evaluation_batch_size": 512,
         "learning_rate": 0.025,
+        "learning_rate_min": 0.0,
         "attack": {"epsilon": "0.3"},
         "final": {"steps": 40, "step_size": "0.01"},
     },
@@ -345,7 +365,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "space": "robust9",
         "init_channels": 16,
         "batch_size": 512,
+        "evaluation_batch_size": 512,
         "learning_rate": 0.1,
+        "learning_rate_min": 0.0,
         "crop_padding": 4,
         "flip": True,
         "cutout_length": 16,
@@ -437,7 +459,7 @@ def _build(config: SearchConfig, group: Group | None = None) -> _Setup:
         return Loader(
             images,
             index,
-            batch_size=config.batch_size,
+            batch_size=config.batch_size if shuffle else config.evaluation_batch_size,
             device=device,
             augment=Augment(
                 crop_padding=config.crop_padding,
@@ -737,7 +759,7 @@ class _Search:
         team = self.team(paths)
         mine = number if team is None else number + team.path
         path = self.use_path(choices, team)
-        rate = cosine(number, bandit.total_samples, config.learning_rate)
+        rate = cosine(number, bandit.total_samples, config.learning_rate, config.learning_rate_min)
         self.setup.optimizer.param_groups[0]["lr"] = rate
         reset_batchnorm(path["modules"])
         with self.accounting(team):

@@ -106,9 +106,9 @@ class Evaluation:
         return self.robust_correct / self.images
 
 
-def cosine(epoch: int, epochs: int, peak: float) -> float:
-    """Learning rate of one epoch of ``epochs``: a half cosine from ``peak`` to 0."""
-    return peak * 0.5 * (1.0 + math.cos(math.pi * epoch / epochs))
+def cosine(epoch: int, epochs: int, peak: float, lowest: float = 0.0) -> float:
+    """Learning rate of one epoch of ``epochs``: a half cosine from ``peak`` to ``lowest``."""
+    return lowest + (peak - lowest) * 0.5 * (1.0 + math.cos(math.pi * epoch / epochs))
 
 
 def _synchronise(device: torch.device) -> None:

@@ -24,6 +24,7 @@ CONFIG = {
     "train_limit": 48,
     "test_limit": 33,
     "batch_size": 21,
+    "evaluation_batch_size": 21,
     "threads": 1,
     "bandit": {"rounds": 1},
     "final": {"steps": 1, "step_size": "0.1"},

@@ -330,3 +330,23 @@ def test_errors(change, error, message):
     arguments = {"x": torch.zeros(2, 3, 8, 8), "weight": torch.zeros(3, 1, 3, 3), **change}
     with pytest.raises(error, match=f"depthwise_conv2d: .*{message}"):
         ops.depthwise_conv2d(**arguments)
+
+
+def test_a_backward_computes_only_what_it_is_asked_for(device):
+    """An attack asks for the gradient of the input, while the weights still require one."""
+    x = torch.randn(2, 4, 8, 8, device=device, requires_grad=True)
+    weight = torch.randn(4, 1, 3, 3, device=device, requires_grad=True)
+
+    def ops_run(step):
+        with torch.profiler.profile(acc_events=True) as profile:
+            step(ops.depthwise_conv2d(x, weight, padding=1).sum())
+        return {event.key.partition("backward_")[2] for event in profile.key_averages()} - {""}
+
+    both = {"input", "weight"}
+    names = both & ops_run(lambda loss: torch.autograd.grad(loss, x))
+    assert names == {"input"}
+    assert both & ops_run(lambda loss: torch.autograd.grad(loss, weight)) >= {"weight"}
+    assert both & ops_run(lambda loss: torch.autograd.grad(loss, (x, weight))) == both
+    assert both & ops_run(lambda loss: loss.backward()) == both
+    assert x.grad is not None
+    assert weight.grad is not None

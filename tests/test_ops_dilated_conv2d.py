@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from fastbandit import ops
+
+dilated = importlib.import_module("fastbandit.ops.dilated_conv2d")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
@@ -90,3 +94,46 @@ def test_errors(change, error, message):
     arguments = {"x": torch.zeros(2, 3, 8, 8), "weight": torch.zeros(4, 3, 3, 3), **change}
     with pytest.raises(error, match=f"dilated_conv2d: {message}"):
         ops.dilated_conv2d(**arguments)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    ("size", "k", "padding"), [((8, 8), 5, 4), ((8, 6), 5, 2), ((4, 4), 3, 2), ((8, 8), 7, (6, 4))]
+)
+def test_weight_gradient_by_phases(size, k, padding, memory_format, relu):
+    """The route of small maps: same values, and differentiable as often as the plain one."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 5, *size, generator=generator).contiguous(memory_format=memory_format)
+    weight = torch.randn(4, 5, k, k, generator=generator)
+    pad = (padding, padding) if isinstance(padding, int) else padding
+    x.requires_grad_()
+    weight.requires_grad_()
+    assert dilated._splits(x, weight, (1, 1), pad, (2, 2))
+    y = ops.dilated_conv2d(x, weight, padding=padding, relu=relu)
+    expected = F.conv2d(F.relu(x) if relu else x, weight, None, 1, padding, 2)
+    assert torch.equal(y, expected)
+    grad = torch.randn(y.shape, generator=generator).requires_grad_()
+    results = torch.autograd.grad(y, (x, weight), grad, create_graph=True)
+    references = torch.autograd.grad(expected, (x, weight), grad, create_graph=True)
+    for result, reference in zip(results, references, strict=True):
+        torch.testing.assert_close(result, reference, rtol=1e-5, atol=1e-4)
+    second = torch.autograd.grad(results[1].square().sum(), (x, grad))
+    for result, reference in zip(
+        second, torch.autograd.grad(references[1].square().sum(), (x, grad)), strict=True
+    ):
+        torch.testing.assert_close(result, reference, rtol=1e-4, atol=1e-2)
+
+
+def test_phases_only_where_they_were_measured_to_win():
+    x, weight = torch.randn(2, 3, 8, 8), torch.randn(3, 3, 5, 5, requires_grad=True)
+    same = ((1, 1), (4, 4), (2, 2))
+    assert dilated._splits(x, weight, *same)
+    assert not dilated._splits(x, weight.detach(), *same)
+    assert not dilated._splits(torch.randn(2, 3, 10, 8), weight, *same)
+    assert not dilated._splits(x.bfloat16(), weight, *same)
+    assert not dilated._splits(x, weight, (2, 2), *same[1:])
+    assert not dilated._splits(x, weight, (1, 1), (3, 3), (2, 2))
+    assert not dilated._splits(x, weight, (1, 1), (4, 4), (1, 1))
+    with torch.no_grad():
+        assert not dilated._splits(x, weight, *same)

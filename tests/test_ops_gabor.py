@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 
 import pytest
@@ -315,7 +316,9 @@ def test_layout_follows_x(device, memory_format):
     assert y.is_contiguous(memory_format=memory_format)
     for grad in (torch.ones_like(y), torch.ones((), device=device).expand(y.shape)):
         (gradient,) = torch.autograd.grad(y, x, grad, retain_graph=True)
-        assert gradient.is_contiguous(memory_format=memory_format)
+        # The same for every channel, so it is stored once and expanded, as that of a sum.
+        assert gradient.shape == x.shape
+        assert gradient.stride(1) == 0
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -417,3 +420,24 @@ def test_errors(change, error, message):
     arguments = {"x": torch.zeros(2, 3, 8, 8)} | {key: torch.ones(4) for key in NAMES} | change
     with pytest.raises(error, match=f"gabor_conv2d: {message}"):
         ops.gabor_conv2d(**arguments)
+
+
+def test_an_attack_computes_no_gradient_of_the_parameters(device, monkeypatch):
+    module = importlib.import_module("fastbandit.ops.gabor")
+    masks, real = [], module.below_autograd
+
+    def record(op, *arguments):
+        if op is CONV_BACKWARD:
+            masks.append(tuple(arguments[-1]))
+        return real(op, *arguments)
+
+    monkeypatch.setattr(module, "below_autograd", record)
+    x, values, settings = make(CASES[0], torch.float32, device)
+    x.requires_grad_()
+    values = [v.requires_grad_() for v in values]
+    y = ops.gabor_conv2d(x, *values, **settings).sum()
+    (alone,) = torch.autograd.grad(y, x, retain_graph=True)
+    together = torch.autograd.grad(y, (x, *values), retain_graph=True)
+    torch.autograd.grad(y, values[2])
+    assert masks == [(True, False), (True, True), (True, True)]
+    assert torch.equal(alone, together[0])

@@ -31,6 +31,7 @@ TINY = {
     "train_limit": 48,
     "test_limit": 32,
     "batch_size": 24,
+    "evaluation_batch_size": 24,
     "threads": 1,
     "bandit": {"rounds": 1},
     "final": {"steps": 2, "step_size": "0.1"},

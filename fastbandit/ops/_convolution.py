@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,6 +82,25 @@ def memory_format(x: Tensor) -> torch.memory_format:
     if channels > 1 and strides[1] == 1 and channels <= strides[3] <= strides[2]:
         return torch.channels_last
     return torch.contiguous_format
+
+
+def gradient_wanted(ctx: Any, *edges: int) -> bool:
+    """Whether the running backward will use the gradient of one of these tensor arguments.
+
+    ``ctx.needs_input_grad`` only tells what requires a gradient. In an attack, which asks for the
+    gradient of the input alone, the weights still require one, and computing it would cost as much
+    as that of the input. ``edges`` count the tensor arguments of the Function.
+    """
+    for edge in edges:
+        node = ctx.next_functions[edge][0]
+        if node is None:
+            continue
+        try:
+            if torch._C._will_engine_execute_node(node):
+                return True
+        except RuntimeError:  # a leaf that autograd.grad was asked for by name
+            return True
+    return False
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:

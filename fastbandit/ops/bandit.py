@@ -30,7 +30,7 @@ import math
 import torch
 from torch import Tensor
 
-from fastbandit.ops._register import define
+from fastbandit.ops._register import MISS, NativeCall, define
 
 __all__ = [
     "bandit_bounds",
@@ -53,7 +53,7 @@ def _bounds(mean: Tensor, count: Tensor, bonus: float) -> tuple[Tensor, Tensor]:
     n = count.double()
     # The smallest N with a bonus is 1, where it is zero; the clamp also keeps a row of fractional
     # counts (discounted statistics) below 1 from taking the root of a negative number.
-    log_total = count.sum(-1, keepdim=True).double().clamp(min=1.0).log()
+    log_total = n.sum(-1, keepdim=True).clamp(min=1.0).log()
     tried = n > 0
     width = bonus * (2.0 * log_total / torch.where(tried, n, 1.0)).sqrt()
     # Not m -+ inf * bonus: a bonus of zero would make that NaN.
@@ -235,6 +235,13 @@ _bandit_step_ = define(
     _bandit_step_fake,
 )
 
+_native_bounds = NativeCall(_bandit_bounds)
+_native_probabilities = NativeCall(_bandit_probabilities)
+_native_sample = NativeCall(_bandit_sample)
+_native_update_ = NativeCall(_bandit_update_)
+_native_prune_ = NativeCall(_bandit_prune_)
+_native_step_ = NativeCall(_bandit_step_)
+
 
 # --- Arguments: one function per op; nothing here waits for the device --------------------------
 
@@ -324,6 +331,8 @@ def bandit_bounds(mean: Tensor, count: Tensor, *, bonus: float = 1.0) -> tuple[T
     Raises:
         ValueError: a dtype, shape, device or number other than the above.
     """
+    if (result := _native_bounds(mean, count, bonus)) is not MISS:
+        return result
     _check_statistics("bandit_bounds", mean, count, bonus)
     return _bandit_bounds(mean, count, bonus)
 
@@ -347,6 +356,8 @@ def bandit_probabilities(
     Raises:
         ValueError: a dtype, shape, device or number other than the above.
     """
+    if (result := _native_probabilities(mean, count, alive, bonus)) is not MISS:
+        return result
     _check_statistics("bandit_probabilities", mean, count, bonus)
     _check_alive("bandit_probabilities", alive, mean)
     return _bandit_probabilities(mean, count, alive, bonus)
@@ -371,6 +382,8 @@ def bandit_sample(
     Raises:
         ValueError: a dtype, shape, device or number other than the above.
     """
+    if (result := _native_sample(mean, count, alive, uniform, bonus)) is not MISS:
+        return result
     _check_statistics("bandit_sample", mean, count, bonus)
     _check_alive("bandit_sample", alive, mean)
     _check_uniform("bandit_sample", uniform, mean)
@@ -395,6 +408,11 @@ def bandit_update_(
     Raises:
         ValueError: a dtype, shape, device or number other than the above.
     """
+    if (
+        isinstance(reward, Tensor)
+        and _native_update_(mean, count, choice, reward, rate) is not MISS
+    ):
+        return
     reward = _check_update("bandit_update_", mean, count, choice, reward, rate)
     _bandit_update_(mean, count, choice, reward, rate)
 
@@ -411,6 +429,8 @@ def bandit_prune_(alive: Tensor, mean: Tensor, count: Tensor, *, bonus: float = 
     Raises:
         ValueError: a dtype, shape, device or number other than the above.
     """
+    if _native_prune_(alive, mean, count, bonus) is not MISS:
+        return
     _check_statistics("bandit_prune_", mean, count, bonus)
     _check_alive("bandit_prune_", alive, mean)
     _bandit_prune_(alive, mean, count, bonus)
@@ -450,6 +470,10 @@ def bandit_step_(
         ValueError: a dtype, shape, device or number other than the above.
     """
     op = "bandit_step_"
+    if isinstance(reward, Tensor) and isinstance(prune, Tensor):
+        result = _native_step_(mean, count, alive, choice, reward, prune, uniform, rate, bonus)
+        if result is not MISS:
+            return result
     reward = _check_update(op, mean, count, choice, reward, rate)
     _check_statistics(op, mean, count, bonus)
     _check_alive(op, alive, mean)

@@ -135,7 +135,7 @@ class _DepthwiseConv2d(torch.autograd.Function):
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
             grad_x = below_autograd(_backward_input, grad, x, weight, *ctx.settings)
-        if ctx.needs_input_grad[1]:
+        if ctx.needs_input_grad[1] and _convolution.gradient_wanted(ctx, 1):
             grad_weight = below_autograd(_backward_weight, grad, x, weight, *ctx.settings)
         return grad_x, grad_weight, None, None, None, None
 
@@ -237,4 +237,6 @@ def depthwise_conv2d(
     padding = _convolution.pair(op, "padding", padding, 0)
     dilation = _convolution.pair(op, "dilation", dilation, 1)
     _convolution.check_output(op, x, (shape[2], shape[3]), stride, padding, dilation)
+    if torch.compiler.is_exporting():  # an exported program runs where this package is not
+        return _reference(x, weight, stride, padding, dilation, relu)
     return _forward(x, weight, stride, padding, dilation, relu)

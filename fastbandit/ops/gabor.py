@@ -129,6 +129,7 @@ def _conv_backward_reference(
     dilation: Sequence[int],
     output_mask: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of the channel sum, [N, 1, H, W], and of the five parameters."""
     parameters = (theta, sigma, gamma, wavelength, psi)
     bank = _filters_reference(*parameters, kernel_size)[:, None]  # [C_out, 1, k, k]
     grad_x = x.new_empty(0)
@@ -138,7 +139,7 @@ def _conv_backward_reference(
         grad_total = _convolution_backward(
             grad, total, bank.to(x.dtype), stride, padding, dilation, mask
         )[0]
-        grad_x = grad_total.expand(x.shape).clone(memory_format=_convolution.memory_format(x))
+        grad_x = grad_total.contiguous()
     grad_parameters: Sequence[Tensor] = [p.new_empty(0) for p in parameters]
     if output_mask[1]:
         # In float32 for half types: the parameters are, and a sum over all pixels should be.
@@ -231,9 +232,7 @@ def _conv_backward_fake(
     output_mask: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     if output_mask[0]:
-        grad_x = torch.empty(
-            x.shape, dtype=x.dtype, device=x.device, memory_format=_convolution.memory_format(x)
-        )
+        grad_x = x.new_empty((x.shape[0], 1, x.shape[2], x.shape[3]))
     else:
         grad_x = x.new_empty(0)
     shape = theta.shape if output_mask[1] else (0,)
@@ -297,11 +296,14 @@ class _GaborConv2d(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative("gabor_conv2d")
         needed = ctx.needs_input_grad
-        mask = (needed[0], any(needed[1:6]))
+        mask = (needed[0], any(needed[1:6]) and _convolution.gradient_wanted(ctx, 1, 2, 3, 4, 5))
         gradients = below_autograd(_conv_backward, grad, *ctx.saved_tensors, *ctx.settings, mask)
-        # What was masked out is an empty tensor, and nothing for autograd.
-        wanted = (gradients[i] if needed[i] else None for i in range(6))
-        return (*wanted, None, None, None, None)
+        # What was masked out is an empty tensor, and nothing for autograd. The gradient of x is the
+        # same for every channel: expanded, as that of a sum is, and not written C times.
+        x = ctx.saved_tensors[0]
+        grad_x = gradients[0].expand(x.shape) if needed[0] else None
+        wanted = (gradients[i] if mask[1] and needed[i] else None for i in range(1, 6))
+        return (grad_x, *wanted, None, None, None, None)
 
 
 _PARAMETERS = "Tensor theta, Tensor sigma, Tensor gamma, Tensor wavelength, Tensor psi"
@@ -423,7 +425,10 @@ def gabor_filters(
     the operations of the search space.
     """
     _check_parameters("gabor_filters", (theta, sigma, gamma, wavelength, psi), kernel_size)
-    return _filters(theta, sigma, gamma, wavelength, psi, kernel_size)
+    parameters = (theta, sigma, gamma, wavelength, psi)
+    if torch.compiler.is_exporting():  # an exported program runs where this package is not
+        return _filters_reference(*parameters, kernel_size)
+    return _filters(*parameters, kernel_size)
 
 
 def gabor_conv2d(
@@ -480,4 +485,5 @@ def gabor_conv2d(
     padding = _convolution.pair(op, "padding", padding, 0)
     dilation = _convolution.pair(op, "dilation", dilation, 1)
     _convolution.check_output(op, x, (kernel_size, kernel_size), stride, padding, dilation)
-    return _conv(x, theta, sigma, gamma, wavelength, psi, kernel_size, stride, padding, dilation)
+    arguments = (x, theta, sigma, gamma, wavelength, psi, kernel_size, stride, padding, dilation)
+    return _conv_reference(*arguments) if torch.compiler.is_exporting() else _conv(*arguments)

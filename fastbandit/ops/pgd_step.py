@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastbandit.ops import _linf
-from fastbandit.ops._register import define
+from fastbandit.ops._register import MISS, NativeCall, define
 
 __all__ = ["pgd_step_", "pgd_step_normalize_"]
 
@@ -104,6 +104,8 @@ _step_normalize = define(
     _step_normalize_fake,
 )
 
+_native_step = NativeCall(_step)
+
 
 # --- Public functions -----------------------------------------------------------------------------
 
@@ -185,6 +187,8 @@ def pgd_step_(
     Source: Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks",
     arXiv 1706.06083, Eq. (PGD); *Binary Neural Networks*, Algorithm 8, lines 11 and 12.
     """
+    if _native_step(delta, grad, image, step_size, epsilon, lower, upper) is not MISS:
+        return
     _check_step("pgd_step_", delta, grad, image, step_size, epsilon, lower, upper)
     _step(delta, grad, image, step_size, epsilon, lower, upper)
 

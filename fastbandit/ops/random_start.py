@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastbandit.ops import _linf
-from fastbandit.ops._register import define
+from fastbandit.ops._register import MISS, NativeCall, define
 from fastbandit.ops.philox import philox4x32, split64
 
 __all__ = ["random_start"]
@@ -77,6 +77,8 @@ _op = define(
     _reference,
     _fake,
 )
+
+_native = NativeCall(_op)
 
 
 # --- Public function ------------------------------------------------------------------------------
@@ -180,6 +182,10 @@ def random_start(
     Source: the random start of Madry et al., arXiv 1706.06083; *Binary Neural Networks*,
     Algorithm 8, line 10.
     """
+    if type(seed) is int and type(offset) is int:
+        delta = _native(image, epsilon, seed, offset, None, None, index, lower, upper)
+        if delta is not MISS:
+            return delta
     _check(image, epsilon, seed, index, offset, lower, upper)
     seed, seed_tensor = (0, seed) if isinstance(seed, Tensor) else (seed, None)
     offset, offset_tensor = (0, offset) if isinstance(offset, Tensor) else (offset, None)

@@ -1,0 +1,143 @@
+"""What the benchmarks share: devices, the way a rival is timed, and the table of ratios.
+
+    pytest benchmarks                                    # every table
+    pytest benchmarks/bench_pgd.py --benchmark-json FILE # and the raw samples
+    FASTBANDIT_BENCH_SMOKE=1 pytest benchmarks           # two rounds each: do they still run
+
+Rivals of one group run one after another in one process on the same inputs. The table at the end
+divides each rival's median by ours: above 1, ours is faster.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+SMOKE = os.environ.get("FASTBANDIT_BENCH_SMOKE") == "1"
+OURS = "fastbandit"
+
+
+def pytest_collect_file(parent: pytest.Collector, file_path: Path) -> pytest.Module | None:
+    named = parent.session.isinitpath(file_path)  # pytest itself collects what it is given
+    if file_path.suffix == ".py" and file_path.name.startswith("bench_") and not named:
+        return pytest.Module.from_parent(parent, path=file_path)
+    return None
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return torch.device(request.param)
+
+
+def _commit() -> str:
+    try:
+        return subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+COMMIT = _commit()
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+@pytest.fixture
+def measure(benchmark: Any) -> Callable[..., None]:
+    """``measure(function, rival=, group=, device=, goals=, moved=, **facts)`` times one rival.
+
+    ``goals``, given with our own entry: least ratio to each named rival. ``moved``: bytes that
+    the call has to move, for GB/s.
+    """
+
+    def run(
+        function: Callable[[], Any],
+        *,
+        rival: str,
+        group: str,
+        device: torch.device,
+        goals: dict[str, float] | None = None,
+        moved: int | None = None,
+        **facts: Any,
+    ) -> None:
+        cuda = device.type == "cuda"
+
+        def timed() -> None:
+            function()
+            if cuda:
+                torch.cuda.synchronize(device)
+
+        benchmark.group = f"{group} [{device.type}]"
+        benchmark.extra_info.update(
+            rival=rival,
+            device=torch.cuda.get_device_name(device) if cuda else _processor(),
+            threads=torch.get_num_threads(),
+            torch=str(torch.__version__),
+            cuda=torch.version.cuda,
+            commit=COMMIT,
+            goals=goals or {},
+            bytes=moved,
+            **facts,
+        )
+        for _ in range(3):  # compilation, caches, the clock
+            timed()
+        if SMOKE:
+            benchmark.pedantic(timed, rounds=2, iterations=1)
+        else:
+            benchmark._min_rounds = 15
+            benchmark(timed)
+
+    return run
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    session = getattr(config, "_benchmarksession", None)
+    if session is None:
+        return
+    groups: dict[str, dict[str, Any]] = {}
+    for entry in session.benchmarks:
+        if entry and "rival" in entry.extra_info:
+            groups.setdefault(entry.group, {})[entry.extra_info["rival"]] = entry
+    write = terminalreporter.write_line
+    if groups:
+        terminalreporter.section("medians, and rival / fastbandit")
+    for group, entries in groups.items():
+        write(group)
+        ours = entries.get(OURS)
+        goals = ours.extra_info["goals"] if ours else {}
+        for rival, entry in entries.items():
+            median = entry.stats.median
+            text = f"  {rival:28} {median * 1e6:12.1f} us"
+            moved = entry.extra_info["bytes"]
+            text += f" {moved / median / 1e9:8.1f} GB/s" if moved else " " * 14
+            if ours and rival != OURS:
+                ratio = median / ours.stats.median
+                text += f" {ratio:8.2f}x"
+                if rival in goals:
+                    verdict = "ok" if ratio >= goals[rival] else "MISS"
+                    text += f"  goal {goals[rival]:.2f}x {verdict}"
+            write(text)
+    if SMOKE and groups:
+        write("two rounds each: these numbers mean nothing")

@@ -1,0 +1,259 @@
+// The bandit ops on the CPU.
+//
+// Rows are taken sixteen at a time, transposed into arrays [arm][row] of double: every step is then
+// a loop over sixteen rows without a branch, which vectorises for any number of arms. The
+// cumulative sums still run in the order of the arms.
+#include "math/bandit.h"
+
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "bandit_task.h"
+#include "cpu/isa.h"
+#include "cpu/walk.h"
+
+namespace fastbandit {
+namespace {
+
+constexpr int kRows = 16;         // of a block: two registers of AVX-512
+constexpr int64_t kRowGrain = 256;  // rows below which a second thread costs more than it brings
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+using Lane = double[kRows];
+
+// The state of one block of rows. Flags are 0.0 and 1.0: masks of one width vectorise best.
+struct Block {
+  explicit Block(int64_t arms)
+      : storage(static_cast<size_t>(arms) * kFields * kRows), arms(arms) {}
+
+  enum { kMeans, kCounts, kAlives, kLowers, kUppers, kWeights, kFields };
+  Lane* field(int which) {
+    return reinterpret_cast<Lane*>(storage.data()) + static_cast<size_t>(which) * arms;
+  }
+
+  std::vector<double> storage;
+  int64_t arms;
+  Lane prune, uniform;       // in
+  Lane dropped;              // out: the arm abandoned, -1 for none
+  Lane choice, probability;  // out
+};
+
+inline __attribute__((always_inline)) void find_bounds(int64_t arms, const Lane* mean,
+                                                       const Lane* count, Lane* lower, Lane* upper,
+                                                       double bonus) {
+  Lane log_total = {};
+  for (int64_t k = 0; k < arms; ++k)
+    for (int r = 0; r < kRows; ++r) log_total[r] += count[k][r];
+  for (int r = 0; r < kRows; ++r) log_total[r] = twice_log_total(log_total[r]);
+  for (int64_t k = 0; k < arms; ++k) {
+    for (int r = 0; r < kRows; ++r) {
+      const double n = count[k][r] > 0.0 ? count[k][r] : 1.0;
+      const double width = bonus * __builtin_sqrt(log_total[r] / n);
+      lower[k][r] = count[k][r] > 0.0 ? mean[k][r] - width : -kInfinity;
+      upper[k][r] = count[k][r] > 0.0 ? mean[k][r] + width : kInfinity;
+    }
+  }
+}
+
+// Eq. 4.13. Clears the flag of the arm that each row drops.
+inline __attribute__((always_inline)) void abandon(int64_t arms, const Lane& prune,
+                                                   const Lane* upper, Lane* alive, Lane& dropped) {
+  Lane smallest, left = {};
+  for (int r = 0; r < kRows; ++r) smallest[r] = kInfinity;
+  for (int r = 0; r < kRows; ++r) dropped[r] = -1.0;
+  for (int64_t k = 0; k < arms; ++k) {
+    for (int r = 0; r < kRows; ++r) {
+      left[r] += alive[k][r];
+      // The first arm alive is a candidate even when its bound is infinite.
+      const double first = dropped[r] < 0.0 ? alive[k][r] : 0.0;
+      const double less = upper[k][r] < smallest[r] ? alive[k][r] : first;
+      smallest[r] = less != 0.0 ? upper[k][r] : smallest[r];
+      dropped[r] = less != 0.0 ? static_cast<double>(k) : dropped[r];
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    const double allowed = left[r] > 1.5 ? prune[r] : 0.0;
+    dropped[r] = allowed != 0.0 ? dropped[r] : -1.0;
+  }
+  for (int64_t k = 0; k < arms; ++k)
+    for (int r = 0; r < kRows; ++r)
+      alive[k][r] = dropped[r] == static_cast<double>(k) ? 0.0 : alive[k][r];
+}
+
+// Eq. 4.10: `weight` becomes the probability of each arm.
+inline __attribute__((always_inline)) void find_probabilities(int64_t arms, const Lane* count,
+                                                              const Lane* alive, const Lane* lower,
+                                                              Lane* weight) {
+  Lane smallest, untried = {}, total = {};
+  for (int r = 0; r < kRows; ++r) smallest[r] = kInfinity;
+  for (int64_t k = 0; k < arms; ++k) {
+    for (int r = 0; r < kRows; ++r) {
+      const double bound = alive[k][r] != 0.0 ? lower[k][r] : kInfinity;
+      smallest[r] = bound < smallest[r] ? bound : smallest[r];
+      untried[r] += count[k][r] > 0.0 ? 0.0 : alive[k][r];
+    }
+  }
+  for (int64_t k = 0; k < arms; ++k) {
+    for (int r = 0; r < kRows; ++r) {
+      const double share = count[k][r] > 0.0 ? 0.0 : alive[k][r];
+      // Where an arm is untried the difference is inf or NaN, and not used.
+      const double tried = alive[k][r] != 0.0 ? exp_to_zero(smallest[r] - lower[k][r]) : 0.0;
+      weight[k][r] = untried[r] != 0.0 ? share : tried;
+      total[r] += weight[k][r];
+    }
+  }
+  for (int r = 0; r < kRows; ++r) total[r] = total[r] > 0.0 ? total[r] : 1.0;
+  for (int64_t k = 0; k < arms; ++k)
+    for (int r = 0; r < kRows; ++r) weight[k][r] = weight[k][r] / total[r];
+}
+
+// The first arm alive whose cumulative probability exceeds the uniform number; the last arm alive
+// where rounding leaves none; -1 where no arm is alive.
+inline __attribute__((always_inline)) void draw(int64_t arms, const Lane& uniform,
+                                                const Lane* alive, const Lane* weight, Lane& choice,
+                                                Lane& probability) {
+  Lane sum = {}, last, last_weight = {};
+  for (int r = 0; r < kRows; ++r) choice[r] = last[r] = -1.0;
+  for (int r = 0; r < kRows; ++r) probability[r] = 0.0;
+  for (int64_t k = 0; k < arms; ++k) {
+    const double arm = static_cast<double>(k);
+    for (int r = 0; r < kRows; ++r) {
+      sum[r] += weight[k][r];
+      const double reached = sum[r] > uniform[r] ? alive[k][r] : 0.0;
+      const double hit = choice[r] < 0.0 ? reached : 0.0;
+      choice[r] = hit != 0.0 ? arm : choice[r];
+      probability[r] = hit != 0.0 ? weight[k][r] : probability[r];
+      last[r] = alive[k][r] != 0.0 ? arm : last[r];
+      last_weight[r] = alive[k][r] != 0.0 ? weight[k][r] : last_weight[r];
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    probability[r] = choice[r] < 0.0 ? last_weight[r] : probability[r];
+    choice[r] = choice[r] < 0.0 ? last[r] : choice[r];
+  }
+}
+
+void compute(Block& block, bool prune, bool probabilities, bool sample, double bonus) {
+  const int64_t arms = block.arms;
+  const Lane* const mean = block.field(Block::kMeans);
+  const Lane* const count = block.field(Block::kCounts);
+  Lane* const alive = block.field(Block::kAlives);
+  Lane* const lower = block.field(Block::kLowers);
+  Lane* const upper = block.field(Block::kUppers);
+  Lane* const weight = block.field(Block::kWeights);
+  with_isa(FB_BODY {
+    find_bounds(arms, mean, count, lower, upper, bonus);
+    if (prune) abandon(arms, block.prune, upper, alive, block.dropped);
+    if (probabilities) find_probabilities(arms, count, alive, lower, weight);
+    if (sample) draw(arms, block.uniform, alive, weight, block.choice, block.probability);
+  });
+}
+
+// T: dtype of mean and of the results; N: dtype of count.
+template <class T, class N>
+void run_rows(const BanditTask& task, int64_t begin, int64_t end) {
+  const int64_t arms = task.arms;
+  T* const mean = static_cast<T*>(task.mean);
+  N* const count = static_cast<N*>(task.count);
+  const int64_t* const step = task.arm_stride;
+  const bool prunes = task.prune != nullptr || task.prune_all;
+  const bool bounds = task.lower != nullptr;
+  const bool sample = task.next_choice != nullptr;
+  const bool probabilities = sample || task.probabilities != nullptr;
+  const bool computes = bounds || prunes || probabilities;
+  Block block(computes ? arms : 0);
+  Lane* const means = block.field(Block::kMeans);
+  Lane* const counts = block.field(Block::kCounts);
+  Lane* const alives = block.field(Block::kAlives);
+
+  for (int64_t first = begin; first < end; first += kRows) {
+    const int rows = static_cast<int>(std::min<int64_t>(kRows, end - first));
+    int64_t at[kRows][kBanditTensors];
+    for (int r = 0; r < rows; ++r) layout_offsets(task.rows, first + r, at[r]);
+
+    if (task.choice != nullptr) {
+      for (int r = 0; r < rows; ++r) {
+        const int64_t arm = task.choice[at[r][kChoice]];
+        if (arm < 0 || arm >= arms) continue;
+        T& m = mean[at[r][kMean] + arm * step[kMean]];
+        const double reward = real_at(task.reward, task.reward_is_double, at[r][kReward]);
+        m = static_cast<T>(credited(static_cast<double>(m), reward, task.rate));
+        count[at[r][kCount] + arm * step[kCount]] += N(1);
+      }
+    }
+    if (!computes) continue;
+
+    for (int r = 0; r < rows; ++r) {
+      const T* const m = mean + at[r][kMean];
+      const N* const n = count + at[r][kCount];
+      for (int64_t k = 0; k < arms; ++k) {
+        means[k][r] = static_cast<double>(m[k * step[kMean]]);
+        counts[k][r] = static_cast<double>(n[k * step[kCount]]);
+      }
+      if (task.alive != nullptr) {
+        const bool* const a = task.alive + at[r][kAlive];
+        for (int64_t k = 0; k < arms; ++k) alives[k][r] = a[k * step[kAlive]] ? 1.0 : 0.0;
+      }
+      block.prune[r] =
+          task.prune != nullptr ? (task.prune[at[r][kPrune]] ? 1.0 : 0.0) : task.prune_all;
+      block.uniform[r] =
+          sample ? real_at(task.uniform, task.uniform_is_double, at[r][kUniform]) : 0.0;
+    }
+    for (int r = rows; r < kRows; ++r) {  // rows past the end compute on harmless numbers
+      for (int64_t k = 0; k < arms; ++k) {
+        means[k][r] = 0.0;
+        counts[k][r] = 1.0;
+        alives[k][r] = 0.0;
+      }
+      block.prune[r] = block.uniform[r] = 0.0;
+    }
+    bool prunes_here = task.prune_all;
+    for (int r = 0; r < rows; ++r) prunes_here |= block.prune[r] != 0.0;
+    compute(block, prunes_here, probabilities, sample, task.bonus);
+
+    for (int r = 0; r < rows; ++r) {
+      const int64_t row = first + r;
+      if (prunes_here && block.dropped[r] >= 0.0)
+        task.alive[at[r][kAlive] + static_cast<int64_t>(block.dropped[r]) * step[kAlive]] = false;
+      if (bounds) {
+        const Lane* const lower = block.field(Block::kLowers);
+        const Lane* const upper = block.field(Block::kUppers);
+        for (int64_t k = 0; k < arms; ++k) {
+          static_cast<T*>(task.lower)[row * arms + k] = static_cast<T>(lower[k][r]);
+          static_cast<T*>(task.upper)[row * arms + k] = static_cast<T>(upper[k][r]);
+        }
+      }
+      if (task.probabilities != nullptr) {
+        const Lane* const weight = block.field(Block::kWeights);
+        for (int64_t k = 0; k < arms; ++k)
+          static_cast<T*>(task.probabilities)[row * arms + k] = static_cast<T>(weight[k][r]);
+      }
+      if (sample) {
+        task.next_choice[row] = static_cast<int64_t>(block.choice[r]);
+        static_cast<T*>(task.next_probability)[row] = static_cast<T>(block.probability[r]);
+      }
+    }
+  }
+}
+
+void run_bandit(const char* /*op*/, const Tensor& mean, const Tensor& count,
+                const BanditTask& task) {
+  const bool whole = count.scalar_type() == ScalarType::Long;
+  const auto run = [&](auto kernel) {
+    parallel(task.rows.numel, kRowGrain, [&](int64_t begin, int64_t end) {
+      kernel(task, begin, end);
+    });
+  };
+  if (mean.scalar_type() == ScalarType::Double) {
+    whole ? run(run_rows<double, int64_t>) : run(run_rows<double, double>);
+  } else {
+    whole ? run(run_rows<float, int64_t>) : run(run_rows<float, float>);
+  }
+}
+
+}  // namespace
+
+FB_REGISTER_BANDIT(CPU, run_bandit)
+
+}  // namespace fastbandit

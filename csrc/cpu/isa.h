@@ -1,0 +1,52 @@
+// One binary for every x86-64 CPU: a loop is compiled for AVX-512, AVX2 and the baseline, and the
+// best that this CPU has is taken at run time.
+//
+// FASTBANDIT_CPU=baseline|avx2|avx512 takes a lower one (to test all three on one machine).
+#pragma once
+
+#include <cstdint>
+
+namespace fastbandit {
+
+enum class Isa { baseline = 0, avx2 = 1, avx512 = 2 };
+
+// The instruction set in use; decided once.
+Isa isa();
+const char* isa_name(Isa isa);
+
+#if defined(__x86_64__)
+#define FB_TARGET_AVX512                                                                      \
+  __attribute__((target(                                                                      \
+      "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi2,prefer-vector-width=512")))
+#define FB_TARGET_AVX2 __attribute__((target("avx2,fma,f16c,bmi2")))
+
+namespace detail {
+// The body is an always-inline lambda, so it is compiled anew, with the target of each of these.
+template <class Body>
+FB_TARGET_AVX512 __attribute__((noinline)) void run_avx512(const Body& body) {
+  body();
+}
+template <class Body>
+FB_TARGET_AVX2 __attribute__((noinline)) void run_avx2(const Body& body) {
+  body();
+}
+}  // namespace detail
+#endif
+
+// with_isa(FB_BODY { ... });  runs the block compiled for this CPU.
+#define FB_INLINE_LAMBDA __attribute__((always_inline))
+#define FB_BODY [&]() FB_INLINE_LAMBDA
+
+template <class Body>
+inline void with_isa(const Body& body) {
+#if defined(__x86_64__)
+  switch (isa()) {
+    case Isa::avx512: return detail::run_avx512(body);
+    case Isa::avx2: return detail::run_avx2(body);
+    case Isa::baseline: break;
+  }
+#endif
+  body();
+}
+
+}  // namespace fastbandit
