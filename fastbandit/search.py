@@ -1114,16 +1114,20 @@ def _memory_enough_for(config: SearchConfig, when: str) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "no more to be had"
-        half = config.batch_size // 2
-        smaller = half - half % 8 if half >= 16 else half
+        smaller, evaluated = (
+            half - half % 8 if (half := size // 2) >= 16 else half
+            for size in (config.batch_size, config.evaluation_batch_size)
+        )
         hint = (
-            f"or start a new run with --batch-size {smaller}, which needs about half"
+            f"or start a new run with --batch-size {smaller} --evaluation-batch-size "
+            f"{max(evaluated, 1)}, which needs about half"
             if smaller >= 2
             else "or start a new run with fewer --init-channels"
         )
         raise OutOfMemoryError(
-            f"out of memory {when} with batches of {config.batch_size} images ({reason}). The same "
-            f"command goes on from the last epoch where there is more memory, also on more "
+            f"out of memory {when} with batches of {config.batch_size} images to train and "
+            f"{config.evaluation_batch_size} to evaluate ({reason}). The same command "
+            f"goes on from the last epoch where there is more memory, also on more "
             f"processes; {hint}"
         ) from error
 

@@ -492,7 +492,7 @@ def test_out_of_memory_suggests_a_batch_size_and_resumes(tmp_path, monkeypatch):
     assert result.returncode == 1, result.stderr
     assert "search: error: out of memory in epoch 3 with batches of 24 images" in result.stderr
     assert "same command goes on from the last epoch" in result.stderr
-    assert "--batch-size 12, which needs about half" in result.stderr
+    assert "--batch-size 12 --evaluation-batch-size 12, which needs about half" in result.stderr
     assert "Traceback" not in result.stderr
     assert len(lines(out / "metrics.jsonl")) == 3
     search(merge(SearchConfig(), settings, "test"), out)
