@@ -106,17 +106,21 @@ def merge(config: T, changes: Mapping[str, Any], where: str, prefix: str = "") -
     return dataclasses.replace(config, **updates)
 
 
-def guard(command: str, action: Callable[[], int]) -> int:
+def guard(
+    command: str, action: Callable[[], int], *, speaks: Callable[[], bool] = lambda: True
+) -> int:
     """Run a command's body; turn errors that are the user's to mend into one line and a status.
 
-    ``FASTBANDIT_DEBUG=1`` shows the traceback instead.
+    ``FASTBANDIT_DEBUG=1`` shows the traceback instead. ``speaks`` is asked before the line is
+    printed: of several processes with the same error one is enough.
     """
     from torch import OutOfMemoryError
 
     try:
         return action()
     except KeyboardInterrupt:
-        print(f"\n{command}: interrupted; the same command goes on from here", file=sys.stderr)
+        if speaks():
+            print(f"\n{command}: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of our output has gone; there is nobody left to tell.
@@ -125,14 +129,16 @@ def guard(command: str, action: Callable[[], int]) -> int:
     except OutOfMemoryError as error:
         if os.environ.get("FASTBANDIT_DEBUG") == "1":
             raise
-        print(
-            f"{command}: error: out of memory: {str(error).splitlines()[0]}; "
-            "try half the --batch-size",
-            file=sys.stderr,
-        )
+        if speaks():
+            print(
+                f"{command}: error: out of memory: {str(error).splitlines()[0]}; "
+                "try half the --batch-size",
+                file=sys.stderr,
+            )
         return 1
     except (ValueError, OSError) as error:
         if os.environ.get("FASTBANDIT_DEBUG") == "1":
             raise
-        print(f"{command}: error: {error}", file=sys.stderr)
+        if speaks():
+            print(f"{command}: error: {error}", file=sys.stderr)
         return 1

@@ -60,7 +60,7 @@ class Progress:
         if self.console is None:
             yield lambda metrics: None
             return
-        done = bandit.samples
+        done = bandit.trained
         begins = f"goes on after epoch {done}" if resumed and done else "begins"
         self.console.print(
             f"search {begins}: {space}, {rows} edges, {bandit.arms_left} arms each, "
@@ -71,8 +71,8 @@ class Progress:
         started, first = time.monotonic(), done
 
         def to_go() -> float:
-            finished = bandit.samples - first
-            rest = bandit.total_samples - bandit.samples
+            finished = bandit.trained - first
+            rest = bandit.total_samples - bandit.trained
             return (time.monotonic() - started) / max(finished, 1) * rest
 
         if self.console.is_terminal:
@@ -89,7 +89,7 @@ class Progress:
             last = now
             assert self.console is not None
             self.console.print(
-                f"epoch {bandit.samples}/{bandit.total_samples}  arms {bandit.arms_left}  "
+                f"epoch {bandit.trained}/{bandit.total_samples}  arms {bandit.arms_left}  "
                 f"loss {metrics['loss']:.3f}  clean {100 * metrics['clean_accuracy']:.1f} %  "
                 f"robust {100 * metrics['robust_accuracy']:.1f} %  "
                 f"{metrics['images_per_second']:.0f} images/s  "
@@ -104,7 +104,7 @@ class Progress:
 def _panel(metrics: dict[str, Any], bandit: AntiBandit, to_go: float) -> Table:
     table = Table.grid(padding=(0, 2))
     for name, value in (
-        ("epoch", f"{bandit.samples} of {bandit.total_samples}, {format_seconds(to_go)} to go"),
+        ("epoch", f"{bandit.trained} of {bandit.total_samples}, {format_seconds(to_go)} to go"),
         ("edges", f"{bandit.mean.shape[0]}, {bandit.arms_left} arms left on each"),
         ("loss", f"{metrics['loss']:.3f} on attacked images"),
         (
@@ -115,5 +115,5 @@ def _panel(metrics: dict[str, Any], bandit: AntiBandit, to_go: float) -> Table:
         ("speed", f"{metrics['images_per_second']:.0f} images/s in training"),
     ):
         table.add_row(Text(name, style="dim"), value)
-    table.add_row("", ProgressBar(bandit.total_samples, bandit.samples, width=50))
+    table.add_row("", ProgressBar(bandit.total_samples, bandit.trained, width=50))
     return table

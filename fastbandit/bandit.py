@@ -243,7 +243,8 @@ class AntiBandit:
         self._rewards: list[float] = []
         self._trained: list[bool] = []
         self._trained_total = 0
-        self._pending: Tensor | None = None
+        # Drawn and not credited yet, in order; all of them to be trained, or none.
+        self._pending: list[Tensor] = []
         self._pending_trained = True
         # A uniformly random permutation of the arms in each row. The sort is stable, so that
         # equal keys (one in 2**53) have the same order everywhere.
@@ -301,8 +302,22 @@ class AntiBandit:
 
     @property
     def pending(self) -> Tensor | None:
-        """The path that was drawn and is not credited yet, int64 [rows], or None."""
-        return None if self._pending is None else self._pending.clone()
+        """The path that is to be credited next, int64 [rows], or None where none is drawn."""
+        return self._pending[0].clone() if self._pending else None
+
+    @property
+    def room(self) -> int:
+        """Paths to train that can be drawn now, with ``ahead``, before the state has to change.
+
+        What is left of the initial pass or of the round, less the paths drawn already. So a round
+        of K * T paths never holds more of them, however many are trained at a time.
+        """
+        if self.phase == "finished":
+            return 0
+        drawn = len(self._pending) if self._pending_trained else 0
+        if self.phase == "initial":
+            return self.arms - self._trained_total - drawn
+        return max(0, self._budget(self._arms_left) - self.in_round - drawn)
 
     @property
     def history(self) -> History:
@@ -325,10 +340,9 @@ class AntiBandit:
         In the initial pass, without replacement: the arms not tried yet share it equally.
         """
         if self.phase == "initial":
-            untried = torch.ones_like(self.alive).scatter_(
-                1, self._initial[:, : self._trained_total], False
-            )
-            return untried.double() / (self.arms - self._trained_total)
+            drawn = self._trained_total + len(self._pending)
+            untried = torch.ones_like(self.alive).scatter_(1, self._initial[:, :drawn], False)
+            return untried.double() / max(self.arms - drawn, 1)
         return self._policy.probabilities(self)
 
     def uniform(self, purpose: str, columns: int = 1, *, number: int | None = None) -> Tensor:
@@ -337,36 +351,46 @@ class AntiBandit:
         Args:
             purpose: ``sample`` or ``prune``; each has its own numbers.
             columns: how many for each row.
-            number: which draw. Default: the number of samples credited (sample), or of arms
-                alive (prune), so that each draw has new numbers. A policy that keeps one
+            number: which draw. Default: the number of samples credited or drawn (sample), or of
+                arms alive (prune), so that each draw has new numbers. A policy that keeps one
                 permutation over several draws passes the number of the first.
         """
         if purpose == "sample":
-            return self._uniform(_SAMPLE, self.samples if number is None else number, columns)
+            drawn = self.samples + len(self._pending)
+            return self._uniform(_SAMPLE, drawn if number is None else number, columns)
         if purpose == "prune":
             return self._uniform(_PRUNE, self._arms_left if number is None else number, columns)
         raise ValueError(f"uniform: purpose: expected sample or prune, got {purpose!r}")
 
     # --- the run --------------------------------------------------------------------------------
 
-    def sample(self, *, trained: bool = True) -> Tensor:
+    def sample(self, *, trained: bool = True, ahead: bool = False) -> Tensor:
         """Draws a path.
 
         Args:
             trained: it will be trained and counts in the schedule. False draws a path that is
                 only evaluated; possible from the search phase on, also while a prune is due.
+            ahead: draw although paths drawn before are not credited yet, as when several are
+                trained at a time: all from the law as it is now (in the initial pass, the next
+                arms), at most :attr:`room` of them. They are credited in the order of drawing.
 
         Returns:
             int64 [rows]: the chosen arm of each row.
 
         Raises:
-            RuntimeError: the path drawn before is not credited yet, arms have to be abandoned
-                first, the run is finished, or ``trained=False`` in the initial pass.
+            RuntimeError: the path drawn before is not credited yet (with ``ahead``: the round
+                has no room for another, or it was drawn with another ``trained``), arms have to
+                be abandoned first, the run is finished, or ``trained=False`` in the initial pass.
         """
         phase = self.phase
-        if self._pending is not None:
+        if self._pending and not ahead:
             raise RuntimeError(
                 "sample: the path drawn before is not credited yet: call credit() first"
+            )
+        if self._pending and trained != self._pending_trained:
+            raise RuntimeError(
+                f"sample: trained: expected {self._pending_trained}, as the paths that are not "
+                f"credited yet, got {trained}"
             )
         if phase == "finished":
             raise RuntimeError("sample: the run is finished, one arm is left in each row")
@@ -375,15 +399,20 @@ class AntiBandit:
                 f"sample: {self.in_round} paths were trained with {self._arms_left} arms: "
                 "an arm has to be abandoned now, call prune() first"
             )
+        if phase == "initial" and not trained:
+            raise RuntimeError(
+                "sample: in the initial pass every path is trained: each arm gets one sample"
+            )
+        if trained and not self.room:
+            raise RuntimeError(
+                f"sample: the {len(self._pending)} paths drawn ahead are all that is left of "
+                "this round: call credit() first"
+            )
         if phase == "initial":
-            if not trained:
-                raise RuntimeError(
-                    "sample: in the initial pass every path is trained: each arm gets one sample"
-                )
-            choice = self._initial[:, self._trained_total].clone()
+            choice = self._initial[:, self._trained_total + len(self._pending)].clone()
         else:
             choice = self._policy.sample(self)
-        self._pending = choice
+        self._pending.append(choice)
         self._pending_trained = trained
         return choice.clone()
 
@@ -404,7 +433,7 @@ class AntiBandit:
             ValueError: choice of a wrong shape or dtype, an index out of range, an arm that was
                 abandoned, a reward outside [0, 1] or NaN. Nothing has changed then.
         """
-        if self._pending is None:
+        if not self._pending:
             raise RuntimeError("credit: no path was drawn: call sample() first")
         if trained != self._pending_trained:
             raise RuntimeError(
@@ -420,7 +449,7 @@ class AntiBandit:
         self._rewards.append(value)
         self._trained.append(trained)
         self._trained_total += trained
-        self._pending = None
+        del self._pending[0]
 
     def prune(self) -> Tensor:
         """Abandons one arm in each row.
@@ -431,7 +460,7 @@ class AntiBandit:
         Raises:
             RuntimeError: not :attr:`due`, or a path is drawn and not credited.
         """
-        if self._pending is not None:
+        if self._pending:
             raise RuntimeError("prune: a path is drawn and not credited: call credit() first")
         if not self.due:
             if self.phase == "search":
@@ -459,9 +488,18 @@ class AntiBandit:
     # --- state ----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors (copies, on the CPU) and plain values: all that a run needs to go on."""
+        """Tensors (copies, on the CPU) and plain values: all that a run needs to go on.
+
+        Raises:
+            RuntimeError: several paths are drawn ahead; a state holds one.
+        """
+        if len(self._pending) > 1:
+            raise RuntimeError(
+                f"state_dict: {len(self._pending)} paths are drawn ahead and not credited, and a "
+                "state holds one at most: call credit() first"
+            )
         history = self.history
-        pending = torch.full((self.rows,), -1) if self._pending is None else self._pending
+        pending = self._pending[0] if self._pending else torch.full((self.rows,), -1)
         tensors = {
             "mean": self.mean,
             "count": self.count,
@@ -495,7 +533,7 @@ class AntiBandit:
         self._trained = loaded["history_trained"].tolist()
         self._trained_total = sum(self._trained)
         pending = loaded["pending"]
-        self._pending = None if int(pending[0]) < 0 else pending
+        self._pending = [] if int(pending[0]) < 0 else [pending]
         self._pending_trained = state["pending_trained"]
 
     # --- inside ---------------------------------------------------------------------------------

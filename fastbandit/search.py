@@ -12,10 +12,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,6 +31,7 @@ from fastbandit._cli import ConfigError
 from fastbandit._progress import Progress
 from fastbandit.bandit import POLICIES, AntiBandit, replay
 from fastbandit.data import Augment, DataSource, ImageSet, Loader, load, split, statistics
+from fastbandit.distributed import Group, Team, first_to_speak, launched, synchronise_batchnorm
 from fastbandit.genotype import Genotype
 from fastbandit.nn.supernet import Supernet
 from fastbandit.report import write_report
@@ -39,18 +42,25 @@ from fastbandit.training import (
     Evaluation,
     cosine,
     evaluate,
+    is_out_of_memory,
     reestimate_batchnorm,
     reset_batchnorm,
     train_epoch,
 )
 
-__all__ = ["PRESETS", "SearchConfig", "dry_run", "main", "search"]
+__all__ = ["PRESETS", "OutOfMemoryError", "SearchConfig", "dry_run", "main", "search"]
 
 # A path that is evaluated without having been trained last gets its batch-norm statistics from
 # this many training batches.
 _STATISTICS_BATCHES = 8
+# Fewer for the paths that are only evaluated during the search, which are meant to be cheap.
+_FEW_STATISTICS_BATCHES = 4
 
 _EDGES_PER_NODE: dict[str, Literal["all", 1, 2]] = {"all": "all", "1": 1, "2": 2}
+
+
+class OutOfMemoryError(ValueError):
+    """There is not enough memory; the message suggests a batch size. The run can go on."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +95,9 @@ class BanditConfig:
     """factor on the confidence radius sqrt(2 ln N / n); 1 as printed"""
     scale: float = 1.0
     """factor on the accuracies that are credited, which are in [0, 1]; 100 makes them percent"""
+    evaluations_per_epoch: int = 0
+    """R: for each path trained in the search phase, so many more are drawn, evaluated with the
+    shared weights and credited; they do not count in K * T. 0 as printed"""
 
 
 @dataclass(frozen=True)
@@ -151,6 +164,11 @@ class SearchConfig:
     """random horizontal flip"""
     cutout_length: int = 0
     """side of the square that is cut out at random, in pixels"""
+    parallel: Literal["data", "paths"] = "data"
+    """with several processes (torchrun): data divides each batch of the one path, paths trains a
+    path on each process and averages gradients; the number of processes is not a setting"""
+    sync_batchnorm: bool = False
+    """with several processes: batch statistics over all of them, not over each one's images"""
     attack: AttackConfig = field(default_factory=AttackConfig)
     bandit: BanditConfig = field(default_factory=BanditConfig)
     final: FinalConfig = field(default_factory=FinalConfig)
@@ -229,10 +247,21 @@ class SearchConfig:
                 math.isfinite(self.bandit.scale) and self.bandit.scale > 0,
                 "a positive number",
             ),
+            (
+                "bandit.evaluations_per_epoch",
+                self.bandit.evaluations_per_epoch,
+                self.bandit.evaluations_per_epoch >= 0,
+                "0 or more",
+            ),
         )
         for name, value, good, expected in checks:
             if not good:
                 raise ConfigError(f"{name}: expected {expected}, got {value!r}")
+        if self.sync_batchnorm and self.parallel == "paths":
+            raise ConfigError(
+                "sync_batchnorm: expected no with parallel paths, where each process computes "
+                "another path and there is nothing to share; got yes"
+            )
         self.training_threat()
         self.final_threat()
         self._bandit(1, 2)
@@ -362,6 +391,8 @@ class Options:
     """go on with the run in this folder, with the configuration stored there"""
     force: bool = False
     """replace a finished run, or one of another configuration, in --out"""
+    peer_timeout: float = 600.0
+    """seconds to wait for another process of the run before it counts as gone"""
     dry_run: bool = False
     """measure the widest path, print memory and time that the search will take, and stop"""
     print_config: bool = False
@@ -395,8 +426,8 @@ class _Setup:
     test: Loader | None
 
 
-def _build(config: SearchConfig) -> _Setup:
-    device = torch.device(config.device)
+def _build(config: SearchConfig, group: Group | None = None) -> _Setup:
+    device = torch.device(config.device) if group is None else group.device
     source = load(config.data)
     train, test = source.train, source.test
     # Positions in the whole set throughout, so that the stored split names images for good.
@@ -459,6 +490,8 @@ def _build(config: SearchConfig) -> _Setup:
     # Channels-last is the faster layout for the depthwise and the dense convolutions alike; what
     # the stem returns has the layout of its weights, and the rest follows.
     supernet.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if group is not None and config.sync_batchnorm:
+        synchronise_batchnorm(supernet, group)
     optimizer = torch.optim.SGD(
         supernet.parameters(),
         lr=config.learning_rate,
@@ -484,10 +517,16 @@ def _build(config: SearchConfig) -> _Setup:
 
 
 class _Search:
-    """A search in progress: its state, one epoch, and how the state goes to disk and back."""
+    """A search in progress: its state, one epoch, and how the state goes to disk and back.
 
-    def __init__(self, setup: _Setup, folder: RunFolder) -> None:
+    Args:
+        folder: where files go; None for a process that writes none.
+        group: all processes of the run; None where there is one.
+    """
+
+    def __init__(self, setup: _Setup, folder: RunFolder | None, group: Group | None = None) -> None:
         self.setup, self.folder, self.config = setup, folder, setup.config
+        self.group = group
         self.supernet = setup.supernet
         self.space = space.get(self.config.space)
         self.bandit = self.config.make_bandit()
@@ -508,7 +547,8 @@ class _Search:
             if state.get(parameter, {}).get("momentum_buffer") is not None
         }
 
-    def save(self) -> None:
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and plain values: all that :meth:`restore` needs."""
         bandit = self.bandit.state_dict()
         tensors = {f"model.{k}": v for k, v in self.supernet.state_dict().items()}
         tensors |= {f"momentum.{k}": v for k, v in self._momenta().items()}
@@ -519,7 +559,25 @@ class _Search:
             "peak_memory_mb": self.peak_memory,
             "bandit": {k: v for k, v in bandit.items() if not isinstance(v, Tensor)},
         }
-        self.folder.save_checkpoint(tensors, state)
+        return tensors, state
+
+    def save(self) -> None:
+        if self.folder is not None:
+            self.folder.save_checkpoint(*self.state())
+
+    def append(self, name: str, *values: dict[str, Any]) -> None:
+        if self.folder is not None:
+            self.folder.append(name, *values)
+
+    def share(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """Give every process the first one's state; returns its ``facts``."""
+        assert self.group is not None
+        tensors, state = self.state()
+        found, tensors = self.group.broadcast({"facts": facts, "state": state}, tensors)
+        if self.group.rank:
+            self.restore(tensors, found["state"])
+        facts = found["facts"]
+        return facts
 
     def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "momentum": {}, "bandit": {}}
@@ -543,6 +601,25 @@ class _Search:
 
     # One sample of Algorithm 8.
 
+    def start_line(self) -> dict[str, Any]:
+        """The first line of the bandit's log: what it takes to replay the rest."""
+        config, found = self.config, self.space
+        line: dict[str, Any] = {
+            "event": "start",
+            "space": config.space,
+            "operations": list(found.operations),
+            "edges": [found.edge_name(row) for row in range(found.rows)],
+            "policy": config.bandit.policy,
+            "rate": config.bandit.rate,
+            "rounds": config.bandit.rounds,
+            "bonus": config.bandit.bonus,
+            "scale": config.bandit.scale,
+            "seed": derive_seed(config.seed, "bandit"),
+        }
+        if config.bandit.evaluations_per_epoch:
+            line["evaluations_per_epoch"] = config.bandit.evaluations_per_epoch
+        return line
+
     def reward_of(self, evaluation: Evaluation) -> float:
         return {
             "robust": evaluation.robust_accuracy,
@@ -550,61 +627,173 @@ class _Search:
             "mix": 0.5 * (evaluation.robust_accuracy + evaluation.clean_accuracy),
         }[self.config.reward]
 
-    def use_path(self, choice: Tensor) -> dict[str, Any]:
-        """Select a path; returns what bounds the work to it."""
-        self.supernet.set_path(choice)
-        parameters = list(self.supernet.path_parameters())
-        # The optimiser's state is kept by parameter, so momentum of the other arms stays.
-        self.setup.optimizer.param_groups[0]["params"] = parameters
-        return {"modules": list(self.supernet.path_modules()), "parameters": parameters}
+    @property
+    def abreast(self) -> int:
+        """Paths that are trained at a time."""
+        paths = self.group is not None and self.config.parallel == "paths"
+        return self.group.size if paths and self.group is not None else 1
 
-    def epoch(self) -> dict[str, Any]:
-        """Sample, train, validate, credit, perhaps prune; log and save. Returns the metrics."""
-        bandit, config = self.bandit, self.config
-        started = time.perf_counter()
-        number, phase, arms = bandit.samples, bandit.phase, bandit.arms_left
-        law = bandit.probabilities()
-        choice = bandit.sample()
-        probability = law.gather(1, choice.unsqueeze(1)).squeeze(1)
-        path = self.use_path(choice)
-        rate = cosine(number, bandit.total_samples, config.learning_rate, config.learning_rate_min)
-        self.setup.optimizer.param_groups[0]["lr"] = rate
-        reset_batchnorm(path["modules"])
-        trained = train_epoch(
-            self.supernet,
-            self.setup.weights,
-            number,
-            self.setup.optimizer,
-            self.training_threat,
-            seed=derive_seed(config.seed, "attack", "train"),
-            cost=self.cost,
-            grad_clip=config.grad_clip,
-            **path,
-        )
-        evaluation = evaluate(
+    def team(self, paths: int) -> Team | None:
+        """The processes that share this one's path when ``paths`` are computed at a time."""
+        return None if self.group is None else Team(self.group, paths)
+
+    def use_path(self, choices: Sequence[Tensor], team: Team | None) -> dict[str, Any]:
+        """Select this process's path of ``choices``; returns what bounds the work to it."""
+        mine = 0 if team is None else team.path
+        parameters = []
+        for choice in choices:
+            self.supernet.set_path(choice)
+            parameters.append(list(self.supernet.path_parameters()))
+        self.supernet.set_path(choices[mine])
+        # The optimiser's state is kept by parameter, so momentum of the other arms stays. What
+        # another process's path uses is updated here too: all hold the same weights.
+        updated = parameters[0] if team is None else team.use(parameters)
+        self.setup.optimizer.param_groups[0]["params"] = updated
+        return {
+            "modules": list(self.supernet.path_modules()),
+            "parameters": parameters[mine],
+            "team": team,
+        }
+
+    def draw(self, paths: int, *, trained: bool) -> tuple[list[Tensor], list[Tensor]]:
+        """Paths from the bandit and the probability of each of their arms, [rows] each."""
+        choices, probabilities = [], []
+        for _ in range(paths):
+            law = self.bandit.probabilities()
+            choice = self.bandit.sample(trained=trained, ahead=True)
+            choices.append(choice)
+            probabilities.append(law.gather(1, choice.unsqueeze(1)).squeeze(1))
+        if self.group is not None:
+            # Every process draws the same from the same state; if not, nothing after it is right.
+            self.group.check_same("the path drawn", torch.stack(choices))
+        return choices, probabilities
+
+    @contextmanager
+    def accounting(self, team: Team | None) -> Iterator[None]:
+        """What the processes compute in this context enters the ledger of each, counted once."""
+        names = ("forward_passes", "backward_passes", "images_trained", "images_evaluated")
+        before = [getattr(self.cost, name) for name in names]
+        yield
+        if team is None:
+            return
+        added = [getattr(self.cost, name) - old for name, old in zip(names, before, strict=True)]
+        # A batch that is divided is still one batch; its images are counted where they are.
+        if not team.leads:
+            added[:2] = 0, 0
+        total = team.group.sum_(torch.tensor(added, device=team.group.device)).tolist()
+        for name, old, more in zip(names, before, total, strict=True):
+            setattr(self.cost, name, old + more)
+
+    def validate(self, path: dict[str, Any], number: int) -> Evaluation:
+        """Accuracy of the path on the validation images, for the reward.
+
+        The random starts are those of the epoch, so the paths of one epoch meet the same attack.
+        """
+        return evaluate(
             self.supernet,
             self.setup.validation,
             self.reward_threat,
-            seed=derive_seed(config.seed, "attack", "validation"),
+            seed=derive_seed(self.config.seed, "attack", "validation"),
             offset=number,
             cost=self.cost,
             **path,
         )
-        self.last = evaluation
+
+    def credit(
+        self, choice: Tensor, probability: Tensor, evaluation: Evaluation, *, trained: bool
+    ) -> dict[str, Any]:
+        """Credit a path with its reward; returns the line for the bandit's log."""
         reward = self.reward_of(evaluation)
-        bandit.credit(choice, reward)
-        lines: list[dict[str, Any]] = [
-            {
-                "event": "sample",
-                "sample": number,
-                "phase": phase,
-                "choice": choice.tolist(),
-                "probability": probability.tolist(),
-                "clean_accuracy": evaluation.clean_accuracy,
-                "robust_accuracy": evaluation.robust_accuracy,
-                "reward": reward,
-            }
+        line: dict[str, Any] = {
+            "event": "sample",
+            "sample": self.bandit.samples,
+            "phase": self.bandit.phase,
+            "choice": choice.tolist(),
+            "probability": probability.tolist(),
+            "clean_accuracy": evaluation.clean_accuracy,
+            "robust_accuracy": evaluation.robust_accuracy,
+            "reward": reward,
+        }
+        if not trained:
+            line["trained"] = False
+        self.bandit.credit(choice, reward, trained=trained)
+        return line
+
+    def evaluate_only(self, number: int, paths: int) -> list[dict[str, Any]]:
+        """Draw paths, evaluate them with the weights as they are, credit them; their lines."""
+        choices, probabilities = self.draw(paths, trained=False)
+        team = self.team(paths)
+        path = self.use_path(choices, team)
+        with self.accounting(team):
+            self.reestimate(path, _FEW_STATISTICS_BATCHES)
+            evaluation = self.validate(path, number)
+        found = _of_all_paths(team, evaluation)
+        return [
+            self.credit(*each, trained=False)
+            for each in zip(choices, probabilities, found, strict=True)
         ]
+
+    def reestimate(self, path: dict[str, Any], batches: int) -> None:
+        """Batch-norm statistics for a path that was not trained last."""
+        reestimate_batchnorm(
+            self.supernet,
+            self.setup.statistics,
+            self.training_threat,
+            count=batches,
+            seed=derive_seed(self.config.seed, "attack", "statistics"),
+            cost=self.cost,
+            **path,
+        )
+
+    def epoch(self) -> dict[str, Any]:
+        """Sample, train, validate, credit, perhaps prune; log and save. Returns the metrics.
+
+        With ``parallel paths`` that is one epoch of several paths, numbered one after the other:
+        as many as there are processes, or as are left of the round or of the initial pass.
+        """
+        bandit, config = self.bandit, self.config
+        started, accounted = time.perf_counter(), sum(self.cost.seconds.values())
+        number, phase, arms = bandit.trained, bandit.phase, bandit.arms_left
+        choices, probabilities = self.draw(min(self.abreast, bandit.room), trained=True)
+        paths = len(choices)
+        team = self.team(paths)
+        mine = number if team is None else number + team.path
+        path = self.use_path(choices, team)
+        rate = cosine(number, bandit.total_samples, config.learning_rate, config.learning_rate_min)
+        self.setup.optimizer.param_groups[0]["lr"] = rate
+        reset_batchnorm(path["modules"])
+        with self.accounting(team):
+            trained = train_epoch(
+                self.supernet,
+                self.setup.weights,
+                mine,
+                self.setup.optimizer,
+                self.training_threat,
+                seed=derive_seed(config.seed, "attack", "train"),
+                cost=self.cost,
+                grad_clip=config.grad_clip,
+                **path,
+            )
+            evaluation = self.validate(path, mine)
+        results = [trained]
+        if team is not None:
+            values = team.collect([trained.loss, trained.accuracy, trained.images])
+            results = [
+                dataclasses.replace(trained, loss=loss, accuracy=accuracy, images=int(images))
+                for loss, accuracy, images in values
+            ]
+        evaluations = _of_all_paths(team, evaluation)
+        self.last = evaluations[-1]
+        lines = [
+            self.credit(*each, trained=True)
+            for each in zip(choices, probabilities, evaluations, strict=True)
+        ]
+        rewards = [line["reward"] for line in lines]
+        # Before the arms are judged, so that the judgement has them too.
+        rest = config.bandit.evaluations_per_epoch * paths if phase == "search" else 0
+        while rest:
+            lines += self.evaluate_only(number, min(self.abreast, rest))
+            rest -= min(self.abreast, rest)
         while bandit.due:
             lines += self.prune()
         if bandit.finished:
@@ -612,28 +801,36 @@ class _Search:
                 {"event": "end", "sample": bandit.samples, "choice": bandit.final().tolist()}
             )
         seconds = time.perf_counter() - started
-        self.cost.add_seconds("other", seconds - trained.seconds - evaluation.seconds)
+        self.cost.add_seconds("other", seconds - (sum(self.cost.seconds.values()) - accounted))
         self.peak_memory = max(self.peak_memory, run.peak_memory_mb(self.setup.device))
-        metrics = {
-            "epoch": number,
-            "phase": phase,
-            "arms": arms,
-            "loss": trained.loss,
-            "train_accuracy": trained.accuracy,
-            "clean_accuracy": evaluation.clean_accuracy,
-            "robust_accuracy": evaluation.robust_accuracy,
-            "reward": reward,
-            "learning_rate": rate,
-            "seconds_train": trained.seconds,
-            "seconds_validate": evaluation.seconds,
-            "seconds_total": seconds,
-            "images_per_second": trained.images / trained.seconds,
-            "peak_memory_mb": self.peak_memory,
-        }
-        self.folder.append("bandit.jsonl", *lines)
-        self.folder.append("metrics.jsonl", metrics)
+        images = sum(result.images for result in results)
+        metrics = [
+            {
+                "epoch": number + i,
+                "phase": phase,
+                "arms": arms,
+                "samples": bandit.samples,
+                "loss": result.loss,
+                "train_accuracy": result.accuracy,
+                "clean_accuracy": found.clean_accuracy,
+                "robust_accuracy": found.robust_accuracy,
+                "reward": reward,
+                "learning_rate": rate,
+                # The paths were trained at the same time: each has its share of it.
+                "seconds_train": trained.seconds / paths,
+                "seconds_validate": evaluation.seconds / paths,
+                "seconds_total": seconds / paths,
+                "images_per_second": images / trained.seconds,
+                "peak_memory_mb": self.peak_memory,
+            }
+            for i, (result, found, reward) in enumerate(
+                zip(results, evaluations, rewards, strict=True)
+            )
+        ]
+        self.append("bandit.jsonl", *lines)
+        self.append("metrics.jsonl", *metrics)
         self.save()
-        return metrics
+        return metrics[-1]
 
     def prune(self) -> list[dict[str, Any]]:
         """Abandon one arm on every edge; returns the lines that say which and why."""
@@ -664,7 +861,7 @@ class _Search:
                     "arms_left": bandit.arms_left,
                 }
             )
-        self.folder.append(
+        self.append(
             "genotypes.jsonl",
             {
                 "sample": bandit.samples,
@@ -701,32 +898,28 @@ class _Search:
     def finish(self) -> dict[str, Any]:
         """Check that the log explains the result, measure the found path, write the last files."""
         bandit, config, folder = self.bandit, self.config, self.folder
-        explained = replay(folder.read_lines("bandit.jsonl")).final()
-        if not torch.equal(explained, bandit.final()):
-            raise RunError(
-                f"{folder.path}: bandit.jsonl does not explain the genotype found; "
-                "it was changed by another hand"
-            )
-        path = self.use_path(bandit.final())
-        reestimate_batchnorm(
-            self.supernet,
-            self.setup.statistics,
-            self.training_threat,
-            count=_STATISTICS_BATCHES,
-            seed=derive_seed(config.seed, "attack", "statistics"),
-            cost=self.cost,
-            **path,
-        )
+        if folder is not None:
+            explained = replay(folder.read_lines("bandit.jsonl")).final()
+            if not torch.equal(explained, bandit.final()):
+                raise RunError(
+                    f"{folder.path}: bandit.jsonl does not explain the genotype found; "
+                    "it was changed by another hand"
+                )
+        team = self.team(1)
+        path = self.use_path([bandit.final()], team)
+        with self.accounting(team):
+            self.reestimate(path, _STATISTICS_BATCHES)
 
         def measure(name: str, loader: Loader, threat: ThreatModel) -> dict[str, Any]:
-            found = evaluate(
-                self.supernet,
-                loader,
-                threat,
-                seed=derive_seed(config.seed, "attack", "final", name),
-                cost=self.cost,
-                **path,
-            )
+            with self.accounting(team):
+                found = evaluate(
+                    self.supernet,
+                    loader,
+                    threat,
+                    seed=derive_seed(config.seed, "attack", "final", name),
+                    cost=self.cost,
+                    **path,
+                )
             return {
                 "split": name,
                 "n": found.images,
@@ -738,6 +931,8 @@ class _Search:
         threat = config.final_threat()
         final = measure("validation", self.setup.validation, threat)
         test = None if self.setup.test is None else measure("test", self.setup.test, threat)
+        if folder is None:
+            return self.told_summary(None)
         genotype = self.genotype()
         genotype.save(folder.path / "genotype.json")
         run.save_tensors(
@@ -769,7 +964,8 @@ class _Search:
             "final": final,
             "test": test,
             "cost": {
-                "epochs": bandit.samples,
+                "epochs": bandit.trained,
+                "paths_only_evaluated": bandit.samples - bandit.trained,
                 "seconds_total": sum(cost.seconds.values()),
                 **{f"seconds_{phase}": value for phase, value in cost.seconds.items()},
                 "images_per_second": cost.images_trained / cost.seconds["train"],
@@ -780,13 +976,32 @@ class _Search:
                 "peak_memory_mb": self.peak_memory,
                 "device": config.device,
                 "threads": torch.get_num_threads(),
+                "processes": 1 if self.group is None else self.group.size,
             },
             "versions": {"torch": torch.__version__, "fastbandit": run.__version__},
         }
         # The summary is what makes a run finished, so it comes last; the report shows it.
         write_report(folder.path, summary=summary)
         folder.write_json("summary.json", summary)
+        return self.told_summary(summary)
+
+    def told_summary(self, summary: dict[str, Any] | None) -> dict[str, Any]:
+        """The summary of the process that has written it, on every process, once it is there."""
+        if self.group is not None:
+            summary, _ = self.group.broadcast(summary, {})
+        assert summary is not None
         return summary
+
+
+def _of_all_paths(team: Team | None, mine: Evaluation) -> list[Evaluation]:
+    """The evaluation of every path that was computed at the same time, on every process."""
+    if team is None:
+        return [mine]
+    found = team.collect([mine.clean_correct, mine.robust_correct, mine.images])
+    return [
+        Evaluation(int(clean), int(robust), int(images), mine.seconds)
+        for clean, robust, images in found
+    ]
 
 
 @contextmanager
@@ -812,6 +1027,7 @@ def search(
     root: str | Path = "runs",
     force: bool = False,
     progress: Progress | None = None,
+    group: Group | None = None,
 ) -> tuple[Path, dict[str, Any]]:
     """Run a search to its end, or go on with one that was interrupted.
 
@@ -821,33 +1037,48 @@ def search(
             new folder there.
         force: replace what a finished or a different run left in ``out``.
         progress: where progress is shown; None shows none.
+        group: the processes that run this search together, each of them calling this function;
+            None: this one alone. Only the first reads and writes files, and shows progress.
 
     Returns:
         The run folder and its summary.
 
     Raises:
+        OutOfMemoryError: there is not enough memory; the run goes on from its last epoch.
         ValueError: settings, data, run folder or checkpoint cannot be used; the message says why.
         OSError: a file could not be written; the run goes on from its last checkpoint.
     """
     config = config.resolve()
     plain = _cli.to_plain(config)
     progress = progress or Progress.silent()
-    with _torch_settings(config):
+    if group is not None and torch.device(config.device).index is not None:
+        raise ConfigError(
+            f"device: expected cuda with several processes, each of which takes one GPU; "
+            f"got {config.device}"
+        )
+    with _torch_settings(config), ExitStack() as stack:
         started = time.perf_counter()
-        setup = _build(config)
-        if out is not None:
-            path = Path(out)
+        setup = _build(config, group)
+        folder = None
+        if group is None or group.rank == 0:
+            if out is not None:
+                path = Path(out)
+            else:
+                unfinished = RunFolder.find_unfinished(Path(root), plain)
+                path = unfinished or RunFolder.fresh_path(Path(root), config.name)
+            folder = stack.enter_context(RunFolder.open(path, plain, force=force))
         else:
-            unfinished = RunFolder.find_unfinished(Path(root), plain)
-            path = unfinished or RunFolder.fresh_path(Path(root), config.name)
-        with RunFolder.open(path, plain, force=force) as folder:
-            current = _Search(setup, folder)
+            progress = Progress.silent()
+        current = _Search(setup, folder, group)
+        resumed = False
+        if folder is not None:
             resumed = folder.load_checkpoint(current.restore)
             _check_same(folder, "split.json", setup.splits)
             environment = run.environment(setup.device)
+            environment["processes"] = 1 if group is None else group.size
             if resumed:
                 then = folder.read_json("env.json")
-                for name in ("threads", "torch", "cpu", "device_name"):
+                for name in ("threads", "torch", "cpu", "device_name", "processes"):
                     if then.get(name) != environment[name]:
                         progress.note(
                             f"{name} was {then.get(name)} and is {environment[name]} now: "
@@ -855,30 +1086,50 @@ def search(
                         )
             else:
                 folder.write_json("env.json", environment)
-                folder.append(
-                    "bandit.jsonl",
-                    {
-                        "event": "start",
-                        "space": config.space,
-                        "operations": list(current.space.operations),
-                        "edges": [current.space.edge_name(r) for r in range(current.space.rows)],
-                        "policy": config.bandit.policy,
-                        "rate": config.bandit.rate,
-                        "rounds": config.bandit.rounds,
-                        "bonus": config.bandit.bonus,
-                        "scale": config.bandit.scale,
-                        "seed": derive_seed(config.seed, "bandit"),
-                    },
-                )
+                folder.append("bandit.jsonl", current.start_line())
                 current.cost.add_seconds("setup", time.perf_counter() - started)
                 current.save()
-            bandit = current.bandit
-            with progress.running(
-                path, config.space, current.space.rows, bandit, resumed=resumed
-            ) as show:
-                while not bandit.finished:
+        if group is not None:
+            digest = derive_seed(0, json.dumps(setup.splits))
+            group.check_same("the data", torch.tensor(digest))
+            facts = current.share({"path": str(folder.path) if folder else ""})
+            path = Path(facts["path"])
+        bandit = current.bandit
+        with progress.running(
+            path, config.space, current.space.rows, bandit, resumed=resumed
+        ) as show:
+            while not bandit.finished:
+                with _memory_enough_for(config, f"in epoch {bandit.trained}"):
                     show(current.epoch())
+        with _memory_enough_for(config, "when the found path was measured"):
             return path, current.finish()
+
+
+@contextmanager
+def _memory_enough_for(config: SearchConfig, when: str) -> Iterator[None]:
+    """Turn an allocator's error into what can be done about it."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no more to be had"
+        smaller, evaluated = (
+            half - half % 8 if (half := size // 2) >= 16 else half
+            for size in (config.batch_size, config.evaluation_batch_size)
+        )
+        hint = (
+            f"or start a new run with --batch-size {smaller} --evaluation-batch-size "
+            f"{max(evaluated, 1)}, which needs about half"
+            if smaller >= 2
+            else "or start a new run with fewer --init-channels"
+        )
+        raise OutOfMemoryError(
+            f"out of memory {when} with batches of {config.batch_size} images to train and "
+            f"{config.evaluation_batch_size} to evaluate ({reason}). The same command "
+            f"goes on from the last epoch where there is more memory, also on more "
+            f"processes; {hint}"
+        ) from error
 
 
 def _check_same(folder: RunFolder, name: str, value: dict[str, Any]) -> None:
@@ -899,79 +1150,122 @@ def _check_same(folder: RunFolder, name: str, value: dict[str, Any]) -> None:
 
 
 def dry_run(config: SearchConfig) -> dict[str, Any]:
-    """What the search will cost, measured on a few steps of real paths. Writes nothing.
+    """What the search will cost, measured on a few steps of real paths. Writes nothing lasting.
+
+    The paths measured are those of the initial pass, in which every edge tries every arm once: the
+    mean of their times is that of paths drawn uniformly. Momentum of all weights is allocated, as
+    it is towards the end of a search.
 
     Returns:
-        Epochs, peak memory in MiB (of the widest path, training), seconds per epoch (mean of
-        three random paths, and of the widest one) and the estimate for the whole search.
+        ``epochs``; ``seconds_per_epoch`` (mean, with validation, paths that are only evaluated and
+        the checkpoint), ``seconds_per_epoch_widest``, ``seconds_setup``, ``seconds_final`` (the
+        attack on the found path) and ``seconds_total``; ``peak_memory_mb`` in MiB on those paths
+        and ``peak_memory_mb_widest`` on the widest, which a search is unlikely to meet. On a CPU
+        memory is the process's, so it is right in a process that did nothing before.
+
+    Raises:
+        OutOfMemoryError: not even this fits.
     """
     config = config.resolve()
-    with _torch_settings(config):
+    with _torch_settings(config), _memory_enough_for(config, "in the dry run"):
+        started = time.perf_counter()
         setup = _build(config)
+        seconds_setup = time.perf_counter() - started
+        current = _Search(setup, None)
+        for parameter in setup.supernet.parameters():
+            setup.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        # The first steps of a process pay for what is loaded and planned once.
         bandit = config.make_bandit()
-        found = space.get(config.space)
-        generator = torch.Generator().manual_seed(0)
-        random_paths = [
-            torch.randint(len(found.operations), (found.rows,), generator=generator)
-            for _ in range(3)
-        ]
-        seconds = []
-        for choice in [setup.supernet.widest_path(), *random_paths]:
-            seconds.append(_epoch_seconds(setup, torch.as_tensor(choice)))
-        mean = sum(seconds[1:]) / len(random_paths)
+        paths = [bandit.sample(ahead=True) for _ in range(bandit.arms)]
+        _measure(current, paths[0])
+        found = [_measure(current, choice) for choice in paths]
+        mean = {name: sum(one[name] for one in found) / len(found) for name in found[0]}
+        save = _seconds_to_save(current)
+        peak = run.peak_memory_mb(setup.device)
+        widest = _measure(current, torch.as_tensor(setup.supernet.widest_path()))
+        evaluations = config.bandit.evaluations_per_epoch
+        # None in the initial pass.
+        share = (bandit.total_samples - bandit.arms) / bandit.total_samples
+
+        def epoch(seconds: dict[str, float]) -> float:
+            only_evaluated = seconds["statistics"] + seconds["validate"]
+            return seconds["train"] + seconds["validate"] + evaluations * share * only_evaluated
+
+        per_epoch = epoch(mean) + save
         return {
             "space": config.space,
             "epochs": bandit.total_samples,
-            "peak_memory_mb": run.peak_memory_mb(setup.device),
-            "seconds_per_epoch": mean,
-            "seconds_per_epoch_widest": seconds[0],
-            "seconds_total": mean * bandit.total_samples,
+            "peak_memory_mb": peak,
+            "peak_memory_mb_widest": run.peak_memory_mb(setup.device),
+            "seconds_setup": seconds_setup,
+            "seconds_per_epoch": per_epoch,
+            "seconds_per_epoch_widest": epoch(widest) + save,
+            "seconds_final": mean["final"],
+            "seconds_total": seconds_setup + bandit.total_samples * per_epoch + mean["final"],
             "parameters": sum(p.numel() for p in setup.supernet.parameters()),
             "device": config.device,
             "threads": torch.get_num_threads(),
         }
 
 
-def _epoch_seconds(setup: _Setup, choice: Tensor) -> float:
-    """Seconds that an epoch of this path takes, from a few batches; weights are left alone."""
-    config, supernet = setup.config, setup.supernet
-    supernet.set_path(choice)
-    parameters = list(supernet.path_parameters())
-    path: dict[str, Any] = {"modules": list(supernet.path_modules()), "parameters": parameters}
+def _measure(current: _Search, choice: Tensor) -> dict[str, float]:
+    """Seconds that each part of a search takes with this path, from a few batches."""
+    config, setup = current.config, current.setup
+    path = current.use_path([choice], None)
+    optimizer, model = setup.optimizer, setup.supernet
     # Learning rate 0: the real step, which changes nothing.
-    optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=config.momentum, foreach=True)
-    total = 0.0
-    for loader, training in ((setup.weights, True), (setup.validation, False)):
-        few = _FirstBatches(loader, 3)
-        cost = Cost()
-        if training:
-            train_epoch(
-                supernet,
-                _FirstBatches(loader, 1),
-                0,
-                optimizer,
-                config.training_threat(),
-                seed=0,
-                cost=Cost(),
-                **path,
-            )
-            train_epoch(
-                supernet,
-                few,
-                0,
-                optimizer,
-                config.training_threat(),
-                seed=0,
-                cost=cost,
-                grad_clip=config.grad_clip,
-                **path,
-            )
-            used, spent = cost.images_trained, cost.seconds["train"]
-        else:
-            evaluate(supernet, few, config.reward_threat(), seed=0, cost=cost, **path)
-            used, spent = cost.images_evaluated, cost.seconds["validate"]
-        total += spent / used * len(loader.index)
-    return total
+    optimizer.param_groups[0]["lr"] = 0.0
+    threat = current.training_threat
+
+    def train(batches: int) -> Cost:
+        few, cost = _FirstBatches(setup.weights, batches), Cost()
+        train_epoch(
+            model, few, 0, optimizer, threat, seed=0, cost=cost, grad_clip=config.grad_clip, **path
+        )
+        return cost
+
+    def validate(batches: int, threat: ThreatModel) -> Cost:
+        few, cost = _FirstBatches(setup.validation, batches), Cost()
+        evaluate(model, few, threat, seed=0, cost=cost, **path)
+        return cost
+
+    reset_batchnorm(path["modules"])
+    train(1)
+    trained = train(3)
+    per_image = {"train": trained.seconds["train"] / trained.images_trained}
+    # An evaluation is two forward passes and the steps of its attack.
+    clean = dataclasses.replace(current.reward_threat, steps=0)
+    validate(1, clean)
+    for name, threat_of, batches in (
+        ("clean", clean, 2),
+        ("reward", current.reward_threat, 3),
+    ):
+        cost = validate(batches, threat_of)
+        per_image[name] = cost.seconds["validate"] / cost.images_evaluated
+    step = (per_image["reward"] - 2 * per_image["clean"]) / current.reward_threat.steps
+    step = max(step, per_image["clean"])
+    final = 2 * per_image["clean"] + step * config.final.steps
+    cost = Cost()
+    reestimate_batchnorm(model, setup.statistics, threat, count=2, seed=0, cost=cost, **path)
+    batches = min(2, len(setup.statistics))
+    test = 0 if setup.test is None else len(setup.test.index)
+    return {
+        "train": per_image["train"] * len(setup.weights.index),
+        "validate": per_image["reward"] * len(setup.validation.index),
+        "statistics": cost.seconds["statistics"]
+        * min(_FEW_STATISTICS_BATCHES, len(setup.statistics))
+        / batches,
+        "final": final * (len(setup.validation.index) + test),
+    }
+
+
+def _seconds_to_save(current: _Search) -> float:
+    """Seconds that one checkpoint takes, in a folder that is gone afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        tensors, state = current.state()
+        run.save_tensors(Path(folder) / "checkpoint", tensors, "checkpoint", {"state": state})
+        return time.perf_counter() - started
 
 
 class _FirstBatches:
@@ -1021,7 +1315,10 @@ def _print_dry_run(result: dict[str, Any]) -> None:
     minutes = result["seconds_total"] / 60
     print(f"space {result['space']}: {result['parameters']:,} parameters in the supernet")
     print(f"epochs               {result['epochs']}")
-    print(f"peak memory          {result['peak_memory_mb']:.0f} MiB (widest path, training)")
+    print(
+        f"peak memory          {result['peak_memory_mb']:.0f} MiB "
+        f"(widest path {result['peak_memory_mb_widest']:.0f})"
+    )
     print(
         f"seconds per epoch    {result['seconds_per_epoch']:.2f} "
         f"(widest path {result['seconds_per_epoch_widest']:.2f})"
@@ -1066,6 +1363,9 @@ def _run(arguments: Sequence[str]) -> int:
         if out is not None and Path(out) != folder:
             raise ConfigError("--resume and --out name different folders; give one of them")
         config, out = stored, options.resume
+    # What needs no run needs no other process either.
+    if launched() and os.environ["RANK"] != "0" and (options.print_config or options.dry_run):
+        return 0
     if options.print_config:
         import yaml
 
@@ -1078,7 +1378,16 @@ def _run(arguments: Sequence[str]) -> int:
         else:
             _print_dry_run(result)
         return 0
-    path, summary = search(config, out, force=options.force, progress=Progress())
+    if not launched():
+        path, summary = search(config, out, force=options.force, progress=Progress())
+    else:
+        kind = torch.device(config.resolve().device).type
+        with Group.join(kind, timeout=options.peer_timeout) as group:
+            path, summary = search(
+                config, out, force=options.force, progress=Progress(), group=group
+            )
+            if group.rank:
+                return 0
     if options.json:
         print(json.dumps({"run": str(path), **summary}))
     else:
@@ -1089,7 +1398,7 @@ def _run(arguments: Sequence[str]) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    return _cli.guard("search", lambda: _run(given))
+    return _cli.guard("search", lambda: _run(given), speaks=first_to_speak)
 
 
 if __name__ == "__main__":

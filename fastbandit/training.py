@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastbandit.attacks import perturb
+from fastbandit.distributed import Team
 from fastbandit.threat import ThreatModel
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "TrainingResult",
     "cosine",
     "evaluate",
+    "is_out_of_memory",
     "reestimate_batchnorm",
     "reset_batchnorm",
     "train_epoch",
@@ -39,6 +42,18 @@ class Batches(Protocol):
 
 class DivergenceError(ValueError):
     """The loss is no longer a number."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that memory could not be had.
+
+    A GPU's allocator has a class for it. The CPU's and the libraries' raise RuntimeError, so their
+    words have to be read.
+    """
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    words = ("allocate memory", "not enough memory", "out of memory", "bad_alloc", "ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 @dataclass
@@ -113,6 +128,7 @@ def train_epoch(
     grad_clip: float | None = None,
     modules: Iterable[nn.Module] | None = None,
     parameters: Iterable[nn.Parameter] | None = None,
+    team: Team | None = None,
 ) -> TrainingResult:
     """One epoch of adversarial training: lines 10 to 13 of Algorithm 8 for every mini-batch.
 
@@ -125,6 +141,8 @@ def train_epoch(
         cost: the ledger that this epoch is added to.
         grad_clip: largest 2-norm of the gradient, None for no clipping.
         modules, parameters: those the forward pass uses (default: all of the model's).
+        team: the processes that share this epoch; :meth:`Team.use` has been called. The result
+            is that of the team, the cost this process's.
 
     Raises:
         DivergenceError: the loss became NaN or infinite.
@@ -137,39 +155,57 @@ def train_epoch(
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     correct = torch.zeros((), dtype=torch.int64, device=device)
     images = steps = 0
+    updated = [p for group in optimizer.param_groups for p in group["params"]] if team else learned
     for x, y, ids in batches.epoch(epoch):
-        point = x
-        if threat.attacks:
-            point = x + perturb(
-                model,
-                x,
-                y,
-                threat,
-                seed=seed,
-                index=ids,
-                offset=epoch,
-                modules=used,
-                parameters=learned,
-            )
-        logits = model(point)
-        loss = F.cross_entropy(logits, y)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        weight, counts = 1.0, True
+        sharing: AbstractContextManager[None] = nullcontext()
+        if team is not None:
+            n = len(y)
+            part, weight, counts = team.part(n), team.weight(n), team.counts(n)
+            sharing = team.batch(n, used)
+            x, y, ids = x[part], y[part], ids[part]
+        with sharing:
+            point = x
+            if threat.attacks:
+                point = x + perturb(
+                    model,
+                    x,
+                    y,
+                    threat,
+                    seed=seed,
+                    index=ids,
+                    offset=epoch,
+                    modules=used,
+                    parameters=learned,
+                )
+            logits = model(point)
+            loss = F.cross_entropy(logits, y)
+            optimizer.zero_grad(set_to_none=True)
+            (loss if team is None else weight * loss).backward()
+        if team is not None:
+            team.combine()
         if grad_clip is not None:
-            nn.utils.clip_grad_norm_(learned, grad_clip)
+            nn.utils.clip_grad_norm_(updated, grad_clip)
         optimizer.step()
+        steps += 1
+        if not counts:
+            continue
         with torch.no_grad():
             loss_sum += loss.double() * len(y)
             correct += (logits.argmax(1) == y).sum()
         images += len(y)
-        steps += 1
+    mine = images
+    if team is not None:
+        team.average_batchnorm(used)
+        sums = team.total(torch.stack([loss_sum, correct.double(), loss_sum.new_tensor(images)]))
+        loss_sum, correct, images = sums[0], sums[1], int(sums[2])
     mean_loss = float(loss_sum) / images
     _synchronise(device)
     seconds = time.perf_counter() - started
     passes = threat.steps if threat.attacks else 0
     cost.forward_passes += steps * (passes + 1)
     cost.backward_passes += steps * (passes + 1)
-    cost.images_trained += images
+    cost.images_trained += mine
     cost.add_seconds("train", seconds)
     if not math.isfinite(mean_loss):
         raise DivergenceError(
@@ -189,6 +225,7 @@ def evaluate(
     offset: int = 0,
     modules: Iterable[nn.Module] | None = None,
     parameters: Iterable[nn.Parameter] | None = None,
+    team: Team | None = None,
 ) -> Evaluation:
     """Accuracy on clean and on attacked images, in evaluation mode, which is undone afterwards.
 
@@ -206,6 +243,12 @@ def evaluate(
         for module, _ in modes:
             module.training = False
         for x, y, ids in batches.epoch(0):
+            steps += 1
+            if team is not None:
+                part = team.share(len(y))
+                x, y, ids = x[part], y[part], ids[part]
+                if not len(y):
+                    continue
             with torch.no_grad():
                 clean += (model(x).argmax(1) == y).sum()
             if threat.attacks:
@@ -223,17 +266,20 @@ def evaluate(
                 with torch.no_grad():
                     robust += (model(x + delta).argmax(1) == y).sum()
             images += len(y)
-            steps += 1
     finally:
         for module, was in modes:
             module.training = was
+    mine = images
+    if team is not None:
+        clean, robust, total = team.total(torch.stack([clean, robust, clean.new_tensor(images)]))
+        images = int(total)
     correct = int(clean)
     robust_correct = int(robust) if threat.attacks else correct
     seconds = time.perf_counter() - started
     passes = threat.steps if threat.attacks else 0
     cost.forward_passes += steps * (passes + (2 if threat.attacks else 1))
     cost.backward_passes += steps * passes
-    cost.images_evaluated += images
+    cost.images_evaluated += mine
     cost.add_seconds("validate", seconds)
     return Evaluation(correct, robust_correct, images, seconds)
 
@@ -255,6 +301,7 @@ def reestimate_batchnorm(
     cost: Cost,
     modules: Iterable[nn.Module] | None = None,
     parameters: Iterable[nn.Parameter] | None = None,
+    team: Team | None = None,
 ) -> None:
     """Batch-norm statistics for a path that is evaluated without having been trained last.
 
@@ -268,16 +315,23 @@ def reestimate_batchnorm(
     model.train()
     steps = 0
     for x, y, ids in batches.epoch(0):
-        point = x
-        if threat.attacks:
-            point = x + perturb(
-                model, x, y, threat, seed=seed, index=ids, modules=used, parameters=learned
-            )
-        with torch.no_grad():
-            model(point)
+        sharing: AbstractContextManager[None] = nullcontext()
+        if team is not None:
+            part, sharing = team.part(len(y)), team.batch(len(y), used)
+            x, y, ids = x[part], y[part], ids[part]
+        with sharing:
+            point = x
+            if threat.attacks:
+                point = x + perturb(
+                    model, x, y, threat, seed=seed, index=ids, modules=used, parameters=learned
+                )
+            with torch.no_grad():
+                model(point)
         steps += 1
         if steps == count:
             break
+    if team is not None:
+        team.average_batchnorm(used)
     passes = threat.steps if threat.attacks else 0
     cost.forward_passes += steps * (passes + 1)
     cost.backward_passes += steps * passes

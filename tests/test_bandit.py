@@ -163,6 +163,50 @@ def test_history_holds_everything_in_order():
     assert history.trained.tolist() == [True] * 4 + [False, True]
 
 
+def test_paths_drawn_ahead():
+    """The initial pass, then rounds, two and three at a time: no round is overrun."""
+    bandit, one = AntiBandit(4, 5, rounds=1, seed=3), AntiBandit(4, 5, rounds=1, seed=3)
+    rooms = []
+    for _ in range(2):
+        rooms.append(bandit.room)
+        law = bandit.probabilities()
+        pair = [bandit.sample(ahead=True) for _ in range(min(3, bandit.room))]
+        assert (bandit.probabilities().gather(1, pair[-1].unsqueeze(1)) == 0).all()
+        for choice in pair:
+            assert (law.gather(1, choice.unsqueeze(1)) > 0).all()
+            assert torch.equal(choice, one.sample())  # the same permutation
+            for each in (bandit, one):
+                each.credit(choice, 0.5)
+    assert rooms == [5, 2]
+    assert bandit.room == 5
+    drawn = [bandit.sample(ahead=True) for _ in range(5)]
+    assert bandit.room == 0
+    assert torch.equal(drawn[0], one.sample())
+    assert len({tuple(choice.tolist()) for choice in drawn}) == 5  # new numbers for each
+    with pytest.raises(RuntimeError, match="5 paths drawn ahead are all that is left of this"):
+        bandit.sample(ahead=True)
+    with pytest.raises(RuntimeError, match="not credited yet"):
+        bandit.sample()
+    with pytest.raises(RuntimeError, match="trained: expected True, as the paths that are not"):
+        bandit.sample(ahead=True, trained=False)
+    with pytest.raises(RuntimeError, match="5 paths are drawn ahead and not credited"):
+        bandit.state_dict()
+    for i, choice in enumerate(drawn):
+        assert torch.equal(bandit.pending, choice)
+        assert not bandit.due
+        bandit.credit(choice, 0.1 * i)
+    assert bandit.pending is None
+    assert bandit.due
+    # Paths that are only evaluated have no end to their number.
+    extra = [bandit.sample(trained=False, ahead=True) for _ in range(7)]
+    with pytest.raises(RuntimeError, match="prune: a path is drawn"):
+        bandit.prune()
+    for choice in extra:
+        bandit.credit(choice, 0.5, trained=False)
+    bandit.prune()
+    assert bandit.room == 4
+
+
 def test_paths_only_evaluated_count_in_n_not_in_the_schedule():
     bandit = AntiBandit(2, 3, rounds=1)
     with pytest.raises(RuntimeError, match="in the initial pass every path is trained"):

@@ -356,6 +356,21 @@ def test_unfinished_run(tmp_path):
     assert sum(len(row) == 11 for row in page.rows) == 2 * 61  # with a heading each
 
 
+def test_samples_and_epochs_are_counted_apart(tmp_path):
+    """Two of three paths only evaluated: samples are all, epochs those that were trained."""
+    run = make_run(tmp_path / "part", stop_after=30)
+    file = run / "bandit.jsonl"
+    start, *events = read_lines(file)
+    mixed = [{**start, "evaluations_per_epoch": 2}]
+    mixed += [{**e, "trained": e["sample"] < 9 or e["sample"] % 3 == 0} for e in events]
+    file.write_text("".join(json.dumps(e) + "\n" for e in mixed))
+    page = Page(write_report(run).read_text(encoding="utf-8"))
+    assert f"30 of {141 + 2 * 132} samples so far" in page.text
+    assert "of 141 planned, 14 more paths only evaluated" in page.text
+    assert "after 30 samples (search, only evaluated)" in page.text
+    assert "after 28 samples (search):" in page.text
+
+
 @pytest.mark.parametrize("samples", [0, 1, 5])
 def test_run_that_has_just_begun(tmp_path, samples):
     run = make_run(tmp_path / "run", stop_after=samples)

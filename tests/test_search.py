@@ -360,6 +360,65 @@ def test_variants_run(changes, tmp_path, monkeypatch):
     assert all(sum(map(len, cell.nodes)) == edges for cell in genotype.cells)
 
 
+def small_space(monkeypatch):
+    """Cut the space of :data:`TINY` down to three operations: 3 + 1 * (3 + 2) = 8 epochs."""
+    spaces = module.space.SPACES
+    monkeypatch.setitem(spaces, "general7-light", spaces["general7-light"][:3])
+
+
+def test_paths_that_are_only_evaluated(tmp_path, monkeypatch):
+    small_space(monkeypatch)
+    config = tiny(bandit={"evaluations_per_epoch": 2})
+    path, summary = search(config, tmp_path / "run")
+    log = lines(path / "bandit.jsonl")
+    samples = [line for line in log if line["event"] == "sample"]
+    trained = [line.get("trained", True) for line in samples]
+    # None in the initial pass; then two after each trained path, before arms are abandoned.
+    assert trained == [True] * 3 + [True, False, False] * 5
+    assert [line["sample"] for line in samples] == list(range(18))
+    assert sorted({line["sample"] for line in log if line["event"] == "abandon"}) == [12, 18]
+    assert log[0]["evaluations_per_epoch"] == 2
+    metrics = lines(path / "metrics.jsonl")
+    assert [line["epoch"] for line in metrics] == list(range(8))
+    assert [line["samples"] for line in metrics] == [1, 2, 3, 6, 9, 12, 15, 18]
+    bandit = replay(log)
+    assert (bandit.samples, bandit.trained) == (18, 8)
+    assert bandit.count.sum(1).eq(18).all()
+    # 1 batch to train, 1 to validate, statistics from 1 batch (there is no second one).
+    cost = summary["cost"]
+    assert (cost["epochs"], cost["paths_only_evaluated"]) == (8, 10)
+    assert cost["images_trained"] == 8 * 24
+    assert cost["images_evaluated"] == 18 * 24 + 24 + 32
+    assert cost["forward_passes"] == 8 * 2 + 18 * 3 + 10 * 2 + 1 * 2 + (1 + 2) * 4
+    assert cost["seconds_total"] == pytest.approx(
+        sum(cost[f"seconds_{p}"] for p in ("setup", "train", "validate", "statistics", "other"))
+    )
+    page = (path / "report.html").read_text()
+    assert "10 more paths only evaluated" in page
+    assert page.count("(search, only evaluated): clean") == 10
+    # An interruption changes nothing, and no path but the trained ones changes the weights.
+    out = tmp_path / "again"
+    original, calls = module._Search.evaluate_only, []
+
+    def evaluate_only(self, number, paths):
+        before = [p.clone() for p in self.supernet.parameters()]
+        line = original(self, number, paths)
+        assert all(map(torch.equal, before, self.supernet.parameters()))
+        calls.append(number)
+        if len(calls) == 3:
+            raise StopError
+        return line
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module._Search, "evaluate_only", evaluate_only)
+        with pytest.raises(StopError):
+            search(config, out)
+    assert calls == [3, 3, 4]
+    search(config, out)
+    for name in (*EXACT, "genotypes.jsonl"):
+        assert (out / name).read_bytes() == (path / name).read_bytes(), name
+
+
 def test_divergence_is_said(tmp_path):
     with pytest.raises(DivergenceError, match=r"epoch \d+: the training loss is nan.*--learning"):
         search(tiny(learning_rate=1e30, grad_clip=None), tmp_path / "run")
@@ -369,9 +428,92 @@ def test_dry_run_measures_and_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = dry_run(tiny())
     assert result["epochs"] == 34
-    assert result["seconds_total"] == pytest.approx(34 * result["seconds_per_epoch"])
-    assert result["seconds_per_epoch"] > 0
+    assert result["seconds_total"] == pytest.approx(
+        result["seconds_setup"] + 34 * result["seconds_per_epoch"] + result["seconds_final"]
+    )
+    assert min(value for key, value in result.items() if key.startswith("seconds")) > 0
+    assert result["peak_memory_mb_widest"] >= result["peak_memory_mb"] > 50
     assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_estimates_from_what_it_measured(monkeypatch):
+    """The sum, with parts that are known: 3 + 2 (3 + 2) = 13 epochs."""
+    small_space(monkeypatch)
+    costs = iter([9.0, 1.0, 2.0, 3.0, 50.0])  # warm-up, an arm of each edge three times, widest
+    seen = []
+
+    def measure(current, choice):
+        seen.append(choice)
+        cost = next(costs)
+        return {"train": cost, "validate": 0.5, "statistics": 0.25, "final": 4.0}
+
+    monkeypatch.setattr(module, "_measure", measure)
+    monkeypatch.setattr(module, "_seconds_to_save", lambda current: 0.125)
+    result = dry_run(tiny(bandit={"rounds": 2, "evaluations_per_epoch": 3}))
+    assert torch.equal(seen[0], seen[1])
+    assert torch.stack(seen[1:4]).sort(0).values.eq(torch.arange(3).unsqueeze(1)).all()
+    assert result["epochs"] == 13
+    # 2 trained, 0.5 validated, 3 more paths in 10 of 13 epochs, a checkpoint.
+    assert result["seconds_per_epoch"] == pytest.approx(2 + 0.5 + 30 / 13 * 0.75 + 0.125)
+    expected = result["seconds_setup"] + 13 * result["seconds_per_epoch"] + 4.0
+    assert result["seconds_total"] == pytest.approx(expected)
+
+
+def test_out_of_memory_suggests_a_batch_size_and_resumes(tmp_path, monkeypatch):
+    """A limit on the address space, from the fourth epoch on, stands in for a full memory."""
+    small_space(monkeypatch)
+    settings = {**TINY, "init_channels": 16}
+    file, out = tmp_path / "tiny.yaml", tmp_path / "run"
+    file.write_text(yaml.safe_dump(settings))
+    code = (
+        "import resource, sys\n"
+        "from fastbandit import search\n"
+        "spaces = search.space.SPACES\n"
+        "spaces['general7-light'] = spaces['general7-light'][:3]\n"
+        "original = search._Search.epoch\n"
+        "def epoch(self):\n"
+        "    if self.bandit.trained == 3:\n"
+        "        pages = int(open('/proc/self/statm').read().split()[0])\n"
+        "        size = pages * resource.getpagesize() + 2**20\n"
+        "        resource.setrlimit(resource.RLIMIT_AS, (size, size))\n"
+        "    return original(self)\n"
+        "search._Search.epoch = epoch\n"
+        f"sys.exit(search.main(['--config', {str(file)!r}, '--out', {str(out)!r}]))\n"
+    )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        # The allocator gives freed memory back, so that it has to ask again.
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
+    assert result.returncode == 1, result.stderr
+    assert "search: error: out of memory in epoch 3 with batches of 24 images" in result.stderr
+    assert "same command goes on from the last epoch" in result.stderr
+    assert "--batch-size 12 --evaluation-batch-size 12, which needs about half" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(lines(out / "metrics.jsonl")) == 3
+    search(merge(SearchConfig(), settings, "test"), out)
+    whole, _ = search(merge(SearchConfig(), settings, "test"), tmp_path / "whole")
+    for name in EXACT:
+        assert (out / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), True),
+        (MemoryError(), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you"), True),
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_errors_of_allocators(error, expected):
+    assert module.is_out_of_memory(error) is expected
 
 
 # --- the command ----------------------------------------------------------------------------
@@ -421,6 +563,7 @@ def test_presets_are_sound(preset):
         (["--config", "/nowhere.yaml"], "--config /nowhere.yaml: cannot be read"),
         (["--resume", "/nowhere"], "/nowhere: not a run folder"),
         (["--bandit.rate", "0"], "rate"),
+        (["--bandit.evaluations-per-epoch", "-1"], "evaluations_per_epoch: expected 0 or more"),
         (["--final.step-size", "x"], "step_size"),
     ],
 )

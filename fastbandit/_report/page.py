@@ -310,8 +310,11 @@ def _key_figures(run: Run) -> str:
                 )
     cost = _get(run.summary, "cost") or {}
     epochs = _get(cost, "epochs")
-    epochs = len(run.samples) if epochs is None else epochs
-    planned = "" if run.finished else f"of {run.planned} planned"
+    epochs = run.epoch_at(len(run.samples)) if epochs is None else epochs
+    planned = "" if run.finished else f"of {run.planned_epochs} planned"
+    only_evaluated = sum(not line.trained for line in run.samples)
+    if only_evaluated:
+        planned += f"{', ' if planned else ''}{only_evaluated:,} more paths only evaluated"
     tiles.append(_tile("epochs", _text(epochs), planned))
     measured = _totals(run)
     seconds = _number(_get(cost, "seconds_total"))
@@ -415,11 +418,13 @@ def _curves(run: Run) -> str:
     notes = [
         (
             float(at),
-            f"after {at} samples ({line.phase}): clean {shown(line.clean_accuracy)}, "
-            f"robust {shown(line.robust_accuracy)}, reward {shown(line.reward)}",
+            f"after {at} samples ({line.phase}{'' if line.trained else ', only evaluated'}): "
+            f"clean {shown(line.clean_accuracy)}, robust {shown(line.robust_accuracy)}, "
+            f"reward {shown(line.reward)}",
         )
         for at, line in zip(x, run.samples, strict=True)
     ]
+    mixed = not all(line.trained for line in run.samples)
     # A reward that is one of the two accuracies is named there instead of drawn over it.
     names = ["clean = reward" if reward == clean else "clean"]
     names.append("robust = reward" if reward == robust else "robust")
@@ -429,20 +434,24 @@ def _curves(run: Run) -> str:
     accuracy = line_chart(
         lines,
         title="Validation accuracy of each sampled path",
-        x_label="samples (one epoch each)",
+        x_label="samples" if mixed else "samples (one epoch each)",
         y_label="validation accuracy",
         x_range=span,
         events=events,
         notes=notes,
     )
+    # Loss and learning rate belong to the paths that were trained: their axis counts epochs.
     epochs = [line.epoch + 1 for line in run.metrics]
+    by_epoch = "epochs" if mixed else "samples"
+    epoch_span = (0.0, float(run.planned_epochs))
+    epoch_events = [(float(run.epoch_at(sample)), str(left)) for sample, _, left in run.prunings]
     loss = line_chart(
         [Series("loss", epochs, [line.loss for line in run.metrics], "s4")],
         title="Training loss on attacked images",
-        x_label="samples",
+        x_label=by_epoch,
         y_label="loss, attacked images",
-        x_range=span,
-        events=events,
+        x_range=epoch_span,
+        events=epoch_events,
         notes=[(float(m.epoch + 1), f"epoch {m.epoch}: loss {shown(m.loss)}") for m in run.metrics],
         width=540,
         height=230,
@@ -450,9 +459,9 @@ def _curves(run: Run) -> str:
     rate = line_chart(
         [Series("rate", epochs, [line.learning_rate for line in run.metrics], "s1")],
         title="Learning rate",
-        x_label="samples",
+        x_label=by_epoch,
         y_label="learning rate",
-        x_range=span,
+        x_range=epoch_span,
         notes=[
             (float(m.epoch + 1), f"epoch {m.epoch}: learning rate {_text(m.learning_rate)}")
             for m in run.metrics
@@ -463,8 +472,11 @@ def _curves(run: Run) -> str:
     means = _round_means(run)
     n = _split_size(run, "validation")
     count = "" if n is None else f" ({n:,} images)"
+    after = " after its epoch"
+    if mixed:
+        after += " or, where it was only evaluated, with the weights that the others had trained"
     body = (
-        f"<p>Each point is one sampled path after its epoch, on the validation images{count}. "
+        f"<p>Each point is one sampled path{after}, on the validation images{count}. "
         "The reward is what the bandit was credited with. Dotted lines: prunings, with the arms "
         "left on each edge above them.</p>"
         f'<div class="figure wide">{accuracy}</div>\n'
@@ -482,11 +494,14 @@ def _round_means(run: Run) -> str:
     assert start is not None
     arms = len(start.operations)
     lefts = [arms, *[left for _, _, left in run.prunings]]
+    mixed = not all(line.trained for line in run.samples)
     for low, high, left in zip(cuts, cuts[1:], lefts, strict=False):
         part = run.samples[low:high]
         if not part:
             continue
         row = [str(left), f"{low + 1} to {low + len(part)}"]
+        if mixed:
+            row.append(str(sum(line.trained for line in part)))
         for name in ("clean_accuracy", "robust_accuracy", "reward"):
             values = [v for line in part if (v := getattr(line, name)) is not None]
             row.append(
@@ -495,7 +510,8 @@ def _round_means(run: Run) -> str:
                 else "none"
             )
         rows.append(row)
-    table = _table(["arms left", "samples", "clean", "robust", "reward"], rows)
+    heads = ["arms left", "samples", *(["trained"] if mixed else []), "clean", "robust", "reward"]
+    table = _table(heads, rows)
     return (
         "<details><summary>Means between prunings (± standard deviation over paths)</summary>"
         f"{table}</details>"
@@ -751,6 +767,7 @@ def _cost(run: Run) -> str:
         phases.append(["<b>total</b>", f"<b>{total:.2f}</b>", ""])
     words = {
         "epochs": "epochs",
+        "paths_only_evaluated": "paths only evaluated",
         "images_per_second": "images/s in training",
         "images_trained": "images trained on",
         "images_evaluated": "images evaluated",

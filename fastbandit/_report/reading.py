@@ -60,6 +60,7 @@ class Start(Line):
     bonus: Annotated[float, Field(ge=0, le=1e9)]
     scale: Annotated[float, Field(gt=0, le=1e9)] = 1.0
     seed: int
+    evaluations_per_epoch: Annotated[int, Field(ge=0, le=1_000_000)] = 0
 
 
 class Sample(Line):
@@ -70,6 +71,7 @@ class Sample(Line):
     clean_accuracy: Accuracy | None = None
     robust_accuracy: Accuracy | None = None
     reward: Accuracy
+    trained: bool = True  # False: only evaluated, with weights that other paths trained
 
 
 class Abandon(Line):
@@ -137,15 +139,32 @@ class Run:
     def finished(self) -> bool:
         return self.summary is not None and self.summary.get("status") == "finished"
 
+    @cached_property
+    def epochs(self) -> list[int]:
+        """Paths trained up to each sample, itself included: the epoch a sample belongs to."""
+        return np.cumsum([line.trained for line in self.samples], dtype=np.int64).tolist()
+
+    def epoch_at(self, samples: int) -> int:
+        """Paths trained among the first ``samples`` samples."""
+        return self.epochs[min(samples, len(self.epochs)) - 1] if samples and self.epochs else 0
+
+    @property
+    def planned_epochs(self) -> int:
+        """Paths that the whole search trains: K + T (K + ... + 2), Algorithm 8."""
+        done = self.epoch_at(len(self.samples))
+        if self.start is None or self.end is not None:
+            return done
+        arms = len(self.start.operations)
+        return max(arms + self.start.rounds * (arms * (arms + 1) // 2 - 1), done)
+
     @property
     def planned(self) -> int:
-        """Samples of the whole search: K + T (K + ... + 2), spec of Algorithm 8."""
-        if self.start is None:
-            return len(self.samples)
-        arms = len(self.start.operations)
-        planned = arms + self.start.rounds * (arms * (arms + 1) // 2 - 1)
-        last = max((line.sample + 1 for line in self.samples), default=0)
-        return last if self.end is not None else max(planned, last)
+        """Samples of the whole search: the paths trained and those that are only evaluated."""
+        done = len(self.samples)
+        if self.start is None or self.end is not None:
+            return done
+        more = max(0, self.planned_epochs - len(self.start.operations))
+        return max(self.planned_epochs + self.start.evaluations_per_epoch * more, done)
 
     @property
     def prunings(self) -> list[tuple[int, int, int]]:

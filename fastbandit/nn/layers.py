@@ -8,7 +8,7 @@ whichever kernel serves the device is the one that runs.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -105,6 +105,9 @@ class BatchNorm2d(nn.BatchNorm2d):
     """
 
     batches: int  # seen since the last reset, in cumulative mode; set by reset_running_stats
+    # Normalises with the statistics of several processes: (x, weight, bias, running mean and
+    # variance or None, factor, eps) -> y. None: those of the batch at hand.
+    synchronise: Callable[..., Tensor] | None = None
 
     def __init__(
         self,
@@ -132,6 +135,8 @@ class BatchNorm2d(nn.BatchNorm2d):
                 f"got a batch of shape {tuple(x.shape)}"
             )
         if not self.track_running_stats:
+            if self.synchronise is not None:
+                return self.synchronise(x, self.weight, self.bias, None, 0.0, self.eps)
             return torch.batch_norm(
                 x, self.weight, self.bias, None, None,
                 True, 0.0, self.eps, torch.backends.cudnn.enabled,
@@ -140,6 +145,9 @@ class BatchNorm2d(nn.BatchNorm2d):
         if factor is None:
             self.batches += 1
             factor = 1.0 / self.batches
+        if self.synchronise is not None:
+            running = (self.running_mean, self.running_var)
+            return self.synchronise(x, self.weight, self.bias, running, factor, self.eps)
         return torch.batch_norm(
             x, self.weight, self.bias, self.running_mean, self.running_var,
             True, factor, self.eps, torch.backends.cudnn.enabled,

@@ -91,7 +91,7 @@ class NativeCall:
     """
 
     def __init__(self, op: torch._ops.OpOverload) -> None:
-        self._op = op
+        self._call = op._op  # what OpOverload.__call__ does nothing but call
         tensors, self._mutated = _tensor_arguments(op)
         self._tensors = tuple(index for index, _ in tensors)
 
@@ -112,7 +112,7 @@ class NativeCall:
                 ):
                     return MISS
             with _BelowAutograd():
-                result = self._op(*args)
+                result = self._call(*args)
         except (RuntimeError, TypeError, AttributeError):
             return MISS
         # As in _no_gradient below.
