@@ -33,6 +33,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
+from setuptools.command.dist_info import dist_info
 
 ROOT = Path(__file__).resolve().parent
 TORCH_MINIMUM = (2, 10)
@@ -489,20 +490,26 @@ class BuildPython(build_py):
         super().run()
 
 
+class DistInfo(dist_info):
+    """Asks for torch where pip asks for metadata, the first thing it does.
+
+    Otherwise pip would fetch torch with all its gigabytes, and only then find that the kernels
+    could not be built, since an isolated build cannot see what is not installed yet.
+    """
+
+    def run(self) -> None:
+        if COMPILER is not None:
+            find_torch()
+        super().run()
+
+
 COMPILER, COMPILER_TEXT = find_compiler()
 PLAN_INPUT = (COMPILER, COMPILER_TEXT)
 # setuptools only needs the names: ninja knows the sources.
 EXTENSIONS = [] if COMPILER is None else [Extension(name, sources=[]) for name in (CPU, CUDA, INFO)]
-VERSION = re.search(
-    r'^__version__ = "([^"]+)"$',
-    (ROOT / "fastbandit" / "_version.py").read_text(encoding="utf-8"),
-    re.MULTILINE,
-)
-assert VERSION is not None
 
 if __name__ == "__main__":
     setup(
-        version=VERSION.group(1),
         ext_modules=EXTENSIONS,
-        cmdclass={"build_ext": BuildKernels, "build_py": BuildPython},
+        cmdclass={"build_ext": BuildKernels, "build_py": BuildPython, "dist_info": DistInfo},
     )
