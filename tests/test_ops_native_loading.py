@@ -40,7 +40,11 @@ def load_from(tmp_path, monkeypatch):
         monkeypatch.setenv("FASTBANDIT_BACKEND", backend)
         return _native.status()
 
-    return load
+    before = set(_native.served)
+    yield load
+    # A stand-in library serves no op; the ops of the tests after this one must not think so.
+    _native.served.clear()
+    _native.served.update(before)
 
 
 def test_importing_ops_loads_torch_and_nothing_else():
