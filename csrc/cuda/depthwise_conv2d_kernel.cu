@@ -195,8 +195,9 @@ __device__ __forceinline__ void write_rows(const float* staged, const PlanarArgs
   }
 }
 
+// Named, the blocks keep ptxas from aiming at so many of them that it spills (on sm_80, at K = 3).
 template <int K>
-__global__ void __launch_bounds__(kPlanarThreads) planar_kernel(PlanarArgs a) {
+__global__ void __launch_bounds__(kPlanarThreads, 4) planar_kernel(PlanarArgs a) {
   constexpr int kSegment = segment_of<K>();
   FB_DYNAMIC_SHARED(float, tile);
   const int plane0 = blockIdx.x * a.planes, d = a.g.dilation;
