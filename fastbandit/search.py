@@ -426,9 +426,11 @@ class _Setup:
     test: Loader | None
 
 
-def _build(config: SearchConfig, group: Group | None = None) -> _Setup:
+def _build(
+    config: SearchConfig, group: Group | None = None, source: DataSource | None = None
+) -> _Setup:
     device = torch.device(config.device) if group is None else group.device
-    source = load(config.data)
+    source = load(config.data) if source is None else source
     train, test = source.train, source.test
     # Positions in the whole set throughout, so that the stored split names images for good.
     kept = train.limit_index(config.train_limit or len(train))
@@ -1028,6 +1030,7 @@ def search(
     force: bool = False,
     progress: Progress | None = None,
     group: Group | None = None,
+    source: DataSource | None = None,
 ) -> tuple[Path, dict[str, Any]]:
     """Run a search to its end, or go on with one that was interrupted.
 
@@ -1039,6 +1042,9 @@ def search(
         progress: where progress is shown; None shows none.
         group: the processes that run this search together, each of them calling this function;
             None: this one alone. Only the first reads and writes files, and shows progress.
+        source: the images, for instance :func:`fastbandit.data.load` of a torch Dataset; None:
+            those that ``config.data`` names. To go on with a run, give the same images again:
+            their digest is stored and compared.
 
     Returns:
         The run folder and its summary.
@@ -1058,7 +1064,7 @@ def search(
         )
     with _torch_settings(config), ExitStack() as stack:
         started = time.perf_counter()
-        setup = _build(config, group)
+        setup = _build(config, group, source)
         folder = None
         if group is None or group.rank == 0:
             if out is not None:

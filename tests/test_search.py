@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from fastbandit import data
 from fastbandit import search as module
 from fastbandit._cli import ConfigError, merge
 from fastbandit.bandit import replay
@@ -286,6 +287,35 @@ def test_changed_data_is_noticed(tmp_path, monkeypatch):
     (out / "split.json").write_text(json.dumps({**split, "digest": "0" * 16}))
     with pytest.raises(RunError, match=r"data changed since the run began \(digest differ\)"):
         search(tiny(), out)
+
+
+class Squares(torch.utils.data.Dataset):
+    """A data set of one's own: squares of three sizes."""
+
+    def __len__(self):
+        return 36
+
+    def __getitem__(self, index):
+        image = torch.zeros(1, 9, 9)
+        image[:, : 3 + 2 * (index % 3), : 3 + 2 * (index % 3)] = 0.5 + index / 100
+        return image, index % 3
+
+
+def test_search_of_a_torch_dataset(tmp_path, monkeypatch):
+    monkeypatch.setitem(
+        module.space.SPACES, "general7-light", module.space.SPACES["general7-light"][:2]
+    )
+    source = data.load(Squares(), name="squares")
+    config = tiny(data="squares", train_limit=None, test_limit=None, batch_size=9)
+    path, summary = search(config, tmp_path / "run", source=source)
+    assert summary["data"]["name"] == "squares"
+    assert summary["data"]["classes"] == 3
+    assert summary["test"] is None
+    assert json.loads((path / "split.json").read_text())["digest"] == source.digest
+    # The bright squares of another size are other data: the run does not go on with them.
+    (path / "summary.json").unlink()
+    with pytest.raises(RunError, match="data changed since the run began"):
+        search(config, path, source=data.load(Squares(), name="squares").limit(train=30))
 
 
 def test_log_changed_by_another_hand(tmp_path, monkeypatch):
