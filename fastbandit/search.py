@@ -1012,7 +1012,12 @@ def _torch_settings(config: SearchConfig) -> Iterator[None]:
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    # Deterministic mode would also fill every new buffer, for code that reads what it never wrote.
+    # Ours does not, and a search makes tens of thousands of buffers in an epoch.
+    memory: Any = torch.utils.deterministic
+    fill = memory.fill_uninitialized_memory
     try:
+        memory.fill_uninitialized_memory = False
         if config.threads:
             torch.set_num_threads(config.threads)
         torch.use_deterministic_algorithms(bool(config.deterministic))
@@ -1020,6 +1025,7 @@ def _torch_settings(config: SearchConfig) -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        memory.fill_uninitialized_memory = fill
 
 
 def search(
