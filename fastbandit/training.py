@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -22,6 +22,8 @@ __all__ = [
     "Cost",
     "DivergenceError",
     "Evaluation",
+    "Objective",
+    "Step",
     "TrainingResult",
     "cosine",
     "evaluate",
@@ -38,6 +40,64 @@ class Batches(Protocol):
     """What a loader offers: its batches (images, labels, image ids) of a numbered epoch."""
 
     def epoch(self, number: int) -> Iterator[Batch]: ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """One mini-batch as an :class:`Objective` sees it.
+
+    images: [N, C, H, W] in [0, 1]; labels, index: [N] int64, index the images' ids; seed, index
+    and offset key the random start; modules and parameters are those that the forward pass uses.
+    """
+
+    model: nn.Module
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+    threat: ThreatModel
+    seed: int
+    offset: int
+    modules: list[nn.Module]
+    parameters: list[nn.Parameter]
+
+    def perturb(self) -> Tensor:
+        """The perturbation that the threat model finds for this batch."""
+        return perturb(
+            self.model,
+            self.images,
+            self.labels,
+            self.threat,
+            seed=self.seed,
+            index=self.index,
+            offset=self.offset,
+            modules=self.modules,
+            parameters=self.parameters,
+        )
+
+
+class Objective:
+    """What training minimises on a mini-batch; this one is that of Algorithm 8, lines 10 to 13.
+
+    Cross-entropy at the images that the threat model's attack gives, one step of the optimiser.
+    A subclass overrides :meth:`losses` and, where its number of passes differs, :meth:`passes`.
+    """
+
+    def losses(self, step: Step) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (loss, logits [N, classes]) once for each step of the optimiser on this batch.
+
+        The optimiser has made its step, and ``.grad`` of what the loss depends on is filled, when
+        the generator goes on after a yield.
+        """
+        point = step.images
+        if step.threat.attacks:
+            point = point + step.perturb()
+        logits = step.model(point)
+        yield F.cross_entropy(logits, step.labels), logits
+
+    def passes(self, threat: ThreatModel) -> tuple[int, int]:
+        """Forward and backward passes that a mini-batch takes."""
+        count = (threat.steps if threat.attacks else 0) + 1
+        return count, count
 
 
 class DivergenceError(ValueError):
@@ -129,6 +189,9 @@ def train_epoch(
     modules: Iterable[nn.Module] | None = None,
     parameters: Iterable[nn.Parameter] | None = None,
     team: Team | None = None,
+    objective: Objective | None = None,
+    learning_rate: Callable[[int], float] | None = None,
+    after_step: Callable[[], None] | None = None,
 ) -> TrainingResult:
     """One epoch of adversarial training: lines 10 to 13 of Algorithm 8 for every mini-batch.
 
@@ -143,6 +206,10 @@ def train_epoch(
         modules, parameters: those the forward pass uses (default: all of the model's).
         team: the processes that share this epoch; :meth:`Team.use` has been called. The result
             is that of the team, the cost this process's.
+        objective: what is minimised; None is Algorithm 8.
+        learning_rate: the rate of the optimiser's step of that number, counted within this epoch;
+            None leaves the optimiser's own.
+        after_step: called after each step of the optimiser, as for averaging weights.
 
     Raises:
         DivergenceError: the loss became NaN or infinite.
@@ -154,7 +221,8 @@ def train_epoch(
     started = time.perf_counter()
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     correct = torch.zeros((), dtype=torch.int64, device=device)
-    images = steps = 0
+    images = batch_count = steps = 0
+    objective = Objective() if objective is None else objective
     updated = [p for group in optimizer.param_groups for p in group["params"]] if team else learned
     for x, y, ids in batches.epoch(epoch):
         weight, counts = 1.0, True
@@ -164,32 +232,27 @@ def train_epoch(
             part, weight, counts = team.part(n), team.weight(n), team.counts(n)
             sharing = team.batch(n, used)
             x, y, ids = x[part], y[part], ids[part]
+        batch_count += 1
         with sharing:
-            point = x
-            if threat.attacks:
-                point = x + perturb(
-                    model,
-                    x,
-                    y,
-                    threat,
-                    seed=seed,
-                    index=ids,
-                    offset=epoch,
-                    modules=used,
-                    parameters=learned,
-                )
-            logits = model(point)
-            loss = F.cross_entropy(logits, y)
-            optimizer.zero_grad(set_to_none=True)
-            (loss if team is None else weight * loss).backward()
-        if team is not None:
-            team.combine()
-        if grad_clip is not None:
-            nn.utils.clip_grad_norm_(updated, grad_clip)
-        optimizer.step()
-        steps += 1
+            step = Step(model, x, y, ids, threat, seed, epoch, used, learned)
+            for loss, prediction in objective.losses(step):
+                logits = prediction
+                if learning_rate is not None:
+                    for group in optimizer.param_groups:
+                        group["lr"] = learning_rate(steps)
+                optimizer.zero_grad(set_to_none=True)
+                (loss if team is None else weight * loss).backward()
+                if team is not None:
+                    team.combine()
+                if grad_clip is not None:
+                    nn.utils.clip_grad_norm_(updated, grad_clip)
+                optimizer.step()
+                steps += 1
+                if after_step is not None:
+                    after_step()
         if not counts:
             continue
+        # The last loss and logits of a batch, where it has several steps.
         with torch.no_grad():
             loss_sum += loss.double() * len(y)
             correct += (logits.argmax(1) == y).sum()
@@ -202,9 +265,9 @@ def train_epoch(
     mean_loss = float(loss_sum) / images
     _synchronise(device)
     seconds = time.perf_counter() - started
-    passes = threat.steps if threat.attacks else 0
-    cost.forward_passes += steps * (passes + 1)
-    cost.backward_passes += steps * (passes + 1)
+    forward, backward = objective.passes(threat)
+    cost.forward_passes += batch_count * forward
+    cost.backward_passes += batch_count * backward
     cost.images_trained += mine
     cost.add_seconds("train", seconds)
     if not math.isfinite(mean_loss):

@@ -1,0 +1,134 @@
+"""The model file: a trained network that loads in a process which has never seen its run.
+
+One safetensors file holds the weights and, in its metadata, the genotype, the arguments that
+build the network from it, the data it was trained on and how. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastbandit.genotype import Genotype, GenotypeError
+from fastbandit.nn.network import Network
+from fastbandit.run import CheckpointError, RunError, load_tensors, save_tensors
+
+__all__ = ["BEST", "LAST", "Architecture", "Model", "find_model", "load_model", "save_model"]
+
+#: Names of the two model files of a retraining run: that of the best robust validation accuracy,
+#: and that of the last epoch.
+BEST, LAST = "model-best.safetensors", "model-last.safetensors"
+
+_KIND = "network"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The arguments of :class:`~fastbandit.nn.network.Network` beside the genotype."""
+
+    in_channels: int
+    classes: int
+    channels: int
+    cells: int
+    denoise_blocks: bool = False
+    denoise: str = "dot"
+    denoise_1x1: bool = False
+    gabor: str = "pixels"
+
+    def build(self, genotype: Genotype, **more: Any) -> Network:
+        """The network, with fresh weights; ``more``: other arguments of :class:`Network`."""
+        return Network(genotype, **{**dataclasses.asdict(self), **more})
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a model file holds.
+
+    network: in evaluation mode on the CPU, without auxiliary head; takes images in [0, 1].
+    data: name, digest and image shape [C, H, W] of what it was trained on.
+    training: how: run id, seed, method, threat, epoch, checkpoint rule, validation accuracies.
+    """
+
+    network: Network
+    genotype: Genotype
+    architecture: Architecture
+    data: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+def save_model(
+    path: str | Path,
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    genotype: Genotype,
+    architecture: Architecture,
+    data: Mapping[str, Any],
+    training: Mapping[str, Any],
+) -> None:
+    """Write a model file atomically.
+
+    Args:
+        tensors: the network's state dict; an auxiliary head in it is left out.
+        data, training: plain values, see :class:`Model`.
+    """
+    kept = {k: v for k, v in tensors.items() if not k.startswith("auxiliary.")}
+    save_tensors(
+        Path(path),
+        kept,
+        _KIND,
+        {
+            "genotype": genotype.to_dict(),
+            "architecture": dataclasses.asdict(architecture),
+            "data": dict(data),
+            "training": dict(training),
+        },
+    )
+
+
+def find_model(path: str | Path) -> Path:
+    """The model file that ``path`` names: itself, or the best one of a retraining run's folder.
+
+    Raises:
+        RunError: there is none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise RunError(f"{path}: expected a model file or the folder of a retraining run")
+    for name in (BEST, LAST):
+        if (path / name).is_file():
+            return path / name
+    raise RunError(
+        f"{path}: expected a folder with {BEST} or {LAST}, as python -m fastbandit.retrain "
+        "writes it"
+    )
+
+
+def load_model(path: str | Path) -> Model:
+    """Read a model file, or the best one of a retraining run's folder.
+
+    Raises:
+        RunError: no such file.
+        CheckpointError: damaged, or not a model file; the message says what is wrong.
+    """
+    file = find_model(path)
+    tensors, metadata = load_tensors(file, _KIND)
+    try:
+        genotype = Genotype.from_dict(metadata["genotype"], where=str(file))
+        architecture = Architecture(**metadata["architecture"])
+        network = architecture.build(genotype)
+        network.load_state_dict(tensors)
+        data, training = dict(metadata["data"]), dict(metadata["training"])
+    except (KeyError, TypeError, RuntimeError, GenotypeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"{file}: not a model that this version can build: {reason}"
+        ) from None
+    network.eval()
+    return Model(network, genotype, architecture, data, training)
