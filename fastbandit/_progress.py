@@ -100,6 +100,63 @@ class Progress:
 
         yield line
 
+    @contextmanager
+    def training(
+        self, path: Path, title: str, epochs: int, done: int, *, resumed: bool
+    ) -> Iterator[Show]:
+        """As :meth:`running`, for the training of one network over a number of epochs."""
+        console = self.console
+        if console is None:
+            yield lambda metrics: None
+            return
+        begins = f"goes on after epoch {done}" if resumed and done else "begins"
+        console.print(
+            f"retraining {begins}: {title}, {epochs} epochs; run folder {path}",
+            markup=False,
+            soft_wrap=True,
+        )
+        started = time.monotonic()
+
+        def said(metrics: dict[str, Any]) -> str:
+            finished = metrics["epoch"] + 1 - done
+            rest = (time.monotonic() - started) / finished * (epochs - metrics["epoch"] - 1)
+            accuracy = (
+                ""
+                if metrics["clean_accuracy"] is None
+                else f"clean {100 * metrics['clean_accuracy']:.1f} %  "
+                f"robust {100 * metrics['robust_accuracy']:.1f} %  "
+            )
+            return (
+                f"epoch {metrics['epoch'] + 1}/{epochs}  loss {metrics['loss']:.3f}  {accuracy}"
+                f"{metrics['images_per_second']:.0f} images/s  to go {format_seconds(rest)}"
+            )
+
+        if console.is_terminal:
+            bar = ProgressBar(epochs, done, width=50)
+            with Live(console=console, refresh_per_second=4, transient=True) as live:
+
+                def panel(metrics: dict[str, Any]) -> None:
+                    bar.update(metrics["epoch"] + 1)
+                    table = Table.grid()
+                    table.add_row(Text(said(metrics)))
+                    table.add_row(bar)
+                    live.update(table)
+
+                yield panel
+            return
+        last = -self.interval
+
+        def line(metrics: dict[str, Any]) -> None:
+            nonlocal last
+            now = time.monotonic() - started
+            if now - last < self.interval and metrics["epoch"] + 1 < epochs:
+                return
+            last = now
+            assert console is not None
+            console.print(said(metrics), markup=False, soft_wrap=True)
+
+        yield line
+
 
 def _panel(metrics: dict[str, Any], bandit: AntiBandit, to_go: float) -> Table:
     table = Table.grid(padding=(0, 2))

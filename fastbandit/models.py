@@ -7,18 +7,28 @@ build the network from it, the data it was trained on and how. Nothing is unpick
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from fastbandit.genotype import Genotype, GenotypeError
 from fastbandit.nn.network import Network
 from fastbandit.run import CheckpointError, RunError, load_tensors, save_tensors
 
-__all__ = ["BEST", "LAST", "Architecture", "Model", "find_model", "load_model", "save_model"]
+__all__ = [
+    "BEST",
+    "LAST",
+    "Architecture",
+    "Model",
+    "find_model",
+    "load_model",
+    "multiply_adds",
+    "save_model",
+]
 
 #: Names of the two model files of a retraining run: that of the best robust validation accuracy,
 #: and that of the last epoch.
@@ -132,3 +142,23 @@ def load_model(path: str | Path) -> Model:
         ) from None
     network.eval()
     return Model(network, genotype, architecture, data, training)
+
+
+def multiply_adds(network: torch.nn.Module, shape: Sequence[int]) -> int:
+    """Multiply-accumulate operations (MACs; a MAC is 2 FLOPs) of one image's logits.
+
+    Those of convolutions, matrix products and attention, as torch counts them; batch norm,
+    pooling and activations are not among them.
+
+    Args:
+        network: on the CPU; its mode is restored.
+        shape: of an image, [C, H, W].
+    """
+    training = network.training
+    network.eval()
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network(torch.zeros(1, *shape))
+    finally:
+        network.train(training)
+    return counter.get_total_flops() // 2

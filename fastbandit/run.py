@@ -283,6 +283,8 @@ class RunFolder:
             "split.json",
             "genotype.json",
             "weights.safetensors",
+            "model-best.safetensors",
+            "model-last.safetensors",
             "report.html",
             "checkpoints/latest.safetensors",
             "checkpoints/previous.safetensors",

@@ -17,8 +17,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,6 +30,13 @@ from torch import Tensor
 from fastbandit import _cli, run, space
 from fastbandit._cli import ConfigError
 from fastbandit._progress import Progress
+from fastbandit._running import (
+    OutOfMemoryError,
+    accounting,
+    check_same,
+    memory_enough_for,
+    torch_settings,
+)
 from fastbandit.bandit import POLICIES, AntiBandit, replay
 from fastbandit.data import Augment, DataSource, ImageSet, Loader, load, split, statistics
 from fastbandit.distributed import Group, Team, first_to_speak, launched, synchronise_batchnorm
@@ -42,7 +50,6 @@ from fastbandit.training import (
     Evaluation,
     cosine,
     evaluate,
-    is_out_of_memory,
     reestimate_batchnorm,
     reset_batchnorm,
     train_epoch,
@@ -57,10 +64,6 @@ _STATISTICS_BATCHES = 8
 _FEW_STATISTICS_BATCHES = 4
 
 _EDGES_PER_NODE: dict[str, Literal["all", 1, 2]] = {"all": "all", "1": 1, "2": 2}
-
-
-class OutOfMemoryError(ValueError):
-    """There is not enough memory; the message suggests a batch size. The run can go on."""
 
 
 @dataclass(frozen=True)
@@ -670,21 +673,9 @@ class _Search:
             self.group.check_same("the path drawn", torch.stack(choices))
         return choices, probabilities
 
-    @contextmanager
-    def accounting(self, team: Team | None) -> Iterator[None]:
+    def accounting(self, team: Team | None) -> AbstractContextManager[None]:
         """What the processes compute in this context enters the ledger of each, counted once."""
-        names = ("forward_passes", "backward_passes", "images_trained", "images_evaluated")
-        before = [getattr(self.cost, name) for name in names]
-        yield
-        if team is None:
-            return
-        added = [getattr(self.cost, name) - old for name, old in zip(names, before, strict=True)]
-        # A batch that is divided is still one batch; its images are counted where they are.
-        if not team.leads:
-            added[:2] = 0, 0
-        total = team.group.sum_(torch.tensor(added, device=team.group.device)).tolist()
-        for name, old, more in zip(names, before, total, strict=True):
-            setattr(self.cost, name, old + more)
+        return accounting(self.cost, team)
 
     def validate(self, path: dict[str, Any], number: int) -> Evaluation:
         """Accuracy of the path on the validation images, for the reward.
@@ -1006,28 +997,6 @@ def _of_all_paths(team: Team | None, mine: Evaluation) -> list[Evaluation]:
     ]
 
 
-@contextmanager
-def _torch_settings(config: SearchConfig) -> Iterator[None]:
-    """The process-wide settings of a search, undone afterwards."""
-    threads = torch.get_num_threads()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    # Deterministic mode would also fill every new buffer, for code that reads what it never wrote.
-    # Ours does not, and a search makes tens of thousands of buffers in an epoch.
-    memory: Any = torch.utils.deterministic
-    fill = memory.fill_uninitialized_memory
-    try:
-        memory.fill_uninitialized_memory = False
-        if config.threads:
-            torch.set_num_threads(config.threads)
-        torch.use_deterministic_algorithms(bool(config.deterministic))
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-        memory.fill_uninitialized_memory = fill
-
-
 def search(
     config: SearchConfig,
     out: str | Path | None = None,
@@ -1068,7 +1037,8 @@ def search(
             f"device: expected cuda with several processes, each of which takes one GPU; "
             f"got {config.device}"
         )
-    with _torch_settings(config), ExitStack() as stack:
+    enough = partial(memory_enough_for, config.batch_size, config.evaluation_batch_size)
+    with torch_settings(config.threads, bool(config.deterministic)), ExitStack() as stack:
         started = time.perf_counter()
         setup = _build(config, group, source)
         folder = None
@@ -1085,7 +1055,7 @@ def search(
         resumed = False
         if folder is not None:
             resumed = folder.load_checkpoint(current.restore)
-            _check_same(folder, "split.json", setup.splits)
+            check_same(folder, "split.json", setup.splits)
             environment = run.environment(setup.device)
             environment["processes"] = 1 if group is None else group.size
             if resumed:
@@ -1111,54 +1081,10 @@ def search(
             path, config.space, current.space.rows, bandit, resumed=resumed
         ) as show:
             while not bandit.finished:
-                with _memory_enough_for(config, f"in epoch {bandit.trained}"):
+                with enough(f"in epoch {bandit.trained}"):
                     show(current.epoch())
-        with _memory_enough_for(config, "when the found path was measured"):
+        with enough("when the found path was measured"):
             return path, current.finish()
-
-
-@contextmanager
-def _memory_enough_for(config: SearchConfig, when: str) -> Iterator[None]:
-    """Turn an allocator's error into what can be done about it."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no more to be had"
-        smaller, evaluated = (
-            half - half % 8 if (half := size // 2) >= 16 else half
-            for size in (config.batch_size, config.evaluation_batch_size)
-        )
-        hint = (
-            f"or start a new run with --batch-size {smaller} --evaluation-batch-size "
-            f"{max(evaluated, 1)}, which needs about half"
-            if smaller >= 2
-            else "or start a new run with fewer --init-channels"
-        )
-        raise OutOfMemoryError(
-            f"out of memory {when} with batches of {config.batch_size} images to train and "
-            f"{config.evaluation_batch_size} to evaluate ({reason}). The same command "
-            f"goes on from the last epoch where there is more memory, also on more "
-            f"processes; {hint}"
-        ) from error
-
-
-def _check_same(folder: RunFolder, name: str, value: dict[str, Any]) -> None:
-    """Store ``value``, or see that what was stored when the run began is the same."""
-    if not (folder.path / name).is_file():
-        folder.write_json(name, value)
-        return
-    stored = folder.read_json(name)
-    if stored != value:
-        changed = (
-            [k for k in value if stored.get(k) != value[k]] if isinstance(stored, dict) else []
-        )
-        raise RunError(
-            f"{folder.path / name}: the data changed since the run began "
-            f"({', '.join(changed) or 'the file is not a mapping'} differ); "
-            "restore the data, or start a new run with another --out"
-        )
 
 
 def dry_run(config: SearchConfig) -> dict[str, Any]:
@@ -1179,7 +1105,8 @@ def dry_run(config: SearchConfig) -> dict[str, Any]:
         OutOfMemoryError: not even this fits.
     """
     config = config.resolve()
-    with _torch_settings(config), _memory_enough_for(config, "in the dry run"):
+    enough = partial(memory_enough_for, config.batch_size, config.evaluation_batch_size)
+    with torch_settings(config.threads, bool(config.deterministic)), enough("in the dry run"):
         started = time.perf_counter()
         setup = _build(config)
         seconds_setup = time.perf_counter() - started

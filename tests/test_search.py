@@ -19,7 +19,7 @@ from fastbandit.bandit import replay
 from fastbandit.genotype import Genotype
 from fastbandit.run import CheckpointError, RunError, load_tensors, run_id
 from fastbandit.search import PRESETS, SearchConfig, dry_run, main, parse, search
-from fastbandit.training import DivergenceError
+from fastbandit.training import DivergenceError, is_out_of_memory
 
 # The files whose bytes are a function of the configuration.
 EXACT = ("genotype.json", "bandit.jsonl", "weights.safetensors")
@@ -543,7 +543,7 @@ def test_out_of_memory_suggests_a_batch_size_and_resumes(tmp_path, monkeypatch):
     ],
 )
 def test_errors_of_allocators(error, expected):
-    assert module.is_out_of_memory(error) is expected
+    assert is_out_of_memory(error) is expected
 
 
 # --- the command ----------------------------------------------------------------------------
