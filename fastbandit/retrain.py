@@ -492,7 +492,7 @@ def find_genotype(where: str) -> Genotype:
         GenotypeError: there is none, or it is damaged.
     """
     path = Path(where)
-    if path.is_dir():
+    if where and path.is_dir():
         if not (path / "genotype.json").is_file():
             raise GenotypeError(
                 f"{path}: expected a folder with genotype.json, as a finished search leaves it"
@@ -511,7 +511,7 @@ def find_genotype(where: str) -> Genotype:
 def _settings_of(where: str) -> dict[str, Any]:
     """What a run folder says about data and adversary, as settings of a retraining."""
     path = Path(where)
-    if not (path.is_dir() and (path / "config.yaml").is_file()):
+    if not where or not (path / "config.yaml").is_file():
         return {}
     stored = RunFolder.read_config(path)
     found: dict[str, Any] = {name: stored[name] for name in ("name", "data") if name in stored}
