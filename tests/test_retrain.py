@@ -4,13 +4,16 @@ import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from _retrain_ranks import retrain_double
 
 from fastbandit import retrain as module
 from fastbandit._cli import ConfigError, merge
@@ -512,6 +515,42 @@ def test_out_of_memory_suggests_a_batch_size(tmp_path, monkeypatch):
         retrain(tiny(), tmp_path / "run")
     with pytest.raises(ValueError, match="in the dry run"):
         dry_run(tiny())
+
+
+# --- several processes ------------------------------------------------------------------------
+
+
+def test_two_processes_are_one_up_to_rounding(tmp_path):
+    """Batches that two do not divide, and one too small to be divided; in float64."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = str(found.getsockname()[1])
+    script = str(Path(__file__).with_name("_retrain_ranks.py"))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+         "--master-port", port, script, str(tmp_path)],
+        capture_output=True, text=True, timeout=300, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    path, summary = retrain_double(tmp_path / "alone")
+    both = json.loads((tmp_path / "data" / "summary.json").read_text())
+    for name in (BEST, LAST):
+        expected, _ = module.run.load_tensors(path / name, "network")
+        found, _ = module.run.load_tensors(tmp_path / "data" / name, "network")
+        assert found.keys() == expected.keys()
+        for key, tensor in found.items():
+            assert tensor.dtype in (torch.float64, torch.int64)
+            torch.testing.assert_close(tensor, expected[key], rtol=1e-7, atol=1e-9)
+    for one, two in zip(without_times(path), without_times(tmp_path / "data"), strict=True):
+        assert two.pop("loss") == pytest.approx(one.pop("loss"), rel=1e-9)
+        assert two == one
+    for key in ("best", "last", "overfitting"):
+        assert both[key] == summary[key]
+    # Counted once, whoever computed it.
+    for key in ("forward_passes", "backward_passes", "images_trained", "images_evaluated"):
+        assert both["cost"][key] == summary["cost"][key], key
+    assert load_model(tmp_path / "free").training["method"] == "free"
 
 
 # --- catastrophic overfitting ---------------------------------------------------------------
