@@ -679,7 +679,8 @@ def replay(lines: Iterable[Mapping[str, Any]], *, device: torch.device | str = "
             (operations, edges, policy, rate, rounds, bonus, seed; scale, if not 1), ``sample``
             (sample, choice, reward; trained, if false), ``abandon`` (sample, row, arm and,
             compared when there: round, mean, count, lower, upper, total, arms_left), one line
-            per row, and ``end`` (sample, choice). A log that stops early is a run that is not
+            per row, ``attack`` (the training attack grew; not looked at) and ``end`` (sample,
+            choice). A log that stops early is a run that is not
             finished.
         device: where the tensors of the result live.
 
@@ -713,6 +714,8 @@ def replay(lines: Iterable[Mapping[str, Any]], *, device: torch.device | str = "
                 raise ValueError(f"expected abandon events of {abandonment.rows_left}, got {event}")
             if event == "sample":
                 _replay_sample(bandit, line)
+            elif event == "attack":
+                pass  # the training attack grew; rewards are as recorded
             elif event == "end":
                 _expect(line, "sample", bandit.samples)
                 if bandit.due:
@@ -720,7 +723,7 @@ def replay(lines: Iterable[Mapping[str, Any]], *, device: torch.device | str = "
                 _expect(line, "choice", bandit.final().tolist())
                 ended = True
             else:
-                raise ValueError(f"event: expected sample, abandon or end, got {event!r}")
+                raise ValueError(f"event: expected sample, abandon, attack or end, got {event!r}")
         except KeyError as error:
             raise ValueError(f"{where}: {event} event: {error.args[0]} is missing") from error
         except (RuntimeError, TypeError, ValueError) as error:

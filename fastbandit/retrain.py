@@ -42,7 +42,13 @@ from fastbandit.genotype import Genotype, GenotypeError
 from fastbandit.models import BEST, LAST, Architecture, multiply_adds, save_model
 from fastbandit.nn.network import Network
 from fastbandit.objectives import Adversarial, Free, Trades
-from fastbandit.overfitting import MOST_STEPS, OverfittingGuard, Verdict, stronger
+from fastbandit.overfitting import (
+    MOST_STEPS,
+    GuardConfig,
+    OverfittingGuard,
+    Verdict,
+    stronger,
+)
 from fastbandit.run import RunFolder, derive_seed
 from fastbandit.threat import ThreatModel
 from fastbandit.training import Cost, Evaluation, evaluate, train_epoch
@@ -95,20 +101,6 @@ class FinalConfig:
     """gradient steps"""
     step_size: str | None = "0.02"
     """step along the gradient's sign; None: 2.5 epsilon / steps"""
-
-
-@dataclass(frozen=True)
-class GuardConfig:
-    """The guard against catastrophic overfitting; see fastbandit.overfitting."""
-
-    enabled: bool = True
-    """go back to the last good weights and on with a stronger attack when it is noticed"""
-    every: int = 1
-    """epochs between two checks"""
-    images: int = 256
-    """validation images that are attacked at a check, at most"""
-    steps: int = 5
-    """gradient steps of the strong attack; twice those of the training attack if that is more"""
 
 
 @dataclass(frozen=True)
@@ -277,9 +269,6 @@ class RetrainConfig:
             ("selection.steps", self.selection.steps, self.selection.steps >= 1, "1 or more"),
             ("selection.every", self.selection.every, self.selection.every >= 1, "1 or more"),
             ("final.steps", self.final.steps, self.final.steps >= 1, "1 or more"),
-            ("guard.every", self.guard.every, self.guard.every >= 1, "1 or more"),
-            ("guard.images", self.guard.images, self.guard.images >= 1, "1 or more"),
-            ("guard.steps", self.guard.steps, self.guard.steps >= 2, "2 or more"),
         )
         for name, value, good, expected in checks:
             if not good:
@@ -750,7 +739,6 @@ class _Retraining:
             "cost": self.cost.state_dict(),
             "peak_memory_mb": self.peak_memory,
             "average_steps": 0 if self.average is None else self.average.steps,
-            "guard_best": 0.0 if self.guard is None else self.guard.best,
             "good_epoch": self.good_epoch,
             "fired": self.fired,
             "best": None if self.best is None else dataclasses.asdict(self.best),
@@ -772,8 +760,6 @@ class _Retraining:
         self.peak_memory = state["peak_memory_mb"]
         if self.average is not None:
             self.average.steps = state["average_steps"]
-        if self.guard is not None:
-            self.guard.best = state["guard_best"]
         self.fired = state["fired"]
         self.threat = self.config.training_threat()
         for _ in self.fired:
@@ -843,10 +829,12 @@ class _Retraining:
         """Look for catastrophic overfitting; its cost is a phase of its own in the ledger."""
         assert self.guard is not None
         before = self.cost.seconds.get("validate", 0.0)
-        verdict = self.guard.check(self.network, self.threat, cost=self.cost, team=self.team)
+        trained, strong = self.guard.measure(
+            self.network, self.threat, cost=self.cost, team=self.team
+        )
         self.cost.add_seconds("guard", self.cost.seconds["validate"] - before)
         self.cost.seconds["validate"] = before
-        return verdict
+        return self.guard.judge([trained], [strong])
 
     def guarded(self) -> tuple[dict[str, Any] | None, str | None]:
         """Check what this epoch did and undo it if it has to be; a line for the log, and a note."""

@@ -42,6 +42,7 @@ from fastbandit.data import Augment, DataSource, ImageSet, Loader, load, split, 
 from fastbandit.distributed import Group, Team, first_to_speak, launched, synchronise_batchnorm
 from fastbandit.genotype import Genotype
 from fastbandit.nn.supernet import Supernet
+from fastbandit.overfitting import MOST_STEPS, GuardConfig, OverfittingGuard, Verdict, stronger
 from fastbandit.report import write_report
 from fastbandit.run import RunError, RunFolder, derive_seed
 from fastbandit.threat import ThreatModel
@@ -62,6 +63,10 @@ __all__ = ["PRESETS", "OutOfMemoryError", "SearchConfig", "dry_run", "main", "se
 _STATISTICS_BATCHES = 8
 # Fewer for the paths that are only evaluated during the search, which are meant to be cheap.
 _FEW_STATISTICS_BATCHES = 4
+
+# On fewer images and less often than in retraining: an epoch of a search is short. On the digits it
+# is about 2 % of the time.
+_GUARD = GuardConfig(every=5, images=128)
 
 _EDGES_PER_NODE: dict[str, Literal["all", 1, 2]] = {"all": "all", "1": 1, "2": 2}
 
@@ -175,6 +180,7 @@ class SearchConfig:
     attack: AttackConfig = field(default_factory=AttackConfig)
     bandit: BanditConfig = field(default_factory=BanditConfig)
     final: FinalConfig = field(default_factory=FinalConfig)
+    guard: GuardConfig = field(default_factory=lambda: _GUARD)
 
     def __post_init__(self) -> None:
         space.get(self.space)
@@ -334,6 +340,17 @@ class SearchConfig:
         deterministic = kind == "cpu" if self.deterministic is None else self.deterministic
         return dataclasses.replace(self, device=device, reward=reward, deterministic=deterministic)
 
+    def plain(self) -> dict[str, Any]:
+        """Plain values, as they are stored; their hash is the run's id.
+
+        A guard at its default settings is left out: it changes nothing unless it finds something,
+        and runs from before there was one go on.
+        """
+        plain = _cli.to_plain(self)
+        if self.guard == _GUARD:
+            del plain["guard"]
+        return plain
+
 
 # What each preset changes. Learning rates, batches and radii are those of the paper's authors as
 # far as they are known. The digits are ours: so small a set gives few steps in an epoch, and with
@@ -426,6 +443,7 @@ class _Setup:
     weights: Loader
     statistics: Loader
     validation: Loader
+    guard: Loader
     test: Loader | None
 
 
@@ -450,6 +468,8 @@ def _build(
     test_index = None
     if test is not None:
         test_index = test.limit_index(config.test_limit or len(test))
+    # The guard's images: some of every class, and always the same.
+    guard_index = validation_index[train.subset(validation_index).limit_index(config.guard.images)]
     mean, std = statistics(train.images[weights_index])
     splits = {
         "data": source.name,
@@ -517,6 +537,7 @@ def _build(
         weights=loader(train, weights_index, "order", True),
         statistics=loader(train, weights_index, "statistics", True),
         validation=loader(train, validation_index, "validation", False),
+        guard=loader(train, guard_index, "guard", False),
         test=test_loader,
     )
 
@@ -538,6 +559,15 @@ class _Search:
         self.cost = Cost()
         self.training_threat = self.config.training_threat()
         self.reward_threat = self.config.reward_threat()
+        self.guard: OverfittingGuard | None = None
+        if self.config.guard.enabled and self.training_threat.attacks:
+            self.guard = OverfittingGuard(
+                setup.guard,
+                seed=derive_seed(self.config.seed, "attack", "guard"),
+                steps=self.config.guard.steps,
+            )
+        # Each time that catastrophic overfitting was found.
+        self.overfitting: list[dict[str, Any]] = []
         self.round = 0
         self.peak_memory = 0.0
         self.last: Evaluation | None = None
@@ -562,6 +592,7 @@ class _Search:
             "round": self.round,
             "cost": self.cost.state_dict(),
             "peak_memory_mb": self.peak_memory,
+            "overfitting": self.overfitting,
             "bandit": {k: v for k, v in bandit.items() if not isinstance(v, Tensor)},
         }
         return tensors, state
@@ -602,6 +633,11 @@ class _Search:
             self.setup.optimizer.state[parameter]["momentum_buffer"] = buffer.to(parameter.device)
         self.cost.load_state_dict(state["cost"])
         self.round = state["round"]
+        self.overfitting = state.get("overfitting", [])
+        self.training_threat = self.config.training_threat()
+        self.reward_threat = self.config.reward_threat()
+        for _ in self.overfitting:
+            self._strengthen()
         self.peak_memory = state["peak_memory_mb"]
 
     # One sample of Algorithm 8.
@@ -692,6 +728,35 @@ class _Search:
             **path,
         )
 
+    def _strengthen(self) -> None:
+        self.training_threat = stronger(self.training_threat)
+        # The reward's attack is the training step's.
+        self.reward_threat = dataclasses.replace(self.training_threat, bn_mode="eval")
+
+    def check(self, number: int, paths: int, path: dict[str, Any]) -> Verdict | None:
+        """Look for catastrophic overfitting where it is time to; None where it is not."""
+        every = self.config.guard.every
+        if self.guard is None or (number + paths) // every == number // every:
+            return None
+        with self.accounting(path["team"]):
+            found = self.guard.measure(self.supernet, self.training_threat, cost=self.cost, **path)
+        return self.guard.judge(*(_of_all_paths(path["team"], one) for one in found))
+
+    def overfitted(self, number: int, verdict: Verdict) -> dict[str, Any]:
+        """Train against a stronger attack from now on; returns the line for the bandit's log."""
+        self._strengthen()
+        line = {
+            "event": "attack",
+            "sample": self.bandit.samples,
+            "epoch": number,
+            "trained": verdict.trained,
+            "strong": verdict.strong,
+            "steps": self.training_threat.steps,
+            "attack": self.training_threat.describe(),
+        }
+        self.overfitting.append(line)
+        return line
+
     def credit(
         self, choice: Tensor, probability: Tensor, evaluation: Evaluation, *, trained: bool
     ) -> dict[str, Any]:
@@ -747,6 +812,7 @@ class _Search:
         bandit, config = self.bandit, self.config
         started, accounted = time.perf_counter(), sum(self.cost.seconds.values())
         number, phase, arms = bandit.trained, bandit.phase, bandit.arms_left
+        steps = self.training_threat.steps
         choices, probabilities = self.draw(min(self.abreast, bandit.room), trained=True)
         paths = len(choices)
         team = self.team(paths)
@@ -768,6 +834,13 @@ class _Search:
                 **path,
             )
             evaluation = self.validate(path, mine)
+        verdict = self.check(number, paths, path)
+        lines = []
+        if verdict is not None and verdict.overfitted and self.training_threat.steps < MOST_STEPS:
+            lines.append(self.overfitted(number, verdict))
+            # A path is not credited with an accuracy that the overfitting has made up.
+            with self.accounting(team):
+                evaluation = self.validate(path, mine)
         results = [trained]
         if team is not None:
             values = team.collect([trained.loss, trained.accuracy, trained.images])
@@ -777,11 +850,12 @@ class _Search:
             ]
         evaluations = _of_all_paths(team, evaluation)
         self.last = evaluations[-1]
-        lines = [
+        credited = [
             self.credit(*each, trained=True)
             for each in zip(choices, probabilities, evaluations, strict=True)
         ]
-        rewards = [line["reward"] for line in lines]
+        rewards = [line["reward"] for line in credited]
+        lines += credited
         # Before the arms are judged, so that the judgement has them too.
         rest = config.bandit.evaluations_per_epoch * paths if phase == "search" else 0
         while rest:
@@ -808,6 +882,8 @@ class _Search:
                 "clean_accuracy": found.clean_accuracy,
                 "robust_accuracy": found.robust_accuracy,
                 "reward": reward,
+                "attack_steps": steps,
+                "overfitting": None if verdict is None else verdict.to_dict(),
                 "learning_rate": rate,
                 # The paths were trained at the same time: each has its share of it.
                 "seconds_train": trained.seconds / paths,
@@ -886,7 +962,7 @@ class _Search:
 
     @property
     def folder_id(self) -> str:
-        return run.run_id(_cli.to_plain(self.config))
+        return run.run_id(self.config.plain())
 
     def finish(self) -> dict[str, Any]:
         """Check that the log explains the result, measure the found path, write the last files."""
@@ -952,7 +1028,8 @@ class _Search:
             },
             "selection": "the last arm on every edge, weights of the search's last epoch; "
             "the test set is looked at once, after that",
-            "threat": self.training_threat.to_dict(),
+            "threat": config.training_threat().to_dict(),
+            "overfitting": self.overfitting,
             "reward": config.reward,
             "final": final,
             "test": test,
@@ -1030,7 +1107,7 @@ def search(
         OSError: a file could not be written; the run goes on from its last checkpoint.
     """
     config = config.resolve()
-    plain = _cli.to_plain(config)
+    plain = config.plain()
     progress = progress or Progress.silent()
     if group is not None and torch.device(config.device).index is not None:
         raise ConfigError(
@@ -1082,7 +1159,16 @@ def search(
         ) as show:
             while not bandit.finished:
                 with enough(f"in epoch {bandit.trained}"):
-                    show(current.epoch())
+                    before = len(current.overfitting)
+                    metrics = current.epoch()
+                for line in current.overfitting[before:]:
+                    progress.note(
+                        f"catastrophic overfitting in epoch {line['epoch']}: accuracy "
+                        f"{100 * line['trained']:.1f} % under the training attack, "
+                        f"{100 * line['strong']:.1f} % under a stronger one; "
+                        f"on with {line['attack']}"
+                    )
+                show(metrics)
         with enough("when the found path was measured"):
             return path, current.finish()
 
@@ -1184,13 +1270,18 @@ def _measure(current: _Search, choice: Tensor) -> dict[str, float]:
     step = (per_image["reward"] - 2 * per_image["clean"]) / current.reward_threat.steps
     step = max(step, per_image["clean"])
     final = 2 * per_image["clean"] + step * config.final.steps
+    checked = 0.0
+    if current.guard is not None:
+        attacks = current.guard.attacks(threat)
+        checked = sum(2 * per_image["clean"] + step * attack.steps for attack in attacks)
     cost = Cost()
     reestimate_batchnorm(model, setup.statistics, threat, count=2, seed=0, cost=cost, **path)
     batches = min(2, len(setup.statistics))
     test = 0 if setup.test is None else len(setup.test.index)
     return {
         "train": per_image["train"] * len(setup.weights.index),
-        "validate": per_image["reward"] * len(setup.validation.index),
+        "validate": per_image["reward"] * len(setup.validation.index)
+        + checked * len(setup.guard.index) / config.guard.every,
         "statistics": cost.seconds["statistics"]
         * min(_FEW_STATISTICS_BATCHES, len(setup.statistics))
         / batches,

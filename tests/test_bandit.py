@@ -720,7 +720,12 @@ def first(lines, event, skip=0):
         ("abandon", 1, {"row": 0}, "row: expected one of rows 1, 2, got 0"),
         ("abandon", 0, {"event": "sample"}, "expected abandon events, got sample|sample: the"),
         ("sample", 5, {"event": "abandon"}, "prune: not due"),
-        ("sample", 5, {"event": "pause"}, "event: expected sample, abandon or end, got 'pause'"),
+        (
+            "sample",
+            5,
+            {"event": "pause"},
+            "event: expected sample, abandon, attack or end, got 'pause'",
+        ),
         ("sample", 5, {"event": "end"}, r"choice: the rule gives \[\d, \d, \d\], the log"),
         ("sample", 5, {"sample": 6}, "sample: the rule gives 5, the log holds 6"),
         ("sample", 5, {"phase": "initial"}, "phase: the rule gives 'search', the log holds"),
@@ -772,7 +777,7 @@ def test_replay_of_incomplete_logs():
         replay([*lines[:5], {k: v for k, v in lines[5].items() if k != "reward"}])
     with pytest.raises(ValueError, match=f"line {len(lines) + 1}: nothing may follow the end"):
         replay([*lines, lines[-1]])
-    with pytest.raises(ValueError, match="line 2: event: expected sample, abandon or end"):
+    with pytest.raises(ValueError, match="line 2: event: expected sample, abandon, attack or end"):
         replay([lines[0], "sample"])
     with pytest.raises(ValueError, match="no start event, the log is empty"):
         replay([])

@@ -449,6 +449,79 @@ def test_paths_that_are_only_evaluated(tmp_path, monkeypatch):
         assert (out / name).read_bytes() == (path / name).read_bytes(), name
 
 
+def test_the_guard_changes_nothing_unless_it_finds_something(finished, tmp_path):
+    path, _ = finished
+    metrics = lines(path / "metrics.jsonl")
+    checked = [line["epoch"] for line in metrics if line["overfitting"] is not None]
+    assert checked == [4, 9, 14, 19, 24, 29]
+    assert {line["attack_steps"] for line in metrics} == {1}
+    assert all(not metrics[epoch]["overfitting"]["overfitted"] for epoch in checked)
+    assert "guard" not in yaml.safe_load((path / "config.yaml").read_text())
+    off, summary = search(tiny(guard={"enabled": False}), tmp_path / "off")
+    assert summary["overfitting"] == []
+    assert (off / "bandit.jsonl").read_bytes() == (path / "bandit.jsonl").read_bytes()
+    one, _ = load_tensors(path / "weights.safetensors", "supernet")
+    two, _ = load_tensors(off / "weights.safetensors", "supernet")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert yaml.safe_load((off / "config.yaml").read_text())["guard"]["enabled"] is False
+
+
+@pytest.mark.parametrize("clip", ["image", "none"])
+def test_the_attack_grows_when_the_shared_weights_overfit(clip, tmp_path, monkeypatch):
+    """The third check is told to find something; the rest is real."""
+    small_space(monkeypatch)
+    config = tiny(guard={"every": 1}, attack={"clip": clip})
+    original, evaluated = module._Search.check, []
+
+    def check(self, number, paths, path):
+        verdict = original(self, number, paths, path)
+        evaluated.append((number, self.training_threat.steps, self.reward_threat.steps))
+        return module.Verdict(0.8, 0.1, 24, True) if number == 2 else verdict
+
+    monkeypatch.setattr(module._Search, "check", check)
+    notes = []
+
+    class Notes(module.Progress):
+        def note(self, text):
+            notes.append(text)
+
+    path, summary = search(config, tmp_path / "run", progress=Notes.silent())
+    assert evaluated == [(n, 1, 1) for n in range(3)] + [(n, 2, 2) for n in range(3, 8)]
+    (said,) = notes
+    assert said.startswith(
+        "catastrophic overfitting in epoch 2: accuracy 80.0 % under the training attack, 10.0 % "
+        "under a stronger one; on with PGD-2, L-infinity, epsilon 0.2, step 0.125"
+    )
+    log = lines(path / "bandit.jsonl")
+    (line,) = [line for line in log if line["event"] == "attack"]
+    assert (line["epoch"], line["sample"], line["steps"]) == (2, 2, 2)
+    assert summary["overfitting"] == [line]
+    assert summary["threat"]["steps"] == 1
+    assert replay(log).finished
+    metrics = lines(path / "metrics.jsonl")
+    assert [m["attack_steps"] for m in metrics] == [1, 1, 1] + [2] * 5
+    # The path is credited with what is left under the stronger attack.
+    samples = [line for line in log if line["event"] == "sample"]
+    assert samples[2]["reward"] == metrics[2]["robust_accuracy"]
+    # 8 trained, 8 validated and once again; as many guarded: FGSM and PGD-5, twice 24 images.
+    assert summary["cost"]["images_evaluated"] == 9 * 24 + 8 * 2 * 24 + 24 + 32
+    # An interruption after it changes nothing.
+    interrupted(config, tmp_path / "again", 5, monkeypatch)
+    search(config, tmp_path / "again")
+    for name in (*EXACT, "genotypes.jsonl"):
+        assert (tmp_path / "again" / name).read_bytes() == (path / name).read_bytes(), name
+
+
+def test_the_attack_of_a_search_does_not_grow_for_ever(tmp_path, monkeypatch):
+    small_space(monkeypatch)
+    found = module.Verdict(0.8, 0.1, 24, True)
+    monkeypatch.setattr(module._Search, "check", lambda *arguments: found)
+    path, summary = search(tiny(guard={"every": 1}), tmp_path / "run")
+    steps = [line["attack_steps"] for line in lines(path / "metrics.jsonl")]
+    assert steps == [1, 2, 4, 8, 8, 8, 8, 8]
+    assert len(summary["overfitting"]) == 3
+
+
 def test_divergence_is_said(tmp_path):
     with pytest.raises(DivergenceError, match=r"epoch \d+: the training loss is nan.*--learning"):
         search(tiny(learning_rate=1e30, grad_clip=None), tmp_path / "run")
