@@ -1,11 +1,27 @@
-"""torch.export of the convolution ops: plain ATen ops, so that the result runs anywhere."""
+"""Export of the convolution ops and of whole networks: as plain ops, which run anywhere."""
 
 from __future__ import annotations
 
+import io
+import json
+import subprocess
+import sys
+
+import pytest
 import torch
 from torch import Tensor, nn
 
+from fastbandit import export as module
 from fastbandit import ops
+from fastbandit.export import ExportError, export_model, main
+from fastbandit.genotype import Genotype
+from fastbandit.models import BEST, Architecture, Model, save_model
+from fastbandit.nn.operations import OPERATIONS
+
+needs_onnx = pytest.mark.skipif(
+    not module.has_onnx(),
+    reason="onnx, onnxscript and onnxruntime are not installed",
+)
 
 
 class Block(nn.Module):
@@ -32,3 +48,157 @@ def test_an_exported_program_needs_no_kernels_of_this_package():
     assert targets
     assert not [target for target in targets if "fastbandit" in target]
     torch.testing.assert_close(exported.module()(x), block(x), rtol=1e-4, atol=1e-3)
+
+
+def make_model(operations, denoise="dot", denoise_blocks=False, channels=3, size=9) -> Model:
+    """Three cells, strides 1, 2, 2, whose nodes are one operation of the input each."""
+    genotype = Genotype.from_dict(
+        {
+            "format": "fastbandit.genotype",
+            "schema_version": 1,
+            "options": {"denoise": denoise},
+            "cells": [
+                {
+                    "name": "a",
+                    "nodes": [[{"op": name, "source": 0}] for name in operations],
+                    "concat": list(range(1, len(operations) + 1)),
+                }
+            ],
+        }
+    )
+    architecture = Architecture(2, 4, channels, 3, denoise_blocks=denoise_blocks, denoise=denoise)
+    torch.manual_seed(0)
+    network = architecture.build(genotype, mean=(0.1, 0.2), std=(0.3, 0.4))
+    # Weights of a network that was trained: none at its neutral start.
+    with torch.no_grad():
+        for name, tensor in network.state_dict().items():
+            if name.endswith("running_var"):
+                tensor.uniform_(0.5, 2.0)
+            elif "bn" in name and tensor.is_floating_point():
+                tensor.normal_(0.3, 0.5)
+    network.eval()
+    data = {"name": "none", "shape": [2, size, size]}
+    return Model(network, genotype, architecture, data)
+
+
+KINDS = ["torch", pytest.param("onnx", marks=needs_onnx)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_operation_at_both_strides(kind, tmp_path):
+    model = make_model(list(OPERATIONS), denoise_blocks=True)
+    file = tmp_path / "network"
+    result = export_model(model, file, kind)
+    assert result["input"]["shape"] == ["N", 2, 9, 9]
+    assert result["output"]["shape"] == ["N", 4]
+    assert result["difference"] < 1e-4
+    x = torch.rand(7, 2, 9, 9)
+    with torch.no_grad():
+        expected = model.network(x)
+    assert expected.std() > 1e-2
+    run = module._onnx_runner if kind == "onnx" else module._torch_runner
+    torch.testing.assert_close(run(file.read_bytes())(x), expected, rtol=1e-3, atol=1e-3)
+    if kind == "onnx":
+        import onnx
+
+        found = onnx.load(file)
+        onnx.checker.check_model(found)
+        assert [(opset.domain, opset.version) for opset in found.opset_import] == [("", 18)]
+        assert not {node.domain for node in found.graph.node} - {""}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("denoise", ["gaussian", "mean"])
+def test_the_other_ways_to_denoise(denoise, kind, tmp_path):
+    model = make_model(["dtp_blok_3x3"], denoise)
+    assert export_model(model, tmp_path / "network", kind)["difference"] < 1e-4
+
+
+def test_median_is_refused_where_the_format_has_none(tmp_path):
+    model = make_model(["dtp_blok_3x3"], "median")
+    with pytest.raises(ExportError, match=r"kind median, and ONNX has no median; expected dot"):
+        export_model(model, tmp_path / "network")
+    assert list(tmp_path.iterdir()) == []
+    export_model(model, tmp_path / "network", "torch")
+    # Without such a block the option means nothing.
+    if module.has_onnx():
+        export_model(make_model(["skip_connect"], "median"), tmp_path / "other")
+
+
+def saved(folder):
+    model = make_model(["sep_conv_m_3x3", "gab_filt_3x3"])
+    tensors = dict(model.network.state_dict())
+    save_model(
+        folder / BEST, tensors, genotype=model.genotype, architecture=model.architecture,
+        data=model.data, training={},
+    )  # fmt: skip
+    return model
+
+
+def test_a_program_runs_in_a_process_without_this_package(tmp_path, capsys):
+    model = saved(tmp_path)
+    assert main([str(tmp_path), "--format", "torch"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "input   images: float32 ['N', 2, 9, 9]"
+    assert printed[-1] == f"exported: {(tmp_path / BEST).with_suffix('.pt2')}"
+    code = (
+        "import sys, torch\n"
+        f"program = torch.export.load({str((tmp_path / BEST).with_suffix('.pt2'))!r})\n"
+        "x = torch.linspace(0, 1, 3 * 162).view(3, 2, 9, 9)\n"
+        "print(program.module()(x).double().sum().item())\n"
+        "assert 'fastbandit' not in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    with torch.no_grad():
+        x = torch.linspace(0, 1, 3 * 162).view(3, 2, 9, 9)
+        here = model.network(x).double().sum().item()
+    assert float(done.stdout) == pytest.approx(here, rel=1e-5)
+
+
+@needs_onnx
+def test_the_command_writes_onnx(tmp_path, capsys):
+    saved(tmp_path)
+    out = tmp_path / "net.onnx"
+    assert main([str(tmp_path / BEST), "--out", str(out), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["file"], result["opset"], result["batches"]) == (str(out), 18, [1, 5])
+    assert out.stat().st_size > 1000
+
+
+def test_an_export_that_computes_something_else_is_not_written(tmp_path, monkeypatch):
+    original = module._torch_runner
+
+    def runner(data):
+        run = original(data)
+        return lambda images: run(images) * 1.001
+
+    monkeypatch.setattr(module, "_torch_runner", runner)
+    with pytest.raises(ExportError, match=r"differs from the original by 0.001 of its largest"):
+        export_model(make_model(["skip_connect"]), tmp_path / "network", "torch")
+    monkeypatch.setattr(module, "_torch_runner", lambda data: lambda images: images)
+    with pytest.raises(ExportError, match=r"logits of shape \[1, 2, 9, 9\], expected \[1, 4\]"):
+        export_model(make_model(["skip_connect"]), tmp_path / "network", "torch")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_packages_are_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    assert not module.has_onnx()
+    with pytest.raises(ExportError, match=r"needs onnx, onnxscript, onnxruntime: pip install"):
+        export_model(make_model(["skip_connect"]), tmp_path / "network")
+
+
+def test_bad_input_is_one_line(tmp_path, capsys):
+    assert main([str(tmp_path / "none")]) == 1
+    (tmp_path / "file").write_text("no model")
+    assert main([str(tmp_path / "file")]) == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert "expected a model file or the folder of a retraining run" in first
+    assert second.startswith(f"export: error: {tmp_path / 'file'}: damaged or not a safetensors")
+    model = make_model(["skip_connect"])
+    model.data.clear()
+    with pytest.raises(ExportError, match=r"data.shape: expected \[C, H, W\] of its images, got"):
+        export_model(model, io.BytesIO(), "torch")

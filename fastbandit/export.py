@@ -1,0 +1,251 @@
+"""``python -m fastbandit.export``: a trained network as an ONNX file or a ``torch.export`` program.
+
+Neither needs this package to run: the ops with kernels of our own are written as plain ones. The
+network takes images float32 [N, C, H, W] in [0, 1] (normalisation is its first layer) for any N,
+the size of the image fixed, and gives logits [N, classes]. Before a file is written it is compared
+with the network, image by image.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import io
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from torch import Tensor, nn
+
+from fastbandit import _cli
+from fastbandit._files import write_atomic
+from fastbandit.models import Model, find_model, load_model
+from fastbandit.nn.layers import Denoise
+
+__all__ = ["OPSET", "ExportError", "export_model", "has_onnx", "main"]
+
+#: Version of the ONNX operator set, which ONNX Runtime reads since 1.14 (2023).
+OPSET = 18
+
+_INPUT, _OUTPUT = "images", "logits"
+# Largest difference of the logits, relative to the largest of them: what another order of
+# summation makes of float32 in a deep network. A wrong operation is off by orders more.
+_TOLERANCE = 1e-4
+# One image, and a number that is no power of two: the file must not have one batch size burnt in.
+_BATCHES = (1, 5)
+
+
+class ExportError(ValueError):
+    """A network that cannot be exported, or whose export does not compute the same."""
+
+
+def export_model(
+    model: Model, out: str | Path, kind: Literal["onnx", "torch"] = "onnx"
+) -> dict[str, Any]:
+    """Write a network to a file that runs without this package.
+
+    Args:
+        model: as :func:`fastbandit.models.load_model` gives it.
+        out: the file, for instance ``network.onnx`` or ``network.pt2``.
+        kind: ``onnx`` (opset 18) or ``torch`` (read by :func:`torch.export.load`).
+
+    Returns:
+        ``file``, ``format``, ``opset`` (None for torch), ``input``, ``output`` (name, type and
+        shape, with N for the batch), ``difference``: the largest of any logit, relative to the
+        largest logit; ``batches``: the batch sizes compared.
+
+    Raises:
+        ExportError: the network has an operation that the format lacks, the export computes
+            something else, or a package is missing. Nothing is written then.
+    """
+    shape = model.data.get("shape")
+    if not (isinstance(shape, Sequence) and len(shape) == 3):
+        raise ExportError(f"model: data.shape: expected [C, H, W] of its images, got {shape!r}")
+    if kind == "onnx" and (missing := _missing()):
+        raise ExportError(
+            f"format onnx needs {', '.join(missing)}: pip install onnx onnxscript onnxruntime"
+        )
+    network = _exportable(model.network, kind)
+    example = _images(2, shape)
+    # Only the batch may vary: cells halve the map, and a size is easier to trust than a formula.
+    program = torch.export.export(
+        network, (example,), dynamic_shapes=({0: torch.export.Dim("N", min=1)},), strict=False
+    )
+    data = _onnx_bytes(program) if kind == "onnx" else _torch_bytes(program)
+    run = _onnx_runner(data) if kind == "onnx" else _torch_runner(data)
+    difference = _difference(network, run, shape)
+    write_atomic(out, data)
+    return {
+        "file": str(out),
+        "format": kind,
+        "opset": OPSET if kind == "onnx" else None,
+        "input": {"name": _INPUT, "dtype": "float32", "shape": ["N", *shape]},
+        "output": {
+            "name": _OUTPUT,
+            "dtype": "float32",
+            "shape": ["N", model.architecture.classes],
+        },
+        "difference": difference,
+        "batches": list(_BATCHES),
+    }
+
+
+def _exportable(network: nn.Module, kind: str) -> nn.Module:
+    """A copy on the CPU, in evaluation mode, without gradients."""
+    if kind == "onnx" and any(
+        isinstance(layer, Denoise) and layer.kind == "median" for layer in network.modules()
+    ):
+        raise ExportError(
+            "the network has denoising blocks of kind median, and ONNX has no median; expected "
+            "dot, gaussian or mean, or --format torch"
+        )
+    copied = copy.deepcopy(network).cpu().float().eval().requires_grad_(False)
+    return copied.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload,no-any-return]
+
+
+def _images(n: int, shape: Sequence[int]) -> Tensor:
+    generator = torch.Generator().manual_seed(n)
+    return torch.rand(n, *shape, generator=generator)
+
+
+def _torch_bytes(program: torch.export.ExportedProgram) -> bytes:
+    stream = io.BytesIO()
+    torch.export.save(program, stream)
+    return stream.getvalue()
+
+
+def _torch_runner(data: bytes) -> Any:
+    return torch.export.load(io.BytesIO(data)).module()
+
+
+def _onnx_bytes(program: torch.export.ExportedProgram) -> bytes:
+    with warnings.catch_warnings(), _without_log():
+        # The exporter warns about its own internals, and about packages that are not needed here.
+        warnings.simplefilter("ignore")
+        found = torch.onnx.export(
+            program,
+            (),
+            input_names=[_INPUT],
+            output_names=[_OUTPUT],
+            opset_version=OPSET,
+            dynamo=True,
+            external_data=False,
+            optimize=True,
+            verbose=False,
+        )
+    assert found is not None
+    data: bytes = found.model_proto.SerializeToString()
+    return data
+
+
+@contextmanager
+def _without_log() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _onnx_runner(data: bytes) -> Any:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+
+    def run(images: Tensor) -> Tensor:
+        (logits,) = session.run([_OUTPUT], {_INPUT: images.numpy()})
+        return torch.from_numpy(logits)
+
+    return run
+
+
+def has_onnx() -> bool:
+    """Whether the packages of the extra ``export`` are there."""
+    return not _missing()
+
+
+def _missing() -> list[str]:
+    names = ("onnx", "onnxscript", "onnxruntime")
+    return [name for name in names if importlib.util.find_spec(name) is None]
+
+
+@torch.no_grad()
+def _difference(network: nn.Module, run: Any, shape: Sequence[int]) -> float:
+    """Largest difference of the logits, relative to the largest one, over all batch sizes."""
+    worst = 0.0
+    for n in _BATCHES:
+        images = _images(n, shape)
+        expected, found = network(images), run(images)
+        if found.shape != expected.shape:
+            raise ExportError(
+                f"the exported network gives logits of shape {list(found.shape)}, expected "
+                f"{list(expected.shape)}; nothing was written"
+            )
+        scale = max(float(expected.abs().max()), 1e-6)
+        worst = max(worst, float((found - expected).abs().max()) / scale)
+        # Written this way it also catches NaN.
+        if not worst <= _TOLERANCE:
+            raise ExportError(
+                f"the exported network differs from the original by {worst:.2g} of its largest "
+                f"logit in a batch of {n}, expected {_TOLERANCE:g} or less; nothing was written"
+            )
+    return worst
+
+
+@dataclass(frozen=True)
+class _Command:
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """a model file, or the folder of a retraining run, whose best model is taken"""
+    format: Literal["onnx", "torch"] = "onnx"
+    """onnx, or torch for torch.export.load"""
+    out: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """the file to write; default: beside the model, with the suffix .onnx or .pt2"""
+    json: bool = False
+    """print the result as JSON on standard output"""
+
+
+def _run(arguments: Sequence[str]) -> int:
+    command = tyro.cli(
+        _Command,
+        args=list(arguments),
+        prog="python -m fastbandit.export",
+        description="Write a trained network as an ONNX file or a torch.export program that needs "
+        "nothing of this package, checked against the network itself.",
+    )
+    file = find_model(command.model)
+    suffix = ".onnx" if command.format == "onnx" else ".pt2"
+    out = Path(command.out) if command.out else file.with_suffix(suffix)
+    result = export_model(load_model(file), out, command.format)
+    if command.json:
+        print(json.dumps(result))
+        return 0
+    for what in ("input", "output"):
+        port = result[what]
+        print(f"{what:<7} {port['name']}: {port['dtype']} {port['shape']}")
+    if result["opset"] is not None:
+        print(f"opset   {result['opset']}")
+    print(
+        f"checked against the network with batches of {' and '.join(map(str, _BATCHES))}: largest "
+        f"difference {result['difference']:.1e} of the largest logit"
+    )
+    print(f"exported: {out}")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    return _cli.guard("export", lambda: _run(given))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
