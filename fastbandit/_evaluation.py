@@ -248,7 +248,7 @@ def reference_plan(norm: str, epsilon: Fraction, classes: int, device: torch.dev
 
     def reference(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Attacked:
         attack = AutoAttack(
-            oracle.model,
+            oracle.exact,
             norm={"linf": "Linf", "l2": "L2"}[norm],
             eps=float(epsilon),
             version="standard",

@@ -38,6 +38,7 @@ from fastbandit.attacks._model import Attacked, Oracle
 from fastbandit.data import DataSource, load
 from fastbandit.distributed import Group, first_to_speak, launched
 from fastbandit.models import Model, find_model, load_model
+from fastbandit.nn.frozen import freeze
 from fastbandit.run import RunError, RunFolder, derive_seed
 from fastbandit.threat import ThreatModel, format_fraction, parse_fraction
 from fastbandit.training import is_out_of_memory
@@ -343,6 +344,8 @@ class _Subject:
     """The model to evaluate and what is known about it."""
 
     network: nn.Module
+    # A faster one that computes nearly the same; ``network`` decides what counts.
+    fast: nn.Module | None
     facts: dict[str, Any]
     training: dict[str, Any]
     shape: tuple[int, ...] | None
@@ -378,6 +381,7 @@ def _subject(model: nn.Module | str | Path) -> _Subject:
         shape = loaded.data.get("shape")
         return _Subject(
             loaded.network,
+            None,
             facts,
             loaded.training,
             tuple(shape) if isinstance(shape, (list, tuple)) else None,
@@ -400,7 +404,7 @@ def _subject(model: nn.Module | str | Path) -> _Subject:
         "architecture": {"class": type(model).__qualname__},
         "training": {},
     }
-    return _Subject(model, facts, {}, None, None, None)
+    return _Subject(model, None, facts, {}, None, None, None)
 
 
 def _place(network: nn.Module, config: EvaluateConfig, device: torch.device) -> nn.Module:
@@ -614,7 +618,13 @@ class _Evaluation:
             tried, yes, denied = found[: 3 * self.n].view(3, self.n)
             attacked: Attacked | None = None
             if len(mine):
-                oracle = Oracle(self.model, batch_size=self.config.batch_size, precision=precision)
+                fast = self.subject.fast
+                oracle = Oracle(
+                    self.model if fast is None else fast,
+                    batch_size=self.config.batch_size,
+                    precision=precision,
+                    exact=None if fast is None else self.model,
+                )
                 x = self.pixels(mine)
                 y = self.labels[mine.to(self.labels.device)].to(self.device)
                 with oracle:
@@ -1070,6 +1080,8 @@ def evaluate_model(
             subject.network = model
     with _torch_settings(config), ExitStack() as stack:
         subject.network = _place(subject.network, config, device)
+        if subject.network is not model:
+            subject.fast = freeze(copy.deepcopy(subject.network))
         source = load(config.data) if source is None else source
         surrogate = None
         if config.transfer_from is not None:
@@ -1175,7 +1187,8 @@ def dry_run(model: nn.Module | str | Path, config: EvaluateConfig) -> dict[str, 
         few = torch.arange(min(config.batch_size, current.n))
         x, y = current.pixels(few), current.labels[few].to(device)
         times = {}
-        with Oracle(subject.network, precision=getattr(torch, config.precision)) as oracle:
+        fast = freeze(copy.deepcopy(subject.network))
+        with Oracle(fast, precision=getattr(torch, config.precision)) as oracle:
             for name, action in (
                 ("forward", lambda: oracle.logits(x)),
                 ("both", lambda: oracle.gradient(x, _evaluation.cross_entropy, y)),

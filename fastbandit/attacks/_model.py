@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -155,12 +155,14 @@ class Oracle:
         batch_size: images in one call of the model; None for all at once.
         precision: what the model computes in; anything but float32 is autocast, and what fools it
             is then asked of the model in float32 before it counts.
+        exact: the model that decides what counts, where ``model`` is a faster one that computes
+            nearly the same; None is ``model`` itself.
         bn_mode: as in :func:`attack_mode`. In train mode batches are never cut or filled up,
             since the statistics are the batch's.
 
     Attributes:
         forward_passes, backward_passes: images that went through the model.
-        unconfirmed: ids of images whose success in ``precision`` the float32 model denied.
+        unconfirmed: ids of images whose success the exact float32 model denied.
     """
 
     def __init__(
@@ -170,6 +172,7 @@ class Oracle:
         batch_size: int | None = None,
         precision: torch.dtype = torch.float32,
         bn_mode: str = "eval",
+        exact: nn.Module | None = None,
     ) -> None:
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size: expected 1 or more, got {batch_size}")
@@ -180,15 +183,18 @@ class Oracle:
         self.batch_size = None if self.whole else batch_size
         self.forward_passes = self.backward_passes = 0
         self.unconfirmed: set[int] = set()
-        self._mode: AbstractContextManager[None] = nullcontext()
+        self.exact = model if exact is None else exact
+        self._confirms = exact is not None or precision != torch.float32
+        self._mode = ExitStack()
 
     def __enter__(self) -> Oracle:
-        self._mode = attack_mode(self.model, self.bn_mode)
-        self._mode.__enter__()
+        self._mode.enter_context(attack_mode(self.model, self.bn_mode))
+        if self.exact is not self.model:
+            self._mode.enter_context(attack_mode(self.exact, self.bn_mode))
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._mode.__exit__(*error)  # type: ignore[arg-type]
+        self._mode.close()
 
     def _cut(self, n: int) -> list[slice]:
         size = self.batch_size or max(n, 1)
@@ -199,7 +205,9 @@ class Oracle:
         return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])]) if missing else rows
 
     def _call(self, x: Tensor, *, exact: bool) -> Tensor:
-        if exact or self.precision == torch.float32:
+        if exact:
+            return self.exact(x)
+        if self.precision == torch.float32:
             return self.model(x)
         with torch.autocast(x.device.type, dtype=self.precision):
             logits = self.model(x)
@@ -207,7 +215,7 @@ class Oracle:
 
     @torch.no_grad()
     def logits(self, x: Tensor, *, exact: bool = False) -> Tensor:
-        """Logits [N, K] at ``x``; ``exact``: in float32 whatever the precision."""
+        """Logits [N, K] at ``x``; ``exact``: of the exact model in float32."""
         self.forward_passes += len(x)
         parts = [
             self._call(self._fill(x[part]), exact=exact)[: part.stop - part.start]
@@ -235,14 +243,14 @@ class Oracle:
         return a, b, c
 
     def fooled(self, x: Tensor, logits: Tensor, labels: Tensor, index: Tensor) -> Tensor:
-        """Whether each image fools the model, bool [N]; in float32 whatever the precision.
+        """Whether each image fools the exact model in float32, bool [N].
 
         Args:
             logits: what the model said at ``x``.
-            index: ids of the images, to remember those that the float32 model denied.
+            index: ids of the images, to remember those that the exact model denied.
         """
         found = logits.argmax(1) != labels
-        if self.precision == torch.float32 or not bool(found.any()):
+        if not self._confirms or not bool(found.any()):
             return found
         rows = found.nonzero()[:, 0]
         truth = self.logits(x[rows], exact=True).argmax(1) != labels[rows]
