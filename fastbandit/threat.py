@@ -13,7 +13,8 @@ from typing import Any
 
 __all__ = ["ThreatModel", "format_fraction", "parse_fraction"]
 
-NORMS = ("linf",)
+NORMS = ("linf", "l2")
+_NORM_NAMES = {"linf": "L-infinity", "l2": "L2"}
 BN_MODES = ("eval", "train")
 
 
@@ -54,15 +55,17 @@ def format_fraction(value: Fraction) -> str:
 
 @dataclass(frozen=True)
 class ThreatModel:
-    """An adversary that moves every pixel by at most ``epsilon``.
+    """An adversary that moves an image by at most ``epsilon`` in some norm.
 
     Args:
-        norm: ``"linf"``, the only norm so far.
+        norm: ``"linf"``, every pixel by at most epsilon, or ``"l2"``, the root of the sum of the
+            squares over all pixels and channels.
         epsilon: radius in units of the image range [0, 1]; text such as ``"8/255"`` stays exact.
         lower, upper: bounds that x + delta respects; both None is Algorithm 8 as printed.
-        step_size: step along the gradient's sign. None: ``1.25 * epsilon`` for one step from a
-            random start (Wong et al., "Fast is better than free", ICLR 2020), ``epsilon`` for one
-            step without, ``2.5 * epsilon / steps`` for more (Madry et al., ICLR 2018).
+        step_size: step along the gradient's sign, in L2 along the gradient's direction. None:
+            ``1.25 * epsilon`` for one step from a random start (Wong et al., "Fast is better than
+            free", ICLR 2020), ``epsilon`` for one step without, ``2.5 * epsilon / steps`` for more
+            (Madry et al., ICLR 2018).
         steps: gradient steps; 1 is FGSM, k is PGD-k, 0 is no attack at all (clean).
         random_start: start uniformly in the ball instead of at the image.
         bn_mode: batch norm in ``"eval"`` or ``"train"`` mode while the attack runs. In train mode
@@ -85,21 +88,23 @@ class ThreatModel:
         if self.norm not in NORMS:
             raise ValueError(f"norm: expected one of {', '.join(NORMS)}, got {self.norm!r}")
         epsilon = parse_fraction(self.epsilon, "epsilon")
-        if epsilon > 1:
+        if epsilon > 1 and self.norm == "linf":
             hint = f"; did you mean {epsilon}/255?" if epsilon.denominator == 1 else ""
             raise ValueError(
                 f"epsilon: expected a value in [0, 1], since images are in [0, 1], "
                 f"got {format_fraction(epsilon)}{hint}"
             )
         if epsilon < 0:
-            raise ValueError(f"epsilon: expected a value in [0, 1], got {format_fraction(epsilon)}")
+            expected = "a value in [0, 1]" if self.norm == "linf" else "0 or more"
+            raise ValueError(f"epsilon: expected {expected}, got {format_fraction(epsilon)}")
         object.__setattr__(self, "epsilon", epsilon)
         if self.step_size is not None:
             step = parse_fraction(self.step_size, "step_size")
-            if not 0 <= step <= 2:
+            if step < 0 or (step > 2 and self.norm == "linf"):
                 hint = f"; did you mean {step}/255?" if step.denominator == 1 else ""
+                expected = "a value in [0, 2]" if self.norm == "linf" else "0 or more"
                 raise ValueError(
-                    "step_size: expected a value in [0, 2], in units of the image range, "
+                    f"step_size: expected {expected}, in units of the image range, "
                     f"got {format_fraction(step)}{hint}"
                 )
             object.__setattr__(self, "step_size", step)
@@ -170,6 +175,6 @@ class ThreatModel:
             high = "inf" if self.upper is None else f"{self.upper:g}"
             bounds = f"x + delta in [{low}, {high}]"
         return (
-            f"{name}, L-infinity, epsilon {format_fraction(self.epsilon)}, step {step}, {start}, "
-            f"{bounds}, batch norm in {self.bn_mode} mode"
+            f"{name}, {_NORM_NAMES[self.norm]}, epsilon {format_fraction(self.epsilon)}, "
+            f"step {step}, {start}, {bounds}, batch norm in {self.bn_mode} mode"
         )

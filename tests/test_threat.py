@@ -46,7 +46,7 @@ def test_step_size_rule(settings, expected):
         ({"step_size": 3}, r"step_size.*did you mean 3/255\?"),
         ({"steps": -1}, "steps: expected a whole number"),
         ({"steps": True}, "steps: expected a whole number"),
-        ({"norm": "l2"}, "norm: expected one of linf, got 'l2'"),
+        ({"norm": "l1"}, "norm: expected one of linf, l2, got 'l1'"),
         ({"bn_mode": "both"}, "bn_mode: expected one of eval, train"),
         ({"lower": 0.5, "upper": 0.5}, "lower: expected less than upper"),
         ({"upper": float("inf")}, "upper: expected None or a value"),

@@ -15,33 +15,11 @@ from typing import Any
 import numpy as np
 
 from fastbandit._charts import DIVERGING_STEPS, Lane, Series, arm_lanes, line_chart
+from fastbandit._intervals import wilson
 from fastbandit._report.reading import Abandon, Run, Start, read_lines, without_folder
 from fastbandit.threat import ThreatModel
 
 __all__ = ["make_page", "wilson"]
-
-# The 97.5 % point of the normal distribution: two-sided intervals of 95 %.
-_Z = 1.959963984540054
-
-
-def wilson(correct: float, n: int) -> tuple[float, float]:
-    """95 % interval of a share, ``correct`` of ``n``.
-
-    Args:
-        correct: successes, 0 to ``n``.
-        n: trials, at least 1.
-
-    Returns:
-        Lower and upper end, in [0, 1].
-
-    Source: Wilson, "Probable inference, the law of succession, and statistical inference", 1927.
-    """
-    if n < 1 or not 0 <= correct <= n:
-        raise ValueError(f"wilson: expected 0 <= correct <= n and n >= 1, got {correct} of {n}")
-    share, z2 = correct / n, _Z * _Z
-    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 # --- text -----------------------------------------------------------------------------------

@@ -1,0 +1,448 @@
+"""What an evaluation asks of a model: its attacks, its suspicion checks, their verdicts.
+
+A :class:`Plan` answers one yes-or-no question about each image it is given, by that image, the
+plan's seed and the model alone. So images may be asked about in any order, batch and process, and
+what is known can be stored as one bit for each image and plan.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastbandit._cli import ConfigError
+from fastbandit._intervals import sign_test
+from fastbandit.attacks import _apgd, _gradient, _square
+from fastbandit.attacks._model import Attacked, Oracle, cross_entropy
+from fastbandit.threat import ThreatModel, format_fraction
+
+__all__ = ["ATTACKS", "Plan", "attack_plans", "check_plans", "verdicts"]
+
+#: What ``--attacks`` may name; PGD-k for any k.
+ATTACKS = ("fgsm", "mifgsm", "pgd-<steps>", "apgd-ce", "apgd-t", "square")
+
+Run = Callable[[Oracle, Tensor, Tensor, Tensor, int], Attacked]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One question about every image.
+
+    key: short name, stable, from which its seed is derived; name: for people; describe: one line.
+    run: (oracle, images, labels, ids, seed) -> which images answer yes, and with what.
+    crafted_on: the model whose gradients are followed, where it is not the one evaluated.
+    """
+
+    key: str
+    name: str
+    describe: str
+    run: Run
+    settings: dict[str, Any] = field(default_factory=dict)
+    forward: float = 0.0  # passes of one image that nothing fools, at most
+    backward: float = 0.0
+    crafted_on: nn.Module | None = None
+
+
+def _norm_name(norm: str) -> str:
+    return {"linf": "L-infinity", "l2": "L2"}[norm]
+
+
+def _restarts(count: int) -> str:
+    return f"{count} restart" + ("" if count == 1 else "s")
+
+
+def attack_plans(
+    names: Sequence[str],
+    norm: str,
+    epsilon: Fraction,
+    *,
+    pgd: dict[str, Any],
+    mifgsm: dict[str, Any],
+    apgd: dict[str, Any],
+    square: dict[str, Any],
+    stop_early: bool = True,
+) -> list[Plan]:
+    """The attacks that ``names`` asks for.
+
+    Args:
+        pgd: step_size, restarts. mifgsm: steps, step_size, decay. apgd: steps, restarts, targets.
+        square: queries, restarts, share.
+
+    Raises:
+        ConfigError: a name that is none, or twice the same.
+    """
+    found = [
+        _attack_plan(name, norm, epsilon, pgd, mifgsm, apgd, square, stop_early) for name in names
+    ]
+    keys = [plan.key for plan in found]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ConfigError(f"attacks: expected each attack once, got {key} twice")
+    return found
+
+
+def _attack_plan(
+    name: str,
+    norm: str,
+    epsilon: Fraction,
+    pgd: dict[str, Any],
+    mifgsm: dict[str, Any],
+    apgd: dict[str, Any],
+    square: dict[str, Any],
+    stop_early: bool,
+) -> Plan:
+    key = name.strip().lower().replace("mi-fgsm", "mifgsm")
+    radius = float(epsilon)
+    ball = f"{_norm_name(norm)}, epsilon {format_fraction(epsilon)}"
+    steps_of = re.fullmatch(r"pgd-?(\d+)", key)
+    if key == "fgsm" or (steps_of and int(steps_of[1]) >= 1):
+        steps = int(steps_of[1]) if steps_of else 1
+        # One step is FGSM from the image; PGD-k starts at random, from several points if asked to.
+        threat = ThreatModel(
+            norm=norm,
+            epsilon=epsilon,
+            step_size=pgd["step_size"] if steps_of else None,
+            steps=steps,
+            random_start=steps_of is not None,
+        )
+        restarts = pgd["restarts"] if steps_of else 1
+
+        def follow(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Attacked:
+            return _gradient.restart(
+                oracle, x, y, threat, seed=seed, index=ids, restarts=restarts, stop_early=stop_early
+            )
+
+        title = f"PGD-{steps}" if steps_of else "FGSM" if norm == "linf" else "FGM"
+        text = threat.describe().replace("FGSM", title, 1)
+        return Plan(
+            f"pgd-{steps}" if steps_of else "fgsm",
+            title,
+            f"{text}, {_restarts(restarts)}" if steps_of else text,
+            follow,
+            {**threat.to_dict(), "restarts": restarts},
+            forward=(steps + 1) * restarts,
+            backward=steps * restarts,
+        )
+    if key == "mifgsm":
+        threat = _gradient.mifgsm_threat(norm, epsilon, mifgsm["step_size"], mifgsm["steps"])
+        decay = mifgsm["decay"]
+
+        def momentum(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Attacked:
+            return _gradient.descend(
+                oracle, x, y, threat, seed=seed, index=ids, decay=decay, stop_early=stop_early
+            )
+
+        title = "MI-FGSM" if norm == "linf" else "MI-FGM"
+        return Plan(
+            key,
+            title,
+            f"{title}, {ball}, {threat.steps} steps of {threat.step_value:.4g}, decay {decay:g}",
+            momentum,
+            {**threat.to_dict(), "decay": decay},
+            forward=threat.steps + 1,
+            backward=threat.steps,
+        )
+    if key in ("apgd-ce", "apgd-t"):
+        steps, restarts = apgd["steps"], apgd["restarts"]
+        targets = apgd["targets"]
+        settings = {"norm": norm, "steps": steps, "restarts": restarts}
+        if key == "apgd-ce":
+
+            def ascend(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Attacked:
+                return _apgd.apgd(
+                    oracle, x, y, norm=norm, epsilon=radius, steps=steps, restarts=restarts,
+                    seed=seed, index=ids,
+                )  # fmt: skip
+
+            return Plan(
+                key,
+                "APGD-CE",
+                f"APGD-CE, {ball}, {steps} steps, {_restarts(restarts)}",
+                ascend,
+                settings,
+                forward=(steps + 1) * restarts,
+                backward=steps * restarts,
+            )
+
+        def towards(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Attacked:
+            return _apgd.targeted(
+                oracle, x, y, norm=norm, epsilon=radius, steps=steps, restarts=restarts,
+                targets=targets, seed=seed, index=ids,
+            )  # fmt: skip
+
+        return Plan(
+            key,
+            "APGD-T",
+            f"APGD-T (DLR), {ball}, {steps} steps, {targets} targets, {_restarts(restarts)}",
+            towards,
+            {**settings, "targets": targets},
+            forward=(steps + 1) * restarts * targets + 1,
+            backward=steps * restarts * targets,
+        )
+    if key == "square":
+        queries, restarts, share = square["queries"], square["restarts"], square["share"]
+
+        def queried(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Attacked:
+            return _square.search(
+                oracle, x, y, norm=norm, epsilon=radius, queries=queries, restarts=restarts,
+                share=share, seed=seed, index=ids,
+            )  # fmt: skip
+
+        return Plan(
+            key,
+            "Square",
+            f"Square, {ball}, {queries} queries, {_restarts(restarts)}",
+            queried,
+            {"norm": norm, "queries": queries, "restarts": restarts, "share": share},
+            forward=queries * restarts,
+        )
+    raise ConfigError(f"attacks: expected names of {', '.join(ATTACKS)}, got {name!r}")
+
+
+def on_another(plan: Plan, surrogate: nn.Module, name: str) -> Plan:
+    """``plan`` with its images made on ``surrogate`` and judged by the model evaluated."""
+
+    def transfer(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Attacked:
+        with Oracle(surrogate, batch_size=oracle.batch_size) as other:
+            found = plan.run(other, x, y, ids, seed)
+        oracle.forward_passes += other.forward_passes
+        oracle.backward_passes += other.backward_passes
+        logits = oracle.logits(found.adversarial)
+        return Attacked(found.adversarial, oracle.fooled(found.adversarial, logits, y, ids))
+
+    return replace(
+        plan,
+        key=f"transfer-{plan.key}",
+        describe=f"{plan.describe}; made on {name}",
+        run=transfer,
+        crafted_on=surrogate,
+    )
+
+
+def reference_plan(norm: str, epsilon: Fraction, classes: int, device: torch.device) -> Plan:
+    """The reference AutoAttack, standard version, on every image it is given.
+
+    Raises:
+        ConfigError: it is not installed, or cannot handle so few classes.
+    """
+    try:
+        from importlib.metadata import version
+
+        from pyautoattack import AutoAttack
+    except ImportError:
+        raise ConfigError(
+            "cross_check: autoattack needs the package pyautoattack; install the extra eval"
+        ) from None
+    if classes < 4:
+        raise ConfigError(
+            f"cross_check: expected 4 classes or more for the reference's DLR loss, got {classes}"
+        )
+    release = version("pyautoattack")
+
+    def reference(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Attacked:
+        attack = AutoAttack(
+            oracle.exact,
+            norm={"linf": "Linf", "l2": "L2"}[norm],
+            eps=float(epsilon),
+            version="standard",
+            seed=seed % 2**31,
+            device=device,
+        )
+        attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, classes - 1)
+        # It seeds torch's own generator.
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            adversarial, _ = attack.run_standard_evaluation(
+                x.contiguous(), y, batch_size=oracle.batch_size or len(x)
+            )
+        logits = oracle.logits(adversarial, exact=True)
+        return Attacked(adversarial, logits.argmax(1) != y)
+
+    return Plan(
+        "reference",
+        "AutoAttack",
+        f"AutoAttack standard (APGD-CE, APGD-T, FAB-T, Square), pyautoattack {release}, "
+        f"{_norm_name(norm)}, epsilon {format_fraction(epsilon)}",
+        reference,
+        {"package": "pyautoattack", "version": release, "norm": norm, "attacks": "standard"},
+        # 100 steps, 9 targets of 100, FAB-T with 9 targets of 100, 5,000 queries.
+        forward=100 + 900 + 1800 + 5000,
+        backward=100 + 900 + 900,
+    )
+
+
+# --- suspicion ------------------------------------------------------------------------------
+
+# Below this chance of a fair coin to fall so, an attack that should be the stronger one is called
+# weaker.
+_LEVEL = 0.01
+# Of the images: accuracy that may be left when every image is in reach, and gradients that may be
+# exactly zero.
+_LEFT, _FLAT = 0.05, 0.05
+# Two passes of one batch may differ by rounding, relative to the largest logit.
+_ROUNDING = 1e-3
+
+
+def check_plans(
+    norm: str, epsilon: Fraction, pixels: int, *, steps: int, queries: int
+) -> list[Plan]:
+    """The questions that the suspicion checks rest on, asked of a sample of images."""
+    whole = Fraction(1) if norm == "linf" else Fraction(int(pixels**0.5) + 1)
+    few = max(steps // 5, 2)
+
+    def gradient(key: str, radius: Fraction, count: int, *, last: bool) -> Plan:
+        threat = ThreatModel(norm=norm, epsilon=radius, steps=count, random_start=True)
+
+        def run(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Attacked:
+            return _gradient.descend(
+                oracle, x, y, threat, seed=seed, index=ids, stop_early=not last
+            )
+
+        return Plan(key, key, threat.describe(), run, forward=count + 1, backward=count)
+
+    def ascend(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Attacked:
+        return _apgd.apgd(
+            oracle, x, y, norm=norm, epsilon=float(epsilon), steps=steps, restarts=1, seed=seed,
+            index=ids,
+        )  # fmt: skip
+
+    def ask(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Attacked:
+        return _square.search(
+            oracle, x, y, norm=norm, epsilon=float(epsilon), queries=queries, restarts=1,
+            share=0.8, seed=seed, index=ids,
+        )  # fmt: skip
+
+    def flat(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Attacked:
+        _, _, slope = oracle.gradient(x, cross_entropy, y)
+        return Attacked(x, slope.flatten(1).abs().amax(1) == 0)
+
+    def probabilities(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Attacked:
+        logits = oracle.logits(x, exact=True)
+        found = (logits >= 0).all(1) & ((logits.sum(1) - 1).abs() < 1e-3)
+        return Attacked(x, found)
+
+    def random(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Attacked:
+        first, second = (oracle.logits(x, exact=True) for _ in range(2))
+        apart = (first - second).abs().amax(1) > _ROUNDING * first.abs().amax(1)
+        return Attacked(x, apart | (first.argmax(1) != second.argmax(1)))
+
+    return [
+        gradient("zero", Fraction(0), 2, last=False),
+        gradient("whole", whole, steps, last=False),
+        gradient("pgd-1", epsilon, 1, last=True),
+        gradient("pgd-few", epsilon, few, last=True),
+        gradient("pgd-many", epsilon, steps, last=True),
+        Plan("apgd", "apgd", "", ascend, forward=steps + 1, backward=steps),
+        Plan("square", "square", "", ask, forward=queries),
+        Plan("flat", "flat", "", flat, forward=1, backward=1),
+        Plan("probabilities", "probabilities", "", probabilities, forward=1),
+        Plan("random", "random", "", random, forward=2),
+    ]
+
+
+def verdicts(
+    found: dict[str, Tensor],
+    n: int,
+    *,
+    norm: str,
+    steps: int,
+    queries: int,
+    transfer: tuple[int, int, int] | None,
+) -> dict[str, Any]:
+    """The verdict of each check, and of all.
+
+    Args:
+        found: which of the ``n`` images (all classified correctly) answered yes, bool [n], by the
+            key of the plan.
+        transfer: of images attacked both ways: fooled by transfer alone, by white-box attacks
+            alone, number; None where there was no transfer.
+    """
+    checks: list[dict[str, str]] = []
+
+    def say(name: str, suspicious: bool, detail: str) -> None:
+        checks.append(
+            {"name": name, "verdict": "suspicious" if suspicious else "ok", "detail": detail}
+        )
+
+    def skip(name: str, detail: str) -> None:
+        checks.append({"name": name, "verdict": "skipped", "detail": detail})
+
+    def count(key: str) -> int:
+        return int(found[key].sum())
+
+    names = (
+        "epsilon 0 is clean", "everything in reach", "more steps never help",
+        "black-box not above white-box", "transfer not above white-box", "gradients not zero",
+        "logits, not probabilities", "not randomised",
+    )  # fmt: skip
+    if not n:
+        for name in names:
+            skip(name, "no image was classified correctly, or --checks.images is 0")
+        return {"verdict": "ok", "checks": checks}
+    few = max(steps // 5, 2)
+    changed = count("zero")
+    say(names[0], changed > 0, f"{changed} of {n} predictions change at epsilon 0")
+    left = n - count("whole")
+    reach = "epsilon 1" if norm == "linf" else "a ball that holds every image"
+    say(
+        names[1],
+        left > _LEFT * n,
+        f"PGD-{steps} at {reach} leaves {left} of {n} images standing; at most "
+        f"{_LEFT:.0%} are expected to be",
+    )
+    chain = [("pgd-1", 1), ("pgd-few", few), ("pgd-many", steps)]
+    details, weaker = [], False
+    for (a, less), (b, more) in itertools.pairwise(chain):
+        lost = int((found[a] & ~found[b]).sum())
+        won = int((found[b] & ~found[a]).sum())
+        weaker |= lost > won and sign_test(lost, won) < _LEVEL
+        details.append(
+            f"{less} to {more} steps: {n - count(a)} to {n - count(b)} of {n} stand "
+            f"({won} more fall, {lost} stand up again)"
+        )
+    say(names[2], weaker, "; ".join(details))
+    white = found["pgd-few"] | found["pgd-many"] | found["apgd"]
+    alone, other = int((found["square"] & ~white).sum()), int((white & ~found["square"]).sum())
+    say(
+        names[3],
+        alone > other and sign_test(alone, other) < _LEVEL,
+        f"Square with {queries} queries alone fools {alone} of {n}, gradients alone {other}, "
+        f"both {int((white & found['square']).sum())}",
+    )
+    if transfer is None:
+        skip(names[4], "no --transfer-from")
+    else:
+        moved, own, total = transfer
+        say(
+            names[4],
+            moved > own and sign_test(moved, own) < _LEVEL,
+            f"of {total} images transfer alone fools {moved}, the white-box attacks alone {own}",
+        )
+    flat = count("flat")
+    say(
+        names[5],
+        flat > _FLAT * n,
+        f"the gradient of the cross-entropy is exactly zero at {flat} of {n} images",
+    )
+    sums = count("probabilities")
+    say(
+        names[6],
+        sums == n,
+        f"{sums} of {n} outputs are non-negative and sum to 1; a softmax before the loss hides "
+        "gradients",
+    )
+    random = count("random")
+    say(
+        names[7],
+        random > 0,
+        f"two passes differ for {random} of {n} images"
+        + ("; attacks on the mean over many passes would be needed" if random else ""),
+    )
+    bad = any(check["verdict"] == "suspicious" for check in checks)
+    return {"verdict": "suspicious" if bad else "ok", "checks": checks}

@@ -1,0 +1,473 @@
+"""Attacks that follow the gradient with a fixed step: FGSM, PGD, MI-FGSM, in both norms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fractions import Fraction
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastbandit.attacks import _ball
+from fastbandit.attacks._model import (
+    Attacked,
+    Oracle,
+    attack_mode,
+    check_images,
+    check_index,
+    check_labels,
+    cross_entropy,
+)
+from fastbandit.threat import ThreatModel
+
+
+def perturb(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    threat: ThreatModel,
+    *,
+    seed: int = 0,
+    index: Tensor | None = None,
+    offset: int = 0,
+    modules: Iterable[nn.Module] | None = None,
+    parameters: Iterable[nn.Parameter] | None = None,
+) -> Tensor:
+    """The perturbation delta that ``threat`` finds, without checks; lines 10 to 12 of Algorithm 8.
+
+    delta ~ U(-epsilon, epsilon); then ``steps`` times
+    delta <- clip(delta + step * sign(grad_x loss(f(x + delta), y)), -epsilon, epsilon), and
+    x + delta stays within the threat's bounds. In the L2 norm the start is uniform in that ball,
+    the step is along the normalised gradient and the clip is the projection onto the ball. The
+    loss is cross-entropy, summed, so that the gradient of one image does not depend on the others'
+    number. This is the loop of training: the whole batch in one call of the model.
+
+    Args:
+        images: [N, C, H, W] in [0, 1]; labels: [N] int64.
+        seed, index, offset: key of the random start, as in :func:`fastbandit.ops.random_start`.
+        modules, parameters: as in :func:`attack_mode`.
+
+    Returns:
+        delta, of the images' shape, dtype and layout.
+    """
+    epsilon, step = threat.epsilon_value, threat.step_value
+    lower, upper = threat.lower, threat.upper
+    if threat.random_start and threat.attacks:
+        delta = _ball.start(
+            images,
+            norm=threat.norm,
+            epsilon=epsilon,
+            lower=lower,
+            upper=upper,
+            seed=seed,
+            index=index,
+            offset=offset,
+        )
+    else:
+        delta = torch.zeros_like(images)
+    if not threat.attacks:
+        return delta
+    with (
+        attack_mode(model, threat.bn_mode, modules=modules, parameters=parameters),
+        torch.enable_grad(),
+    ):
+        for _ in range(threat.steps):
+            point = (images + delta).requires_grad_(True)
+            loss = F.cross_entropy(model(point), labels, reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, point)
+            _ball.step_(
+                delta,
+                gradient,
+                images,
+                norm=threat.norm,
+                step_size=step,
+                epsilon=epsilon,
+                lower=lower,
+                upper=upper,
+            )
+    return delta
+
+
+class _Iterates:
+    """Recognises an iterate that an image has been at before.
+
+    A step depends on the iterate alone, so whatever follows a repeated one has been seen too, and
+    nothing is lost by stopping there. Iterates are compared by a hash of 64 bits.
+    """
+
+    def __init__(self, delta: Tensor) -> None:
+        pixels = delta[0].numel()
+        generator = torch.Generator().manual_seed(0x9E3779B9)
+        factors = torch.randint(-(2**62), 2**62, (pixels,), generator=generator)
+        self._factors = (2 * factors + 1).to(delta.device)  # odd: no bit is lost
+        self._seen: list[Tensor] = []
+
+    def repeats(self, delta: Tensor) -> Tensor:
+        """Whether each image's ``delta`` is one it had before, bool [n]; remembers it."""
+        bits = delta.contiguous().view(torch.int64 if delta.element_size() == 8 else torch.int32)
+        # Integer sums wrap and have no order.
+        key = (bits.flatten(1).to(torch.int64) * self._factors).sum(1)
+        found = torch.zeros_like(key, dtype=torch.bool)
+        for seen in self._seen:
+            found |= seen == key
+        self._seen.append(key)
+        return found
+
+    def keep(self, kept: Tensor) -> None:
+        self._seen = [seen[kept] for seen in self._seen]
+
+
+def descend(
+    oracle: Oracle,
+    images: Tensor,
+    labels: Tensor,
+    threat: ThreatModel,
+    *,
+    seed: int,
+    index: Tensor,
+    offset: int = 0,
+    decay: float | None = None,
+    stop_early: bool = True,
+    judge: bool = True,
+) -> Attacked:
+    """PGD (or MI-FGSM) on the images that still stand, within ``with oracle``.
+
+    Args:
+        threat: norm, radius, steps, start and bounds.
+        decay: MI-FGSM's mu, None for plain gradients.
+        stop_early: an image is done with the first iterate that fools the model, or when its
+            iterate repeats. Otherwise all take every step, and the last iterate counts.
+        judge: whether to ask the model about the last iterate; else ``fooled`` is all False.
+    """
+    epsilon, step = threat.epsilon_value, threat.step_value
+    lower, upper = threat.lower, threat.upper
+    if threat.random_start:
+        delta = _ball.start(
+            images,
+            norm=threat.norm,
+            epsilon=epsilon,
+            lower=lower,
+            upper=upper,
+            seed=seed,
+            index=index,
+            offset=offset,
+        )
+    else:
+        delta = torch.zeros_like(images)
+    adversarial = images + delta
+    fooled = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+    if not len(images):
+        return Attacked(adversarial, fooled)
+    rows = torch.arange(len(images), device=images.device)
+    momentum = torch.zeros_like(images) if decay is not None else None
+    # Only there is a step a function of the iterate that often comes back exactly.
+    cycles = stop_early and decay is None and threat.norm == "linf" and not oracle.whole
+    iterates = _Iterates(delta) if cycles and delta.element_size() >= 4 else None
+    x, y = images, labels
+    for _ in range(threat.steps):
+        point = x + delta
+        logits, _, gradient = oracle.gradient(point, cross_entropy, y)
+        if stop_early:
+            broken = oracle.fooled(point, logits, y, index[rows])
+            done = broken
+            if iterates is not None:
+                done = broken | iterates.repeats(delta)
+            if bool(done.any()):
+                adversarial[rows[done]] = point[done]
+                fooled[rows[broken]] = True
+                kept = (~done).nonzero()[:, 0]
+                if not len(kept):
+                    return Attacked(adversarial, fooled)
+                rows, x, y, delta = rows[kept], x[kept], y[kept], delta[kept]
+                gradient = gradient[kept]
+                if momentum is not None:
+                    momentum = momentum[kept]
+                if iterates is not None:
+                    iterates.keep(kept)
+        if decay is not None:
+            assert momentum is not None
+            length = gradient.flatten(1).double().abs().sum(1)
+            scale = torch.where(length > 0, 1 / length, 0.0)
+            momentum = decay * momentum + gradient * _ball.per_image(scale, gradient)
+            gradient = momentum
+        _ball.step_(
+            delta,
+            gradient,
+            x,
+            norm=threat.norm,
+            step_size=step,
+            epsilon=epsilon,
+            lower=lower,
+            upper=upper,
+        )
+    point = x + delta
+    adversarial[rows] = point
+    if judge:
+        fooled[rows] = oracle.fooled(point, oracle.logits(point), y, index[rows])
+    return Attacked(adversarial, fooled)
+
+
+def restart(
+    oracle: Oracle,
+    images: Tensor,
+    labels: Tensor,
+    threat: ThreatModel,
+    *,
+    seed: int,
+    index: Tensor,
+    restarts: int = 1,
+    decay: float | None = None,
+    stop_early: bool = True,
+) -> Attacked:
+    """:func:`descend` from several starts; an image is done with the first that fools the model.
+
+    Of an image that none fools, the result is the last start's.
+    """
+    found = descend(
+        oracle,
+        images,
+        labels,
+        threat,
+        seed=seed,
+        index=index,
+        decay=decay,
+        stop_early=stop_early,
+    )
+    for offset in range(1, restarts):
+        rows = (~found.fooled).nonzero()[:, 0]
+        if not len(rows):
+            break
+        again = descend(
+            oracle,
+            images[rows],
+            labels[rows],
+            threat,
+            seed=seed,
+            index=index[rows],
+            offset=offset,
+            decay=decay,
+            stop_early=stop_early,
+        )
+        found.adversarial[rows] = again.adversarial
+        found.fooled[rows] = again.fooled
+    return found
+
+
+def _attack(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    threat: ThreatModel,
+    *,
+    seed: int,
+    index: Tensor | None,
+    restarts: int = 1,
+    decay: float | None = None,
+    stop_early: bool = False,
+    batch_size: int | None = None,
+) -> Tensor:
+    check_images(images)
+    check_labels(images, labels)
+    index = check_index(images, index)
+    if restarts < 1:
+        raise ValueError(f"restarts: expected 1 or more, got {restarts}")
+    images = images.detach()
+    if not threat.attacks:
+        return images.clone()
+    with Oracle(model, batch_size=batch_size, bn_mode=threat.bn_mode) as oracle:
+        if restarts == 1:
+            return descend(
+                oracle,
+                images,
+                labels,
+                threat,
+                seed=seed,
+                index=index,
+                decay=decay,
+                stop_early=stop_early,
+                judge=False,
+            ).adversarial
+        return restart(
+            oracle,
+            images,
+            labels,
+            threat,
+            seed=seed,
+            index=index,
+            restarts=restarts,
+            decay=decay,
+            stop_early=stop_early,
+        ).adversarial
+
+
+def pgd(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: Fraction | str | float = "8/255",
+    step_size: Fraction | str | float | None = None,
+    steps: int = 10,
+    random_start: bool = True,
+    norm: str = "linf",
+    restarts: int = 1,
+    stop_early: bool = False,
+    lower: float | None = 0.0,
+    upper: float | None = 1.0,
+    bn_mode: str = "eval",
+    seed: int = 0,
+    index: Tensor | None = None,
+    batch_size: int | None = None,
+) -> Tensor:
+    """Projected gradient descent in the L-infinity or the L2 ball (Madry et al., ICLR 2018).
+
+    Args:
+        model: returns logits [N, classes] for images in [0, 1].
+        images: [N, C, H, W], floating point in [0, 1]. labels: [N] int64.
+        epsilon, step_size, steps, random_start, norm, lower, upper, bn_mode: see
+            :class:`fastbandit.threat.ThreatModel`.
+        restarts: random starts; those after the first are for images that still stand.
+        stop_early: an image keeps the first iterate that fools the model, and stops where its
+            iterate repeats; much faster, and never a weaker attack. Otherwise the last iterate.
+        seed, index: the random start of image i is drawn from (seed, index[i]) alone, so the same
+            images get the same start in any batch; index: [N] int64, default 0..N-1.
+        batch_size: images in one call of the model; None for all.
+
+    Returns:
+        The adversarial images x + delta.
+
+    Raises:
+        ValueError, TypeError: images outside [0, 1], labels of another shape, or settings that
+            cannot mean anything.
+    """
+    threat = ThreatModel(
+        norm=norm,
+        epsilon=epsilon,
+        step_size=step_size,
+        steps=steps,
+        random_start=random_start,
+        lower=lower,
+        upper=upper,
+        bn_mode=bn_mode,
+    )
+    return _attack(
+        model,
+        images,
+        labels,
+        threat,
+        seed=seed,
+        index=index,
+        restarts=restarts,
+        stop_early=stop_early,
+        batch_size=batch_size,
+    )
+
+
+def fgsm(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: Fraction | str | float = "8/255",
+    step_size: Fraction | str | float | None = None,
+    random_start: bool = False,
+    norm: str = "linf",
+    lower: float | None = 0.0,
+    upper: float | None = 1.0,
+    bn_mode: str = "eval",
+    seed: int = 0,
+    index: Tensor | None = None,
+    batch_size: int | None = None,
+) -> Tensor:
+    """One step along the sign of the gradient (Goodfellow et al., ICLR 2015).
+
+    ``random_start=True`` is the variant of Wong et al. ("Fast is better than free", ICLR 2020),
+    with steps of 1.25 epsilon; ``norm="l2"`` is the fast gradient method, along the gradient
+    itself. Arguments, result and errors as :func:`pgd`.
+    """
+    threat = ThreatModel(
+        norm=norm,
+        epsilon=epsilon,
+        step_size=step_size,
+        steps=1,
+        random_start=random_start,
+        lower=lower,
+        upper=upper,
+        bn_mode=bn_mode,
+    )
+    return _attack(model, images, labels, threat, seed=seed, index=index, batch_size=batch_size)
+
+
+def mifgsm(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: Fraction | str | float = "8/255",
+    step_size: Fraction | str | float | None = None,
+    steps: int = 10,
+    decay: float = 1.0,
+    norm: str = "linf",
+    stop_early: bool = False,
+    lower: float | None = 0.0,
+    upper: float | None = 1.0,
+    bn_mode: str = "eval",
+    seed: int = 0,
+    index: Tensor | None = None,
+    batch_size: int | None = None,
+) -> Tensor:
+    """Momentum iterative FGSM (Dong et al., "Boosting Adversarial Attacks with Momentum", 2018).
+
+    g <- decay * g + grad / ||grad||_1, then a step along g; no random start. ``step_size`` None is
+    the paper's epsilon / steps. Other arguments, result and errors as :func:`pgd`.
+    """
+    threat = mifgsm_threat(norm, epsilon, step_size, steps, lower, upper, bn_mode)
+    if not decay >= 0:
+        raise ValueError(f"decay: expected 0 or more, got {decay}")
+    return _attack(
+        model,
+        images,
+        labels,
+        threat,
+        seed=seed,
+        index=index,
+        decay=decay,
+        stop_early=stop_early,
+        batch_size=batch_size,
+    )
+
+
+def mifgsm_threat(
+    norm: str,
+    epsilon: Fraction | str | float,
+    step_size: Fraction | str | float | None,
+    steps: int,
+    lower: float | None = 0.0,
+    upper: float | None = 1.0,
+    bn_mode: str = "eval",
+) -> ThreatModel:
+    """The threat model of MI-FGSM, with the paper's step where none is given."""
+    threat = ThreatModel(
+        norm=norm,
+        epsilon=epsilon,
+        step_size=step_size,
+        steps=steps,
+        random_start=False,
+        lower=lower,
+        upper=upper,
+        bn_mode=bn_mode,
+    )
+    if step_size is None and steps:
+        assert isinstance(threat.epsilon, Fraction)
+        return ThreatModel(
+            norm=norm,
+            epsilon=threat.epsilon,
+            step_size=threat.epsilon / steps,
+            steps=steps,
+            random_start=False,
+            lower=lower,
+            upper=upper,
+            bn_mode=bn_mode,
+        )
+    return threat

@@ -1,0 +1,258 @@
+"""A model as an attack sees it: its mode, what may be fed to it, logits and input gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_BatchNorm = nn.modules.batchnorm._BatchNorm
+
+
+def check_images(images: Tensor, name: str = "images") -> None:
+    """Refuse inputs that are not images in [0, 1]. Reads two numbers back from the device.
+
+    Raises:
+        TypeError: not a floating-point tensor.
+        ValueError: fewer than two dimensions, NaN, or values outside [0, 1].
+    """
+    if not images.is_floating_point():
+        raise TypeError(f"{name}: expected a floating-point tensor in [0, 1], got {images.dtype}")
+    if images.dim() < 2:
+        raise ValueError(f"{name}: expected shape [N, C, H, W], got {list(images.shape)}")
+    if images.numel() == 0:
+        return
+    low, high = torch.aminmax(images.detach())
+    # A comparison written this way is also false for NaN.
+    if not (low >= 0 and high <= 1):
+        raise ValueError(
+            f"{name}: expected values in [0, 1], got [{float(low):.4g}, {float(high):.4g}]; "
+            "normalisation belongs inside the model"
+        )
+
+
+@contextmanager
+def attack_mode(
+    model: nn.Module,
+    bn_mode: str,
+    *,
+    modules: Iterable[nn.Module] | None = None,
+    parameters: Iterable[nn.Parameter] | None = None,
+) -> Iterator[None]:
+    """Put ``model`` into the mode an attack runs in, and back.
+
+    ``bn_mode="eval"``: evaluation mode. ``"train"``: training mode, with batch norm using the
+    batch's statistics and leaving the running ones as they are. In both, no parameter requires a
+    gradient, so no weight gradient is computed and nothing is saved for one.
+
+    ``modules`` and ``parameters`` name those the forward pass uses (default: all of the model's);
+    a supernet that runs one path of many passes that path's.
+    """
+    train = bn_mode == "train"
+    used = list(model.modules() if modules is None else modules)
+    modes = [(module, module.training) for module in used]
+    tracking = [m for m in used if isinstance(m, _BatchNorm) and m.track_running_stats]
+    learning = [
+        p for p in (model.parameters() if parameters is None else parameters) if p.requires_grad
+    ]
+    try:
+        for module, was in modes:
+            if was is not train:
+                module.training = train
+        if train:
+            for norm in tracking:
+                norm.track_running_stats = False
+        for parameter in learning:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module, was in modes:
+            module.training = was
+        for norm in tracking:
+            norm.track_running_stats = True
+        for parameter in learning:
+            parameter.requires_grad_(True)
+
+
+def check_labels(images: Tensor, labels: Tensor) -> None:
+    """Refuse labels that do not belong to ``images``.
+
+    Raises:
+        ValueError: not int64, another number, or another device.
+    """
+    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"labels: expected int64 of shape [{images.shape[0]}], "
+            f"got {labels.dtype} of shape {list(labels.shape)}"
+        )
+    if labels.device != images.device:
+        raise ValueError(f"labels: expected on {images.device} as the images, got {labels.device}")
+
+
+def check_index(images: Tensor, index: Tensor | None) -> Tensor:
+    """The ids of the images, int64 [N]; 0..N-1 for None.
+
+    Raises:
+        ValueError: another dtype, shape or device.
+    """
+    n = images.shape[0]
+    if index is None:
+        return torch.arange(n, device=images.device)
+    if index.dtype != torch.int64 or index.shape != (n,) or index.device != images.device:
+        raise ValueError(
+            f"index: expected int64 of shape [{n}] on {images.device}, one id for each image, "
+            f"got {index.dtype} of shape {list(index.shape)} on {index.device}"
+        )
+    return index
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """What an attack found.
+
+    adversarial: the images it ended with, shape and dtype of the originals; for an image that
+        fooled the model, one that does.
+    fooled: bool [N], whether the model's prediction there is not the label.
+    """
+
+    adversarial: Tensor
+    fooled: Tensor
+
+
+#: Loss of each image, [n], from the logits [n, K] and columns that belong to the images.
+Loss = Callable[..., Tensor]
+
+# Below this many images, and in a remainder below it, libraries change the order in which they
+# sum, so a gradient would depend on which images stand beside it. Batches are filled up to a
+# multiple by repeating an image.
+_BLOCK = 16
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of each image, [n]."""
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """The label's logit less the largest other one, [n]; negative where the model is fooled."""
+    own = labels[:, None]
+    other = logits.scatter(1, own, -torch.inf).amax(1)
+    return logits.gather(1, own)[:, 0] - other
+
+
+class Oracle:
+    """Answers an attack's questions to a model, in batches, and counts them.
+
+    Use it as a context manager: within, the model is in the mode an attack runs in and no
+    parameter asks for a gradient.
+
+    Args:
+        model: logits [N, K] for images in [0, 1].
+        batch_size: images in one call of the model; None for all at once.
+        precision: what the model computes in; anything but float32 is autocast, and what fools it
+            is then asked of the model in float32 before it counts.
+        exact: the model that decides what counts, where ``model`` is a faster one that computes
+            nearly the same; None is ``model`` itself.
+        bn_mode: as in :func:`attack_mode`. In train mode batches are never cut or filled up,
+            since the statistics are the batch's.
+
+    Attributes:
+        forward_passes, backward_passes: images that went through the model.
+        unconfirmed: ids of images whose success the exact float32 model denied.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        batch_size: int | None = None,
+        precision: torch.dtype = torch.float32,
+        bn_mode: str = "eval",
+        exact: nn.Module | None = None,
+    ) -> None:
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size: expected 1 or more, got {batch_size}")
+        if precision not in (torch.float32, torch.bfloat16):
+            raise ValueError(f"precision: expected float32 or bfloat16, got {precision}")
+        self.model, self.bn_mode, self.precision = model, bn_mode, precision
+        self.whole = bn_mode == "train"
+        self.batch_size = None if self.whole else batch_size
+        self.forward_passes = self.backward_passes = 0
+        self.unconfirmed: set[int] = set()
+        self.exact = model if exact is None else exact
+        self._confirms = exact is not None or precision != torch.float32
+        self._mode = ExitStack()
+
+    def __enter__(self) -> Oracle:
+        self._mode.enter_context(attack_mode(self.model, self.bn_mode))
+        if self.exact is not self.model:
+            self._mode.enter_context(attack_mode(self.exact, self.bn_mode))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._mode.close()
+
+    def _cut(self, n: int) -> list[slice]:
+        size = self.batch_size or max(n, 1)
+        return [slice(low, min(low + size, n)) for low in range(0, n, size)]
+
+    def _fill(self, rows: Tensor) -> Tensor:
+        missing = 0 if self.whole else -len(rows) % _BLOCK
+        return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])]) if missing else rows
+
+    def _call(self, x: Tensor, *, exact: bool) -> Tensor:
+        if exact:
+            return self.exact(x)
+        if self.precision == torch.float32:
+            return self.model(x)
+        with torch.autocast(x.device.type, dtype=self.precision):
+            logits = self.model(x)
+        return logits.float()
+
+    @torch.no_grad()
+    def logits(self, x: Tensor, *, exact: bool = False) -> Tensor:
+        """Logits [N, K] at ``x``; ``exact``: of the exact model in float32."""
+        self.forward_passes += len(x)
+        parts = [
+            self._call(self._fill(x[part]), exact=exact)[: part.stop - part.start]
+            for part in self._cut(len(x))
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def gradient(self, x: Tensor, loss: Loss, *columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits [N, K], loss [N], and the gradient of each image's loss, shape of ``x``."""
+        self.forward_passes += len(x)
+        self.backward_passes += len(x)
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
+        for part in self._cut(len(x)):
+            n = part.stop - part.start
+            point = self._fill(x[part]).detach().requires_grad_(True)
+            with torch.enable_grad():
+                logits = self._call(point, exact=False)
+                losses = loss(logits, *(self._fill(column[part]) for column in columns))
+                # Of the sum: the gradient of one image does not depend on the others' number.
+                (gradient,) = torch.autograd.grad(losses.sum(), point)
+            found.append((logits.detach()[:n], losses.detach()[:n], gradient[:n]))
+        if len(found) == 1:
+            return found[0]
+        a, b, c = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return a, b, c
+
+    def fooled(self, x: Tensor, logits: Tensor, labels: Tensor, index: Tensor) -> Tensor:
+        """Whether each image fools the exact model in float32, bool [N].
+
+        Args:
+            logits: what the model said at ``x``.
+            index: ids of the images, to remember those that the exact model denied.
+        """
+        found = logits.argmax(1) != labels
+        if not self._confirms or not bool(found.any()):
+            return found
+        rows = found.nonzero()[:, 0]
+        truth = self.logits(x[rows], exact=True).argmax(1) != labels[rows]
+        self.unconfirmed.update(index[rows[~truth]].tolist())
+        return found.index_put((rows,), truth)

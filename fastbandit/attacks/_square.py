@@ -1,0 +1,271 @@
+"""The Square attack: random search over squares of pixels, by the model's answers alone.
+
+Source: Andriushchenko, Croce, Flammarion and Hein, "Square Attack: a query-efficient black-box
+adversarial attack via random search", ECCV 2020, Algorithms 1 to 3.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import torch
+from torch import Tensor, nn
+
+from fastbandit.attacks import _ball, _draws
+from fastbandit.attacks._apgd import check_radius
+from fastbandit.attacks._model import (
+    Attacked,
+    Oracle,
+    check_images,
+    check_index,
+    check_labels,
+    margin,
+)
+
+# The share of pixels that change is halved at these queries of 10,000.
+_HALVED_AT = (10, 50, 200, 1000, 2000, 4000, 6000, 8000)
+_MOST_QUERIES = 1 << 20  # of one start: a start's number and a query's share 32 bits
+
+
+def _share(query: int, queries: int, first: float) -> float:
+    """Share of pixels in the square of a query (the paper's schedule, scaled to its number)."""
+    scaled = query * 10_000 // queries
+    return first / 2 ** sum(scaled > at for at in _HALVED_AT)
+
+
+class _Window:
+    """A square of its own for each image: where it lies, as masks and as coordinates in it."""
+
+    def __init__(self, top: Tensor, left: Tensor, side: int, height: int, width: int) -> None:
+        rows = torch.arange(height, device=top.device)[None, :, None] - top[:, None, None]
+        columns = torch.arange(width, device=top.device)[None, None, :] - left[:, None, None]
+        inside = (rows >= 0) & (rows < side) & (columns >= 0) & (columns < side)
+        self.mask = inside[:, None]  # [n, 1, H, W]
+        self._rows, self._columns = rows.clamp(0, side - 1), columns.clamp(0, side - 1)
+
+    def spread(self, pattern: Tensor) -> Tensor:
+        """A pattern [n, side, side] laid into the images' windows, zero elsewhere, [n, 1, H, W]."""
+        n = len(pattern)
+        image = torch.arange(n, device=pattern.device)[:, None, None]
+        return pattern[image, self._rows, self._columns][:, None] * self.mask
+
+
+def _rectangles(height: int, width: int) -> Tensor:
+    """Concentric rectangles whose weight falls as 1 / k^2: half of a bump of Algorithm 3."""
+    found = torch.zeros(height, width, dtype=torch.float64)
+    centre = (height // 2, width // 2)
+    for ring in range(max(height, width) // 2 + 1):
+        top, left = max(centre[0] - ring, 0), max(centre[1] - ring, 0)
+        bottom, right = min(centre[0] + ring + 1, height), min(centre[1] + ring + 1, width)
+        found[top:bottom, left:right] += 1 / (ring + 1) ** 2
+    return found
+
+
+def _bump(side: int) -> Tensor:
+    """The update of Algorithm 3, of norm 1: a positive and a negative half, [side, side]."""
+    upper = side // 2
+    found = torch.cat([_rectangles(upper, side), -_rectangles(side - upper, side)])
+    return found / found.norm()
+
+
+def _squared(value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Sum of squares over an image, or over its pixels in ``mask``, float64 [n]."""
+    squares = value.double().square()
+    return (squares if mask is None else squares * mask).flatten(1).sum(1)
+
+
+def search(
+    oracle: Oracle,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    norm: str,
+    epsilon: float,
+    queries: int,
+    restarts: int,
+    share: float,
+    seed: int,
+    index: Tensor,
+) -> Attacked:
+    """The attack on the images that still stand, within ``with oracle``."""
+    found = Attacked(
+        images.clone(), torch.zeros(len(images), dtype=torch.bool, device=images.device)
+    )
+    for number in range(restarts):
+        rows = (~found.fooled).nonzero()[:, 0]
+        if len(rows):
+            _one_start(
+                found, rows, oracle, images, labels, norm, epsilon, queries, share, seed, index,
+                number * _MOST_QUERIES,
+            )  # fmt: skip
+    return found
+
+
+def _one_start(
+    found: Attacked,
+    rows: Tensor,
+    oracle: Oracle,
+    images: Tensor,
+    labels: Tensor,
+    norm: str,
+    epsilon: float,
+    queries: int,
+    share: float,
+    seed: int,
+    index: Tensor,
+    offset: int,
+) -> None:
+    x, y, ids = images[rows], labels[rows], index[rows]
+    channels, height, width = x.shape[1:]
+    begin = _stripes if norm == "linf" else _bumps
+    best = x + _ball.project(begin(x, ids, epsilon, seed, offset), x, norm, epsilon)
+    lowest = torch.full((len(x),), math.inf, dtype=x.dtype, device=x.device)
+    candidate = best
+    for query in range(queries):
+        if query:
+            propose = _square_linf if norm == "linf" else _square_l2
+            part = _share(query, queries, share)
+            side = max(round(math.sqrt(part * height * width)), 1 if norm == "linf" else 3)
+            if norm == "l2" and side % 2 == 0:
+                side += 1
+            side = min(side, height, width)
+            draws = _draws.words(seed, ids, 5 + channels, offset + query)
+            candidate = propose(x, best, epsilon, side, draws)
+        logits = oracle.logits(candidate)
+        value = margin(logits, y).to(x.dtype)
+        better = value < lowest
+        broken = oracle.fooled(candidate, logits, y, ids)
+        lowest = torch.where(better, value, lowest)
+        best = torch.where(better.view(-1, 1, 1, 1), candidate, best)
+        if bool(broken.any()):
+            found.adversarial[rows[broken]] = candidate[broken]
+            found.fooled[rows[broken]] = True
+            kept = (~broken).nonzero()[:, 0]
+            if not len(kept):
+                return
+            rows, x, y, ids = rows[kept], x[kept], y[kept], ids[kept]
+            best, lowest = best[kept], lowest[kept]
+    found.adversarial[rows] = best
+
+
+def _stripes(x: Tensor, ids: Tensor, epsilon: float, seed: int, offset: int) -> Tensor:
+    """The start in L-infinity: vertical stripes of a random sign in each channel."""
+    n, channels, _, width = x.shape
+    signs = _draws.sign(_draws.words(seed, ids, channels * width, offset))
+    return (epsilon * signs.to(x.dtype)).view(n, channels, 1, width).expand_as(x)
+
+
+def _square_linf(x: Tensor, best: Tensor, epsilon: float, side: int, draws: Tensor) -> Tensor:
+    """A square of pixels set to x - epsilon or x + epsilon, a sign for each channel."""
+    height, width = x.shape[2:]
+    top = _draws.below(draws[:, 0], height - side + 1)
+    left = _draws.below(draws[:, 1], width - side + 1)
+    window = _Window(top, left, side, height, width)
+    signs = _draws.sign(draws[:, 5:]).to(x.dtype)[:, :, None, None]
+    changed = x + _ball.project((epsilon * signs).expand_as(x), x, "linf", epsilon)
+    return torch.where(window.mask, changed, best)
+
+
+def _bumps(x: Tensor, ids: Tensor, epsilon: float, seed: int, offset: int) -> Tensor:
+    """The start in L2: a grid of bumps with random signs, scaled to the ball's surface."""
+    n, channels, height, width = x.shape
+    side = max(min(height, width) // 5, 1)
+    down, across = height // side, width // side
+    signs = _draws.sign(_draws.words(seed, ids, channels * down * across, offset))
+    bump = _bump(side).to(x.device) if side > 1 else torch.ones(1, 1, device=x.device)
+    tiles = signs.double().view(n, channels, down, 1, across, 1) * bump.double().view(
+        1, 1, 1, side, 1, side
+    )
+    delta = torch.zeros(x.shape, dtype=torch.float64, device=x.device)
+    delta[:, :, : down * side, : across * side] = tiles.reshape(
+        n, channels, down * side, across * side
+    )
+    return (epsilon * delta / _squared(delta).sqrt().view(-1, 1, 1, 1)).to(x.dtype)
+
+
+def _square_l2(x: Tensor, best: Tensor, epsilon: float, side: int, draws: Tensor) -> Tensor:
+    """A bump in one window, paid for with the mass of another (Algorithm 3)."""
+    channels, height, width = x.shape[1:]
+    delta = (best - x).double()
+    place = [
+        _draws.below(draws[:, k], size - side + 1)
+        for k, size in enumerate((height, width, height, width))
+    ]
+    first = _Window(place[0], place[1], side, height, width)
+    second = _Window(place[2], place[3], side, height, width)
+    either = first.mask | second.mask
+    # What the ball has left, and what the two windows give up, shared between the channels.
+    left = (epsilon**2 - _squared(delta)).clamp_min(0.0) / channels
+    budget = (left + _squared(delta, either)).sqrt().view(-1, 1, 1, 1)
+    bump = _bump(side).to(x.device)
+    turned = (draws[:, 4] >> 31).bool()[:, None, None]
+    pattern = first.spread(torch.where(turned, bump.T, bump))
+    signs = _draws.sign(draws[:, 5:]).double()[:, :, None, None]
+
+    def of_norm_one(value: Tensor) -> Tensor:
+        """Each channel in the window divided by its norm."""
+        length = value.square().sum((2, 3), keepdim=True).sqrt()
+        return torch.where(length > 0, value / length, 0.0)
+
+    update = of_norm_one(of_norm_one(delta * first.mask) + signs * pattern)
+    kept = torch.where(either, 0.0, delta)
+    changed = torch.where(first.mask, update * budget, kept)
+    length = _squared(changed).sqrt().view(-1, 1, 1, 1)
+    changed = epsilon * torch.where(length > 0, changed / length, 0.0)
+    return x + _ball.project(changed.to(x.dtype), x, "l2", epsilon)
+
+
+def square(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: Fraction | str | float = "8/255",
+    norm: str = "linf",
+    queries: int = 5000,
+    restarts: int = 1,
+    share: float = 0.8,
+    seed: int = 0,
+    index: Tensor | None = None,
+    batch_size: int | None = None,
+) -> Tensor:
+    """The Square attack in the L-infinity or the L2 ball; it asks the model, never its gradient.
+
+    Args:
+        images: [N, C, H, W], at least 3 x 3 in L2. queries: forward passes for each image, 5,000
+            in the standard AutoAttack.
+        share: of the pixels, in the first square; the paper's p, 0.8 in AutoAttack.
+        Others as :func:`fastbandit.attacks.apgd_ce`.
+
+    Returns:
+        For an image that fell, what fooled the model; else the query of smallest margin.
+    """
+    radius = check_radius(norm, epsilon, queries=queries, restarts=restarts)
+    if queries > _MOST_QUERIES:
+        raise ValueError(f"queries: expected at most {_MOST_QUERIES}, got {queries}")
+    if not 0 < share <= 1:
+        raise ValueError(f"share: expected a number in (0, 1], got {share}")
+    check_images(images)
+    if images.dim() != 4:
+        raise ValueError(f"images: expected shape [N, C, H, W], got {list(images.shape)}")
+    if norm == "l2" and min(images.shape[2:]) < 3:
+        raise ValueError(f"images: expected at least 3 x 3 pixels, got {list(images.shape)}")
+    check_labels(images, labels)
+    index = check_index(images, index)
+    images = images.detach()
+    if not radius:
+        return images.clone()
+    with Oracle(model, batch_size=batch_size) as oracle:
+        return search(
+            oracle,
+            images,
+            labels,
+            norm=norm,
+            epsilon=radius,
+            queries=queries,
+            restarts=restarts,
+            share=share,
+            seed=seed,
+            index=index,
+        ).adversarial
