@@ -218,11 +218,16 @@ def line_chart(
             f'text-anchor="middle">{escape(text)}</text>'
         )
     parts.append(f'<path class="axis" d="M{number(left)} {number(floor)}h{number(inner_w)}"/>')
-    for value, text in events:
-        x = number(at_x(value))
-        parts.append(f'<path class="event" d="M{x} {top - 4}V{number(floor)}"/>')
+    taken = -math.inf
+    for value, text in sorted(events):
+        line_x, half = at_x(value), len(text) * _REGULAR / 2
+        parts.append(f'<path class="event" d="M{number(line_x)} {top - 4}V{number(floor)}"/>')
+        # Moved to the right where it would lie on the one before it.
+        middle_x = max(line_x, taken + half)
+        taken = middle_x + half + 5
         parts.append(
-            f'<text class="tick" x="{x}" y="{top - 10}" text-anchor="middle">{escape(text)}</text>'
+            f'<text class="tick" x="{number(middle_x)}" y="{top - 10}" '
+            f'text-anchor="middle">{escape(text)}</text>'
         )
     parts.append(
         f'<text class="label" x="{number(left + inner_w / 2)}" y="{height - 6}" '

@@ -41,6 +41,7 @@ __all__ = [
     "Retraining",
     "Share",
     "collect",
+    "make_share",
     "read_folder",
 ]
 

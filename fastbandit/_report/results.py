@@ -25,6 +25,7 @@ from fastbandit._report.folders import (
     Result,
     Retraining,
     Share,
+    make_share,
 )
 from fastbandit._report.html import (
     duration,
@@ -123,12 +124,12 @@ def _retrained(run: Retraining) -> list[_Row]:
         )
     if not rows and run.epochs:
         line = run.epochs[-1]
-        notes: list[str] = []
+        images = get(run.split, "validation")
+        n = len(images) if isinstance(images, list) else images
         shares = [
-            None if value is None or not 0 <= value <= 1 else Share(value)
+            None if value is None else make_share(value, n, where="", notes=[])
             for value in (line.clean_accuracy, line.robust_accuracy)
         ]
-        del notes
         rows.append(
             _Row(
                 run,
@@ -137,15 +138,13 @@ def _retrained(run: Retraining) -> list[_Row]:
                 "",
                 shares[0],
                 shares[1],
-                f"{run.label}: metrics.jsonl",
+                f"{run.label}: metrics.jsonl, split.json",
             )
         )
     return rows
 
 
 def _searched(run: Run) -> list[_Row]:
-    from fastbandit._report.folders import make_share
-
     rows: dict[str, dict[str, Any]] = {}
     for split, kind, value, n, attack in accuracy_rows(run):
         entry = rows.setdefault(split, {"attack": ""})
@@ -275,7 +274,14 @@ def _headline(found: Collection) -> str:
         "<p>Intervals hold 95 %, for the choice of the images alone: they hold no variance between "
         "seeds. Accuracies on validation images chose the epoch, so they are optimistic.</p>"
     )
-    sources = dict.fromkeys(row.source for _, rows in with_rows for row in rows)
+    # The part of a file that a row names is left to the row.
+    sources = dict.fromkeys(
+        row.source.partition(" (")[0]
+        if row.what.startswith(("test", "best", "last"))
+        else row.source
+        for _, rows in with_rows
+        for row in rows
+    )
     return section("results", "Results", body, "; ".join(sources) or "no file")
 
 
@@ -289,19 +295,19 @@ def _side_by_side(models: Sequence[tuple[Model, list[_Row]]]) -> str:
             parameters = get(row.run.summary, "model", "parameters")
         lines.append(
             [
-                f"<b>{show(_model_name(model))}</b>",
-                show((model.digest or "not recorded")[:12]),
-                "not recorded" if parameters is None else show(parameters),
-                show(row.what),
-                show(row.threat or "not recorded"),
+                f'<b class="tight">{show(_model_name(model))}</b>',
                 _cell(row.clean),
                 _cell(row.robust),
                 _n(row.clean, row.robust),
-                show(row.source),
+                show(row.threat or "not recorded"),
+                f'<span class="fold">{show(row.what)}</span>',
+                "not recorded" if parameters is None else show(parameters),
+                show((model.digest or "not recorded")[:12]),
+                f'<span class="fold">{show(row.source)}</span>',
             ]
         )
-    heads = ["network", "genotype", "parameters", "measured on", "threat", "clean", "robust",
-             "n", "file"]  # fmt: skip
+    heads = ["network", "clean", "robust", "n", "threat", "measured on", "parameters",
+             "genotype", "file"]  # fmt: skip
     note = ""
     settings = {(rows[0].what, rows[0].threat, rows[0].attack) for _, rows in models}
     if len(settings) > 1:
@@ -309,35 +315,35 @@ def _side_by_side(models: Sequence[tuple[Model, list[_Row]]]) -> str:
             "<p>Not all of these were measured in the same way (images, threat or attacks differ): "
             "compare only those that were.</p>"
         )
-    return note + table(heads, lines, text=(0, 1, 3, 4, 8), style="wide")
+    return note + table(heads, lines, text=(0, 4, 5, 7, 8))
 
 
 def _every_accuracy(models: Sequence[tuple[Model, list[_Row]]]) -> str:
     lines = [
         [
             show(row.run.key),
-            f'<span class="fold">{show(row.what)}</span>',
-            show(row.threat),
-            f'<span class="fold">{show(row.attack)}</span>',
             _cell(row.clean),
             _cell(row.robust),
             _n(row.clean, row.robust),
+            show(row.threat),
+            f'<span class="fold">{show(row.what)}</span>',
+            f'<span class="fold">{show(row.attack)}</span>',
             f'<span class="fold">{show(row.source)}</span>',
         ]
         for _, rows in models
         for row in rows
     ]
-    heads = ["run", "measured on", "threat", "attack", "clean", "robust", "n", "file"]
+    heads = ["run", "clean", "robust", "n", "threat", "measured on", "attack", "file"]
     lead = "".join(
         f'<p class="provenance">{show(row.run.key)}: {show(row.provenance)}</p>'
-        for row in dict.fromkeys(
-            row for _, rows in models for row in rows if row.provenance is not None
-        )
+        for _, rows in models
+        for row in rows
+        if row.provenance is not None
     )
     opened = " open" if len(lines) <= 8 else ""
     return (
         f"<details{opened}><summary>Every accuracy, with what it was measured on</summary>"
-        f"{table(heads, lines, text=(0, 1, 2, 3, 7))}{lead}</details>"
+        f"{table(heads, lines, text=(0, 4, 5, 6, 7))}{lead}</details>"
     )
 
 
@@ -366,7 +372,7 @@ def _lineage(found: Collection) -> str:
                     "" if parameters is None else show(parameters),
                     "" if data is None else show(data),
                     "" if seed is None else show(seed),
-                    show(get(run.environment, "date") or ""),
+                    show(str(get(run.environment, "date") or "")[:16].replace("T", " ")),
                     show(get(run.summary, "run_id") or ""),
                 ]
             )
@@ -392,10 +398,7 @@ def _robustness(found: Collection) -> str:
         body = '<p class="empty">No evaluation yet: python -m fastbandit.evaluate makes one.</p>'
         return section("robustness", "Robustness", body, "no file")
     body = _sweeps(models) + _after_attacks(models)
-    for run in runs:
-        body += _named(run, "Cross-check", get(run.summary, "cross_check"))
-        body += _named(run, "Transfer", get(run.summary, "transfer"))
-        body += _named(run, "RobustBench entry", get(run.summary, "robustbench"))
+    body += "".join(_more(run) for run in runs)
     return section("robustness", "Robustness", body, _sources(runs, EVALUATION))
 
 
@@ -415,8 +418,9 @@ def _points(model: Model, norm: str) -> dict[float, tuple[Evaluation, Result]]:
 
 def _sweeps(models: Sequence[Model]) -> str:
     """Accuracy against epsilon, one chart for each norm with two radii or more."""
-    norms = dict.fromkeys(
-        result.norm for model in models for run in model.evaluations for result in run.results
+    norms = sorted(
+        {result.norm for model in models for run in model.evaluations for result in run.results},
+        key=lambda norm: (norm != "linf", norm),
     )
     body = ""
     for norm in norms:
@@ -503,7 +507,13 @@ def _attack_curves(points: Mapping[float, tuple[Evaluation, Result]]) -> list[Se
     for radius, (_, result) in points.items():
         for attack in result.attacks:
             found.setdefault(attack.name, {})[radius] = attack.share.accuracy
-    lines = [(name, values) for name, values in found.items() if len(values) > 1][:_MOST_LINES]
+    worst = {r: result.worst.accuracy for r, (_, result) in points.items() if result.worst}
+    # The line of the attack that decides everywhere would lie on that of the worst case.
+    lines = [
+        (name, values)
+        for name, values in found.items()
+        if len(values) > 1 and values != {radius: worst[radius] for radius in values}
+    ][:_MOST_LINES]
     return [
         Series(name, list(values), list(values.values()), STYLES[1 + position], dashed=True)
         for position, (name, values) in enumerate(lines)
@@ -518,8 +528,16 @@ def _after_attacks(models: Sequence[Model]) -> str:
             for result in run.results:
                 entry = (result.norm, result.epsilon)
                 threats.setdefault(entry, []).append((model, run, result))
+    # First the threats that stand for a model, then by norm and radius.
+    chosen = [row.threat for model in models if (row := _rows(model)[0]).result is not None]
+
+    def order(entries: Sequence[tuple[Model, Evaluation, Result]]) -> tuple[Any, ...]:
+        result = entries[0][2]
+        words = _threat_words(result.threat)
+        return words not in chosen, result.norm != "linf", result.norm, result.radius or 0.0
+
     blocks = []
-    for number, entries in enumerate(threats.values()):
+    for number, entries in enumerate(sorted(threats.values(), key=order)):
         words = _threat_words(entries[0][2].threat)
         bars = _attack_bars(entries)
         chart = bar_chart(
@@ -608,12 +626,25 @@ def _attack_table(result: Result) -> str:
     return table(heads, lines, text=(0, 9))
 
 
-def _named(run: Evaluation, title: str, value: Any) -> str:
-    """A part of an evaluation whose fields are its own business: shown as they are."""
-    if value is None or value == [] or value == {}:
+def _more(run: Evaluation) -> str:
+    """The parts of an evaluation whose fields are their own business: shown as they are."""
+    parts = [
+        (title, value)
+        for title, key in (
+            ("Cross-check", "cross_check"),
+            ("Transfer", "transfer"),
+            ("RobustBench entry", "robustbench"),
+        )
+        if (value := get(run.summary, key))
+    ]
+    if not parts:
         return ""
-    summary = f"{show(title)}, {show(run.key)}"
-    return f"<details><summary>{summary}</summary>{_plain(value)}</details>"
+    titles = ", ".join(title.lower().replace("robustb", "RobustB") for title, _ in parts)
+    inner = "".join(f"<h3>{title}</h3>{_plain(value)}" for title, value in parts)
+    return (
+        f"<details><summary>More of {show(run.key)} ({show(run.label)}): {titles}</summary>"
+        f"{inner}</details>"
+    )
 
 
 def _plain(value: Any) -> str:
