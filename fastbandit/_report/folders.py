@@ -399,7 +399,8 @@ def _lenient_config(folder: Path, others: Sequence[str]) -> tuple[dict[str, Any]
     except ReportError as error:
         if not any((folder / name).is_file() for name in others):
             raise
-        return {}, "", [without_folder(str(error), folder)]
+        message = without_folder(str(error), folder)
+        return {}, "", [message.replace(f"{folder}: not a run folder", "config.yaml: missing")]
 
 
 def _command(folder: Path) -> str:

@@ -72,9 +72,14 @@ def get(value: Mapping[str, Any] | None, *path: str) -> Any:
 
 
 def finite(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    """A number from a file; None where it is none, not finite or too large for one."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def duration(seconds: float) -> str:

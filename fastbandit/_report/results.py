@@ -220,6 +220,15 @@ def _sources(runs: Iterable[Folder], *files: str) -> str:
     return "; ".join(f"{run.label}: {names}" for run in runs) or "no file"
 
 
+def _with_results(runs: Iterable[Folder], *files: str) -> str:
+    """The same, with the file of each run's results."""
+    return "; ".join(f"{run.label}: {', '.join([*files, _results_file(run)])}" for run in runs)
+
+
+def _results_file(run: Folder) -> str:
+    return EVALUATION if isinstance(run, Evaluation) else "summary.json"
+
+
 # --- headline -------------------------------------------------------------------------------
 
 
@@ -383,9 +392,7 @@ def _lineage(found: Collection) -> str:
         "together by the hash of the genotype, evaluations and retrainings also by run id and "
         "folder.</p>" + table(heads, lines, text=(0, 1, 2, 3, 4, 6, 8, 9))
     )
-    return section(
-        "runs", "Runs", body, _sources(found.runs, "config.yaml", "env.json", "the results")
-    )
+    return section("runs", "Runs", body, _with_results(found.runs, "config.yaml", "env.json"))
 
 
 # --- robustness -----------------------------------------------------------------------------
@@ -713,13 +720,16 @@ def _verdict(value: Any) -> str:
 
 
 def _guard(line: Epoch) -> str | None:
-    """What the guard against catastrophic overfitting says about an epoch that it found bad."""
+    """What the guard against catastrophic overfitting says about an epoch that it found bad.
+
+    As HTML.
+    """
     guard = (line.model_extra or {}).get("guard")
     if isinstance(guard, str):
-        return guard
+        return show(guard)
     if not isinstance(guard, Mapping) or not guard.get("overfitted"):
         return None
-    parts = [f"{name} {show(value)}" for name, value in pairs(guard) if name != "overfitted"]
+    parts = [f"{show(name)} {_leaf(value)}" for name, value in pairs(guard) if name != "overfitted"]
     return "overfitted: " + ", ".join(parts)
 
 
@@ -977,7 +987,7 @@ def _cost(found: Collection) -> str:
 
 def _ledger(run: Folder) -> tuple[dict[str, Any], str]:
     """The ledger of a run and its file; summed from the metrics where there is none yet."""
-    name = EVALUATION if isinstance(run, Evaluation) else "summary.json"
+    name = _results_file(run)
     cost = get(run.summary, "cost")
     if isinstance(cost, Mapping):
         return dict(pairs(cost)), name
@@ -1040,7 +1050,7 @@ def _environment(found: Collection) -> str:
         "environment",
         "Environment",
         body,
-        _sources(found.runs, "env.json", "versions of the results"),
+        _with_results(found.runs, "env.json"),
     )
 
 
