@@ -316,12 +316,15 @@ def make_retraining(
             "peak_memory_mb": 500.0 + epoch,
         }
         if overfitted is not None:
-            line["guard"] = {
+            line["overfitting"] = {
+                "steps": 1,
                 "trained": 0.5,
-                "strong": 0.01 if epoch == overfitted else 0.45,
+                "strong": 0.0125 if epoch == overfitted else 0.45,
                 "images": 256,
                 "overfitted": epoch == overfitted,
             }
+            if epoch == overfitted:
+                line["overfitting"]["back_to"] = epoch - 1
         metrics.append(line)
     write_lines(folder / "metrics.jsonl", metrics)
     found.save(folder / "genotype.json")
@@ -433,6 +436,7 @@ def make_evaluation(
                     "describe": f"{name}, {norm}, epsilon {epsilon}, step 2/255",
                     "settings": {"steps": 20, "restarts": 1},
                     "attacked": attacked,
+                    "fooled": attacked - standing,
                     **measured(standing, n),
                     "seconds": 1.25 + position,
                     "forward_passes": 21 * (position + 1),
@@ -443,6 +447,7 @@ def make_evaluation(
         results.append(
             {
                 "threat": {**THREAT, "norm": norm, "epsilon": epsilon, "epsilon_value": radius},
+                "attacked_images": "standing",
                 "clean": measured(clean, n),
                 "attacks": entries,
                 "worst_case": measured(standing, n),
@@ -481,9 +486,21 @@ def make_evaluation(
                 ],
             },
             "cross_check": {"with": "pyautoattack", "agree": 998, "n": n},
-            "transfer": [{"source": "another.safetensors", "accuracy": 0.875, "n": n}],
+            "transfer": [
+                {
+                    "from": {"file": "another.safetensors", "genotype_hash": None},
+                    "threat": {"norm": norm, "epsilon": epsilons[0]},
+                    "attacks": [{"name": "MI-FGSM", "attacked": clean, **measured(805, n)}],
+                }
+            ],
             "robustbench": {"clean_acc": "91.2", "dataset": "digits"},
-            "cost": {"seconds_total": 17.75, "forward_passes": 4321, "backward_passes": 1234},
+            "cost": {
+                "seconds_total": 17.75,
+                "seconds": {"clean": 0.5, "attacks": 16.25},
+                "unit_of_passes": "images",
+                "forward_passes": 4321,
+                "backward_passes": 1234,
+            },
             "versions": {"torch": "2.13.0+cpu"},
         },
     )

@@ -137,6 +137,7 @@ def test_every_attack_with_its_counts(source, page):
                     f"{attack['correct']:,}",
                     f"{attack['n']:,}",
                     cell(attack),
+                    str(attack["fooled"]),
                     f"{attack['seconds']:.2f}",
                     str(attack["forward_passes"]),
                     str(attack["backward_passes"]),
@@ -146,7 +147,7 @@ def test_every_attack_with_its_counts(source, page):
             worst = result["worst_case"]
             assert any(
                 row[2] == str(worst["correct"]) and row[4] == cell(worst)
-                for row in rows_with(page, "worst case", 10)
+                for row in rows_with(page, "worst case", 11)
             )
 
 
@@ -192,8 +193,11 @@ def test_training_curves_hold_the_logged_epochs(source, page):
             f"train accuracy {line['train_accuracy']:.4g}"
         ) in page.text
         assert f"epoch {line['epoch']}: loss {line['loss']:.4g}" in page.text
-    assert "R1, epoch 7: overfitted: trained 0.5, strong 0.01, images 256" in page.text
-    assert page.text.count("overfitted: ") == 1
+    assert (
+        "R1, epoch 7: 50.00 % under the training attack, 1.25 % under a stronger one, "
+        "of 256 images; back to epoch 6"
+    ) in page.text
+    assert page.text.count("under a stronger one") == 1
 
 
 def test_checks_and_verdicts(source, page):
@@ -516,11 +520,11 @@ def test_hostile_text_is_escaped(source, tmp_path):
     value["suspicion"]["checks"][0]["verdict"] = evil
     value["results"][1]["threat"]["epsilon"] = evil
     value["cost"][evil] = value["cross_check"][evil] = evil
-    value["transfer"] = [{evil: evil}]
+    value["transfer"] = [*value["transfer"], {"from": evil, "attacks": [{evil: evil}]}]
     write_json(inner / "evaluation.json", value)
     lines = read_lines(run / "metrics.jsonl")
-    lines[3]["guard"] = evil
-    lines[4]["guard"] = {evil: evil, "overfitted": True}
+    lines[3]["overfitting"] = evil
+    lines[4]["overfitting"] = {"overfitted": True, "trained": 0.5, "strong": 0.0, "images": evil}
     lines[5]["loss"] = evil
     write_lines(run / "metrics.jsonl", lines)
     (run / "config.yaml").write_text(json.dumps({"name": evil, "seed": evil, "data": evil}))
@@ -531,7 +535,7 @@ def test_hostile_text_is_escaped(source, tmp_path):
     assert "<script" not in text
     assert text.count("<img") == sum(tag == "img" for tag, _ in page.tags) == 24
     assert evil in unescape(text)
-    assert f"epoch 3: {evil}" in unescape(text)
+    assert f"of {evil} images" in unescape(text)
     for tag, attributes in page.tags:
         assert set(attributes) <= {
             "class", "id", "style", "href", "name", "content", "charset", "http-equiv", "lang",

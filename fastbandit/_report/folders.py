@@ -42,6 +42,7 @@ __all__ = [
     "Share",
     "collect",
     "make_share",
+    "radius_of",
     "read_folder",
 ]
 
@@ -208,12 +209,16 @@ def _digest(run: Folder) -> str | None:
 
 @dataclass(frozen=True)
 class Attack:
-    """One attack of one threat. ``attacked``: images that it was run on."""
+    """One attack of one threat.
+
+    ``attacked``: images that it was run on; ``fooled``: how many of them it changed the class of.
+    """
 
     name: str
     describe: str
     share: Share
     attacked: int | None = None
+    fooled: int | None = None
     unconfirmed: int | None = None
     seconds: float | None = None
     forward: int | None = None
@@ -229,6 +234,9 @@ class Result:
     attacks: list[Attack]
     worst: Share | None
     provenance: str | None
+    #: Every attack was run on all images that are classified rightly, not only on those that
+    #: stood after the attacks before it.
+    every: bool = False
 
     @property
     def norm(self) -> str:
@@ -242,13 +250,18 @@ class Result:
     @property
     def radius(self) -> float | None:
         """Epsilon as a number."""
-        value = finite(self.threat.get("epsilon_value"))
-        if value is None:
-            try:
-                value = float(Fraction(self.epsilon))
-            except (ValueError, ZeroDivisionError, OverflowError):
-                return None
-        return value if value >= 0 else None
+        return radius_of(self.threat)
+
+
+def radius_of(threat: Mapping[str, Any]) -> float | None:
+    """Epsilon of a threat as a number; None where it is none."""
+    value = finite(threat.get("epsilon_value"))
+    if value is None:
+        try:
+            value = float(Fraction(str(threat.get("epsilon"))))
+        except (ValueError, ZeroDivisionError, OverflowError):
+            return None
+    return value if value >= 0 else None
 
 
 @dataclass(frozen=True)
@@ -304,6 +317,7 @@ def _read_result(value: Any, where: str, notes: list[str]) -> Result | None:
                 describe=str(entry.get("describe") or ""),
                 share=share,
                 attacked=_count(entry.get("attacked")),
+                fooled=_count(entry.get("fooled")),
                 unconfirmed=_count(entry.get("unconfirmed")),
                 seconds=finite(entry.get("seconds")),
                 forward=_count(entry.get("forward_passes")),
@@ -320,7 +334,9 @@ def _read_result(value: Any, where: str, notes: list[str]) -> Result | None:
                     f"{attack.name}, {attack.share.accuracy:.6g}; it can be no larger"
                 )
     line = value.get("provenance")
-    return Result(dict(threat), clean, attacks, worst, None if line is None else str(line))
+    every = value.get("attacked_images") == "all"
+    provenance = None if line is None else str(line)
+    return Result(dict(threat), clean, attacks, worst, provenance, every)
 
 
 def _read_evaluation(folder: Path, summary: Mapping[str, Any] | None) -> Evaluation:

@@ -26,6 +26,7 @@ from fastbandit._report.folders import (
     Retraining,
     Share,
     make_share,
+    radius_of,
 )
 from fastbandit._report.html import (
     duration,
@@ -172,9 +173,11 @@ def _rows(model: Model) -> list[_Row]:
 
     def rank(row: _Row) -> tuple[int, int]:
         assert row.result is not None
-        same = isinstance(trained, Mapping) and all(
-            str(row.result.threat.get(name)) == str(trained.get(name))
-            for name in ("norm", "epsilon")
+        same = (
+            isinstance(trained, Mapping)
+            and row.result.norm == str(trained.get("norm") or "linf")
+            and row.result.radius is not None
+            and row.result.radius == radius_of(trained)
         )
         return (0 if same else 1, -len(row.result.attacks))
 
@@ -404,7 +407,7 @@ def _robustness(found: Collection) -> str:
     if not models:
         body = '<p class="empty">No evaluation yet: python -m fastbandit.evaluate makes one.</p>'
         return section("robustness", "Robustness", body, "no file")
-    body = _sweeps(models) + _after_attacks(models)
+    body = _sweeps(models) + _under_attack(models)
     body += "".join(_more(run) for run in runs)
     return section("robustness", "Robustness", body, _sources(runs, EVALUATION))
 
@@ -527,8 +530,8 @@ def _attack_curves(points: Mapping[float, tuple[Evaluation, Result]]) -> list[Se
     ]
 
 
-def _after_attacks(models: Sequence[Model]) -> str:
-    """Accuracy after each attack, one block for each threat."""
+def _under_attack(models: Sequence[Model]) -> str:
+    """Accuracy under each attack, one block for each threat."""
     threats: dict[tuple[str, str], list[tuple[Model, Evaluation, Result]]] = {}
     for model in models:
         for run in model.evaluations:
@@ -548,7 +551,7 @@ def _after_attacks(models: Sequence[Model]) -> str:
         words = _threat_words(entries[0][2].threat)
         bars = _attack_bars(entries)
         chart = bar_chart(
-            bars, title=f"Accuracy after each attack, {words}", x_label="accuracy", width=760
+            bars, title=f"Accuracy under attack, {words}", x_label="accuracy", width=760
         )
         tables = ""
         for _, run, result in entries:
@@ -556,14 +559,28 @@ def _after_attacks(models: Sequence[Model]) -> str:
             if result.provenance:
                 tables += f'<p class="provenance">{show(result.provenance)}</p>'
         opened = " open" if number == 0 else ""
+        star = " *" if any(result.every for _, _, result in entries) else ""
         blocks.append(
-            f"<details{opened}><summary>After each attack: {show(words)}</summary>"
+            f"<details{opened}><summary>Under attack: {show(words)}{star}</summary>"
             f'<div class="figure narrow">{chart}</div>{tables}</details>'
         )
+    every = {result.every for entries in threats.values() for _, _, result in entries}
+    how = []
+    if False in every:
+        how.append(
+            "Attacks ran one after the other, each only on the images that were still classified "
+            "rightly (column <i>attacked</i>), and <i>right</i> are those that still were after it."
+        )
+    if True in every:
+        marked = " with a * at their summary" if len(every) > 1 else ""
+        how.append(
+            f"In evaluations{marked}, every attack ran on every image that is classified rightly, "
+            "so each accuracy is that attack's own."
+        )
     return (
-        "<h3>Accuracy after each attack</h3><p>Attacks run one after the other, each only on "
-        "the images that are still classified rightly (column <i>attacked</i>); the worst case "
-        "counts an image as right only if it withstood all of them.</p>" + "\n".join(blocks)
+        f"<h3>Accuracy under attack</h3><p>{' '.join(how)} The worst case counts an image as right "
+        "only if it withstood all attacks. <i>Unconfirmed</i>: found by the fast path, refused by "
+        "the float32 model, so not counted.</p>" + "\n".join(blocks)
     )
 
 
@@ -610,7 +627,7 @@ def _attack_table(result: Result) -> str:
         name: str, share: Share | None, attacked: int | None = None, more: Sequence[Any] = ()
     ) -> list[str]:
         cells = ["" if value is None else show(value) for value in more]
-        cells += [""] * (5 - len(cells))
+        cells += [""] * (6 - len(cells))
         correct = "" if share is None or share.correct is None else f"{share.correct:,}"
         return [
             name,
@@ -625,12 +642,19 @@ def _attack_table(result: Result) -> str:
     lines = [line("clean", result.clean)]
     for attack in result.attacks:
         seconds = None if attack.seconds is None else f"{attack.seconds:.2f}"
-        more = (seconds, attack.forward, attack.backward, attack.unconfirmed, attack.describe)
+        more = (
+            attack.fooled,
+            seconds,
+            attack.forward,
+            attack.backward,
+            attack.unconfirmed,
+            attack.describe,
+        )
         lines.append(line(show(attack.name), attack.share, attack.attacked, more))
     lines.append(line("<b>worst case</b>", result.worst))
-    heads = ["attack", "attacked", "right", "n", "accuracy", "seconds", "forward", "backward",
-             "unconfirmed", "settings"]  # fmt: skip
-    return table(heads, lines, text=(0, 9))
+    heads = ["attack", "attacked", "right", "n", "accuracy", "fooled", "seconds", "forward",
+             "backward", "unconfirmed", "settings"]  # fmt: skip
+    return table(heads, lines, text=(0, 10))
 
 
 def _more(run: Evaluation) -> str:
@@ -647,11 +671,43 @@ def _more(run: Evaluation) -> str:
     if not parts:
         return ""
     titles = ", ".join(title.lower().replace("robustb", "RobustB") for title, _ in parts)
-    inner = "".join(f"<h3>{title}</h3>{_plain(value)}" for title, value in parts)
+    inner = "".join(
+        f"<h3>{title}</h3>{_transfer(value) if title == 'Transfer' else _plain(value)}"
+        for title, value in parts
+    )
     return (
         f"<details><summary>More of {show(run.key)} ({show(run.label)}): {titles}</summary>"
         f"{inner}</details>"
     )
+
+
+def _transfer(value: Any) -> str:
+    """Accuracy on images that were made against other models."""
+    lines: list[list[str]] = []
+    for entry in value if isinstance(value, list) else []:
+        attacks = get(entry, "attacks")
+        for attack in attacks if isinstance(attacks, list) else []:
+            notes: list[str] = []
+            share = make_share(
+                get(attack, "accuracy"), get(attack, "n"), get(attack, "correct"),
+                get(attack, "interval"), where="", notes=notes,
+            )  # fmt: skip
+            origin = get(entry, "from")
+            name = get(origin, "file") if isinstance(origin, Mapping) else origin
+            lines.append(
+                [
+                    f'<span class="fold">{show(name)}</span>',
+                    show(get(attack, "name")),
+                    show(get(attack, "attacked")),
+                    _n(share),
+                    _cell(share),
+                    f'<span class="fold">{show(get(attack, "describe") or "")}</span>',
+                ]
+            )
+    if not lines:
+        return _plain(value)
+    heads = ["images made against", "attack", "attacked", "n", "accuracy", "settings"]
+    return table(heads, lines, text=(0, 1, 5))
 
 
 def _plain(value: Any) -> str:
@@ -720,17 +776,21 @@ def _verdict(value: Any) -> str:
 
 
 def _guard(line: Epoch) -> str | None:
-    """What the guard against catastrophic overfitting says about an epoch that it found bad.
-
-    As HTML.
-    """
-    guard = (line.model_extra or {}).get("guard")
-    if isinstance(guard, str):
-        return show(guard)
+    """What the guard against catastrophic overfitting found wrong with an epoch, as HTML."""
+    guard = (line.model_extra or {}).get("overfitting")
     if not isinstance(guard, Mapping) or not guard.get("overfitted"):
         return None
-    parts = [f"{show(name)} {_leaf(value)}" for name, value in pairs(guard) if name != "overfitted"]
-    return "overfitted: " + ", ".join(parts)
+    trained, strong = finite(guard.get("trained")), finite(guard.get("strong"))
+    if trained is None or strong is None:
+        return "catastrophic overfitting"
+    words = (
+        f"{percent(trained)} under the training attack, {percent(strong)} under a stronger one, "
+        f"of {show(guard.get('images'))} images"
+    )
+    back = guard.get("back_to")
+    if isinstance(back, int) and not isinstance(back, bool):
+        words += f"; back to {f'epoch {back}' if back >= 0 else 'the beginning'}"
+    return words
 
 
 def _training(found: Collection) -> str:
@@ -975,7 +1035,7 @@ def _cost(found: Collection) -> str:
             body += f'<h3>{title}</h3><p class="empty">Nothing measured yet.</p>'
             continue
         lines = [
-            [_words(name), *(_amount(name, ledger.get(name)) for ledger, _ in ledgers)]
+            [_words(name, runs[0]), *(_amount(name, ledger.get(name)) for ledger, _ in ledgers)]
             for name in names
         ]
         lines.append(["file", *(show(source) for _, source in ledgers)])
@@ -1009,19 +1069,23 @@ def _ledger(run: Folder) -> tuple[dict[str, Any], str]:
     return {}, name
 
 
-def _words(name: str) -> str:
-    if name.startswith("seconds_"):
-        return f"seconds, {show(name.removeprefix('seconds_').replace('_', ' '))}"
+def _words(name: str, run: Folder) -> str:
+    for prefix in ("seconds_", "seconds."):
+        if name.startswith(prefix):
+            return f"seconds, {show(name.removeprefix(prefix).replace('_', ' '))}"
     if name == "peak_memory_mb":
         return "peak memory, MiB"
     if name == "images_per_second":
         return "images/s"
+    # An evaluation says itself what its passes count.
+    if name in ("forward_passes", "backward_passes") and not isinstance(run, Evaluation):
+        return f"{name.replace('_', ' ')} (mini-batches)"
     return show(name.replace("_", " "))
 
 
 def _amount(name: str, value: Any) -> str:
     seconds = finite(value)
-    if name.startswith("seconds_") and seconds is not None:
+    if name.startswith(("seconds_", "seconds.")) and seconds is not None:
         return f'{seconds:,.2f} <span class="n">{duration(seconds)}</span>'
     if isinstance(value, float):
         return f"{value:,.1f}"
