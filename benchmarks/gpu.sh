@@ -107,7 +107,7 @@ part_test() {
   local status=0 tool line
   local -a suite=(-q -p no:cacheprovider --maxfail=20)
   if ((check)); then
-    suite+=(tests/test_ops_pgd_step.py tests/test_ops_random_start.py)
+    suite+=(tests/test_ops_philox.py -k 'not cuda')
   fi
   # Two thirds for the suite, so that the sanitizers have their turn.
   timeout --kill-after=10 $(($(left) * 2 / 3)) "$python" -m pytest "${suite[@]}" \
@@ -185,7 +185,7 @@ part_step() {
     [[ -s $out/$name.json ]] && files+=("$out/$name.json")
   done
   ((${#files[@]})) && "$python" benchmarks/tables.py kernels "${files[@]}"
-  local -a what=(--preset smoke --init-channels 2 --train-limit 128)
+  local -a what=(--preset smoke --space general7-light --init-channels 2 --train-limit 64)
   if ! ((check)); then
     need_data mnist || return
     what=(--preset mnist --data "$data/mnist")

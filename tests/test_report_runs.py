@@ -181,8 +181,18 @@ def test_curve_against_epsilon_lies_where_the_file_says(source, tmp_path):
         for y, end in zip((low, high), share["interval"], strict=True):
             rise = end - wanted[0][1]["accuracy"]
             assert float(y) - y0 == pytest.approx(scale_y * rise, abs=0.02)
-    for epsilon in ("0", *SWEEP):
-        assert f">{epsilon}</text>" in chart
+    # The scales themselves: each point is above the tick of its epsilon, and the grid says 0 and 1.
+    texts = {
+        text: (float(x), y)
+        for x, y, text in re.findall(
+            r'class="tick" x="([\d.]+)" y="([\d.]+)"[^>]*>([^<]*)</text>', chart
+        )
+    }
+    for (x, _), epsilon in zip(points, ("0", "2/255", "4/255", "8/255", "16/255"), strict=True):
+        assert texts[epsilon][0] == pytest.approx(x, abs=0.02)
+    zero, one = float(texts["0.0"][1]), float(texts["1.0"][1])
+    assert scale_y == pytest.approx(one - zero, rel=1e-3)
+    assert y0 == pytest.approx(zero + scale_y * wanted[0][1]["accuracy"], abs=0.05)
 
 
 def test_training_curves_hold_the_logged_epochs(source, page):
@@ -435,6 +445,13 @@ def test_two_retrainings_of_one_genotype_keep_their_evaluations(tmp_path, found)
     assert [row[2] for row in runs_table(page)] == [
         "seed-1", "evaluation-1", "seed-2", "evaluation-2",
     ]  # fmt: skip
+    # Inside the folder of one of them it needs no run id.
+    make_evaluation(runs[0] / "evaluation-linf-8_255", found)
+    page = read(runs, tmp_path / "page.html")
+    assert [row[2] for row in runs_table(page)] == [
+        "seed-1", "seed-1/evaluation-linf-8_255", "seed-2",
+    ]  # fmt: skip
+    shutil.rmtree(runs[0] / "evaluation-linf-8_255")
     # Without a run id the genotype alone cannot tell which of the two it was.
     unknown = make_evaluation(tmp_path / "unknown", found)
     page = read([*runs, unknown], tmp_path / "page.html")
@@ -544,6 +561,30 @@ def test_hostile_text_is_escaped(source, tmp_path):
             "xmlns", "font-family", "font-size", "fill", "stroke", "points", "fill-opacity",
             "stroke-dasharray",
         }, tag  # fmt: skip
+
+
+def test_attacks_that_all_met_every_image_are_told_apart(run):
+    cumulative = "each only on the images that were still classified rightly"
+    own = "so each accuracy is that attack's own"
+    page = read(run, run / "page.html")
+    assert cumulative in page.text
+    assert own not in page.text
+    value = evaluation(run)
+    for result in value["results"]:
+        result["attacked_images"] = "all"
+    write_json(run / "evaluation-linf-8_255" / "evaluation.json", value)
+    page = read(run, run / "page.html")
+    assert cumulative in page.text  # of the other evaluation
+    assert own in page.text
+    assert "Under attack: L∞, epsilon 8/255 *" in page.text
+    assert "Under attack: L2, epsilon 1/2 *" not in page.text
+
+
+def test_transfer_is_a_table(source, page):
+    entry = evaluation(source)["transfer"][0]
+    attack = entry["attacks"][0]
+    assert [entry["from"]["file"], attack["name"], str(attack["attacked"]), "1,000",
+            cell(attack), ""] in page.rows  # fmt: skip
 
 
 # --- what is missing, damaged or contradicts itself -----------------------------------------

@@ -577,6 +577,14 @@ def _under_attack(models: Sequence[Model]) -> str:
             f"In evaluations{marked}, every attack ran on every image that is classified rightly, "
             "so each accuracy is that attack's own."
         )
+    units = {
+        str(unit)
+        for model in models
+        for run in model.evaluations
+        if (unit := get(run.summary, "cost", "unit_of_passes")) is not None
+    }
+    if len(units) == 1:
+        how.append(f"<i>Forward</i> and <i>backward</i> passes count {show(units.pop())}.")
     return (
         f"<h3>Accuracy under attack</h3><p>{' '.join(how)} The worst case counts an image as right "
         "only if it withstood all attacks. <i>Unconfirmed</i>: found by the fast path, refused by "
