@@ -20,8 +20,8 @@ from typing import Any
 import tyro
 
 from fastbandit._files import write_atomic
+from fastbandit._intervals import wilson
 from fastbandit._report.folders import Collection, collect
-from fastbandit._report.html import wilson
 from fastbandit._report.page import make_joint_page, make_page
 from fastbandit._report.reading import ReportError
 

@@ -16,7 +16,8 @@ import numpy as np
 from pydantic import ConfigDict
 
 from fastbandit._files import FileError, read_json
-from fastbandit._report.html import finite, get, wilson
+from fastbandit._intervals import wilson
+from fastbandit._report.html import finite, get
 from fastbandit._report.reading import (
     Folder,
     Line,

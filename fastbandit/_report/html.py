@@ -1,4 +1,4 @@
-"""Pieces of HTML: values as escaped text, tables, tiles, sections, and the interval of a share."""
+"""Pieces of HTML: values as escaped text, tables, tiles, sections and intervals."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
+
+from fastbandit._intervals import wilson
 
 __all__ = [
     "duration",
@@ -18,32 +20,7 @@ __all__ = [
     "show",
     "table",
     "tile",
-    "wilson",
 ]
-
-# The 97.5 % point of the normal distribution: two-sided intervals of 95 %.
-_Z = 1.959963984540054
-
-
-def wilson(correct: float, n: int) -> tuple[float, float]:
-    """95 % interval of a share, ``correct`` of ``n``.
-
-    Args:
-        correct: successes, 0 to ``n``.
-        n: trials, at least 1.
-
-    Returns:
-        Lower and upper end, in [0, 1].
-
-    Source: Wilson, "Probable inference, the law of succession, and statistical inference", 1927.
-    """
-    if n < 1 or not 0 <= correct <= n:
-        raise ValueError(f"wilson: expected 0 <= correct <= n and n >= 1, got {correct} of {n}")
-    share, z2 = correct / n, _Z * _Z
-    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    return max(0.0, middle - half), min(1.0, middle + half)
-
 
 # --- text -----------------------------------------------------------------------------------
 
