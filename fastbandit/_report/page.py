@@ -15,6 +15,7 @@ from fastbandit._report import results, search
 from fastbandit._report.folders import Collection
 from fastbandit._report.html import get, show
 from fastbandit._report.reading import Folder, Run
+from fastbandit._report.robustness import has_pictures
 
 __all__ = ["make_joint_page", "make_page"]
 
@@ -54,7 +55,7 @@ def make_joint_page(found: Collection) -> str:
         _header(found, title),
         links,
         "\n".join(parts),
-        pictures=results.has_pictures(found),
+        pictures=has_pictures(found),
     )
 
 
