@@ -1,4 +1,4 @@
-"""Charts as inline SVG text: lines over samples, and the lanes of one bandit's arms.
+"""Charts as inline SVG text: lines, bars of shares, and the lanes of one bandit's arms.
 
 Nothing here knows a run: numbers in, text out. Colours are classes that the page's style sheet
 fills in, so the same drawing serves a light and a dark background. All text is escaped.
@@ -13,7 +13,10 @@ from html import escape
 
 import numpy as np
 
-__all__ = ["Lane", "Series", "arm_lanes", "line_chart", "ticks"]
+__all__ = ["STYLES", "Bar", "Lane", "Series", "arm_lanes", "bar_chart", "line_chart", "ticks"]
+
+#: Classes of colour of lines and bars.
+STYLES = ("s1", "s2", "s3", "s4", "s5", "s6")
 
 #: Classes of the diverging scale of :func:`arm_lanes`, ``d0`` (low) to ``d6`` (high).
 DIVERGING_STEPS = 7
@@ -27,8 +30,9 @@ _REGULAR, _BOLD = 6.6, 7.4
 class Series:
     """One line: ``x`` and ``y`` of equal length; None or NaN in ``y`` breaks the line.
 
-    ``style`` is the class of its colour, ``s1`` to ``s4``; ``dashed`` lets a line that may lie
-    on another be seen.
+    ``style`` is the class of its colour, one of ``STYLES``; ``dashed`` lets a line that may lie
+    on another be seen. ``low`` and ``high``, where given, are the ends of an interval at each
+    point; then the points themselves are marked too.
     """
 
     name: str
@@ -36,6 +40,24 @@ class Series:
     y: Sequence[float | None]
     style: str
     dashed: bool = False
+    low: Sequence[float | None] | None = None
+    high: Sequence[float | None] | None = None
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar from 0 to ``value``, with an interval where both ends are given.
+
+    ``label`` stands left of it, ``text`` right of it, ``note`` is its tooltip.
+    """
+
+    label: str
+    value: float
+    text: str
+    style: str
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -118,6 +140,8 @@ def line_chart(
     zero: bool = True,
     events: Sequence[tuple[float, str]] = (),
     notes: Sequence[tuple[float, str]] = (),
+    x_ticks: Sequence[tuple[float, str]] | None = None,
+    y_range: tuple[float, float] | None = None,
     width: int = 1080,
     height: int = 300,
 ) -> str:
@@ -131,6 +155,9 @@ def line_chart(
         zero: the y axis starts at 0; otherwise a little below the smallest value.
         events: (x, text) of vertical lines; the text stands above them.
         notes: (x, text) of tooltips, one for each value of x that has one.
+        x_ticks: (x, text) of the ticks, for an axis that does not count whole things; one whose
+            text would lie on the one before it has no text.
+        y_range: ends of the y axis; default: what the values, and ``zero``, ask for.
         width, height: of the view box, in pixels.
 
     Returns:
@@ -146,6 +173,8 @@ def line_chart(
         high = low + (abs(low) or 1.0)
     pad = (high - low) * 0.06
     low, high = (low if zero and low == 0 else low - pad), high + pad
+    if y_range is not None:
+        low, high = y_range
     x_low, x_high = x_range
     x_high = x_high if x_high > x_low else x_low + 1
 
@@ -174,20 +203,31 @@ def line_chart(
             f'<text class="tick" x="{number(left - 6)}" y="{y}" dy=".35em" '
             f'text-anchor="end">{text}</text>'
         )
-    x_ticks = [x for x in ticks(x_low, x_high, max(2, int(inner_w // 90))) if x % 1 == 0]
-    for value in x_ticks:
-        x = number(at_x(value))
+    if x_ticks is None:
+        whole = [x for x in ticks(x_low, x_high, max(2, int(inner_w // 90))) if x % 1 == 0]
+        x_ticks = [(value, f"{value:.0f}") for value in whole]
+    taken = -math.inf
+    for value, text in x_ticks:
+        x, half = number(at_x(value)), len(text) * _REGULAR / 2
         parts.append(f'<path class="axis" d="M{x} {number(floor)}v5"/>')
+        if at_x(value) - half < taken:
+            continue
+        taken = at_x(value) + half + 6
         parts.append(
             f'<text class="tick" x="{x}" y="{number(floor + 18)}" '
-            f'text-anchor="middle">{value:.0f}</text>'
+            f'text-anchor="middle">{escape(text)}</text>'
         )
     parts.append(f'<path class="axis" d="M{number(left)} {number(floor)}h{number(inner_w)}"/>')
-    for value, text in events:
-        x = number(at_x(value))
-        parts.append(f'<path class="event" d="M{x} {top - 4}V{number(floor)}"/>')
+    taken = -math.inf
+    for value, text in sorted(events):
+        line_x, half = at_x(value), len(text) * _REGULAR / 2
+        parts.append(f'<path class="event" d="M{number(line_x)} {top - 4}V{number(floor)}"/>')
+        # Moved to the right where it would lie on the one before it.
+        middle_x = max(line_x, taken + half)
+        taken = middle_x + half + 5
         parts.append(
-            f'<text class="tick" x="{x}" y="{top - 10}" text-anchor="middle">{escape(text)}</text>'
+            f'<text class="tick" x="{number(middle_x)}" y="{top - 10}" '
+            f'text-anchor="middle">{escape(text)}</text>'
         )
     parts.append(
         f'<text class="label" x="{number(left + inner_w / 2)}" y="{height - 6}" '
@@ -201,7 +241,7 @@ def line_chart(
 
     ends = []
     for line in series:
-        path, pen_down, alone = [], False, []
+        path, pen_down, alone, whiskers = [], False, [], []
         for position, (x_value, y_value) in enumerate(zip(line.x, line.y, strict=True)):
             if y_value is None or not math.isfinite(y_value):
                 pen_down = False
@@ -213,8 +253,20 @@ def line_chart(
             path.append(f"{'L' if pen_down else 'M'}{point}")
             pen_down = True
             last = (x_value, y_value)
+            if line.low is not None and line.high is not None:
+                bottom_end, top_end = line.low[position], line.high[position]
+                if bottom_end is not None and top_end is not None:
+                    whiskers.append(
+                        f"M{number(at_x(x_value))} {number(at_y(bottom_end))}"
+                        f"V{number(at_y(top_end))}m-4 0h8M{number(at_x(x_value) - 4)} "
+                        f"{number(at_y(bottom_end))}h8"
+                    )
+                if point not in alone:
+                    alone.append(point)
         dash = " dashed" if line.dashed else ""
         parts.append(f'<path class="line {line.style}{dash}" d="{"".join(path)}"/>')
+        if whiskers:
+            parts.append(f'<path class="whisker {line.style}" d="{"".join(whiskers)}"/>')
         for point in alone:
             x, y = point.split()
             parts.append(f'<circle class="dot {line.style}" cx="{x}" cy="{y}" r="2.5"/>')
@@ -239,6 +291,85 @@ def line_chart(
                 f"<title>{escape(text)}</title></rect>"
             )
     parts.append("</svg>")
+    return "\n".join(parts)
+
+
+def bar_chart(
+    bars: Sequence[Bar],
+    *,
+    title: str,
+    x_label: str,
+    x_range: tuple[float, float] = (0.0, 1.0),
+    width: int = 720,
+    bar_height: int = 24,
+) -> str:
+    """Horizontal bars, one below the other, all from the left end of the axis.
+
+    Args:
+        bars: from the top; a value outside ``x_range`` is drawn at its end.
+        title: accessible name of the drawing.
+        x_label: axis title, with the unit.
+        x_range: ends of the axis.
+        width, bar_height: in pixels; the height follows from the number of bars.
+
+    Returns:
+        An ``<svg>`` element, or a paragraph that says there is nothing to draw yet.
+    """
+    if not bars:
+        return '<p class="empty">Nothing to draw yet.</p>'
+    low, high = x_range
+    left = 10 + max(len(bar.label) for bar in bars) * _REGULAR
+    right = 14 + max(len(bar.text) for bar in bars) * _BOLD
+    top, bottom = 6, 42
+    inner, floor = width - left - right, top + bar_height * len(bars)
+    height = floor + bottom
+
+    def at(value: float) -> float:
+        return left + (min(max(value, low), high) - low) / (high - low) * inner
+
+    parts = [
+        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="{escape(title)}">'
+    ]
+    values = ticks(low, high)
+    for value, text in zip(values, _tick_labels(values), strict=True):
+        x = number(at(value))
+        parts.append(f'<path class="gridline" d="M{x} {top}V{floor}"/>')
+        parts.append(
+            f'<text class="tick" x="{x}" y="{floor + 16}" text-anchor="middle">{text}</text>'
+        )
+    for position, bar in enumerate(bars):
+        y = top + position * bar_height
+        middle = y + bar_height / 2
+        parts.append(
+            f'<text class="tick" x="{number(left - 7)}" y="{number(middle)}" dy=".35em" '
+            f'text-anchor="end">{escape(bar.label)}</text>'
+        )
+        parts.append(
+            f'<rect class="bar {bar.style}" x="{number(left)}" y="{y + 4}" '
+            f'width="{number(at(bar.value) - left)}" height="{bar_height - 8}"/>'
+        )
+        end = at(bar.value)
+        if bar.low is not None and bar.high is not None:
+            start, end = at(bar.low), max(end, at(bar.high))
+            parts.append(
+                f'<path class="interval" d="M{number(start)} {number(middle)}H{number(end)}'
+                f'm0 -4v8M{number(start)} {number(middle - 4)}v8"/>'
+            )
+        parts.append(
+            f'<text class="name" x="{number(end + 8)}" y="{number(middle)}" dy=".35em">'
+            f"{escape(bar.text)}</text>"
+        )
+        if bar.note:
+            parts.append(
+                f'<rect class="hover" x="0" y="{y}" width="{width}" height="{bar_height}">'
+                f"<title>{escape(bar.note)}</title></rect>"
+            )
+    parts.append(f'<path class="axis" d="M{number(left)} {top}V{floor}h{number(inner)}"/>')
+    parts.append(
+        f'<text class="label" x="{number(left + inner / 2)}" y="{height - 8}" '
+        f'text-anchor="middle">{escape(x_label)}</text></svg>'
+    )
     return "\n".join(parts)
 
 

@@ -1,13 +1,16 @@
-"""``python -m fastbandit.report RUN``: what a search did, as one HTML file that needs no network.
+"""``python -m fastbandit.report RUN...``: what runs did, as one HTML file that needs no network.
 
-The page is built from the files of a run folder alone, finished or not: accuracies with their
-intervals, the cells drawn, every edge's arms over time, every abandoned arm with the reason, cost,
-configuration and environment.
+The page is built from the files of the run folders alone, finished or not. Of a search it shows
+accuracies with their intervals, the cells drawn, every edge's arms over time, every abandoned arm
+with the reason, cost, configuration and environment. Retraining runs and evaluations add
+robustness curves, training curves, adversarial examples as images and the suspicion checks; runs
+are matched by the hash of their genotype.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,47 +20,72 @@ from typing import Any
 import tyro
 
 from fastbandit._files import write_atomic
-from fastbandit._report.page import make_page, wilson
-from fastbandit._report.reading import ReportError, Run, read_run
+from fastbandit._intervals import wilson
+from fastbandit._report.folders import Collection, collect
+from fastbandit._report.page import make_joint_page, make_page
+from fastbandit._report.reading import ReportError
 
 __all__ = ["ReportError", "main", "wilson", "write_report"]
 
 
 def write_report(
-    run_dir: str | Path, out: str | Path | None = None, *, summary: Mapping[str, Any] | None = None
+    run_dir: str | Path | Sequence[str | Path],
+    out: str | Path | None = None,
+    *,
+    summary: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write the report of a run, finished or not, as one HTML file; an older one is replaced.
+    """Write the report of one or more runs, finished or not, as one HTML file.
+
+    An older file is replaced.
 
     Args:
-        run_dir: the run folder.
-        out: file to write; default ``report.html`` in the run folder.
-        summary: what summary.json is going to hold, for a search that writes that file last.
+        run_dir: the run folder, or several: of searches, retraining runs and evaluations.
+            Evaluations below the folder of a retraining run are found by themselves.
+        out: file to write; default ``report.html`` in the run folder, and for several in the
+            current folder.
+        summary: what summary.json (evaluation.json) of the first folder is going to hold, for a
+            command that writes that file last.
 
     Returns:
         The file written.
 
     Raises:
-        ReportError: ``run_dir`` is not a run folder, or ``out`` names a folder.
+        ReportError: a folder is not that of a run, or ``out`` names a folder.
         OSError: the file cannot be written; an older one is left as it was.
     """
-    folder = Path(run_dir)
-    return _write(read_run(folder, summary), out)
+    folders = [run_dir] if isinstance(run_dir, (str, os.PathLike)) else list(run_dir)
+    paths = [Path(folder) for folder in folders]
+    if not paths:
+        raise ReportError("write_report: run_dir: expected at least one run folder, got none")
+    return _write(collect(paths, summary), _target(paths, out))
 
 
-def _write(run: Run, out: str | Path | None) -> Path:
-    target = Path(out) if out is not None else run.folder / "report.html"
+def _target(folders: Sequence[Path], out: str | Path | None) -> Path:
+    if out is not None:
+        return Path(out)
+    return folders[0] / "report.html" if len(folders) == 1 else Path("report.html")
+
+
+def _write(found: Collection, target: Path) -> Path:
     if target.is_dir():
         raise ReportError(f"{target}: expected a file to write to, got a folder")
-    write_atomic(target, make_page(run))
+    if found.runs == found.searches and len(found.searches) == 1:
+        run = found.searches[0]
+        run.key = ""
+        page = make_page(run)
+    else:
+        page = make_joint_page(found)
+    write_atomic(target, page)
     return target
 
 
 @dataclass(frozen=True)
 class _Command:
-    run: tyro.conf.Positional[Path]
-    """run folder, as python -m fastbandit.search writes it"""
+    run: tyro.conf.Positional[tuple[Path, ...]]
+    """run folders, as python -m fastbandit.search, .retrain and .evaluate write them; evaluations
+    below a retraining run's folder are found by themselves"""
     out: Path | None = None
-    """file to write; default: report.html in the run folder"""
+    """file to write; default: report.html in the run folder, for several in the current folder"""
     json: bool = False
     """print the result as one line of JSON"""
 
@@ -68,29 +96,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tyro.conf.configure(tyro.conf.FlagCreatePairsOff)(_Command),
         args=None if arguments is None else list(arguments),
         prog="python -m fastbandit.report",
-        description="Write the report of a search, finished or not, as one offline HTML file.",
+        description="Write the report of searches, retraining runs and evaluations, finished or "
+        "not, as one offline HTML file.",
     )
     try:
-        run = read_run(command.run, None)
-        path = _write(run, command.out)
-    except ReportError as error:
+        if not command.run:
+            raise ReportError("RUN: expected at least one run folder, got none")
+        found = collect(command.run)
+        path = _write(found, _target(command.run, command.out))
+    except (ReportError, OSError) as error:
         print(f"report: error: {error}", file=sys.stderr)
         return 1
-    except OSError as error:
-        print(f"report: error: {error}", file=sys.stderr)
-        return 1
+    alone = len(found.runs) == 1
+    notes = [
+        note if alone else f"{run.key} ({run.label}): {note}"
+        for run in found.runs
+        for note in run.notes
+    ]
     if command.json:
-        result = {
+        result: dict[str, Any] = {
             "report": str(path),
             "bytes": path.stat().st_size,
-            "status": "finished" if run.finished else "unfinished",
-            "samples": len(run.samples),
-            "planned": run.planned,
-            "notes": run.notes,
+            "status": "finished" if all(run.finished for run in found.runs) else "unfinished",
         }
-        print(json.dumps(result))
+        if alone and found.searches:
+            result["samples"] = len(found.searches[0].samples)
+            result["planned"] = found.searches[0].planned
+        else:
+            result["searches"] = len(found.searches)
+            result["retrainings"] = len(found.retrainings)
+            result["evaluations"] = len(found.evaluations)
+            result["suspicious"] = sum(run.suspicious for run in found.evaluations)
+        print(json.dumps({**result, "notes": notes}))
     else:
-        for note in run.notes:
+        for note in notes:
             print(f"note: {note}")
         print(f"report: {path}")
     return 0

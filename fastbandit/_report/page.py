@@ -1,823 +1,126 @@
-"""The page of the report: one function for each section, all text escaped.
+"""The page of the report: a search as it is alone, or several runs and how they belong together.
 
-Every section names the file its numbers come from. The page forbids scripts and requests.
+Every section names the file its numbers come from; all text is escaped. The page forbids scripts
+and requests; the only pictures are those it carries.
 """
 
 from __future__ import annotations
 
 import datetime
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from importlib import resources
-from typing import Any
 
-import numpy as np
+from fastbandit._report import results, search
+from fastbandit._report.folders import Collection
+from fastbandit._report.html import get, show
+from fastbandit._report.reading import Folder, Run
+from fastbandit._report.robustness import has_pictures
 
-from fastbandit._charts import DIVERGING_STEPS, Lane, Series, arm_lanes, line_chart
-from fastbandit._intervals import wilson
-from fastbandit._report.reading import Abandon, Run, Start, read_lines, without_folder
-from fastbandit.threat import ThreatModel
+__all__ = ["make_joint_page", "make_page"]
 
-__all__ = ["make_page", "wilson"]
-
-
-# --- text -----------------------------------------------------------------------------------
-
-
-def _text(value: Any) -> str:
-    """A value from a file as escaped text."""
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return escape(f"{value:.6g}")
-    if isinstance(value, int):
-        return f"{value:,}"
-    return escape(str(value))
-
-
-def _get(value: Mapping[str, Any] | None, *path: str) -> Any:
-    """The value at a path of keys; None where there is none."""
-    found: Any = value
-    for key in path:
-        if not isinstance(found, Mapping):
-            return None
-        found = found.get(key)
-    return found
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        return None
-    return float(value)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.1f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.1f} min"
-    return f"{seconds / 3600:.2f} h"
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.2f} %"
-
-
-def _section(name: str, title: str, body: str, source: str) -> str:
-    return (
-        f'<section id="{name}"><h2>{escape(title)}</h2>\n{body}\n'
-        f'<p class="source">from {escape(source)}</p></section>'
-    )
-
-
-def _table(
-    heads: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    *,
-    text: Sequence[int] = (),
-    style: str = "",
-) -> str:
-    """A table of cells that are HTML already; columns in ``text`` are aligned to the left."""
-
-    def kind(column: int) -> str:
-        return ' class="text"' if column in text else ""
-
-    head = "".join(f"<th{kind(i)}>{name}</th>" for i, name in enumerate(heads))
-    body = "\n".join(
-        "<tr>" + "".join(f"<td{kind(i)}>{cell}</td>" for i, cell in enumerate(row)) + "</tr>"
-        for row in rows
-    )
-    opening = f'<table class="{style}">' if style else "<table>"
-    return (
-        f'<div class="scroll">{opening}<thead><tr>{head}</tr></thead>\n'
-        f"<tbody>{body}</tbody></table></div>"
-    )
-
-
-def _pairs(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of nested mappings under dotted names."""
-    for key, entry in value.items():
-        if isinstance(entry, Mapping) and entry:
-            yield from _pairs(entry, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", entry
-
-
-def _threat(value: Mapping[str, Any]) -> str:
-    """A threat model in words, escaped; the bare settings where they make no valid one."""
-    known = {name: value[name] for name in ThreatModel.__dataclass_fields__ if name in value}
-    if not known:
-        return "not recorded"
-    try:
-        return escape(ThreatModel(**known).describe())
-    except (TypeError, ValueError):
-        return ", ".join(f"{_text(name)} {_text(entry)}" for name, entry in value.items())
-
-
-def _training_threat(run: Run) -> str:
-    """The adversary of the training step in words."""
-    found = _get(run.summary, "threat")
-    if isinstance(found, Mapping):
-        return _threat(found)
-    attack = _get(run.config, "attack")
-    if not isinstance(attack, Mapping):
-        return "not recorded"
-    settings = dict(attack)
-    if settings.pop("clip", None) == "none":
-        settings["lower"] = settings["upper"] = None
-    return _threat(settings)
-
-
-def _norm(run: Run) -> Any:
-    return _get(run.summary, "threat", "norm") or _get(run.config, "attack", "norm") or "linf"
-
-
-# --- sections -------------------------------------------------------------------------------
-
-
-def _header(run: Run) -> str:
-    name = _get(run.summary, "name") or run.config.get("name") or run.folder.name
-    status = "finished" if run.finished else "unfinished"
-    facts = []
-    identity = _get(run.summary, "run_id")
-    if identity is not None:
-        facts.append(f"run <b>{_text(identity)}</b>")
-    date = _get(run.environment, "date")
-    if date is not None:
-        facts.append(f"started <b>{_text(date)}</b>")
-    data = _get(run.summary, "data", "name") or _get(run.split, "data") or run.config.get("data")
-    if data is not None:
-        sizes = [
-            f"{_text(size)} {part}"
-            for part in ("weights", "validation", "test")
-            if (size := _split_size(run, part)) is not None
-        ]
-        facts.append(f"data <b>{_text(data)}</b>{' (' + ', '.join(sizes) + ')' if sizes else ''}")
-    space = run.start.space if run.start else run.config.get("space")
-    if space is not None:
-        facts.append(f"space <b>{_text(space)}</b>")
-    digest = _get(run.summary, "genotype_hash")
-    if digest is not None:
-        facts.append(f"genotype <b>{_text(str(digest)[:12])}</b>")
-    notes = ""
-    if not run.finished:
-        notes += (
-            '<div class="warning">This run is not finished: '
-            f"{len(run.samples)} of {run.planned} samples so far. What follows is the state its "
-            "files show; the same command goes on with it.</div>"
-        )
-    if run.notes:
-        items = "".join(f"<li>{escape(note)}</li>" for note in run.notes[:20])
-        more = f"<li>and {len(run.notes) - 20} more</li>" if len(run.notes) > 20 else ""
-        notes += f'<div class="warning">Not everything could be read:<ul>{items}{more}</ul></div>'
-    return (
-        f'<header><h1>{_text(name)} <span class="status {status}">{status}</span></h1>\n'
-        f'<p class="meta">{" · ".join(facts)}</p>\n'
-        f'<p class="meta">adversary in training: <b>{_training_threat(run)}</b></p>\n'
-        f'<p class="provenance">{_provenance(run)}</p>\n{notes}\n'
-        '<p class="source">from summary.json, config.yaml, env.json, split.json</p></header>'
-    )
-
-
-def _split_size(run: Run, part: str) -> int | None:
-    """Images of a part of the data: from the summary, else from the stored split."""
-    value = _get(run.summary, "data", part)
-    if value is None:
-        value = _get(run.split, part)
-    if isinstance(value, list):
-        return len(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _provenance(run: Run) -> str:
-    """One line with all that a robust accuracy depends on."""
-    parts = []
-    for key in ("final", "test"):
-        found = _get(run.summary, key)
-        if isinstance(found, Mapping) and found.get("n") is not None:
-            parts.append(f"n = {_text(found['n'])} ({_text(found.get('split', key))})")
-    if not parts and (size := _split_size(run, "validation")) is not None:
-        parts.append(f"n = {size:,} (validation)")
-    if run.config.get("seed") is not None:
-        parts.append(f"seed {_text(run.config['seed'])}")
-    measured = _get(run.summary, "test", "attack") or _get(run.summary, "final", "attack")
-    attack = f"measured with {_text(measured)}" if measured else _reward_attack(run)
-    parts.append(attack)
-    norm = {"linf": "L-infinity"}.get(str(_norm(run)), str(_norm(run)))
-    parts.append(f"norm {escape(norm)}")
-    epsilon = _get(run.summary, "threat", "epsilon") or _get(run.config, "attack", "epsilon")
-    if epsilon is not None:
-        parts.append(f"epsilon {_text(epsilon)}")
-    dtype = _get(run.summary, "dtype") or run.config.get("dtype") or "float32"
-    parts.append(f"dtype {_text(dtype)}")
-    bn_mode = _get(run.summary, "threat", "bn_mode") or _get(run.config, "attack", "bn_mode")
-    if bn_mode is not None:
-        parts.append(f"bn_mode {_text(bn_mode)} in training, eval when measured")
-    selection = _get(run.summary, "selection")
-    parts.append(
-        f"selection: {_text(selection)}"
-        if selection is not None
-        else "selection: the arm that is left on every edge"
-    )
-    return "; ".join(parts)
-
-
-def _reward_attack(run: Run) -> str:
-    steps = _get(run.config, "attack", "steps")
-    words = f", {_text(steps)} step(s)" if steps is not None else ""
-    return f"attack of the reward: the training step's{words}, batch norm in eval mode"
-
-
-def _accuracy_rows(run: Run) -> list[tuple[str, str, float, int | None, str]]:
-    """(split, kind, accuracy, n, attack) of every accuracy of the found path."""
-    rows = []
-    for key in ("test", "final"):
-        found = _get(run.summary, key)
-        if not isinstance(found, Mapping):
-            continue
-        n = found.get("n")
-        count = n if isinstance(n, int) and not isinstance(n, bool) and n > 0 else None
-        split = str(found.get("split") or key)
-        for kind in ("clean", "robust"):
-            value = _number(found.get(f"{kind}_accuracy"))
-            if value is not None:
-                attack = str(found.get("attack") or "") if kind == "robust" else ""
-                rows.append((split, kind, value, count, attack))
-    return rows
-
-
-def _tile(name: str, value: str, more: str = "") -> str:
-    extra = f'<dd class="more">{more}</dd>' if more else ""
-    return f'<div class="tile"><dt>{name}</dt><dd>{value}</dd>{extra}</div>'
-
-
-def _interval(value: float, n: int | None) -> str:
-    if n is None or not 0 <= value <= 1:
-        return "n not recorded"
-    low, high = wilson(value * n, n)
-    return f"{100 * low:.2f} to {100 * high:.2f} %"
-
-
-def _key_figures(run: Run) -> str:
-    accuracies = _accuracy_rows(run)
-    tiles = []
-    for split, kind, value, n, _ in accuracies:
-        count = "" if n is None else f", n&nbsp;=&nbsp;{n:,}"
-        tiles.append(
-            _tile(
-                f"{kind} accuracy, {escape(split)}",
-                _percent(value),
-                f"95 %: {_interval(value, n)}{count}",
-            )
-        )
-    if not accuracies and run.samples:
-        last = run.samples[-1]
-        n = _split_size(run, "validation")
-        for kind, found in (("clean", last.clean_accuracy), ("robust", last.robust_accuracy)):
-            if found is not None:
-                count = "" if n is None else f", n&nbsp;=&nbsp;{n:,}"
-                tiles.append(
-                    _tile(
-                        f"{kind} accuracy, last sample",
-                        _percent(found),
-                        f"95 %: {_interval(found, n)}{count} (validation)",
-                    )
-                )
-    cost = _get(run.summary, "cost") or {}
-    epochs = _get(cost, "epochs")
-    epochs = run.epoch_at(len(run.samples)) if epochs is None else epochs
-    planned = "" if run.finished else f"of {run.planned_epochs} planned"
-    only_evaluated = sum(not line.trained for line in run.samples)
-    if only_evaluated:
-        planned += f"{', ' if planned else ''}{only_evaluated:,} more paths only evaluated"
-    tiles.append(_tile("epochs", _text(epochs), planned))
-    measured = _totals(run)
-    seconds = _number(_get(cost, "seconds_total"))
-    seconds = measured["seconds_total"] if seconds is None else seconds
-    if seconds is not None:
-        tiles.append(_tile("time", _duration(seconds), f"{seconds:.1f} seconds"))
-    speed = _number(_get(cost, "images_per_second"))
-    speed = measured["images_per_second"] if speed is None else speed
-    if speed is not None:
-        tiles.append(_tile("images/s", f"{speed:,.0f}", "in training"))
-    peak = _number(_get(cost, "peak_memory_mb"))
-    peak = measured["peak_memory_mb"] if peak is None else peak
-    if peak is not None:
-        device = _get(cost, "device") or run.config.get("device")
-        on = "" if device is None else f", {_text(device)}"
-        owner = "process" if str(device).startswith("cpu") else "allocator"
-        tiles.append(_tile("peak memory", f"{peak:,.0f} MiB", f"of the {owner}{on}"))
-    body = f'<dl class="tiles">{"".join(tiles)}</dl>'
-    if any(kind == "robust" and split == "validation" for split, kind, *_ in accuracies):
-        body += (
-            "<p>Weights are those of the search, shared by all paths; a network is judged after "
-            "retraining. The validation images gave the search its rewards, so their accuracy "
-            "is optimistic. Intervals are Wilson's, for the images alone: they hold no variance "
-            "between seeds.</p>"
-        )
-    attacks = dict.fromkeys(attack for *_, attack in accuracies if attack)
-    for attack in attacks:
-        body += f'<p class="meta">robust: {escape(attack)}</p>'
-    source = "summary.json" if run.finished else "bandit.jsonl and metrics.jsonl"
-    return _section("figures", "Key figures", body, source)
-
-
-def _totals(run: Run) -> dict[str, float | None]:
-    """Cost so far from the metrics, for a run without a summary."""
-
-    def total(name: str) -> float | None:
-        values = [v for line in run.metrics if (v := getattr(line, name)) is not None]
-        return sum(values) if values else None
-
-    peaks = [line.peak_memory_mb for line in run.metrics if line.peak_memory_mb is not None]
-    pairs = [
-        (line.images_per_second * line.seconds_train, line.seconds_train)
-        for line in run.metrics
-        if line.images_per_second is not None and line.seconds_train
-    ]
-    images, seconds = sum(p[0] for p in pairs), sum(p[1] for p in pairs)
-    return {
-        "seconds_total": total("seconds_total"),
-        "seconds_train": total("seconds_train"),
-        "seconds_validate": total("seconds_validate"),
-        "images_per_second": images / seconds if seconds else None,
-        "peak_memory_mb": max(peaks) if peaks else None,
-    }
-
-
-def _drawing(run: Run) -> str:
-    """The cells of the genotype, or of the best arms so far."""
-    from fastbandit.genotype import Genotype
-
-    source, lead = "genotype.json", ""
-    svg = None
-    try:
-        if (run.folder / "genotype.json").is_file():
-            svg = Genotype.load(run.folder / "genotype.json").svg()
-        else:
-            source = "the last line of genotypes.jsonl"
-            last = None
-            for _, value in read_lines(run, "genotypes.jsonl"):
-                last = value
-            if last is not None:
-                svg = Genotype.from_dict(last.get("genotype"), where=source).svg()
-                lead = (
-                    f"<p>The best arms after {_text(last.get('sample'))} samples, with "
-                    f"{_text(last.get('arms_left'))} arms left on each edge: not the result.</p>"
-                )
-    except (ValueError, OSError) as error:
-        message = without_folder(str(error), run.folder)
-        body = f'<div class="warning">The cells cannot be drawn: {escape(message)}</div>'
-        return _section("cells", "Cells", body, source)
-    if svg is None:
-        body = '<p class="empty">No genotype yet: the first one is written after a pruning.</p>'
-    else:
-        body = f'{lead}<div class="drawing">{svg}</div>'
-    return _section("cells", "Cells", body, source)
-
-
-def _curves(run: Run) -> str:
-    if not run.samples:
-        body = '<p class="empty">No sample yet.</p>'
-        return _section("curves", "Accuracy over samples", body, "bandit.jsonl, metrics.jsonl")
-    x = [line.sample + 1 for line in run.samples]
-    clean = [line.clean_accuracy for line in run.samples]
-    robust = [line.robust_accuracy for line in run.samples]
-    reward = [line.reward for line in run.samples]
-    events = [(float(sample), str(left)) for sample, _, left in run.prunings]
-    span = (0.0, float(run.planned))
-
-    def shown(value: float | None) -> str:
-        return "none" if value is None else f"{value:.4f}"
-
-    notes = [
-        (
-            float(at),
-            f"after {at} samples ({line.phase}{'' if line.trained else ', only evaluated'}): "
-            f"clean {shown(line.clean_accuracy)}, robust {shown(line.robust_accuracy)}, "
-            f"reward {shown(line.reward)}",
-        )
-        for at, line in zip(x, run.samples, strict=True)
-    ]
-    mixed = not all(line.trained for line in run.samples)
-    # A reward that is one of the two accuracies is named there instead of drawn over it.
-    names = ["clean = reward" if reward == clean else "clean"]
-    names.append("robust = reward" if reward == robust else "robust")
-    lines = [Series(names[0], x, clean, "s1"), Series(names[1], x, robust, "s2")]
-    if reward not in (clean, robust):
-        lines.append(Series("reward", x, reward, "s3", dashed=True))
-    accuracy = line_chart(
-        lines,
-        title="Validation accuracy of each sampled path",
-        x_label="samples" if mixed else "samples (one epoch each)",
-        y_label="validation accuracy",
-        x_range=span,
-        events=events,
-        notes=notes,
-    )
-    # Loss and learning rate belong to the paths that were trained: their axis counts epochs.
-    epochs = [line.epoch + 1 for line in run.metrics]
-    by_epoch = "epochs" if mixed else "samples"
-    epoch_span = (0.0, float(run.planned_epochs))
-    epoch_events = [(float(run.epoch_at(sample)), str(left)) for sample, _, left in run.prunings]
-    loss = line_chart(
-        [Series("loss", epochs, [line.loss for line in run.metrics], "s4")],
-        title="Training loss on attacked images",
-        x_label=by_epoch,
-        y_label="loss, attacked images",
-        x_range=epoch_span,
-        events=epoch_events,
-        notes=[(float(m.epoch + 1), f"epoch {m.epoch}: loss {shown(m.loss)}") for m in run.metrics],
-        width=540,
-        height=230,
-    )
-    rate = line_chart(
-        [Series("rate", epochs, [line.learning_rate for line in run.metrics], "s1")],
-        title="Learning rate",
-        x_label=by_epoch,
-        y_label="learning rate",
-        x_range=epoch_span,
-        notes=[
-            (float(m.epoch + 1), f"epoch {m.epoch}: learning rate {_text(m.learning_rate)}")
-            for m in run.metrics
-        ],
-        width=540,
-        height=230,
-    )
-    means = _round_means(run)
-    n = _split_size(run, "validation")
-    count = "" if n is None else f" ({n:,} images)"
-    after = " after its epoch"
-    if mixed:
-        after += " or, where it was only evaluated, with the weights that the others had trained"
-    body = (
-        f"<p>Each point is one sampled path{after}, on the validation images{count}. "
-        "The reward is what the bandit was credited with. Dotted lines: prunings, with the arms "
-        "left on each edge above them.</p>"
-        f'<div class="figure wide">{accuracy}</div>\n'
-        f'<div class="pair"><div class="figure">{loss}</div>'
-        f'<div class="figure">{rate}</div></div>\n{means}'
-    )
-    return _section("curves", "Accuracy over samples", body, "bandit.jsonl, metrics.jsonl")
-
-
-def _round_means(run: Run) -> str:
-    """Mean and spread of the accuracies between two prunings."""
-    cuts = [0, *[sample for sample, _, _ in run.prunings], len(run.samples)]
-    rows = []
-    start = run.start
-    assert start is not None
-    arms = len(start.operations)
-    lefts = [arms, *[left for _, _, left in run.prunings]]
-    mixed = not all(line.trained for line in run.samples)
-    for low, high, left in zip(cuts, cuts[1:], lefts, strict=False):
-        part = run.samples[low:high]
-        if not part:
-            continue
-        row = [str(left), f"{low + 1} to {low + len(part)}"]
-        if mixed:
-            row.append(str(sum(line.trained for line in part)))
-        for name in ("clean_accuracy", "robust_accuracy", "reward"):
-            values = [v for line in part if (v := getattr(line, name)) is not None]
-            row.append(
-                f'{np.mean(values):.4f} <span class="n">±{np.std(values):.4f}</span>'
-                if values
-                else "none"
-            )
-        rows.append(row)
-    heads = ["arms left", "samples", *(["trained"] if mixed else []), "clean", "robust", "reward"]
-    table = _table(heads, rows)
-    return (
-        "<details><summary>Means between prunings (± standard deviation over paths)</summary>"
-        f"{table}</details>"
-    )
-
-
-def _cells(start: Start) -> dict[str, list[int]]:
-    """Rows by cell type, from the names of the edges ('a:0->1')."""
-    cells: dict[str, list[int]] = {}
-    for row, edge in enumerate(start.edges):
-        cells.setdefault(edge.partition(":")[0], []).append(row)
-    return cells
-
-
-def _arms(run: Run) -> str:
-    """Every edge's arms over time, one collapsible block for each cell."""
-    start, history = run.start, run.history
-    if start is None or history is None or not run.samples:
-        body = '<p class="empty">No sample yet.</p>'
-        return _section("arms", "Arms over time", body, "bandit.jsonl")
-    finite = np.abs(history.difference[np.isfinite(history.difference)])
-    # One scale for all edges. The largest differences are those of the first epochs, when every
-    # epoch changes the accuracy; a scale that held them would show nothing of the later ones.
-    limit = float(np.quantile(finite, 0.8)) if finite.size else 0.0
-    limit = limit or 1.0
-    levels = history.levels(limit)
-    total = len(run.samples)
-    reasons = {(line.row, line.arm): line for line in run.abandons}
-    blocks = []
-    for number, (cell, rows) in enumerate(_cells(start).items()):
-        drawings = []
-        for row in rows:
-            lanes = []
-            for arm, operation in enumerate(start.operations):
-                gone = reasons.get((row, arm))
-                length = min(total, int(history.life[row, arm]))
-                chosen = np.flatnonzero(history.choice[:, row] == arm).tolist()
-                mean = history.mean[length, row, arm]
-                note = f"{operation}: chosen {len(chosen)} times, "
-                note += "not tried" if math.isnan(mean) else f"m {mean:.4f} at the end"
-                note += (
-                    "; still there"
-                    if gone is None
-                    else f"; abandoned after {gone.sample} samples (round {gone.round})"
-                )
-                level = levels[:length, row, arm].tolist()
-                lanes.append(Lane(operation, note, level, chosen, gone is None))
-            drawings.append(
-                '<div class="figure">'
-                + arm_lanes(
-                    lanes,
-                    title=f"edge {start.edges[row]}",
-                    samples=run.planned,
-                    events=[sample for sample, _, _ in run.prunings],
-                )
-                + "</div>"
-            )
-        opened = " open" if number == 0 else ""
-        blocks.append(
-            f"<details{opened}><summary>Cell {_text(cell)}: {len(rows)} edges</summary>"
-            f'<div class="grid">{"".join(drawings)}</div>'
-            f"<h3>Means and counts, cell {_text(cell)}</h3>{_means(run, rows)}</details>"
-        )
-    keys = "".join(f'<i style="background:var(--d{i})"></i>' for i in range(DIVERGING_STEPS))
-    key = (
-        f'<p class="key"><span>m against the mean of the edge\'s arms: '
-        f'{-limit:+.3g} <span class="scale">{keys}</span> {limit:+.3g} and beyond</span>'
-        '<span><i style="background:var(--untried)"></i> not yet tried</span>'
-        '<span><i class="mark"></i> chosen</span><span>× abandoned</span>'
-        "<span>bold: still there</span></p>"
-    )
-    body = (
-        "<p>One lane for each operation, from left to right in samples; a lane ends where its arm "
-        "is abandoned. Colour compares the arm's running performance m (Eq. 4.11) with that of the "
-        "arms then alive on the same edge: blue is better, orange worse. While accuracy rises, "
-        f"an arm that was not chosen lately looks worse for that alone.</p>{key}\n"
-        + "\n".join(blocks)
-    )
-    return _section("arms", "Arms over time", body, "bandit.jsonl (m and n computed again)")
-
-
-def _means(run: Run, rows: Sequence[int]) -> str:
-    """m and n of every arm: now for those alive, when abandoned for the others."""
-    start, history = run.start, run.history
-    assert start is not None
-    assert history is not None
-    logged = {(line.row, line.arm): line for line in run.abandons}
-    lines = []
-    for row in rows:
-        cells = [f"<th>{_text(start.edges[row])}</th>"]
-        for arm in range(len(start.operations)):
-            gone = logged.get((row, arm))
-            if gone is not None:
-                mean, count, kind = gone.mean, gone.count, "gone"
-            else:
-                mean = float(history.mean[-1, row, arm])
-                count, kind = int(history.count[-1, row, arm]), "kept"
-            shown = "none" if count == 0 else f"{mean:.4f}"
-            cells.append(f'<td class="{kind}">{shown}<br><span class="n">n {count}</span></td>')
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    # A name of several words may be broken where the column is narrow.
-    head = "".join(f"<th>{_text(name).replace('_', '_<wbr>')}</th>" for name in start.operations)
-    return (
-        '<div class="scroll"><table class="means"><thead><tr><th class="text">edge</th>'
-        f"{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
-        "<p>m and n at the end for arms still there (framed), when abandoned for the others.</p>"
-    )
-
-
-def _survival(run: Run) -> str:
-    """How many edges hold each operation after each round, and in which cells the last ones are."""
-    start, history = run.start, run.history
-    if start is None or history is None:
-        body = '<p class="empty">The bandit has not started.</p>'
-        return _section("survival", "Operations that survive", body, "bandit.jsonl")
-    edges, arms = len(start.edges), len(start.operations)
-    prunings = run.prunings
-    alive = [np.full(arms, edges)]
-    for _, number, _ in prunings:
-        alive.append((history.round > number).sum(0))
-    heads = [f"{arms} arms", *[f"{left}" for _, _, left in prunings]]
-
-    def heat(value: int, most: int) -> str:
-        share = 0.6 * value / most if most else 0.0
-        return f'<td class="heat" style="--v:{share:.2f}">{value}</td>'
-
-    order = sorted(range(arms), key=lambda arm: (-int(alive[-1][arm]), arm))
-    rows = "".join(
-        f"<tr><th>{_text(start.operations[arm])}</th>"
-        + "".join(heat(int(step[arm]), edges) for step in alive)
-        + "</tr>"
-        for arm in order
-    )
-    head = "".join(f"<th>{name}</th>" for name in heads)
-    first = (
-        f'<div class="scroll"><table><thead><tr><th class="text">operation</th>{head}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>"
-    )
-    cells = _cells(start)
-    kept = history.life == history.ALIVE
-    by_cell = {cell: kept[cell_rows].sum(0) for cell, cell_rows in cells.items()}
-    rows = "".join(
-        f"<tr><th>{_text(start.operations[arm])}</th>"
-        + "".join(heat(int(found[arm]), len(cells[cell])) for cell, found in by_cell.items())
-        + "</tr>"
-        for arm in order
-    )
-    head = "".join(f"<th>{_text(cell)}</th>" for cell in cells)
-    second = (
-        f'<div class="scroll"><table><thead><tr><th class="text">operation</th>{head}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>"
-    )
-    left = prunings[-1][2] if prunings else arms
-    body = (
-        f"<p>Edges, of {edges}, on which an operation is still there; by chance each would keep "
-        f"{edges * left / arms:.1f} with {left} of {arms} arms left.</p>"
-        f'<div class="side"><div><h3>By arms left on each edge</h3>{first}</div>'
-        f"<div><h3>Now, by cell</h3>{second}</div></div>"
-    )
-    return _section("survival", "Operations that survive", body, "bandit.jsonl")
-
-
-def _reason(run: Run, line: Abandon) -> str:
-    """Why an arm went, as far as the log alone can tell."""
-    start, history = run.start, run.history
-    assert start is not None
-    assert history is not None
-    if line.upper is None or not history.explained:
-        return f"rule of policy {_text(start.policy)}"
-    upper = history.upper(line.sample, line.row)
-    others = [
-        (float(upper[arm]), arm)
-        for arm in range(len(upper))
-        if arm != line.arm and history.round[line.row, arm] > line.round
-    ]
-    if not others:
-        return f"rule of policy {_text(start.policy)}"
-    smaller = sum(value < line.upper - 1e-9 for value, _ in others)
-    if start.policy == "random":
-        return f"drawn at random; upper bound {smaller + 1} of {len(others) + 1} from below"
-    if smaller:
-        return (
-            f"rule of policy {_text(start.policy)}; upper bound {smaller + 1} of "
-            f"{len(others) + 1} from below"
-        )
-    bound, arm = min(others)
-    name = _text(start.operations[arm])
-    if bound <= line.upper + 1e-12:
-        return f"smallest upper bound {line.upper:.4f}, equal to {name}'s; the lowest index goes"
-    return f"smallest upper bound {line.upper:.4f}; next smallest {bound:.4f} ({name})"
-
-
-def _abandoned(run: Run) -> str:
-    if not run.abandons:
-        body = '<p class="empty">No arm has been abandoned yet.</p>'
-        return _section("abandoned", "Abandoned arms", body, "bandit.jsonl")
-
-    def bound(value: float | None) -> str:
-        return "none" if value is None else f"{value:.4f}"
-
-    by_round: dict[int, list[Abandon]] = {}
-    for line in run.abandons:
-        by_round.setdefault(line.round, []).append(line)
-    blocks = []
-    heads = ["cell", "edge", "operation", "round", "sample", "m", "n", "lower", "upper", "N",
-             "reason"]  # fmt: skip
-    for number, lines in sorted(by_round.items()):
-        rows = [
-            [
-                _text(line.cell),
-                _text(line.edge),
-                _text(line.operation),
-                str(line.round),
-                str(line.sample),
-                f"{line.mean:.4f}",
-                str(line.count),
-                bound(line.lower),
-                bound(line.upper),
-                str(line.total),
-                _reason(run, line),
-            ]
-            for line in lines
-        ]
-        opened = " open" if len(by_round) == 1 else ""
-        blocks.append(
-            f"<details{opened}><summary>Round {number}: after {lines[0].sample} samples, "
-            f"{len(lines)} arms, {lines[0].arms_left} left on each edge</summary>"
-            f"{_table(heads, rows, text=(0, 1, 2, 10))}</details>"
-        )
-    body = (
-        f"<p>{len(run.abandons)} arms in {len(by_round)} rounds. The bounds are Eqs. 4.9 and 4.12, "
-        "m ∓ bonus √(2 ln N / n), at the moment of the decision.</p>" + "\n".join(blocks)
-    )
-    return _section("abandoned", "Abandoned arms", body, "bandit.jsonl")
-
-
-def _cost(run: Run) -> str:
-    cost = _get(run.summary, "cost")
-    if isinstance(cost, Mapping):
-        source = "summary.json"
-        ledger: dict[str, Any] = dict(cost)
-    else:
-        source = "metrics.jsonl, summed (a run in progress has no ledger yet)"
-        ledger = {name: value for name, value in _totals(run).items() if value is not None}
-    total = _number(ledger.get("seconds_total"))
-    phases = []
-    for name, value in ledger.items():
-        seconds = _number(value)
-        if name.startswith("seconds_") and seconds is not None and name != "seconds_total":
-            share = f"{100 * seconds / total:.1f} %" if total else ""
-            phases.append([_text(name.removeprefix("seconds_")), f"{seconds:.2f}", share])
-    if total is not None:
-        phases.append(["<b>total</b>", f"<b>{total:.2f}</b>", ""])
-    words = {
-        "epochs": "epochs",
-        "paths_only_evaluated": "paths only evaluated",
-        "images_per_second": "images/s in training",
-        "images_trained": "images trained on",
-        "images_evaluated": "images evaluated",
-        "forward_passes": "forward passes (mini-batches)",
-        "backward_passes": "backward passes (mini-batches)",
-        "peak_memory_mb": "peak memory, MiB",
-        "device": "device",
-        "threads": "CPU threads",
-    }
-    counts = []
-    for name, value in ledger.items():
-        if name.startswith("seconds_"):
-            continue
-        shown = f"{value:,.1f}" if isinstance(value, float) else _text(value)
-        counts.append([words.get(name, _text(name)), shown])
-    if not phases and not counts:
-        return _section("cost", "Cost", '<p class="empty">Nothing measured yet.</p>', source)
-    body = (
-        "<p>The cost of this search alone; retraining is not part of it.</p>"
-        f'<div class="pair"><div>{_table(["phase", "seconds", "share"], phases, text=(0,))}</div>'
-        f"<div>{_table(['measure', 'value'], counts, text=(0,))}</div></div>"
-    )
-    return _section("cost", "Cost", body, source)
-
-
-def _environment(run: Run) -> str:
-    found = dict(run.environment or {})
-    versions = _get(run.summary, "versions")
-    if isinstance(versions, Mapping):
-        found["versions"] = versions
-    if not found:
-        body = '<p class="empty">Not recorded.</p>'
-    else:
-        rows = "".join(
-            f'<tr><th>{_text(name)}</th><td class="wrap">{_text(value)}</td></tr>'
-            for name, value in _pairs(found)
-        )
-        body = f'<div class="scroll"><table><tbody>{rows}</tbody></table></div>'
-    return _section("environment", "Environment", body, "env.json, summary.json")
+_MOST_NOTES = 20
 
 
 def make_page(run: Run) -> str:
-    style = resources.files("fastbandit").joinpath("_data/report.css").read_text(encoding="utf-8")
-    parts = [
-        ("figures", "Key figures", _key_figures),
-        ("cells", "Cells", _drawing),
-        ("curves", "Accuracy", _curves),
-        ("arms", "Arms over time", _arms),
-        ("survival", "Survivors", _survival),
-        ("abandoned", "Abandoned arms", _abandoned),
-        ("cost", "Cost", _cost),
-        ("config", "Configuration", _configuration),
-        ("environment", "Environment", _environment),
-    ]
+    """The page of one search."""
     # Sections first: reading for them may add notes that the header shows.
-    sections = "\n".join(make(run) for _, _, make in parts)
-    links = "\n".join(f'<a href="#{name}">{title}</a>' for name, title, _ in parts)
-    name = _get(run.summary, "name") or run.config.get("name") or run.folder.name
+    sections = "\n".join(make(run) for _, _, make in search.SECTIONS)
+    links = [(name, title) for name, title, _ in search.SECTIONS]
+    return _document(
+        f"{_name(run)}: fastbandit search", search.header(run), links, sections, pictures=False
+    )
+
+
+def make_joint_page(found: Collection) -> str:
+    """The page of any runs: what they measured, then each search's own sections."""
+    links, parts = [], []
+    for name, title, make, applies in results.SECTIONS:
+        if applies(found):
+            parts.append(make(found))
+            links.append((name, title))
+    # What the joint sections already hold is not repeated.
+    own = {"figures", "curves", "arms", "survival", "abandoned"}
+    for run in found.searches:
+        parts += [make(run) for name, _, make in search.SECTIONS if name in own]
+        links.append((f"{run.key}-figures", f"Search {run.key}"))
+    for name, title, make, applies in results.LAST_SECTIONS:
+        if applies(found):
+            parts.append(make(found))
+            links.append((name, title))
+    models = [_name(model.first) for model in found.models]
+    title = ", ".join(dict.fromkeys(models[:3])) + (" and others" if len(models) > 3 else "")
+    return _document(
+        f"{title}: fastbandit report",
+        _header(found, title),
+        links,
+        "\n".join(parts),
+        pictures=has_pictures(found),
+    )
+
+
+def _name(run: Folder) -> str:
+    name = get(run.summary, "name") or run.config.get("name")
+    return str(name or run.label or run.folder.name)
+
+
+def _header(found: Collection, title: str) -> str:
+    unfinished = [run for run in found.runs if not run.finished]
+    status = "unfinished" if unfinished else "finished"
+    counted = (
+        (len(found.searches), "search", "searches"),
+        (len(found.retrainings), "retraining", "retrainings"),
+        (len(found.evaluations), "evaluation", "evaluations"),
+    )
+    kinds = [f"<b>{n}</b> {one if n == 1 else many}" for n, one, many in counted if n]
+    notes = ""
+    if unfinished:
+        names = ", ".join(f"{run.key} ({run.label})" for run in unfinished)
+        notes = (
+            f'<div class="warning">Not finished: {show(names)}. What follows is the state their '
+            "files show; the same command goes on with a run.</div>"
+        )
+    lines = list(found.notes)
+    lines += [f"{run.key} ({run.label}): {note}" for run in found.runs for note in run.notes]
+    return (
+        f'<header><h1>{show(title)} <span class="status {status}">{status}</span></h1>\n'
+        f'<p class="meta">{" · ".join(kinds)}</p>\n{notes}{unread(lines)}\n'
+        '<p class="source">from the folders listed under Runs</p></header>'
+    )
+
+
+def unread(notes: Sequence[str]) -> str:
+    """What could not be read, as a box; nothing where all could."""
+    if not notes:
+        return ""
+    items = "".join(f"<li>{escape(note)}</li>" for note in notes[:_MOST_NOTES])
+    if len(notes) > _MOST_NOTES:
+        items += f"<li>and {len(notes) - _MOST_NOTES} more</li>"
+    return f'<div class="warning">Not everything could be read:<ul>{items}</ul></div>'
+
+
+def _document(
+    title: str, header: str, links: Sequence[tuple[str, str]], sections: str, *, pictures: bool
+) -> str:
+    style = resources.files("fastbandit").joinpath("_data/report.css").read_text(encoding="utf-8")
     made = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    anchors = "\n".join(f'<a href="#{name}">{show(text)}</a>' for name, text in links)
+    policy = "default-src 'none'; style-src 'unsafe-inline'"
+    if pictures:
+        policy += "; img-src data:"
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{_text(name)}: fastbandit search</title>
+<title>{show(title)}</title>
 <style>
 {style}</style>
 </head>
 <body>
-{_header(run)}
-<nav>{links}</nav>
+{header}
+<nav>{anchors}</nav>
 <main>
 {sections}
 </main>
@@ -827,9 +130,3 @@ numbers are those of Zhang, Xu et al., “Binary Neural Networks”, section 4.2
 </body>
 </html>
 """
-
-
-def _configuration(run: Run) -> str:
-    return _section(
-        "config", "Configuration", f"<pre>{escape(run.config_text)}</pre>", "config.yaml"
-    )

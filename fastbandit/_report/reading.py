@@ -24,13 +24,18 @@ from fastbandit._files import FileError, read_json
 __all__ = [
     "Abandon",
     "End",
+    "Folder",
     "History",
+    "Line",
     "Metrics",
     "ReportError",
     "Run",
     "Sample",
     "Start",
+    "parse",
+    "read_config",
     "read_lines",
+    "read_optional",
     "read_run",
     "without_folder",
 ]
@@ -119,25 +124,36 @@ _AnyLine = TypeVar("_AnyLine", bound=Line)
 
 
 @dataclass
-class Run:
-    """What the files of a run folder say, and what could not be read of them (``notes``)."""
+class Folder:
+    """What the files of any run say, and what could not be read of them (``notes``).
+
+    ``key`` and ``label`` name it on a page of several runs; ``key`` is empty where it is alone.
+    """
 
     folder: Path
     config: dict[str, Any]
     config_text: str
     environment: dict[str, Any] | None = None
-    split: dict[str, Any] | None = None
     summary: dict[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)
+    key: str = ""
+    label: str = ""
+
+    @property
+    def finished(self) -> bool:
+        return self.summary is not None and self.summary.get("status") == "finished"
+
+
+@dataclass
+class Run(Folder):
+    """A search."""
+
+    split: dict[str, Any] | None = None
     start: Start | None = None
     samples: list[Sample] = field(default_factory=list)
     abandons: list[Abandon] = field(default_factory=list)
     end: End | None = None
     metrics: list[Metrics] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def finished(self) -> bool:
-        return self.summary is not None and self.summary.get("status") == "finished"
 
     @cached_property
     def epochs(self) -> list[int]:
@@ -248,7 +264,7 @@ class History:
         return mean - total / np.maximum(tried.sum(-1, keepdims=True), 1)
 
 
-def _read_optional(run: Run, name: str) -> dict[str, Any] | None:
+def read_optional(run: Folder, name: str) -> dict[str, Any] | None:
     """A JSON object of the folder; None where it is missing, and with a note where damaged."""
     if not (run.folder / name).is_file():
         return None
@@ -267,7 +283,7 @@ def without_folder(message: str, folder: Path) -> str:
     return message.removeprefix(f"{folder}/")
 
 
-def read_lines(run: Run, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_lines(run: Folder, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """(number, value) of each line of a log that can be read; a note for each that cannot.
 
     A process killed while it writes leaves a last line without its end, which is no error.
@@ -299,7 +315,10 @@ def read_lines(run: Run, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
         yield position, value
 
 
-def _parse(run: Run, name: str, position: int, kind: type[_AnyLine], value: Any) -> _AnyLine | None:
+def parse(
+    run: Folder, name: str, position: int, kind: type[_AnyLine], value: Any
+) -> _AnyLine | None:
+    """A line of a log as its model; None, with a note, where it does not fit."""
     try:
         return kind.model_validate(value)
     except ValidationError as error:
@@ -324,7 +343,7 @@ def _read_bandit(run: Run) -> None:
         if kind is None:
             run.notes.append(f"{name}: line {position}: unknown event {event!r}; it is left out")
             continue
-        line = _parse(run, name, position, kind, value)
+        line = parse(run, name, position, kind, value)
         if line is None:
             continue
         if isinstance(line, Start) and run.start is None:
@@ -357,8 +376,8 @@ def _read_bandit(run: Run) -> None:
             run.end = line
 
 
-def read_run(folder: Path, summary: Mapping[str, Any] | None) -> Run:
-    """Everything the page needs.
+def read_config(folder: Path) -> tuple[dict[str, Any], str]:
+    """The configuration of a run and its text.
 
     Raises:
         ReportError: ``folder`` is not a run.
@@ -372,7 +391,8 @@ def read_run(folder: Path, summary: Mapping[str, Any] | None) -> Run:
         config = yaml.safe_load(text)
     except FileNotFoundError:
         raise ReportError(
-            f"{folder}: not a run folder: expected config.yaml in it, as a search writes it"
+            f"{folder}: not a run folder: expected config.yaml in it, as python -m "
+            "fastbandit.search, .retrain and .evaluate write it"
         ) from None
     except OSError as error:
         raise ReportError(f"{file}: cannot be read: {error.strerror}") from None
@@ -381,13 +401,22 @@ def read_run(folder: Path, summary: Mapping[str, Any] | None) -> Run:
         raise ReportError(f"{file}: not valid YAML: {reason}") from None
     if not isinstance(config, dict):
         raise ReportError(f"{file}: expected a mapping, got {type(config).__name__}")
-    run = Run(folder, config, text)
-    run.environment = _read_optional(run, "env.json")
-    run.split = _read_optional(run, "split.json")
-    run.summary = dict(summary) if summary is not None else _read_optional(run, "summary.json")
+    return config, text
+
+
+def read_run(folder: Path, summary: Mapping[str, Any] | None) -> Run:
+    """Everything the page needs of a search.
+
+    Raises:
+        ReportError: ``folder`` is not a run.
+    """
+    run = Run(folder, *read_config(folder), label=folder.name)
+    run.environment = read_optional(run, "env.json")
+    run.split = read_optional(run, "split.json")
+    run.summary = dict(summary) if summary is not None else read_optional(run, "summary.json")
     _read_bandit(run)
     for position, value in read_lines(run, "metrics.jsonl"):
-        line = _parse(run, "metrics.jsonl", position, Metrics, value)
+        line = parse(run, "metrics.jsonl", position, Metrics, value)
         if line is not None:
             run.metrics.append(line)
     if run.history is not None and not run.history.explained:

@@ -1,0 +1,316 @@
+#!/usr/bin/env bash
+# Everything that is to be measured on a GPU, in parts that can be called one by one:
+#
+#   benchmarks/gpu.sh --out DIR build test                 # each of these three calls ends
+#   benchmarks/gpu.sh --out DIR --data DIR kernels step    # within --seconds, 540 by default
+#   benchmarks/gpu.sh --out DIR --data DIR mnist
+#   benchmarks/gpu.sh --out DIR --data DIR cifar10         # again with the same DIR: it goes on
+#
+# --data holds mnist/ (the four IDX files) and cifar10/. Raw files go to --out; every part ends
+# with a short table, which is also in PART.txt there. A part whose time is up stops, says what
+# is missing and fails; what has been written stays.
+#
+# --check runs each part small on the CPU, with the embedded digits: does the script still work?
+# Nothing it prints is a measurement.
+set -uo pipefail
+
+usage() { sed -n '2,15p' "${BASH_SOURCE[0]}" | sed 's/^# \{0,1\}//'; }
+die() { printf 'gpu.sh: %s\n' "$*" >&2; exit 2; }
+say() { printf '\n== %s (%d s)\n' "$*" "$SECONDS"; }
+skip() { printf 'skipped: %s\n' "$*"; }
+
+out='' data='' seconds=540 check=0 parts=()
+while (($#)); do
+  case $1 in
+    --out | --data | --seconds)
+      (($# > 1)) || die "$1: expected a value, got nothing"
+      case $1 in --out) out=$2 ;; --data) data=$2 ;; *) seconds=$2 ;; esac
+      shift 2
+      ;;
+    --check) check=1; shift ;;
+    -h | --help) usage; exit 0 ;;
+    build | test | kernels | step | mnist | cifar10) parts+=("$1"); shift ;;
+    *) die "expected build, test, kernels, step, mnist, cifar10 or an option, got '$1'" ;;
+  esac
+done
+((${#parts[@]})) || die "expected at least one part: build, test, kernels, step, mnist, cifar10"
+[[ $out ]] || die "--out: expected a folder for the raw files, got nothing"
+[[ $seconds =~ ^[1-9][0-9]*$ ]] || die "--seconds: expected a whole number, got '$seconds'"
+mkdir -p "$out" || die "--out $out: cannot be made"
+out=$(cd "$out" && pwd)
+if [[ $data ]]; then
+  [[ -d $data ]] || die "--data $data: expected a folder, there is none"
+  data=$(cd "$data" && pwd)
+fi
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+python=${PYTHON:-python3}
+
+# Fractions of the call's time that are left: a step may take what the others do not need.
+left() { echo $((seconds - SECONDS > 5 ? seconds - SECONDS : 5)); }
+limited() { timeout --kill-after=10 "$(left)" "$@"; }
+has_module() { "$python" -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('$1') is None)" 2>/dev/null; }
+
+need() { # every module that a part cannot do without
+  local module missing=()
+  for module in "$@"; do has_module "$module" || missing+=("$module"); done
+  ((${#missing[@]} == 0)) || { echo "cannot run: python modules missing: ${missing[*]}"; return 1; }
+}
+
+need_data() { # $1: folder below --data
+  [[ $data && -d $data/$1 ]] && return
+  echo "cannot run: --data: expected a folder with $1/ in it, got '${data:-nothing}'"
+  return 1
+}
+
+gpu_or_check() {
+  ((check)) && return
+  "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null && return
+  echo "cannot run: torch finds no CUDA device (--check runs small on the CPU)"
+  return 1
+}
+
+# --- parts ---------------------------------------------------------------------------------
+
+part_build() {
+  need torch numpy setuptools pybind11 ninja || return
+  local begun=$SECONDS status=0
+  if ((check)); then
+    skip "compiling; --check looks at what is built"
+  else
+    FASTBANDIT_CUDA=1 limited "$python" setup.py build_ext --inplace >"$out/build.log" 2>&1 || status=1
+    grep -i 'fastbandit' "$out/build.log" | head -3
+    ((status)) && { tail -20 "$out/build.log"; return 1; }
+  fi
+  "$python" -m fastbandit.info --json >"$out/info.json" || return
+  printf 'build time  %d s\n' $((SECONDS - begun))
+  "$python" -m fastbandit.info | head -24
+  if command -v nvidia-smi >/dev/null; then
+    nvidia-smi --query-gpu=name,driver_version,clocks.max.sm,clocks.max.mem,memory.total \
+      --format=csv | tee "$out/gpu.csv"
+  else
+    skip "nvidia-smi is not on this machine, so no driver version"
+  fi
+  ((check)) && return
+  "$python" - "$out/info.json" <<'PY'
+import json, sys
+libraries = json.load(open(sys.argv[1]))["libraries"]
+cuda = libraries.get("cuda") or {}
+if not cuda.get("loaded"):
+    sys.exit(f"build: expected the CUDA library to load, got {cuda}")
+PY
+}
+
+part_test() {
+  need torch pytest hypothesis tyro pydantic rich safetensors yaml || return
+  gpu_or_check || return
+  local status=0 tool line
+  local -a suite=(-q -p no:cacheprovider --maxfail=20)
+  if ((check)); then
+    suite+=(tests/test_ops_philox.py -k 'not cuda')
+  fi
+  # Two thirds for the suite, so that the sanitizers have their turn.
+  timeout --kill-after=10 $(($(left) * 2 / 3)) "$python" -m pytest "${suite[@]}" \
+    >"$out/test.log" 2>&1 || status=1
+  printf '%-12s %s\n' suite "$(tail -1 "$out/test.log")"
+  grep -E '^(FAILED|ERROR)' "$out/test.log" | head -20
+  if ! command -v compute-sanitizer >/dev/null; then
+    skip "compute-sanitizer is not on this machine: no memcheck, racecheck, initcheck, synccheck"
+    return $status
+  fi
+  ((check)) && { skip "compute-sanitizer: there are no kernels to check on a CPU"; return $status; }
+  for tool in memcheck racecheck initcheck synccheck; do
+    # Torch's cache of memory would hide an access beyond a tensor's end.
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout --kill-after=10 $(($(left) / 4)) \
+      compute-sanitizer --tool "$tool" --error-exitcode 9 --target-processes all \
+      "$python" -m pytest -q -x -p no:cacheprovider -k 'cuda and not compile and not opcheck' \
+      tests/test_ops_*.py >"$out/$tool.log" 2>&1
+    case $? in
+      0) line='clean' ;;
+      9) line="found errors: see $tool.log"; status=1 ;;
+      124 | 137) line='its time was up: not checked whole'; status=1 ;;
+      *) line="could not run or a test failed: $(tail -1 "$out/$tool.log")"; status=1 ;;
+    esac
+    printf '%-12s %s; %s\n' "$tool" "$line" "$(grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$out/$tool.log" | tail -1)"
+  done
+  return $status
+}
+
+benchmark() { # $1: name of the files; the rest: what pytest is to run
+  local name=$1
+  shift
+  if ((check)); then
+    FASTBANDIT_BENCH_SMOKE=1 limited "$python" -m pytest -q -p no:cacheprovider "$@" \
+      --benchmark-json "$out/$name.json" >"$out/$name.log" 2>&1
+  else
+    limited "$python" -m pytest -q -p no:cacheprovider -k cuda "$@" \
+      --benchmark-max-time=0.2 --benchmark-json "$out/$name.json" >"$out/$name.log" 2>&1
+  fi
+}
+
+part_kernels() {
+  need torch pytest pytest_benchmark || return
+  gpu_or_check || return
+  local status=0 file name files=()
+  local -a small=()
+  ((check)) && small=(--check)
+  # First what the library can do: it decides what is worth a kernel.
+  limited "$python" benchmarks/gpu_ceilings.py "${small[@]}" --out "$out/ceilings.json" \
+    2>&1 | tee "$out/ceilings.log" || status=1
+  for file in benchmarks/bench_*.py; do
+    name=$(basename "$file" .py)
+    case $name in bench_search_step | bench_evaluate) continue ;; esac
+    # In --check one file shows that the way through works; CI runs them all.
+    if ((check)) && [[ $name != bench_pgd ]]; then continue; fi
+    benchmark "$name" "$file" || { status=1; printf '%s: %s\n' "$name" "$(tail -1 "$out/$name.log")"; }
+    [[ -s $out/$name.json ]] && files+=("$out/$name.json")
+  done
+  ((${#files[@]})) && "$python" benchmarks/tables.py kernels "${files[@]}"
+  return $status
+}
+
+part_step() {
+  need torch pytest pytest_benchmark tyro || return
+  gpu_or_check || return
+  local status=0 name files=()
+  for name in bench_search_step bench_evaluate; do
+    if [[ ! -f benchmarks/$name.py ]]; then
+      skip "benchmarks/$name.py is not in this checkout"
+      continue
+    fi
+    benchmark "$name" "benchmarks/$name.py" || {
+      status=1
+      printf '%s: %s\n' "$name" "$(tail -1 "$out/$name.log")"
+    }
+    [[ -s $out/$name.json ]] && files+=("$out/$name.json")
+  done
+  ((${#files[@]})) && "$python" benchmarks/tables.py kernels "${files[@]}"
+  local -a what=(--preset smoke --space general7-light --init-channels 2 --train-limit 64)
+  if ! ((check)); then
+    need_data mnist || return
+    what=(--preset mnist --data "$data/mnist")
+  fi
+  limited "$python" benchmarks/profile_step.py --out "$out/profile.json" -- "${what[@]}" \
+    2>&1 | tee "$out/profile.log" | tail -14 || status=1
+  if ! command -v ncu >/dev/null; then
+    skip "Nsight Compute (ncu) is not on this machine: torch's profiler alone"
+  elif ((check)); then
+    skip "Nsight Compute: there are no kernels to look at on a CPU"
+  else
+    # The three kernels of ours that took longest: what bounds each of them.
+    local kernels
+    kernels=$("$python" - "$out/profile.json" <<'PY'
+import json, re, sys
+names = []
+for row in json.load(open(sys.argv[1]))["rows"]:
+    found = re.search(r"(\w+_kernel)\b", row["name"])
+    if "fastbandit" in row["name"] and found and found.group(1) not in names:
+        names.append(found.group(1))
+print("|".join(names[:3]))
+PY
+    )
+    if [[ $kernels ]]; then
+      limited ncu --clock-control none --kernel-name "regex:$kernels" --launch-count 12 \
+        --section SpeedOfLight --section MemoryWorkloadAnalysis --section Occupancy --csv \
+        "$python" -m fastbandit.search "${what[@]}" --dry-run >"$out/ncu.csv" 2>"$out/ncu.log" ||
+        { status=1; printf 'ncu: %s\n' "$(tail -1 "$out/ncu.log")"; }
+    else
+      skip "Nsight Compute: the profile names no kernel of ours"
+    fi
+  fi
+  return $status
+}
+
+# A search, the retraining of what it found and its evaluation, each in a folder of its own, where
+# it goes on if it was stopped. $1: name of the pipeline; then arguments for each, as arrays.
+pipeline() {
+  local name=$1 work=$out/$1 status=0 step
+  local -n for_search=$2 for_retrain=$3 for_evaluate=$4
+  for step in retrain evaluate; do
+    has_module "fastbandit.$step" || { echo "cannot run: this checkout has no fastbandit.$step"; return 1; }
+  done
+  mkdir -p "$work"
+  if [[ ! -f $work/search/summary.json ]]; then
+    limited "$python" -m fastbandit.search "${for_search[@]}" --out "$work/search" \
+      >>"$out/$name-search.log" 2>&1 || { status=1; tail -1 "$out/$name-search.log"; }
+  fi
+  if ((status == 0)) && [[ ! -f $work/retrain/summary.json ]]; then
+    limited "$python" -m fastbandit.retrain "$work/search" "${for_retrain[@]}" \
+      --out "$work/retrain" >>"$out/$name-retrain.log" 2>&1 ||
+      { status=1; tail -1 "$out/$name-retrain.log"; }
+  fi
+  if ((status == 0)) && [[ ! -f $work/retrain/evaluation/evaluation.json ]]; then
+    limited "$python" -m fastbandit.evaluate "$work/retrain" "${for_evaluate[@]}" \
+      --out "$work/retrain/evaluation" >>"$out/$name-evaluate.log" 2>&1 ||
+      { status=1; tail -1 "$out/$name-evaluate.log"; }
+  fi
+  local -a there=()
+  for step in search retrain; do [[ -f $work/$step/config.yaml ]] && there+=("$work/$step"); done
+  ((${#there[@]})) && "$python" -m fastbandit.report "${there[@]}" --out "$out/$name.html" | tail -1
+  # What a reader needs, without the checkpoints that only the run itself does.
+  tar -czf "$out/$name.tar.gz" -C "$out" --exclude=checkpoints --exclude='*.lock' "$name"
+  "$python" benchmarks/tables.py pipeline "$work"
+  return $status
+}
+
+# The names are handed to pipeline, which shellcheck does not see.
+# shellcheck disable=SC2034
+part_mnist() {
+  need torch tyro pydantic rich safetensors yaml || return
+  gpu_or_check || return
+  local -a search retrain evaluate
+  if ((check)); then
+    search=(--preset smoke --space general7-light --init-channels 2 --train-limit 64 --test-limit 32)
+    retrain=(--preset smoke --epochs 1 --train-limit 64 --test-limit 32)
+    evaluate=(--preset quick --limit 40 --attacks 'fgsm,pgd-7' --attack-all)
+  else
+    need_data mnist || return
+    search=(--preset mnist --data "$data/mnist")
+    retrain=(--preset mnist --data "$data/mnist")
+    evaluate=(--preset mnist --data "$data/mnist" --attacks 'fgsm,pgd-40,pgd-100' --attack-all)
+  fi
+  pipeline mnist search retrain evaluate
+}
+
+# shellcheck disable=SC2034
+part_cifar10() {
+  need torch tyro pydantic rich safetensors yaml || return
+  gpu_or_check || return
+  local -a search retrain evaluate
+  if ((check)); then
+    search=(--preset smoke --space general7-light --init-channels 2 --train-limit 64 --test-limit 32)
+    retrain=(--preset smoke --epochs 1 --train-limit 64 --test-limit 32)
+    evaluate=(--preset quick --limit 40 --attacks 'pgd-7' --attack-all)
+  else
+    need PIL || return
+    need_data cifar10 || return
+    search=(--preset cifar10 --data "$data/cifar10")
+    retrain=(--preset cifar10 --data "$data/cifar10")
+    evaluate=(--preset cifar10 --data "$data/cifar10" --limit 1000
+      --attacks 'pgd-20,apgd-ce,apgd-t,square')
+    if has_module pyautoattack; then
+      evaluate+=(--cross-check autoattack)
+    else
+      skip "pyautoattack is not installed: no cross-check with the reference AutoAttack"
+    fi
+  fi
+  pipeline cifar10 search retrain evaluate || return
+  ((check)) && return
+  echo "trained on the JPEG copy, evaluated on the first 1,000 original test images"
+}
+
+# --- all ------------------------------------------------------------------------------------
+
+failed=()
+for part in "${parts[@]}"; do
+  say "$part"
+  "part_$part" 2>&1 | tee "$out/$part.txt"
+  ((PIPESTATUS[0] == 0)) || failed+=("$part")
+done
+say "done"
+((check)) && echo "--check: nothing above is a measurement"
+if ((${#failed[@]})); then
+  echo "failed: ${failed[*]}"
+  exit 1
+fi
+echo "raw files: $out"

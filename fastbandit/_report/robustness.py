@@ -1,0 +1,471 @@
+"""Sections of evaluations: robustness, suspicion checks, adversarial examples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fastbandit._charts import STYLES, Bar, Series, bar_chart, line_chart
+from fastbandit._report.folders import (
+    EVALUATION,
+    EXAMPLES,
+    Collection,
+    Evaluation,
+    Examples,
+    Model,
+    Result,
+    Share,
+    make_share,
+)
+from fastbandit._report.html import get, percent, section, show, table
+from fastbandit._report.png import data_uri
+from fastbandit._report.rows import (
+    model_name,
+    plain,
+    rows_of,
+    share_cell,
+    shorten,
+    sizes,
+    sources,
+    style_of,
+    threat_words,
+)
+
+__all__ = ["checks", "examples_section", "has_pictures", "robustness"]
+
+# Pictures beyond these would make the page heavy without showing more.
+_MOST_EXAMPLES, _MOST_PIXELS = 16, 600_000
+# Lines of single attacks beside that of the worst case.
+_MOST_LINES = 4
+
+
+def robustness(found: Collection) -> str:
+    models = [model for model in found.models if any(run.results for run in model.evaluations)]
+    runs = [run for model in models for run in model.evaluations]
+    if not models:
+        body = '<p class="empty">No evaluation yet: python -m fastbandit.evaluate makes one.</p>'
+        return section("robustness", "Robustness", body, "no file")
+    body = _sweeps(models) + _under_attack(models)
+    body += "".join(_more(run) for run in runs)
+    return section("robustness", "Robustness", body, sources(runs, EVALUATION))
+
+
+def _points(model: Model, norm: str) -> dict[float, tuple[Evaluation, Result]]:
+    """One result for each epsilon: where there are several, the one with most attacks."""
+    points: dict[float, tuple[Evaluation, Result]] = {}
+    for run in model.evaluations:
+        for result in run.results:
+            radius = result.radius
+            if result.norm != norm or radius is None or result.worst is None:
+                continue
+            known = points.get(radius)
+            if known is None or len(known[1].attacks) < len(result.attacks):
+                points[radius] = (run, result)
+    return dict(sorted(points.items()))
+
+
+def _sweeps(models: Sequence[Model]) -> str:
+    """Accuracy against epsilon, one chart for each norm with two radii or more."""
+    norms = sorted(
+        {result.norm for model in models for run in model.evaluations for result in run.results},
+        key=lambda norm: (norm != "linf", norm),
+    )
+    body = ""
+    for norm in norms:
+        curves = [(model, _points(model, norm)) for model in models]
+        curves = [(model, points) for model, points in curves if points]
+        radii = sorted({radius for _, points in curves for radius in points})
+        if len(radii) < 2:
+            continue
+        series = []
+        for position, (model, points) in enumerate(curves):
+            style, dashed = style_of(position)
+            name = "worst case" if len(curves) == 1 else shorten(model_name(model))
+            series.append(_curve(name, points, style, dashed))
+            if len(curves) == 1:
+                series += _attack_curves(points)
+        texts = {radius: result.epsilon for _, points in curves
+                 for radius, (_, result) in points.items()}  # fmt: skip
+        ticks = [(0.0, "0"), *((radius, texts[radius]) for radius in radii if radius > 0)]
+        words = {"linf": "L∞", "l2": "L2"}.get(norm, norm)
+        notes = [
+            (
+                radius,
+                "; ".join(
+                    f"epsilon {result.epsilon}, {model_name(model)}: worst case "
+                    f"{percent(result.worst.accuracy)} of {sizes(result.worst)}"
+                    for model, points in curves
+                    for at, (_, result) in points.items()
+                    if at == radius and result.worst is not None
+                ),
+            )
+            for radius in radii
+        ]
+        chart = line_chart(
+            series,
+            title=f"Accuracy against epsilon, {words}",
+            x_label=f"epsilon, {words} norm, images in [0, 1]",
+            y_label="accuracy",
+            x_range=(0.0, radii[-1]),
+            x_ticks=ticks,
+            y_range=(0.0, 1.0),
+            notes=notes,
+            width=760,
+            height=320,
+        )
+        mixed = len({tuple(attack.name for attack in result.attacks)
+                     for _, points in curves for _, result in points.values()}) > 1  # fmt: skip
+        caveat = " The attacks are not the same at every point." if mixed else ""
+        body += (
+            f"<h3>Accuracy against epsilon, {show(words)}</h3>"
+            "<p>The worst case over all attacks, with 95 % intervals. A line begins with the "
+            f"clean accuracy where epsilon 0 was not attacked.{caveat}</p>"
+            f'<div class="figure narrow">{chart}</div>'
+        )
+    return body
+
+
+def _curve(
+    name: str, points: Mapping[float, tuple[Evaluation, Result]], style: str, dashed: bool
+) -> Series:
+    x: list[float] = []
+    shares: list[Share] = []
+    first = next(iter(points.values()))[1]
+    if 0.0 not in points and first.clean is not None:
+        x.append(0.0)
+        shares.append(first.clean)
+    for radius, (_, result) in points.items():
+        assert result.worst is not None
+        x.append(radius)
+        shares.append(result.worst)
+    return Series(
+        name,
+        x,
+        [share.accuracy for share in shares],
+        style,
+        dashed,
+        low=[share.low for share in shares],
+        high=[share.high for share in shares],
+    )
+
+
+def _attack_curves(points: Mapping[float, tuple[Evaluation, Result]]) -> list[Series]:
+    """A line for each attack that was run at two radii or more."""
+    found: dict[str, dict[float, float]] = {}
+    for radius, (_, result) in points.items():
+        for attack in result.attacks:
+            found.setdefault(attack.name, {})[radius] = attack.share.accuracy
+    worst = {r: result.worst.accuracy for r, (_, result) in points.items() if result.worst}
+    # The line of the attack that decides everywhere would lie on that of the worst case.
+    lines = [
+        (name, values)
+        for name, values in found.items()
+        if len(values) > 1 and values != {radius: worst[radius] for radius in values}
+    ][:_MOST_LINES]
+    return [
+        Series(name, list(values), list(values.values()), STYLES[1 + position], dashed=True)
+        for position, (name, values) in enumerate(lines)
+    ]
+
+
+def _under_attack(models: Sequence[Model]) -> str:
+    """Accuracy under each attack, one block for each threat."""
+    threats: dict[tuple[str, str], list[tuple[Model, Evaluation, Result]]] = {}
+    for model in models:
+        for run in model.evaluations:
+            for result in run.results:
+                entry = (result.norm, result.epsilon)
+                threats.setdefault(entry, []).append((model, run, result))
+    # First the threats that stand for a model, then by norm and radius.
+    chosen = [row.threat for model in models if (row := rows_of(model)[0]).result is not None]
+
+    def order(entries: Sequence[tuple[Model, Evaluation, Result]]) -> tuple[Any, ...]:
+        result = entries[0][2]
+        words = threat_words(result.threat)
+        return words not in chosen, result.norm != "linf", result.norm, result.radius or 0.0
+
+    blocks = []
+    for number, entries in enumerate(sorted(threats.values(), key=order)):
+        words = threat_words(entries[0][2].threat)
+        bars = _attack_bars(entries)
+        chart = bar_chart(
+            bars, title=f"Accuracy under attack, {words}", x_label="accuracy", width=760
+        )
+        tables = ""
+        for _, run, result in entries:
+            tables += f"<h3>{show(run.key)}: {show(run.label)}</h3>{_attack_table(result)}"
+            if result.provenance:
+                tables += f'<p class="provenance">{show(result.provenance)}</p>'
+        opened = " open" if number == 0 else ""
+        star = " *" if any(result.every for _, _, result in entries) else ""
+        blocks.append(
+            f"<details{opened}><summary>Under attack: {show(words)}{star}</summary>"
+            f'<div class="figure narrow">{chart}</div>{tables}</details>'
+        )
+    every = {result.every for entries in threats.values() for _, _, result in entries}
+    how = []
+    if False in every:
+        how.append(
+            "Attacks ran one after the other, each only on the images that were still classified "
+            "rightly (column <i>attacked</i>), and <i>right</i> are those that still were after it."
+        )
+    if True in every:
+        marked = " with a * at their summary" if len(every) > 1 else ""
+        how.append(
+            f"In evaluations{marked}, every attack ran on every image that is classified rightly, "
+            "so each accuracy is that attack's own."
+        )
+    units = {
+        str(unit)
+        for model in models
+        for run in model.evaluations
+        if (unit := get(run.summary, "cost", "unit_of_passes")) is not None
+    }
+    if len(units) == 1:
+        how.append(f"<i>Forward</i> and <i>backward</i> passes count {show(units.pop())}.")
+    return (
+        f"<h3>Accuracy under attack</h3><p>{' '.join(how)} The worst case counts an image as right "
+        "only if it withstood all attacks. <i>Unconfirmed</i>: found by the fast path, refused by "
+        "the float32 model, so not counted.</p>" + "\n".join(blocks)
+    )
+
+
+def _attack_bars(entries: Sequence[tuple[Model, Evaluation, Result]]) -> list[Bar]:
+    several = len(entries) > 1
+    names = dict.fromkeys(attack.name for _, _, result in entries for attack in result.attacks)
+    kinds: list[tuple[str, int]] = [("clean", 0), *((name, 1) for name in names), ("worst case", 3)]
+    bars = []
+    for kind, colour in kinds:
+        for position, (_, run, result) in enumerate(entries):
+            note = ""
+            if kind == "clean":
+                share = result.clean
+            elif kind == "worst case":
+                share = result.worst
+            else:
+                attack = next((a for a in result.attacks if a.name == kind), None)
+                share = None if attack is None else attack.share
+                note = "" if attack is None else f"{attack.describe}; "
+            if share is None:
+                continue
+            style = style_of(position)[0] if several else STYLES[colour]
+            limits = (
+                ""
+                if share.low is None or share.high is None
+                else f", 95 %: {100 * share.low:.2f} to {100 * share.high:.2f} %"
+            )
+            bars.append(
+                Bar(
+                    label=shorten(f"{kind} · {run.key}" if several else kind, 26),
+                    value=share.accuracy,
+                    text=percent(share.accuracy),
+                    style=style,
+                    low=share.low,
+                    high=share.high,
+                    note=f"{kind}: {note}{percent(share.accuracy)}{limits}, n = {sizes(share)}",
+                )
+            )
+    return bars
+
+
+def _attack_table(result: Result) -> str:
+    def line(
+        name: str, share: Share | None, attacked: int | None = None, more: Sequence[Any] = ()
+    ) -> list[str]:
+        cells = ["" if value is None else show(value) for value in more]
+        cells += [""] * (6 - len(cells))
+        correct = "" if share is None or share.correct is None else f"{share.correct:,}"
+        return [
+            name,
+            "" if attacked is None else f"{attacked:,}",
+            correct,
+            "" if share is None else sizes(share),
+            share_cell(share),
+            *cells[:-1],
+            f'<span class="fold">{cells[-1]}</span>',
+        ]
+
+    lines = [line("clean", result.clean)]
+    for attack in result.attacks:
+        seconds = None if attack.seconds is None else f"{attack.seconds:.2f}"
+        more = (
+            attack.fooled,
+            seconds,
+            attack.forward,
+            attack.backward,
+            attack.unconfirmed,
+            attack.describe,
+        )
+        lines.append(line(show(attack.name), attack.share, attack.attacked, more))
+    lines.append(line("<b>worst case</b>", result.worst))
+    heads = ["attack", "attacked", "right", "n", "accuracy", "fooled", "seconds", "forward",
+             "backward", "unconfirmed", "settings"]  # fmt: skip
+    return table(heads, lines, text=(0, 10))
+
+
+def _more(run: Evaluation) -> str:
+    """The parts of an evaluation whose fields are their own business: shown as they are."""
+    parts = [
+        (title, value)
+        for title, key in (
+            ("Cross-check", "cross_check"),
+            ("Transfer", "transfer"),
+            ("RobustBench entry", "robustbench"),
+        )
+        if (value := get(run.summary, key))
+    ]
+    if not parts:
+        return ""
+    titles = ", ".join(title.lower().replace("robustb", "RobustB") for title, _ in parts)
+    inner = "".join(
+        f"<h3>{title}</h3>{_transfer(value) if title == 'Transfer' else plain(value)}"
+        for title, value in parts
+    )
+    return (
+        f"<details><summary>More of {show(run.key)} ({show(run.label)}): {titles}</summary>"
+        f"{inner}</details>"
+    )
+
+
+def _transfer(value: Any) -> str:
+    """Accuracy on images that were made against other models."""
+    lines: list[list[str]] = []
+    for entry in value if isinstance(value, list) else []:
+        attacks = get(entry, "attacks")
+        for attack in attacks if isinstance(attacks, list) else []:
+            notes: list[str] = []
+            share = make_share(
+                get(attack, "accuracy"), get(attack, "n"), get(attack, "correct"),
+                get(attack, "interval"), where="", notes=notes,
+            )  # fmt: skip
+            origin = get(entry, "from")
+            name = get(origin, "file") if isinstance(origin, Mapping) else origin
+            lines.append(
+                [
+                    f'<span class="fold">{show(name)}</span>',
+                    show(get(attack, "name")),
+                    show(get(attack, "attacked")),
+                    sizes(share),
+                    share_cell(share),
+                    f'<span class="fold">{show(get(attack, "describe") or "")}</span>',
+                ]
+            )
+    if not lines:
+        return plain(value)
+    heads = ["images made against", "attack", "attacked", "n", "accuracy", "settings"]
+    return table(heads, lines, text=(0, 1, 5))
+
+
+def checks(found: Collection) -> str:
+    runs = [run for run in found.evaluations if get(run.summary, "suspicion") is not None]
+    if not runs:
+        body = '<p class="empty">No suspicion checks: an evaluation makes them.</p>'
+        return section("checks", "Suspicion checks", body, "no file")
+    body = (
+        "<p>Signs that a robust accuracy comes from a weak attack or a gradient that misleads it, "
+        "and not from a robust network.</p>"
+    )
+    for run in runs:
+        suspicion = get(run.summary, "suspicion")
+        verdict = get(suspicion, "verdict")
+        lines = []
+        listed = get(suspicion, "checks")
+        for entry in listed if isinstance(listed, list) else []:
+            if isinstance(entry, Mapping):
+                detail = show(entry.get("detail") or "")
+                lines.append(
+                    [
+                        show(entry.get("name")),
+                        _verdict(entry.get("verdict")),
+                        f'<span class="fold">{detail}</span>',
+                    ]
+                )
+        body += f"<h3>{show(run.key)}: {show(run.label)} {_verdict(verdict)}</h3>" + table(
+            ["check", "verdict", "detail"], lines, text=(0, 1, 2)
+        )
+    return section("checks", "Suspicion checks", body, sources(runs, EVALUATION))
+
+
+def _verdict(value: Any) -> str:
+    kind = str(value) if value in ("ok", "suspicious") else "other"
+    mark = {"ok": "✓ ", "suspicious": "⚠ "}.get(kind, "")
+    return f'<span class="verdict {kind}">{mark}{show(value)}</span>'
+
+
+# --- examples -------------------------------------------------------------------------------
+
+
+def _shown(examples: Examples) -> int:
+    pixels = int(np.prod(examples.clean.shape[1:])) * 3
+    return max(1, min(len(examples.label), _MOST_EXAMPLES, _MOST_PIXELS // pixels))
+
+
+def has_pictures(found: Collection) -> bool:
+    return any(run.examples is not None and run.examples.label for run in found.evaluations)
+
+
+def _picture(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """[C, H, W] as the PNG writer wants it; the mean over channels where C is not 1 or 3."""
+    if image.shape[0] == 3:
+        return np.ascontiguousarray(image.transpose(1, 2, 0))
+    if image.shape[0] == 1:
+        return np.ascontiguousarray(image[0])
+    return np.rint(image.mean(0)).astype(np.uint8)
+
+
+def examples_section(found: Collection) -> str:
+    runs = [run for run in found.evaluations if run.examples is not None and run.examples.label]
+    if not runs:
+        body = '<p class="empty">No adversarial examples: an evaluation keeps some.</p>'
+        return section("examples", "Adversarial examples", body, "no file")
+    body = (
+        "<p>Each image, the same image after the attack, and the difference: grey is none, and "
+        "black and white are the largest change of that image, which is written below it. "
+        "Prediction before and after; classes are numbers from 0.</p>"
+    )
+    for run in runs:
+        examples = run.examples
+        assert examples is not None
+        count = _shown(examples)
+        names = get(run.summary, "data", "class_names")
+        cards = "".join(
+            _card(examples, i, names if isinstance(names, list) else None) for i in range(count)
+        )
+        total = len(examples.label)
+        note = f", the first {count} of {total:,}" if count < total else ""
+        if examples.clean.shape[1] not in (1, 3):
+            note += f"; the mean of their {examples.clean.shape[1]} channels"
+        body += (
+            f'<h3>{show(run.key)}: {show(run.label)}{note}</h3><div class="examples">{cards}</div>'
+        )
+    return section("examples", "Adversarial examples", body, sources(runs, EXAMPLES))
+
+
+def _card(examples: Examples, i: int, names: list[Any] | None) -> str:
+    difference = examples.difference[i]
+    most = float(np.abs(difference).max())
+    scaled = np.rint(127.5 + 127.5 * difference / most) if most else np.full_like(difference, 128)
+    pictures = [examples.clean[i], examples.adversarial[i], scaled.astype(np.uint8)]
+    height, width = examples.clean.shape[2:]
+    identity = examples.identity[i]
+
+    def name(value: int) -> str:
+        if names is not None and 0 <= value < len(names):
+            return f"{show(names[value])} ({value})"
+        return str(value)
+
+    images = "".join(
+        f'<img src="{data_uri(_picture(picture))}" width="{width}" height="{height}" '
+        f'alt="{kind} image {identity}">'
+        for kind, picture in zip(("clean", "adversarial", "difference"), pictures, strict=True)
+    )
+    before, after, label = examples.before[i], examples.after[i], examples.label[i]
+    fell = "fell" if after != label else "stood"
+    return (
+        f'<figure class="example"><div>{images}</div><figcaption>image {identity}, class '
+        f'{name(label)}<br><span class="{fell}">{name(before)} → {name(after)}</span><br>'
+        f'<span class="n">largest change {most:.4f} = {255 * most:.2f}/255</span>'
+        "</figcaption></figure>"
+    )

@@ -1,0 +1,243 @@
+"""What each measurement of a network is, which one stands for it, and pieces that name runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fastbandit._charts import STYLES
+from fastbandit._report.folders import (
+    EVALUATION,
+    Evaluation,
+    Model,
+    Result,
+    Retraining,
+    Share,
+    make_share,
+    radius_of,
+)
+from fastbandit._report.html import get, pairs, percent, show, table
+from fastbandit._report.reading import Folder, Run
+from fastbandit._report.search import accuracy_rows
+
+__all__ = [
+    "Row",
+    "data_words",
+    "leaf",
+    "model_name",
+    "plain",
+    "results_file",
+    "rows_of",
+    "share_cell",
+    "shorten",
+    "sizes",
+    "sources",
+    "style_of",
+    "threat_words",
+    "with_results",
+]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement of one model."""
+
+    run: Folder
+    what: str
+    threat: str
+    attack: str
+    clean: Share | None
+    robust: Share | None
+    source: str
+    provenance: str | None = None
+    result: Result | None = None
+
+
+def threat_words(threat: Mapping[str, Any]) -> str:
+    norm = {"linf": "L∞", "l2": "L2"}.get(str(threat.get("norm")), str(threat.get("norm")))
+    return f"{norm}, epsilon {threat.get('epsilon')}"
+
+
+def data_words(run: Folder) -> str:
+    return " ".join(
+        str(part)
+        for part in (get(run.summary, "data", "name"), get(run.summary, "data", "split"))
+        if part is not None
+    )
+
+
+def _evaluated(run: Evaluation) -> list[Row]:
+    rows = []
+    for result in run.results:
+        names = ", ".join(attack.name for attack in result.attacks)
+        rows.append(
+            Row(
+                run,
+                f"evaluation, {data_words(run) or 'data not recorded'}",
+                threat_words(result.threat),
+                f"worst case over {names}" if names else "no attack",
+                result.clean,
+                result.worst,
+                f"{run.label}: {EVALUATION}",
+                result.provenance,
+                result,
+            )
+        )
+    return rows
+
+
+def _retrained(run: Retraining) -> list[Row]:
+    rows = []
+    threat = get(run.summary, "threat")
+    words = threat_words(threat) if isinstance(threat, Mapping) else ""
+    for part in ("test", "best", "last"):
+        clean, robust = run.measured.get(part, (None, None))
+        if clean is None and robust is None:
+            continue
+        found = get(run.summary, part)
+        epoch = get(found, "epoch")
+        what = {
+            "test": f"test images, checkpoint: {get(found, 'of') or 'not recorded'}",
+            "best": "best epoch, validation images",
+            "last": "last epoch, validation images",
+        }[part]
+        if epoch is not None:
+            what += f" (epoch {epoch})"
+        attack = str(get(found, "attack") or get(run.summary, "best", "attack") or "")
+        rows.append(
+            Row(run, what, words, attack, clean, robust, f"{run.label}: summary.json ({part})")
+        )
+    if not rows and run.epochs:
+        line = run.epochs[-1]
+        images = get(run.split, "validation")
+        n = len(images) if isinstance(images, list) else images
+        shares = [
+            None if value is None else make_share(value, n, where="", notes=[])
+            for value in (line.clean_accuracy, line.robust_accuracy)
+        ]
+        rows.append(
+            Row(
+                run,
+                f"epoch {line.epoch} so far, validation images",
+                words,
+                "",
+                shares[0],
+                shares[1],
+                f"{run.label}: metrics.jsonl, split.json",
+            )
+        )
+    return rows
+
+
+def _searched(run: Run) -> list[Row]:
+    rows: dict[str, dict[str, Any]] = {}
+    for split, kind, value, n, attack in accuracy_rows(run):
+        entry = rows.setdefault(split, {"attack": ""})
+        entry[kind] = make_share(value, n, where="", notes=[])
+        entry["attack"] = attack or entry["attack"]
+    threat = get(run.summary, "threat")
+    return [
+        Row(
+            run,
+            f"{split} images, weights shared in the search",
+            threat_words(threat) if isinstance(threat, Mapping) else "",
+            entry["attack"],
+            entry.get("clean"),
+            entry.get("robust"),
+            f"{run.label}: summary.json",
+        )
+        for split, entry in rows.items()
+    ]
+
+
+def rows_of(model: Model) -> list[Row]:
+    """Every measurement of a model, the one that counts most first."""
+    rows = [row for run in model.evaluations for row in _evaluated(run)]
+    trained = get(model.retraining.summary, "threat") if model.retraining is not None else None
+
+    def rank(row: Row) -> tuple[int, int]:
+        assert row.result is not None
+        same = (
+            isinstance(trained, Mapping)
+            and row.result.norm == str(trained.get("norm") or "linf")
+            and row.result.radius is not None
+            and row.result.radius == radius_of(trained)
+        )
+        return (0 if same else 1, -len(row.result.attacks))
+
+    rows.sort(key=rank)
+    if model.retraining is not None:
+        rows += _retrained(model.retraining)
+    for search in model.searches:
+        rows += _searched(search)
+    return rows
+
+
+def share_cell(share: Share | None) -> str:
+    if share is None:
+        return "none"
+    if share.low is None or share.high is None:
+        return percent(share.accuracy)
+    limits = f"{100 * share.low:.2f} to {100 * share.high:.2f}"
+    return f'{percent(share.accuracy)}<br><span class="n">{limits}</span>'
+
+
+def sizes(*shares: Share | None) -> str:
+    found = dict.fromkeys(f"{share.n:,}" for share in shares if share is not None and share.n)
+    return ", ".join(found) or "not recorded"
+
+
+def model_name(model: Model) -> str:
+    run = model.first
+    name = get(run.summary, "name") or run.config.get("name") or run.label
+    return f"{run.key} {name}"
+
+
+def style_of(position: int) -> tuple[str, bool]:
+    """Colour class of the line of a run, and whether it is dashed: when colours begin again."""
+    return STYLES[position % len(STYLES)], position // len(STYLES) % 2 == 1
+
+
+def shorten(text: str, most: int = 20) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def sources(runs: Iterable[Folder], *files: str) -> str:
+    names = ", ".join(files)
+    return "; ".join(f"{run.label}: {names}" for run in runs) or "no file"
+
+
+def with_results(runs: Iterable[Folder], *files: str) -> str:
+    """The same, with the file of each run's results."""
+    return "; ".join(f"{run.label}: {', '.join([*files, results_file(run)])}" for run in runs)
+
+
+def results_file(run: Folder) -> str:
+    return EVALUATION if isinstance(run, Evaluation) else "summary.json"
+
+
+def plain(value: Any) -> str:
+    """Plain values as a table: a list of objects with a column for each name."""
+    if isinstance(value, Mapping):
+        rows = "".join(
+            f'<tr><th>{show(name)}</th><td class="wrap">{leaf(entry)}</td></tr>'
+            for name, entry in pairs(value)
+        )
+        return f'<div class="scroll"><table><tbody>{rows}</tbody></table></div>'
+    if isinstance(value, list) and all(isinstance(entry, Mapping) for entry in value):
+        flat = [dict(pairs(entry)) for entry in value]
+        names = list(dict.fromkeys(name for entry in flat for name in entry))
+        lines = [[leaf(entry.get(name, "")) for name in names] for entry in flat]
+        text = [
+            i for i, name in enumerate(names) if any(isinstance(e.get(name), str) for e in flat)
+        ]
+        return table([show(name) for name in names], lines, text=text)
+    return f"<p>{leaf(value)}</p>"
+
+
+def leaf(value: Any) -> str:
+    if isinstance(value, list):
+        shown = ", ".join(show(entry) for entry in value[:12])
+        return shown + (f" and {len(value) - 12} more" if len(value) > 12 else "")
+    return show(value)
