@@ -258,9 +258,9 @@ FB_INLINE void opaque(T*& p) {
   __asm__("" : "+r"(p));
 }
 
-// Keeps a value that several products use in its register. Left alone, gcc reads it from memory again
-// in each of them, and an AVX-512 core loads no more vectors than it multiplies: on maps in the cache
-// k = 3 took 1.4 times as long. AVX2 cores load two for each two products, and lack registers.
+// Keeps a value that several products use in its register. Left alone, gcc reads it from memory in
+// each of them, and an AVX-512 core loads no more vectors than it multiplies: on maps in the cache
+// k = 3 took 1.4 times as long. An AVX2 core has the loads to spare, and no register.
 FB_INLINE void keep(Vec& a) {
 #if defined(FB_ISA_AVX512)
   __asm__("" : "+v"(a.v));
@@ -678,9 +678,9 @@ inline int64_t rows_from(const Array4& a, int64_t images, int64_t n, int64_t h) 
 }
 
 // Whether the map that is read and the one that is written outgrow the caches together, so that it
-// pays to ask for both ahead. Measured at k = 3 with two threads' share of a 32 MiB cache: from 12 MiB
-// on 1.2 to 2.5 times as fast (asking for one of the two alone gains nothing: the other one waits);
-// below 8 MiB up to 15 % slower.
+// pays to ask for both ahead. Measured at k = 3 on a shared 32 MiB cache: from 12 MiB on 1.2 to 2.5
+// times as fast (asking for one of the two alone gains nothing, the other one waits); at 8 MiB and
+// less up to 15 % slower. The weight gradient gains nothing, so it does without.
 constexpr int64_t kCachedBytes = 10 << 20;
 
 inline bool outgrows_cache(const ConvProblem& p) {
