@@ -22,6 +22,8 @@ import torch
 
 SMOKE = os.environ.get("FASTBANDIT_BENCH_SMOKE") == "1"
 OURS = "fastbandit"
+# Settings of glibc's allocator that decide whether fresh buffers page-fault, kept with each entry.
+ALLOCATOR = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 
 
 def pytest_collect_file(parent: pytest.Collector, file_path: Path) -> pytest.Module | None:
@@ -116,6 +118,7 @@ def measure(benchmark: Any) -> Callable[..., None]:
             threads=torch.get_num_threads(),
             torch=str(torch.__version__),
             cuda=torch.version.cuda,
+            malloc={name: value for name, value in os.environ.items() if name in ALLOCATOR},
             commit=COMMIT,
             goals=goals or {},
             bytes=moved,
@@ -158,6 +161,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
                 if rival in goals:
                     verdict = "ok" if ratio >= goals[rival] else "MISS"
                     text += f"  goal {goals[rival]:.2f}x {verdict}"
+            floor_us = entry.extra_info.get("floor_us")
+            if floor_us:
+                text += f"  {median * 1e6 / floor_us:.2f} of the floor"
             write(text)
     if SMOKE and groups:
         write("two rounds each: these numbers mean nothing")

@@ -136,6 +136,14 @@ def test_large_maps_are_cut_into_pieces(layout):
         )
 
 
+@pytest.mark.parametrize("layout", ["channels_last", "channels_last_view"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_maps_that_outgrow_the_cache(layout, stride):
+    """Above 10 MiB the kernels also ask for lines ahead; 40 channels leave a partial block."""
+    shape = (5, 40, 96, 96)
+    assert check(shape, (3, 3), (stride,) * 2, (2, 2), (2, 2), False, torch.float32, layout)
+
+
 def test_no_images():
     x, weight = torch.zeros(0, 4, 8, 8), torch.randn(4, 1, 3, 3)
     settings = ((1, 1), (1, 1), (1, 1), True)

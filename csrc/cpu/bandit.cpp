@@ -45,7 +45,9 @@ inline __attribute__((always_inline)) void find_bounds(int64_t arms, const Lane*
   Lane log_total = {};
   for (int64_t k = 0; k < arms; ++k)
     for (int r = 0; r < kRows; ++r) log_total[r] += count[k][r];
-  for (int r = 0; r < kRows; ++r) log_total[r] = twice_log_total(log_total[r]);
+  // twice_log_total in two loops: in one, gcc branches around the logarithm of 1 and stays scalar.
+  for (int r = 0; r < kRows; ++r) log_total[r] = log_total[r] > 1.0 ? log_total[r] : 1.0;
+  for (int r = 0; r < kRows; ++r) log_total[r] = 2.0 * log_from_one(log_total[r]);
   for (int64_t k = 0; k < arms; ++k) {
     for (int r = 0; r < kRows; ++r) {
       const double n = count[k][r] > 0.0 ? count[k][r] : 1.0;
@@ -150,6 +152,15 @@ void compute(Block& block, bool prune, bool probabilities, bool sample, double b
   });
 }
 
+// One row into column r of [arm][row], as doubles. Flags come as bytes of 0 and 1 and are converted:
+// a branch on each of them is a guess that fails.
+template <class From>
+inline __attribute__((always_inline)) void spread(const From* from, int64_t step, int64_t arms,
+                                                  Lane* to, int r) {
+  double* out = &to[0][r];
+  for (int64_t k = 0; k < arms; ++k, from += step, out += kRows) *out = static_cast<double>(*from);
+}
+
 // T: dtype of mean and of the results; N: dtype of count.
 template <class T, class N>
 void run_rows(const BanditTask& task, int64_t begin, int64_t end) {
@@ -185,16 +196,11 @@ void run_rows(const BanditTask& task, int64_t begin, int64_t end) {
     if (!computes) continue;
 
     for (int r = 0; r < rows; ++r) {
-      const T* const m = mean + at[r][kMean];
-      const N* const n = count + at[r][kCount];
-      for (int64_t k = 0; k < arms; ++k) {
-        means[k][r] = static_cast<double>(m[k * step[kMean]]);
-        counts[k][r] = static_cast<double>(n[k * step[kCount]]);
-      }
-      if (task.alive != nullptr) {
-        const bool* const a = task.alive + at[r][kAlive];
-        for (int64_t k = 0; k < arms; ++k) alives[k][r] = a[k * step[kAlive]] ? 1.0 : 0.0;
-      }
+      spread(mean + at[r][kMean], step[kMean], arms, means, r);
+      spread(count + at[r][kCount], step[kCount], arms, counts, r);
+      if (task.alive != nullptr)
+        spread(reinterpret_cast<const uint8_t*>(task.alive) + at[r][kAlive], step[kAlive], arms,
+               alives, r);
       block.prune[r] =
           task.prune != nullptr ? (task.prune[at[r][kPrune]] ? 1.0 : 0.0) : task.prune_all;
       block.uniform[r] =
