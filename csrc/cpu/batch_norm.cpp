@@ -1,5 +1,6 @@
 // fastbandit::batch_norm and its backward on the CPU: float32, channels-last.
 #include <cmath>
+#include <cstring>
 
 #include "cpu/isa.h"
 #include "cpu/walk.h"
@@ -8,6 +9,7 @@ namespace fastbandit {
 namespace {
 
 constexpr int64_t kWidth = 256;   // floats of a row of accumulators: enough independent sums
+constexpr int64_t kTile = 64;     // of them, those that are summed at a time, in registers
 constexpr int64_t kBlock = 8192;  // floats summed in float32 before they enter the float64 sums
 
 // x [pixels, channels] in memory. Rows of `repeat` pixels, so that a loop is long for any C.
@@ -41,25 +43,73 @@ inline __attribute__((always_inline)) void for_rows(const Shape& shape, int64_t 
     row(at, std::min(shape.width, last - at));
 }
 
-// Two sums for each channel over all pixels; add(at, count, first, second) adds a row to the
-// accumulators. In blocks, so that neither the threads nor their number decide the rounding.
-template <class Add>
-std::vector<double> channel_sums(const Shape& shape, const Add& add) {
-  const int64_t c = shape.channels;
+typedef float Floats __attribute__((vector_size(64), aligned(4), may_alias));
+constexpr int64_t kLanes = 16;
+
+// What is summed: u and u * v, where v = x - middle and u = grad, or v again without a gradient.
+struct Terms {
+  const float *x, *middle, *grad;
+
+  template <bool kGrad>
+  inline __attribute__((always_inline)) void add(int64_t at, int64_t i, float& a, float& b) const {
+    const float v = x[at] - middle[i];
+    const float u = kGrad ? grad[at] : v;
+    a += u;
+    b += u * v;
+  }
+};
+
+inline __attribute__((always_inline)) Floats load(const float* from) {
+  return *reinterpret_cast<const Floats*>(from);
+}
+
+// The two sums of `kTile` columns from `column` on, over the full rows of a block, in registers.
+template <bool kGrad>
+inline __attribute__((always_inline)) void tile_sums(const Terms& terms, int64_t column,
+                                                     int64_t begin, int64_t rows, int64_t width,
+                                                     float* first, float* second) {
+  constexpr int kVectors = kTile / kLanes;
+  Floats a[kVectors] = {}, b[kVectors] = {}, middle[kVectors];
+  for (int k = 0; k < kVectors; ++k) middle[k] = load(terms.middle + column + k * kLanes);
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t at = begin + row * width + column;
+#pragma GCC unroll 4
+    for (int k = 0; k < kVectors; ++k) {
+      const Floats v = load(terms.x + at + k * kLanes) - middle[k];
+      const Floats u = kGrad ? load(terms.grad + at + k * kLanes) : v;
+      a[k] += u;
+      b[k] += u * v;
+    }
+  }
+  std::memcpy(first + column, a, sizeof(a));
+  std::memcpy(second + column, b, sizeof(b));
+}
+
+// The two sums of each channel over all pixels. In blocks, so that neither the threads nor their number decide the rounding.
+template <bool kGrad>
+std::vector<double> channel_sums(const Shape& shape, const Terms& terms) {
+  const int64_t c = shape.channels, width = shape.width;
   std::vector<double> parts(static_cast<size_t>(2 * c * shape.blocks));
   parallel(shape.blocks, 4, [&](int64_t from, int64_t to) {
-    std::vector<float> sums(static_cast<size_t>(2 * shape.width));
+    std::vector<float> sums(static_cast<size_t>(2 * width));
+    float* const first = sums.data();
+    float* const second = first + width;
     for (int64_t block = from; block < to; ++block) {
       std::fill(sums.begin(), sums.end(), 0.0f);
-      float* const first = sums.data();
-      float* const second = first + shape.width;
       with_isa(FB_BODY {
-        for_rows(shape, shape.begin(block), shape.end(block),
-                 [&](int64_t at, int64_t count)
-                     FB_INLINE_LAMBDA { add(at, count, first, second); });
+        const int64_t begin = shape.begin(block) * c, end = shape.end(block) * c;
+        const int64_t rows = (end - begin) / width;
+        int64_t column = 0;
+        for (; column + kTile <= width; column += kTile)
+          tile_sums<kGrad>(terms, column, begin, rows, width, first, second);
+        for (; column < width; ++column)
+          for (int64_t row = 0; row < rows; ++row)
+            terms.add<kGrad>(begin + row * width + column, column, first[column], second[column]);
+        for (int64_t at = begin + rows * width, i = 0; at < end; ++at, ++i)
+          terms.add<kGrad>(at, i, first[i], second[i]);
       });
       double* const part = parts.data() + 2 * c * block;
-      for (int64_t i = 0; i < shape.width; ++i) {
+      for (int64_t i = 0; i < width; ++i) {
         part[i % c] += static_cast<double>(first[i]);
         part[c + i % c] += static_cast<double>(second[i]);
       }
@@ -124,16 +174,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm(Tensor x, std::optional<Tensor> we
   // About the first value: a mean that is large beside the deviation costs no digits.
   const std::vector<float> centre = repeated(shape, data);
   const float* const middle = centre.data();
-  const auto sums =
-      channel_sums(shape, [&](int64_t at, int64_t count, float* first, float* second)
-                              FB_INLINE_LAMBDA {
-#pragma GCC ivdep
-                                for (int64_t i = 0; i < count; ++i) {
-                                  const float value = data[at + i] - middle[i];
-                                  first[i] += value;
-                                  second[i] += value * value;
-                                }
-                              });
+  const auto sums = channel_sums<false>(shape, {data, middle, nullptr});
   std::vector<float> scales(static_cast<size_t>(c)), shifts(static_cast<size_t>(c));
   float* const means = static_cast<float*>(mean.mutable_data_ptr());
   float* const inverses = static_cast<float*>(inverse.mutable_data_ptr());
@@ -151,7 +192,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm(Tensor x, std::optional<Tensor> we
              b = repeated(shape, shifts.data());
   const float *const mp = m.data(), *const sp = s.data(), *const bp = b.data();
   float* const out = static_cast<float*>(y.mutable_data_ptr());
-  for_all_rows(shape, [&](int64_t at, int64_t n) FB_INLINE_LAMBDA {
+  for_all_rows(shape, [=](int64_t at, int64_t n) FB_INLINE_LAMBDA {
 #pragma GCC ivdep
     for (int64_t i = 0; i < n; ++i) out[at + i] = (data[at + i] - mp[i]) * sp[i] + bp[i];
   });
@@ -183,16 +224,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_backward(Tensor grad, Tensor x,
   const float* const inverses = static_cast<const float*>(inverse.const_data_ptr());
   const auto m = repeated(shape, static_cast<const float*>(mean.const_data_ptr()));
   const float* const mp = m.data();
-  const auto sums =
-      channel_sums(shape, [&](int64_t at, int64_t count, float* first, float* second)
-                              FB_INLINE_LAMBDA {
-#pragma GCC ivdep
-                                for (int64_t i = 0; i < count; ++i) {
-                                  const float value = gradient[at + i];
-                                  first[i] += value;
-                                  second[i] += value * (data[at + i] - mp[i]);
-                                }
-                              });
+  const auto sums = channel_sums<true>(shape, {data, mp, gradient});
   // grad_x = scale (grad - mean(grad) - (x - mean) inverse^2 mean(grad (x - mean)))
   std::vector<float> scale(static_cast<size_t>(c)), shift(static_cast<size_t>(c)),
       slope(static_cast<size_t>(c));
@@ -215,7 +247,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_backward(Tensor grad, Tensor x,
              k = repeated(shape, slope.data());
   const float *const ap = a.data(), *const bp = b.data(), *const kp = k.data();
   float* const out = static_cast<float*>(grad_x.mutable_data_ptr());
-  for_all_rows(shape, [&](int64_t at, int64_t n) FB_INLINE_LAMBDA {
+  for_all_rows(shape, [=](int64_t at, int64_t n) FB_INLINE_LAMBDA {
 #pragma GCC ivdep
     for (int64_t i = 0; i < n; ++i)
       out[at + i] = gradient[at + i] * ap[i] - bp[i] - (data[at + i] - mp[i]) * kp[i];

@@ -137,10 +137,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         if not self.track_running_stats:
             if self.synchronise is not None:
                 return self.synchronise(x, self.weight, self.bias, None, 0.0, self.eps)
-            return torch.batch_norm(
-                x, self.weight, self.bias, None, None,
-                True, 0.0, self.eps, torch.backends.cudnn.enabled,
-            )  # fmt: skip
+            return ops.batch_norm(x, self.weight, self.bias, eps=self.eps)
         factor = self.momentum
         if factor is None:
             self.batches += 1
@@ -148,10 +145,15 @@ class BatchNorm2d(nn.BatchNorm2d):
         if self.synchronise is not None:
             running = (self.running_mean, self.running_var)
             return self.synchronise(x, self.weight, self.bias, running, factor, self.eps)
-        return torch.batch_norm(
-            x, self.weight, self.bias, self.running_mean, self.running_var,
-            True, factor, self.eps, torch.backends.cudnn.enabled,
-        )  # fmt: skip
+        return ops.batch_norm(
+            x,
+            self.weight,
+            self.bias,
+            self.running_mean,
+            self.running_var,
+            momentum=factor,
+            eps=self.eps,
+        )
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
