@@ -96,7 +96,7 @@ class Loader:
                 f"Loader: expected at least one full batch of {batch_size} with drop_last, got "
                 f"{len(self.index)} images"
             )
-        channels, height, width = images.shape
+        channels = images.shape[0]
         if augment is not None and len(augment.cutout_fill) not in (0, channels):
             raise DataError(
                 f"Loader: cutout_fill: expected a value for each of {channels} channels, got "
