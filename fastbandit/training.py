@@ -6,7 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args
 
@@ -271,33 +271,47 @@ class _RecordedTraining:
         self._factors: dict[torch.dtype, Tensor] = {}
         self._values: tuple[float, ...] = ()
 
+        for norm in self._norms:
+            if (mean := norm.running_mean) is not None:
+                self._factors.setdefault(mean.dtype, mean.new_zeros(()))
+
         def run(x: Tensor, y: Tensor, ids: Tensor) -> None:
             task = dataclasses.replace(step, images=x, labels=y, index=ids, offset=self._offset)
-            with engine.autocast(device):
-                loss, logits = next(Objective().losses(task))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            if grad_clip is not None:
-                nn.utils.clip_grad_norm_(step.parameters, grad_clip)
-            optimizer.step()
+            with self._numbers_on_the_device(optimizer):
+                with engine.autocast(device):
+                    loss, logits = next(Objective().losses(task))
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                if grad_clip is not None:
+                    nn.utils.clip_grad_norm_(step.parameters, grad_clip)
+                optimizer.step()
             with torch.no_grad():
                 self.loss_sum += loss.double() * len(y)
                 self.correct += (logits.argmax(1) == y).sum()
 
+        self._step = Recorded(recorder, (step.images, step.labels, step.index), run)
+
+    @contextmanager
+    def _numbers_on_the_device(self, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+        """Learning rate and factors as tensors; the counts of batches are left as they are."""
         seen = [norm.batches for norm in self._norms]
         rates = [group["lr"] for group in optimizer.param_groups]
         try:
             for norm in self._norms:
-                if (mean := norm.running_mean) is not None:
-                    norm.factor = self._factors.setdefault(mean.dtype, mean.new_zeros(()))
+                if norm.running_mean is not None:
+                    norm.factor = self._factors[norm.running_mean.dtype]
             for group in optimizer.param_groups:
                 group["lr"] = self._rate
-            self._step = Recorded(recorder, (step.images, step.labels, step.index), run)
+            yield
         finally:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
             for norm, count in zip(self._norms, seen, strict=True):
                 norm.factor, norm.batches = None, count
+
+    def start(self) -> None:
+        self.loss_sum.zero_()
+        self.correct.zero_()
 
     def __call__(self, x: Tensor, y: Tensor, ids: Tensor, *, rate: float, offset: int) -> None:
         factor = 0.0
@@ -312,10 +326,6 @@ class _RecordedTraining:
                 tensor.fill_(factor)
             self._values = values
         self._step(x, y, ids)
-
-    def start(self) -> None:
-        self.loss_sum.zero_()
-        self.correct.zero_()
 
 
 def _recorded_training(
