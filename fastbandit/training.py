@@ -26,6 +26,7 @@ __all__ = [
     "DivergenceError",
     "Engine",
     "Evaluation",
+    "Graphs",
     "Objective",
     "Precision",
     "Step",
