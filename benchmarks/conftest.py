@@ -91,7 +91,8 @@ def measure(benchmark: Any) -> Callable[..., None]:
     """``measure(function, rival=, group=, device=, goals=, moved=, **facts)`` times one rival.
 
     ``goals``, given with our own entry: least ratio to each named rival. ``moved``: bytes that
-    the call has to move, for GB/s.
+    the call has to move, for GB/s. ``rounds``: for a call of seconds, how often it is timed; the
+    caller has warmed it up.
     """
 
     def run(
@@ -102,6 +103,7 @@ def measure(benchmark: Any) -> Callable[..., None]:
         device: torch.device,
         goals: dict[str, float] | None = None,
         moved: int | None = None,
+        rounds: int | None = None,
         **facts: Any,
     ) -> None:
         cuda = device.type == "cuda"
@@ -124,9 +126,11 @@ def measure(benchmark: Any) -> Callable[..., None]:
             bytes=moved,
             **facts,
         )
-        for _ in range(3):  # compilation, caches, the clock
+        for _ in range(0 if rounds else 3):  # compilation, caches, the clock
             timed()
-        if SMOKE:
+        if rounds and not SMOKE:
+            benchmark.pedantic(timed, rounds=rounds, iterations=1)
+        elif SMOKE:
             benchmark.pedantic(timed, rounds=2, iterations=1)
         else:
             benchmark._min_rounds = 15

@@ -75,7 +75,7 @@ class Free(Adversarial):
         if replays < 1:
             raise ValueError(f"Free: replays: expected 1 or more, got {replays}")
         self.updates = replays
-        self._epoch: int | None = None
+        self._epoch: int | Tensor | None = None
         self._delta: Tensor | None = None
 
     def _start(self, step: Step) -> Tensor:

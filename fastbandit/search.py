@@ -29,6 +29,7 @@ from torch import Tensor
 
 from fastbandit import _cli, run, space
 from fastbandit._cli import ConfigError
+from fastbandit._graphs import Choice, Graphs
 from fastbandit._progress import Progress
 from fastbandit._running import (
     OutOfMemoryError,
@@ -48,7 +49,9 @@ from fastbandit.run import RunError, RunFolder, derive_seed
 from fastbandit.threat import ThreatModel
 from fastbandit.training import (
     Cost,
+    Engine,
     Evaluation,
+    Precision,
     cosine,
     evaluate,
     reestimate_batchnorm,
@@ -172,6 +175,12 @@ class SearchConfig:
     """random horizontal flip"""
     cutout_length: int = 0
     """side of the square that is cut out at random, in pixels"""
+    precision: Precision = "float32"
+    """of convolutions and matrix products; bfloat16 leaves weights, statistics and loss float32"""
+    graphs: Choice = "auto"
+    """CUDA graphs: a path's step is recorded once and replayed; auto: where that is possible"""
+    channels_last: bool = True
+    """memory layout of images and weights; the kernels of this package are made for it"""
     parallel: Literal["data", "paths"] = "data"
     """with several processes (torchrun): data divides each batch of the one path, paths trains a
     path on each process and averages gradients; the number of processes is not a setting"""
@@ -479,6 +488,7 @@ def _build(
         "test": [] if test_index is None else test_index.tolist(),
     }
     train = train.to(device)
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
 
     def loader(images: ImageSet, index: Tensor, purpose: str, shuffle: bool) -> Loader:
         return Loader(
@@ -497,6 +507,7 @@ def _build(
             shuffle=shuffle,
             # A last batch of one image has no batch statistics on 1 x 1 maps.
             drop_last=shuffle and len(index) % config.batch_size == 1,
+            memory_format=layout,
         )
 
     # The initial weights come from the run's own seed, whatever was drawn before.
@@ -514,7 +525,7 @@ def _build(
         )
     # Channels-last is the faster layout for the depthwise and the dense convolutions alike; what
     # the stem returns has the layout of its weights, and the rest follows.
-    supernet.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    supernet.to(device).to(memory_format=layout)  # type: ignore[call-overload]
     if group is not None and config.sync_batchnorm:
         synchronise_batchnorm(supernet, group)
     optimizer = torch.optim.SGD(
@@ -522,7 +533,10 @@ def _build(
         lr=config.learning_rate,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
-        foreach=True,
+        # One launch for all weights, which also takes the learning rate of a graph from the device.
+        # On a CPU it is four times as slow as one operation for all weights at a time.
+        fused=device.type == "cuda",
+        foreach=device.type != "cuda",
     )
     test_loader = None
     if test is not None and test_index is not None:
@@ -557,6 +571,10 @@ class _Search:
         self.space = space.get(self.config.space)
         self.bandit = self.config.make_bandit()
         self.cost = Cost()
+        self.engine = Engine(
+            self.config.precision,
+            Graphs(self.config.graphs, setup.device, processes=1 if group is None else group.size),
+        )
         self.training_threat = self.config.training_threat()
         self.reward_threat = self.config.reward_threat()
         self.guard: OverfittingGuard | None = None
@@ -694,6 +712,7 @@ class _Search:
             "modules": list(self.supernet.path_modules()),
             "parameters": parameters[mine],
             "team": team,
+            "engine": self.engine,
         }
 
     def draw(self, paths: int, *, trained: bool) -> tuple[list[Tensor], list[Tensor]]:
@@ -1045,6 +1064,7 @@ class _Search:
                 "backward_passes": cost.backward_passes,
                 "peak_memory_mb": self.peak_memory,
                 "device": config.device,
+                "graphs": self.engine.records,
                 "threads": torch.get_num_threads(),
                 "processes": 1 if self.group is None else self.group.size,
             },
@@ -1129,6 +1149,9 @@ def search(
         else:
             progress = Progress.silent()
         current = _Search(setup, folder, group)
+        graphs = current.engine.graphs
+        if graphs is not None and graphs.reason and setup.device.type == "cuda":
+            progress.note(f"no CUDA graphs: {graphs.reason}")
         resumed = False
         if folder is not None:
             resumed = folder.load_checkpoint(current.restore)

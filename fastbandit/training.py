@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastbandit._graphs import Graphs, Recorded, Recorder
 from fastbandit.attacks import perturb
 from fastbandit.distributed import Team
+from fastbandit.nn.layers import BatchNorm2d
 from fastbandit.threat import ThreatModel
 
 __all__ = [
     "Batches",
     "Cost",
     "DivergenceError",
+    "Engine",
     "Evaluation",
+    "Graphs",
     "Objective",
+    "Precision",
     "Step",
     "TrainingResult",
     "cosine",
@@ -34,6 +40,42 @@ __all__ = [
 ]
 
 Batch = tuple[Tensor, Tensor, Tensor]
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How steps are computed; what they compute stays the same, up to rounding.
+
+    precision: ``bfloat16`` runs the model under autocast, which computes convolutions and matrix
+    products in bfloat16; weights, gradients of weights, batch-norm statistics, logits, loss and the
+    perturbation stay float32. graphs: None launches every kernel of every step.
+    """
+
+    precision: Precision = "float32"
+    graphs: Graphs | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            raise ValueError(
+                f"precision: expected one of {', '.join(get_args(Precision))}, "
+                f"got {self.precision!r}"
+            )
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        """What a forward pass runs in. Nothing is kept of the weights' copies: a step changes the
+        weights, and a graph that is replayed must make its copies anew."""
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
+
+    @property
+    def records(self) -> bool:
+        """Whether steps are recorded as graphs."""
+        return self.graphs is not None and self.graphs.reason is None
+
+
+_EAGER = Engine()
 
 
 class Batches(Protocol):
@@ -47,7 +89,8 @@ class Step:
     """One mini-batch as an :class:`Objective` sees it.
 
     images: [N, C, H, W] in [0, 1]; labels, index: [N] int64, index the images' ids; seed, index
-    and offset key the random start; modules and parameters are those that the forward pass uses.
+    and offset (a number, or an int64 tensor on the device) key the random start; modules and
+    parameters are those that the forward pass uses.
     """
 
     model: nn.Module
@@ -56,7 +99,7 @@ class Step:
     index: Tensor
     threat: ThreatModel
     seed: int
-    offset: int
+    offset: int | Tensor
     modules: list[nn.Module]
     parameters: list[nn.Parameter]
 
@@ -176,6 +219,187 @@ def _synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def _count_correct(engine: Engine, task: Step) -> tuple[Tensor, Tensor]:
+    """Correctly classified images, clean and attacked (0 without an attack), on the device."""
+    with engine.autocast(task.images.device):
+        with torch.no_grad():
+            clean = (task.model(task.images).argmax(1) == task.labels).sum()
+        if not task.threat.attacks:
+            return clean, torch.zeros_like(clean)
+        delta = task.perturb()
+        with torch.no_grad():
+            return clean, (task.model(task.images + delta).argmax(1) == task.labels).sum()
+
+
+def _fill_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Momentum of zeros where there is none yet, with which SGD's first step is the same.
+
+    With some parameters that have momentum and some that have none, as in a supernet, SGD would
+    go through them one by one, and its fused form would fail; a graph cannot make it.
+    """
+    if not isinstance(optimizer, torch.optim.SGD):
+        return
+    for group in optimizer.param_groups:
+        if group["momentum"] == 0 or group["dampening"] != 0:
+            continue
+        for parameter in group["params"]:
+            state = optimizer.state[parameter]
+            if parameter.requires_grad and state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+class _RecordedTraining:
+    """A training step of Algorithm 8 on fixed buffers: attack, gradients, clipping, update.
+
+    What may differ between its calls lies in tensors: the batch, the learning rate, the number of
+    the draw, the factor of the running statistics.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        engine: Engine,
+        step: Step,
+        optimizer: torch.optim.Optimizer,
+        grad_clip: float | None,
+    ) -> None:
+        device = step.images.device
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self.correct = torch.zeros((), dtype=torch.int64, device=device)
+        self._rate = torch.zeros((), device=device)
+        self._offset = torch.zeros((), dtype=torch.int64, device=device)
+        self._norms = [m for m in step.modules if isinstance(m, BatchNorm2d)]
+        self._factors: dict[torch.dtype, Tensor] = {}
+        self._values: tuple[float, ...] = ()
+
+        for norm in self._norms:
+            if (mean := norm.running_mean) is not None:
+                self._factors.setdefault(mean.dtype, mean.new_zeros(()))
+
+        def run(x: Tensor, y: Tensor, ids: Tensor) -> None:
+            task = dataclasses.replace(step, images=x, labels=y, index=ids, offset=self._offset)
+            with self._numbers_on_the_device(optimizer):
+                with engine.autocast(device):
+                    loss, logits = next(Objective().losses(task))
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                if grad_clip is not None:
+                    nn.utils.clip_grad_norm_(step.parameters, grad_clip)
+                optimizer.step()
+            with torch.no_grad():
+                self.loss_sum += loss.double() * len(y)
+                self.correct += (logits.argmax(1) == y).sum()
+
+        self._step = Recorded(recorder, (step.images, step.labels, step.index), run)
+
+    @contextmanager
+    def _numbers_on_the_device(self, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+        """Learning rate and factors as tensors; the counts of batches are left as they are."""
+        seen = [norm.batches for norm in self._norms]
+        rates = [group["lr"] for group in optimizer.param_groups]
+        try:
+            for norm in self._norms:
+                if norm.running_mean is not None:
+                    norm.factor = self._factors[norm.running_mean.dtype]
+            for group in optimizer.param_groups:
+                group["lr"] = self._rate
+            yield
+        finally:
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+            for norm, count in zip(self._norms, seen, strict=True):
+                norm.factor, norm.batches = None, count
+
+    def start(self) -> None:
+        self.loss_sum.zero_()
+        self.correct.zero_()
+
+    def __call__(self, x: Tensor, y: Tensor, ids: Tensor, *, rate: float, offset: int) -> None:
+        factor = 0.0
+        for norm in self._norms:
+            norm.batches += 1
+            factor = 1.0 / norm.batches if norm.momentum is None else norm.momentum
+        values = (rate, offset, factor)
+        if values != self._values:
+            self._rate.fill_(rate)
+            self._offset.fill_(offset)
+            for tensor in self._factors.values():
+                tensor.fill_(factor)
+            self._values = values
+        self._step(x, y, ids)
+
+
+def _recorded_training(
+    engine: Engine, step: Step, optimizer: torch.optim.Optimizer, grad_clip: float | None
+) -> _RecordedTraining | None:
+    """The step of this path as a graph; None where one factor does not serve its batch norms."""
+    assert engine.graphs is not None
+    norms = [m for m in step.modules if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    kinds = {(m.momentum, m.batches) if isinstance(m, BatchNorm2d) else None for m in norms}
+    if None in kinds or len(kinds) > 1 or len(optimizer.param_groups) != 1:
+        return None
+    key = (
+        id(step.model),
+        tuple(map(id, step.parameters)),
+        step.images.shape,
+        step.threat,
+        step.seed,
+        id(optimizer),
+        grad_clip,
+        engine.precision,
+    )
+    found: _RecordedTraining = engine.graphs.recorded(
+        "train",
+        key,
+        lambda recorder: _RecordedTraining(recorder, engine, step, optimizer, grad_clip),
+    )
+    found.start()
+    return found
+
+
+class _RecordedEvaluation:
+    """One batch of an evaluation on fixed buffers; the model is in evaluation mode."""
+
+    def __init__(self, recorder: Recorder, engine: Engine, task: Step) -> None:
+        device = task.images.device
+        self.clean = torch.zeros((), dtype=torch.int64, device=device)
+        self.robust = torch.zeros((), dtype=torch.int64, device=device)
+        self._offset = torch.zeros((), dtype=torch.int64, device=device)
+
+        def run(x: Tensor, y: Tensor, ids: Tensor) -> None:
+            batch = dataclasses.replace(task, images=x, labels=y, index=ids, offset=self._offset)
+            found, withstood = _count_correct(engine, batch)
+            self.clean += found
+            self.robust += withstood
+
+        self._step = Recorded(recorder, (task.images, task.labels, task.index), run)
+
+    def __call__(self, x: Tensor, y: Tensor, ids: Tensor, *, offset: int) -> None:
+        self._offset.fill_(offset)
+        self._step(x, y, ids)
+
+    def start(self) -> None:
+        self.clean.zero_()
+        self.robust.zero_()
+
+
+def _recorded_evaluation(engine: Engine, task: Step) -> _RecordedEvaluation:
+    assert engine.graphs is not None
+    key = (
+        id(task.model),
+        tuple(map(id, task.parameters)),
+        task.images.shape,
+        task.threat,
+        task.seed,
+        engine.precision,
+    )
+    found: _RecordedEvaluation = engine.graphs.recorded(
+        "evaluate", key, lambda recorder: _RecordedEvaluation(recorder, engine, task)
+    )
+    found.start()
+    return found
+
+
 def train_epoch(
     model: nn.Module,
     batches: Batches,
@@ -192,6 +416,7 @@ def train_epoch(
     objective: Objective | None = None,
     learning_rate: Callable[[int], float] | None = None,
     after_step: Callable[[], None] | None = None,
+    engine: Engine = _EAGER,
 ) -> TrainingResult:
     """One epoch of adversarial training: lines 10 to 13 of Algorithm 8 for every mini-batch.
 
@@ -210,6 +435,10 @@ def train_epoch(
         learning_rate: the rate of the optimiser's step of that number, counted within this epoch;
             None leaves the optimiser's own.
         after_step: called after each step of the optimiser, as for averaging weights.
+        engine: precision and CUDA graphs. Of a graph the first batch of an epoch is computed as
+            ever, and every batch of another size; another objective than Algorithm 8's, too.
+
+    The host waits for the device once, at the end.
 
     Raises:
         DivergenceError: the loss became NaN or infinite.
@@ -224,7 +453,33 @@ def train_epoch(
     images = batch_count = steps = 0
     objective = Objective() if objective is None else objective
     updated = [p for group in optimizer.param_groups for p in group["params"]] if team else learned
+    _fill_momentum(optimizer)
+    recorded, usual = None, torch.Size()
+    # A subclass may do anything between its yields.
+    records = engine.records and type(objective) is Objective
     for x, y, ids in batches.epoch(epoch):
+        batch_count += 1
+        if batch_count == 1:
+            usual = x.shape
+        elif records and x.shape == usual:
+            if recorded is None:
+                recorded = _recorded_training(
+                    engine,
+                    Step(model, x, y, ids, threat, seed, epoch, used, learned),
+                    optimizer,
+                    grad_clip,
+                )
+                records = recorded is not None
+            if recorded is not None:
+                rate = optimizer.param_groups[0]["lr"]
+                if learning_rate is not None:
+                    rate = learning_rate(steps)
+                recorded(x, y, ids, rate=rate, offset=epoch)
+                steps += 1
+                if after_step is not None:
+                    after_step()
+                images += len(y)
+                continue
         weight, counts = 1.0, True
         sharing: AbstractContextManager[None] = nullcontext()
         if team is not None:
@@ -232,11 +487,16 @@ def train_epoch(
             part, weight, counts = team.part(n), team.weight(n), team.counts(n)
             sharing = team.batch(n, used)
             x, y, ids = x[part], y[part], ids[part]
-        batch_count += 1
         with sharing:
             step = Step(model, x, y, ids, threat, seed, epoch, used, learned)
-            for loss, prediction in objective.losses(step):
-                logits = prediction
+            losses = objective.losses(step)
+            while True:
+                # Forward passes and attacks only: the backward pass of a step knows by itself.
+                with engine.autocast(device):
+                    try:
+                        loss, logits = next(losses)
+                    except StopIteration:
+                        break
                 if learning_rate is not None:
                     for group in optimizer.param_groups:
                         group["lr"] = learning_rate(steps)
@@ -250,13 +510,17 @@ def train_epoch(
                 steps += 1
                 if after_step is not None:
                     after_step()
-        if not counts:
-            continue
-        # The last loss and logits of a batch, where it has several steps.
-        with torch.no_grad():
-            loss_sum += loss.double() * len(y)
-            correct += (logits.argmax(1) == y).sum()
-        images += len(y)
+        if counts:
+            # The last loss and logits of a batch, where it has several steps.
+            with torch.no_grad():
+                loss_sum += loss.double() * len(y)
+                correct += (logits.argmax(1) == y).sum()
+            images += len(y)
+        # The nodes of a backward pass remember their stream, and a graph is recorded on another.
+        del step, losses, loss, logits
+    if recorded is not None:
+        loss_sum += recorded.loss_sum
+        correct += recorded.correct
     mine = images
     if team is not None:
         team.average_batchnorm(used)
@@ -289,6 +553,7 @@ def evaluate(
     modules: Iterable[nn.Module] | None = None,
     parameters: Iterable[nn.Parameter] | None = None,
     team: Team | None = None,
+    engine: Engine = _EAGER,
 ) -> Evaluation:
     """Accuracy on clean and on attacked images, in evaluation mode, which is undone afterwards.
 
@@ -302,6 +567,7 @@ def evaluate(
     clean = torch.zeros((), dtype=torch.int64, device=device)
     robust = torch.zeros((), dtype=torch.int64, device=device)
     images = steps = 0
+    recorded, usual = None, torch.Size()
     try:
         for module, _ in modes:
             module.training = False
@@ -312,26 +578,24 @@ def evaluate(
                 x, y, ids = x[part], y[part], ids[part]
                 if not len(y):
                     continue
-            with torch.no_grad():
-                clean += (model(x).argmax(1) == y).sum()
-            if threat.attacks:
-                delta = perturb(
-                    model,
-                    x,
-                    y,
-                    threat,
-                    seed=seed,
-                    index=ids,
-                    offset=offset,
-                    modules=used,
-                    parameters=learned,
-                )
-                with torch.no_grad():
-                    robust += (model(x + delta).argmax(1) == y).sum()
+            task = Step(model, x, y, ids, threat, seed, offset, used, learned)
+            if steps == 1:
+                usual = x.shape
+            elif engine.records and x.shape == usual:
+                recorded = recorded or _recorded_evaluation(engine, task)
+                recorded(x, y, ids, offset=offset)
+                images += len(y)
+                continue
+            found, withstood = _count_correct(engine, task)
+            clean += found
+            robust += withstood
             images += len(y)
     finally:
         for module, was in modes:
             module.training = was
+    if recorded is not None:
+        clean += recorded.clean
+        robust += recorded.robust
     mine = images
     if team is not None:
         clean, robust, total = team.total(torch.stack([clean, robust, clean.new_tensor(images)]))
@@ -365,6 +629,7 @@ def reestimate_batchnorm(
     modules: Iterable[nn.Module] | None = None,
     parameters: Iterable[nn.Parameter] | None = None,
     team: Team | None = None,
+    engine: Engine = _EAGER,
 ) -> None:
     """Batch-norm statistics for a path that is evaluated without having been trained last.
 
@@ -382,7 +647,7 @@ def reestimate_batchnorm(
         if team is not None:
             part, sharing = team.part(len(y)), team.batch(len(y), used)
             x, y, ids = x[part], y[part], ids[part]
-        with sharing:
+        with sharing, engine.autocast(x.device):
             point = x
             if threat.attacks:
                 point = x + perturb(

@@ -92,7 +92,7 @@ def start(
     upper: float | None,
     seed: int,
     index: Tensor | None,
-    offset: int,
+    offset: int | Tensor,
 ) -> Tensor:
     """A perturbation drawn uniformly from the ball, then brought into the bounds."""
     if norm == "linf":

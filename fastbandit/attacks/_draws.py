@@ -15,7 +15,7 @@ from torch import Tensor
 from fastbandit.ops.philox import philox4x32, split64
 
 
-def words(seed: int, index: Tensor, count: int, offset: int) -> Tensor:
+def words(seed: int, index: Tensor, count: int, offset: int | Tensor) -> Tensor:
     """``count`` random words of 32 bits for each image, int64 [N, count].
 
     Args:
@@ -27,12 +27,12 @@ def words(seed: int, index: Tensor, count: int, offset: int) -> Tensor:
     return torch.stack(found, dim=-1).flatten(1)[:, :count]
 
 
-def uniform(seed: int, index: Tensor, count: int, offset: int) -> Tensor:
+def uniform(seed: int, index: Tensor, count: int, offset: int | Tensor) -> Tensor:
     """Uniform in (0, 1), float64 [N, count]."""
     return (words(seed, index, count, offset).double() + 0.5) * 2.0**-32
 
 
-def normal(seed: int, index: Tensor, count: int, offset: int) -> Tensor:
+def normal(seed: int, index: Tensor, count: int, offset: int | Tensor) -> Tensor:
     """Standard normal, float64 [N, count], by Box and Muller's method."""
     half = (count + 1) // 2
     first, second = uniform(seed, index, 2 * half, offset).chunk(2, dim=1)

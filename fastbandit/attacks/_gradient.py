@@ -30,7 +30,7 @@ def perturb(
     *,
     seed: int = 0,
     index: Tensor | None = None,
-    offset: int = 0,
+    offset: int | Tensor = 0,
     modules: Iterable[nn.Module] | None = None,
     parameters: Iterable[nn.Parameter] | None = None,
 ) -> Tensor:

@@ -9,7 +9,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from fastbandit import ops
 from fastbandit.data.sets import DataError, ImageSet, check_index, keyed_generator
+from fastbandit.ops.augment_images import DRAWS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Loader:
         seed: any integer.
         shuffle: a new order in each epoch; otherwise that of ``index``.
         drop_last: leave out a last batch that is not full.
+        memory_format: layout of the batches.
 
     Raises:
         DataError: an index out of range, a batch size below 1, or no full batch with
@@ -83,6 +86,7 @@ class Loader:
         seed: int = 0,
         shuffle: bool = False,
         drop_last: bool = False,
+        memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
         if batch_size < 1:
             raise DataError(f"Loader: batch_size: expected at least 1, got {batch_size}")
@@ -92,7 +96,7 @@ class Loader:
                 f"Loader: expected at least one full batch of {batch_size} with drop_last, got "
                 f"{len(self.index)} images"
             )
-        channels, height, width = images.shape
+        channels = images.shape[0]
         if augment is not None and len(augment.cutout_fill) not in (0, channels):
             raise DataError(
                 f"Loader: cutout_fill: expected a value for each of {channels} channels, got "
@@ -105,14 +109,9 @@ class Loader:
         self.seed = seed
         self.shuffle = shuffle
         self.drop_last = drop_last
-        # A tensor on the device, not the number: CUDA multiplies by the reciprocal of a number,
-        # which differs from the quotient in the last bit.
-        self._white = torch.tensor(255.0, device=self.device)
-        self._channel = torch.arange(channels, device=self.device)
-        self._row = torch.arange(height, device=self.device)
-        self._column = torch.arange(width, device=self.device)
-        fill = augment.cutout_fill if augment is not None else ()
-        self._fill = torch.tensor(fill or [0.0] * channels, device=self.device).view(1, -1, 1, 1)
+        self.memory_format = memory_format
+        fill = self.augment.cutout_fill if self.augment is not None else ()
+        self._fill = torch.tensor(fill, device=self.device) if fill else None
 
     def __len__(self) -> int:
         """Number of batches in an epoch."""
@@ -134,7 +133,7 @@ class Loader:
             generator = keyed_generator("order", self.seed, number)
             order = order[torch.randperm(len(order), generator=generator)]
         order = order.to(self.device)
-        draws = None if self.augment is None else self._draw(self.augment, number)
+        draws = None if self.augment is None else self._table(self.augment, number)
         for batch in range(len(self)):
             ids = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             yield self._images(ids, draws), self.images.labels[ids], ids
@@ -162,37 +161,22 @@ class Loader:
             for kind, high in ranges.items()
         }
 
-    def _images(self, ids: Tensor, draws: dict[str, Tensor] | None) -> Tensor:
+    def _table(self, augment: Augment, number: int) -> Tensor:
+        """The draws of an epoch as :func:`fastbandit.ops.augment_images` takes them, [N, 5]."""
+        drawn = self._draw(augment, number)
+        nothing = torch.zeros(len(self.images), dtype=torch.int64, device=self.device)
+        return torch.stack([drawn.get(kind, nothing) for kind in DRAWS], dim=1)
+
+    def _images(self, ids: Tensor, draws: Tensor | None) -> Tensor:
         """Return the images ``ids`` as float32 ``[n, C, H, W]``, augmented by their draws."""
-        source = self.images.images
-        if draws is None or self.augment is None:
-            return source[ids].to(torch.float32) / self._white
-        _, height, width = self.images.shape
-        rows = self._row.expand(len(ids), -1)  # [n, H]: the row of the source behind each row
-        columns = self._column.expand(len(ids), -1)  # [n, W]
-        if "flip" in draws:
-            flip = draws["flip"][ids].bool().unsqueeze(1)
-            columns = torch.where(flip, width - 1 - columns, columns)
-        if "crop_row" in draws:
-            rows = rows + (draws["crop_row"][ids] - self.augment.crop_padding).unsqueeze(1)
-            columns = columns + (draws["crop_column"][ids] - self.augment.crop_padding).unsqueeze(1)
-        x = source[
-            ids.view(-1, 1, 1, 1),
-            self._channel.view(1, -1, 1, 1),
-            rows.clamp(0, height - 1)[:, None, :, None],
-            columns.clamp(0, width - 1)[:, None, None, :],
-        ].to(torch.float32)
-        x /= self._white
-        if "crop_row" in draws:
-            inside_row = (rows >= 0) & (rows < height)
-            inside_column = (columns >= 0) & (columns < width)
-            x *= inside_row[:, None, :, None] & inside_column[:, None, None, :]
-        if "cutout_row" in draws:
-            length = self.augment.cutout_length
-            top = (draws["cutout_row"][ids] - length // 2).unsqueeze(1)
-            left = (draws["cutout_column"][ids] - length // 2).unsqueeze(1)
-            hit_row = (self._row >= top) & (self._row < top + length)
-            hit_column = (self._column >= left) & (self._column < left + length)
-            hole = hit_row[:, None, :, None] & hit_column[:, None, None, :]
-            x = torch.where(hole, self._fill, x)
-        return x
+        augment = self.augment or Augment()
+        return ops.augment_images(
+            self.images.images,
+            ids,
+            draws=draws,
+            crop_padding=augment.crop_padding,
+            flip=augment.flip,
+            cutout_length=augment.cutout_length,
+            cutout_fill=self._fill,
+            memory_format=self.memory_format,
+        )

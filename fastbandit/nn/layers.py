@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastbandit import ops
+from fastbandit.ops._convolution import autocast_dtype
 
 __all__ = [
     "DENOISE_KINDS",
@@ -31,6 +32,7 @@ __all__ = [
     "GaborKind",
     "Normalize",
     "ReluConvBN",
+    "classify",
     "conv_weight",
     "dot_product",
     "halve",
@@ -105,6 +107,9 @@ class BatchNorm2d(nn.BatchNorm2d):
     """
 
     batches: int  # seen since the last reset, in cumulative mode; set by reset_running_stats
+    # The factor of the running statistics as a number on the device, for a step that is recorded
+    # once and replayed: a Python number would be replayed too. None: the Python number.
+    factor: Tensor | None = None
     # Normalises with the statistics of several processes: (x, weight, bias, running mean and
     # variance or None, factor, eps) -> y. None: those of the batch at hand.
     synchronise: Callable[..., Tensor] | None = None
@@ -137,21 +142,31 @@ class BatchNorm2d(nn.BatchNorm2d):
         if not self.track_running_stats:
             if self.synchronise is not None:
                 return self.synchronise(x, self.weight, self.bias, None, 0.0, self.eps)
-            return torch.batch_norm(
-                x, self.weight, self.bias, None, None,
-                True, 0.0, self.eps, torch.backends.cudnn.enabled,
-            )  # fmt: skip
+            return ops.batch_norm(x, self.weight, self.bias, eps=self.eps)
         factor = self.momentum
         if factor is None:
             self.batches += 1
             factor = 1.0 / self.batches
+        if self.factor is not None and self.running_mean is not None:
+            # With a momentum of 1 the running statistics are those of the batch.
+            mean, var = self.running_mean.new_zeros(2, x.size(1)).unbind()
+            y = ops.batch_norm(x, self.weight, self.bias, mean, var, momentum=1.0, eps=self.eps)
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, self.factor)
+                self.running_var.lerp_(var, self.factor)  # type: ignore[union-attr]
+            return y
         if self.synchronise is not None:
             running = (self.running_mean, self.running_var)
             return self.synchronise(x, self.weight, self.bias, running, factor, self.eps)
-        return torch.batch_norm(
-            x, self.weight, self.bias, self.running_mean, self.running_var,
-            True, factor, self.eps, torch.backends.cudnn.enabled,
-        )  # fmt: skip
+        return ops.batch_norm(
+            x,
+            self.weight,
+            self.bias,
+            self.running_mean,
+            self.running_var,
+            momentum=factor,
+            eps=self.eps,
+        )
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
@@ -184,6 +199,16 @@ def reset_running_stats(modules: Iterable[nn.Module]) -> None:
     for layer in modules:
         if isinstance(layer, nn.BatchNorm2d):
             layer.reset_running_stats()
+
+
+def classify(x: Tensor, classifier: nn.Module) -> Tensor:
+    """Global average pooling and the classifier, in float32 under autocast: logits are differences
+    of large sums, and the loss is taken of them."""
+    if autocast_dtype(x) is not None:
+        with torch.autocast(x.device.type, enabled=False):
+            logits: Tensor = classifier(x.float().mean(dim=(2, 3)))
+            return logits
+    return classifier(x.mean(dim=(2, 3)))
 
 
 class ReluConvBN(nn.Module):

@@ -244,5 +244,5 @@ class Network(nn.Module):
             if with_auxiliary and index == self.auxiliary_index:
                 assert self.auxiliary is not None
                 second = self.auxiliary(x)
-        logits = self.classifier(x.mean(dim=(2, 3)))
+        logits = layers.classify(x, self.classifier)
         return logits if second is None else (logits, second)

@@ -210,7 +210,7 @@ class Supernet(nn.Module):
         x = self.stem_bn(self.stem(self.normalize(x)))
         for cell in self.cells:
             x = cell(x)
-        return self.classifier(x.mean(dim=(2, 3)))
+        return layers.classify(x, self.classifier)
 
     def path_modules(self) -> Iterator[nn.Module]:
         """Every module, submodules included, that ``forward`` runs on the current path.

@@ -6,6 +6,7 @@ no other third-party package.
 """
 
 from fastbandit import _native
+from fastbandit.ops.augment_images import augment_images
 from fastbandit.ops.bandit import (
     bandit_bounds,
     bandit_probabilities,
@@ -14,6 +15,7 @@ from fastbandit.ops.bandit import (
     bandit_step_,
     bandit_update_,
 )
+from fastbandit.ops.batch_norm import batch_norm
 from fastbandit.ops.depthwise_conv2d import depthwise_conv2d
 from fastbandit.ops.dilated_conv2d import dilated_conv2d
 from fastbandit.ops.gabor import gabor_conv2d, gabor_filters
@@ -21,12 +23,14 @@ from fastbandit.ops.pgd_step import pgd_step_, pgd_step_normalize_
 from fastbandit.ops.random_start import random_start
 
 __all__ = [
+    "augment_images",
     "bandit_bounds",
     "bandit_probabilities",
     "bandit_prune_",
     "bandit_sample",
     "bandit_step_",
     "bandit_update_",
+    "batch_norm",
     "depthwise_conv2d",
     "dilated_conv2d",
     "gabor_conv2d",

@@ -184,7 +184,7 @@ def _differentiable(
     def kernel(keyset: torch._C.DispatchKeySet, *args: Any) -> Any:
         if is_grad_enabled():
             for index in tensors:
-                if args[index].requires_grad:
+                if args[index] is not None and args[index].requires_grad:
                     return function.apply(*args)
         return redispatch(keyset & _BELOW_AUTOGRAD, *args)
 

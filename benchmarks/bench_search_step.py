@@ -1,0 +1,283 @@
+"""One step of adversarial training of a sampled path: what a search spends its time on.
+
+Each rival runs the same path with the same weights on the same images and random start:
+
+``authors' style``   contiguous; F.conv2d for everything, dense Gabor filters; the attack calls
+                     ``loss.backward()``, which computes weight gradients that nobody reads
+``eager``            channels-last; F.conv2d, the Gabor filters as a channel sum and a convolution;
+                     the attack asks for the gradient of the input alone; multi-tensor optimiser
+``torch.compile``    the model of ``eager``, compiled
+``fastbandit``       what ``python -m fastbandit.search`` runs
+
+A test checks that the first three compute the same losses to rounding. FASTBANDIT_BENCH_BATCH is
+the number of images, 128. On a machine that does other work, one thread and its own time:
+
+    OMP_NUM_THREADS=1 pytest benchmarks/bench_search_step.py --benchmark-timer time.process_time
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastbandit import ops
+from fastbandit.nn import layers
+from fastbandit.nn.supernet import Supernet
+from fastbandit.threat import ThreatModel
+from fastbandit.training import Cost, train_epoch
+
+AUTHORS, EAGER, COMPILED, OURS = "authors' style", "eager", "torch.compile", "fastbandit"
+RIVALS = [OURS, AUTHORS, EAGER, COMPILED]
+BATCH = int(os.environ.get("FASTBANDIT_BENCH_BATCH", "128"))
+CHANNELS, RATE = 16, 0.025
+GOALS = {
+    "robust9-light": {AUTHORS: 3.0, EAGER: 2.0, COMPILED: 2.0},
+    "robust9": {AUTHORS: 1.5, EAGER: 1.2, COMPILED: 1.2},
+}
+THREATS = {
+    "FGSM": ThreatModel(epsilon="8/255", steps=1, bn_mode="train"),
+    "PGD-7": ThreatModel(epsilon="8/255", steps=7, step_size="2/255", bn_mode="train"),
+}
+
+
+# --- the same layers in plain PyTorch -------------------------------------------------------------
+
+
+class PlainDepthwise(layers.DepthwiseConv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(
+            F.relu(x),
+            self.weight,
+            None,
+            self.stride,
+            self.padding,
+            self.dilation,
+            groups=x.shape[1],
+        )
+
+
+class PlainDilated(layers.DilatedConv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(F.relu(x), self.weight, None, self.stride, self.padding, self.dilation)
+
+
+class PlainGabor(layers.Gabor):
+    """Filters and convolution in single PyTorch operations; ``dense``: as the authors have it."""
+
+    dense = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        theta, sigma, gamma, wavelength, psi = (p[:, None, None] for p in self.filter_parameters())
+        half = self.kernel_size // 2
+        ticks = torch.arange(-half, half + 1, dtype=x.dtype, device=x.device)
+        rows, columns = ticks[:, None], ticks[None, :]
+        across = rows * theta.cos() + columns * theta.sin()
+        along = columns * theta.cos() - rows * theta.sin()
+        envelope = torch.exp((across**2 + (gamma * along) ** 2) / (-2 * sigma**2))
+        bank = (envelope * torch.cos(2 * torch.pi * across / wavelength + psi))[:, None]
+        if self.dense:
+            return F.conv2d(x, bank.expand(-1, x.shape[1], -1, -1), padding=half)
+        return F.conv2d(x.sum(1, keepdim=True), bank, padding=half)
+
+
+class PlainChannelSumGabor(PlainGabor):
+    dense = False
+
+
+class PlainBatchNorm(layers.BatchNorm2d):
+    """torch.nn.BatchNorm2d, whose cumulative average reads the count back at every forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.BatchNorm2d.forward(self, x)
+
+
+class PlainDenoise(layers.Denoise):
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        flat = x.reshape(n, c, h * w)
+        if c <= h * w:
+            return (torch.bmm(torch.bmm(flat, flat.mT), flat) / (c * h * w)).view(n, c, h, w)
+        return (torch.bmm(flat, torch.bmm(flat.mT, flat)) / (c * h * w)).view(n, c, h, w)
+
+
+def in_plain_pytorch(model: nn.Module, *, dense: bool) -> nn.Module:
+    plain: dict[type[nn.Module], type[nn.Module]] = {
+        layers.DepthwiseConv2d: PlainDepthwise,
+        layers.DilatedConv2d: PlainDilated,
+        layers.Gabor: PlainGabor if dense else PlainChannelSumGabor,
+        layers.BatchNorm2d: PlainBatchNorm,
+        layers.Denoise: PlainDenoise,
+    }
+    for module in model.modules():
+        module.__class__ = plain.get(type(module), type(module))
+    return model
+
+
+# --- the rivals' steps ----------------------------------------------------------------------------
+
+
+def balanced_path(arms: int, rows: int) -> list[int]:
+    """Every operation as often as every other, in random places."""
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(1))
+    return [int(place) % arms for place in order]
+
+
+class Task:
+    """A path of ``space`` with one rival's layers, a batch, and that rival's training step."""
+
+    def __init__(self, space: str, threat: ThreatModel, rival: str, device: torch.device) -> None:
+        self.threat, self.rival, self.device = threat, rival, device
+        torch.manual_seed(0)
+        model = Supernet(space, in_channels=3, classes=10, channels=CHANNELS)
+        for module in model.modules():  # a block that starts as the identity would hide its errors
+            if isinstance(module, layers._Residual):
+                nn.init.constant_(module.bn.weight, 0.3)
+        model.set_path(balanced_path(model.arms, model.rows))
+        self.layout = torch.contiguous_format if rival == AUTHORS else torch.channels_last
+        if rival != OURS:
+            in_plain_pytorch(model, dense=rival == AUTHORS)
+        model.to(device).to(memory_format=self.layout)  # type: ignore[call-overload]
+        self.model = model
+        self.modules = list(model.path_modules())
+        self.parameters = list(model.path_parameters())
+        self.optimizer = torch.optim.SGD(
+            self.parameters, lr=RATE, momentum=0.9, weight_decay=3e-4, foreach=rival != AUTHORS
+        )
+        generator = torch.Generator().manual_seed(2)
+        x = torch.rand(BATCH, 3, 32, 32, generator=generator)
+        y = torch.randint(0, 10, (BATCH,), generator=generator)
+        self.x = x.to(device).contiguous(memory_format=self.layout)
+        self.y, self.ids = y.to(device), torch.arange(BATCH, device=device)
+        self.start = ops.random_start(
+            self.x, epsilon=threat.epsilon_value, seed=0, index=self.ids, lower=0.0, upper=1.0
+        )
+        self.forward: Callable[[Tensor], Tensor] = model
+        if rival == COMPILED:
+            torch._dynamo.reset()
+            self.forward = torch.compile(model)  # type: ignore[assignment]
+        self.cost = Cost()
+        model.train()
+        layers.reset_running_stats(self.modules)
+
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """One batch: what train_epoch asks of a loader."""
+        yield self.x, self.y, self.ids
+
+    def step(self) -> float | Tensor:
+        """The loss on the attacked images, before the optimiser's step."""
+        if self.rival == OURS:
+            return train_epoch(
+                self.model,
+                self,
+                0,
+                self.optimizer,
+                self.threat,
+                seed=0,
+                cost=self.cost,
+                grad_clip=5.0,
+                modules=self.modules,
+                parameters=self.parameters,
+            ).loss
+        delta, threat = self.start.clone(), self.threat
+        for _ in range(threat.steps):
+            if self.rival == AUTHORS:
+                delta.requires_grad_()
+                self.optimizer.zero_grad()
+                F.cross_entropy(self.forward(self.x + delta), self.y).backward()
+                gradient = delta.grad
+            else:
+                for parameter in self.parameters:
+                    parameter.requires_grad_(False)
+                point = (self.x + delta).requires_grad_()
+                loss = F.cross_entropy(self.forward(point), self.y)
+                (gradient,) = torch.autograd.grad(loss, point)
+                for parameter in self.parameters:
+                    parameter.requires_grad_()
+            with torch.no_grad():
+                delta = delta.detach() + threat.step_value * gradient.sign()
+                delta = delta.clamp(-threat.epsilon_value, threat.epsilon_value)
+                delta = (self.x + delta).clamp(0, 1) - self.x
+        self.optimizer.zero_grad()
+        loss = F.cross_entropy(self.forward(self.x + delta), self.y)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, 5.0)
+        self.optimizer.step()
+        return loss.detach()
+
+
+# --- what is not time -----------------------------------------------------------------------------
+
+
+def profiled(function: Callable[[], Any], device: torch.device) -> dict[str, int | None]:
+    """Kernels (operations that call no other one) and peak memory of one call, in bytes."""
+    cuda = device.type == "cuda"
+    activity = torch.profiler.ProfilerActivity
+    with torch.profiler.profile(
+        activities=[activity.CUDA if cuda else activity.CPU], profile_memory=not cuda
+    ) as profile:
+        if cuda:
+            torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device) if cuda else 0
+        function()
+        if cuda:
+            torch.cuda.synchronize(device)
+    if cuda:
+        kernels = sum(event.device_type.name == "CUDA" for event in profile.events())
+        return {"kernels": kernels, "peak_bytes": torch.cuda.max_memory_allocated(device) - before}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profile.export_chrome_trace(str(path))
+        events = json.loads(path.read_text())["traceEvents"]
+    memory = [e["args"] for e in events if e.get("name") == "[memory]"]
+    total = [e["Total Allocated"] for e in memory]
+    # The counter starts at 0 with the profiler; what is freed of older tensors makes it negative.
+    return {
+        "kernels": sum(
+            not event.cpu_children and "::" in event.name and not event.name.endswith("empty")
+            for event in profile.events()
+        ),
+        "peak_bytes": max(total) if total else None,
+    }
+
+
+@pytest.mark.parametrize("rival", RIVALS)
+@pytest.mark.parametrize("attack", list(THREATS))
+@pytest.mark.parametrize("space", list(GOALS))
+def test_step(measure: Callable[..., None], benchmark: Any, device, space, attack, rival):
+    task = Task(space, THREATS[attack], rival, device)
+    task.step()  # the first one plans, compiles and makes the optimiser's state
+    counts = profiled(task.step, device)
+    if rival == COMPILED:
+        counts["kernels"] = None  # its fused loops are not events of the profiler
+    measure(
+        task.step,
+        rival=rival,
+        group=f"{attack} step of {space}, {BATCH} x 3 x 32 x 32, C = {CHANNELS}",
+        device=device,
+        goals=GOALS[space],
+        shape=[BATCH, 3, 32, 32],
+        dtype="float32",
+        rounds=7 if attack == "FGSM" else 3,
+        **counts,
+    )
+    benchmark.extra_info["images_per_second"] = BATCH / benchmark.stats.stats.median
+
+
+@pytest.mark.parametrize("space", list(GOALS))
+def test_all_compute_the_same(device, space):
+    threat = ThreatModel(epsilon="8/255", steps=2, step_size="2/255", bn_mode="train")
+    losses = {}
+    for rival in (OURS, AUTHORS, EAGER):
+        task = Task(space, threat, rival, device)
+        losses[rival] = [float(task.step()) for _ in range(3)]
+    for rival in (AUTHORS, EAGER):
+        assert losses[rival] == pytest.approx(losses[OURS], rel=1e-3), losses

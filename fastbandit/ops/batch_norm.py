@@ -1,0 +1,166 @@
+"""Batch normalisation with the statistics of the batch at hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastbandit import _native
+from fastbandit.ops import _convolution
+from fastbandit.ops._register import below_autograd, define, refuse_second_derivative
+
+__all__ = ["batch_norm"]
+
+# Which route serves what. torch's own is taken, except on a CPU for float32 in channels-last with
+# up to this many channels, where its kernels take many times as long as the data takes to move:
+# 0.46 ms forward and 0.42 ms backward on 32 x 16 x 32 x 32 on one core of a Zen 4, of which a copy
+# takes 0.05 ms.
+_MOST_CHANNELS = 1024
+
+
+# --- References -----------------------------------------------------------------------------------
+
+
+def _reference(
+    x: Tensor,  # [N, C, H, W]
+    weight: Tensor | None,  # [C]
+    bias: Tensor | None,  # [C]
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    y, mean, inverse = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)
+    return y.contiguous(memory_format=_convolution.memory_format(x)), mean, inverse
+
+
+def _backward_reference(
+    grad: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, inverse: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
+        grad, x, weight, None, None, mean, inverse, True, eps, [True, True, True]
+    )
+    return grad_x.contiguous(memory_format=_convolution.memory_format(x)), grad_weight, grad_bias
+
+
+# --- Fake kernels ---------------------------------------------------------------------------------
+
+
+def _fake(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    y = torch.empty(
+        x.shape, dtype=x.dtype, device=x.device, memory_format=_convolution.memory_format(x)
+    )
+    return y, x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
+
+
+def _backward_fake(
+    grad: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, inverse: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_x = torch.empty(
+        x.shape, dtype=x.dtype, device=x.device, memory_format=_convolution.memory_format(x)
+    )
+    return grad_x, x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
+
+
+# --- The ops --------------------------------------------------------------------------------------
+
+
+class _BatchNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        y, mean, inverse = below_autograd(_forward, x, weight, bias, eps)
+        ctx.save_for_backward(x, weight, mean, inverse)
+        ctx.eps = eps
+        # The statistics have no gradient here, and torch gives them none either.
+        ctx.mark_non_differentiable(mean, inverse)
+        ctx.set_materialize_grads(False)
+        return y, mean, inverse
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative("batch_norm")
+        if grad is None:
+            return None, None, None, None
+        x, weight, mean, inverse = ctx.saved_tensors
+        grads = below_autograd(_backward, grad, x, weight, mean, inverse, ctx.eps)
+        needed = ctx.needs_input_grad[:3]
+        return (*(g if want else None for g, want in zip(grads, needed, strict=True)), None)
+
+
+_forward = define(
+    "batch_norm",
+    "(Tensor x, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor)",
+    _reference,
+    _fake,
+    autograd=_BatchNorm,
+)
+_backward = define(
+    "batch_norm_backward",
+    "(Tensor grad, Tensor x, Tensor? weight, Tensor mean, Tensor inverse, float eps) "
+    "-> (Tensor, Tensor, Tensor)",
+    _backward_reference,
+    _backward_fake,
+)
+
+
+# --- Public function ------------------------------------------------------------------------------
+
+
+def _ours(x: Tensor) -> bool:
+    """Whether the kernel of this package serves ``x``; see the note at the top."""
+    return (
+        x.is_cpu
+        and "cpu" in _native.served
+        and x.dtype == torch.float32
+        and x.dim() == 4
+        and x.shape[1] <= _MOST_CHANNELS
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and _convolution.memory_format(x) == torch.channels_last
+        and not torch.compiler.is_compiling()  # a compiler is shown the plain operation
+        and not torch.compiler.is_exporting()
+    )
+
+
+def batch_norm(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    *,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Normalise each channel by mean and variance of this batch; differentiable once.
+
+    The same as ``F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps)``,
+    and computed by torch, except where our kernel is measured to be much faster (float32,
+    channels-last, on a CPU). That one sums each channel about its first value in blocks, the
+    blocks in float64 and in order: the same bits for any number of threads.
+
+    Args:
+        x: [N, C, H, W] with more than one value for each channel.
+        weight, bias: [C] or None for 1 and 0.
+        running_mean, running_var: [C], moved towards mean and unbiased variance of the batch by
+            ``momentum``, or None.
+        eps: added to the variance.
+
+    Returns:
+        Like ``x``.
+    """
+    if not _ours(x):
+        return torch.batch_norm(
+            x, weight, bias, running_mean, running_var,
+            True, momentum, eps, torch.backends.cudnn.enabled,
+        )  # fmt: skip
+    y, mean, inverse = _forward(x, weight, bias, eps)
+    if running_mean is not None and running_var is not None:
+        with torch.no_grad():
+            count = x.numel() // x.shape[1]
+            unbiased = (inverse.pow(-2) - eps).mul_(count / (count - 1))
+            running_mean.lerp_(mean, momentum)
+            running_var.lerp_(unbiased, momentum)
+    return y

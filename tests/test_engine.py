@@ -1,0 +1,322 @@
+"""The step engine: precision, recorded steps, and no waiting for the device within an epoch."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastbandit._graphs import Graphs
+from fastbandit.data import Augment, ImageSet, Loader
+from fastbandit.nn.supernet import Supernet
+from fastbandit.space import get
+from fastbandit.threat import ThreatModel
+from fastbandit.training import (
+    Cost,
+    Engine,
+    Objective,
+    evaluate,
+    reestimate_batchnorm,
+    reset_batchnorm,
+    train_epoch,
+)
+
+THREAT = ThreatModel(epsilon="8/255", steps=2, step_size="4/255", bn_mode="train")
+CPU = torch.device("cpu")
+
+
+class CallingRecorder:
+    """Replays by calling: a CUDA graph without CUDA. Recording runs nothing, as there."""
+
+    def __init__(self) -> None:
+        self.recorded = self.replayed = 0
+
+    def record(self, function):
+        self.recorded += 1
+
+        def replay():
+            self.replayed += 1
+            function()
+
+        return replay
+
+
+class Double:
+    """A loader's batches in float64."""
+
+    def __init__(self, *arguments, **options) -> None:
+        self.loader = Loader(*arguments, **options)
+
+    def epoch(self, number):
+        for x, y, ids in self.loader.epoch(number):
+            yield x.double(), y, ids
+
+
+class Run:
+    """A small supernet, its optimiser and data; 22 images in batches of 5, so the last has 2."""
+
+    def __init__(self, device=CPU, *, images=22, dtype=torch.float64) -> None:
+        torch.manual_seed(0)
+        space = get("robust9-light", nodes=2, cell_types=2)
+        self.model = Supernet(space, in_channels=3, classes=4, channels=4).to(device)
+        # In float64 no sign of the attack hangs on how a gradient next to nothing is rounded.
+        self.model.to(dtype)
+        self.model.to(memory_format=torch.channels_last)
+        self.model.set_path([row % self.model.arms for row in range(self.model.rows)])
+        generator = torch.Generator().manual_seed(1)
+        pixels = torch.randint(0, 256, (images, 3, 8, 8), generator=generator).to(torch.uint8)
+        labels = torch.randint(0, 4, (images,), generator=generator)
+        data = ImageSet(pixels, labels)
+        augment = Augment(crop_padding=1, flip=True, cutout_length=2)
+        loader = Double if dtype == torch.float64 else Loader
+        self.train = loader(
+            data, range(images), batch_size=5, device=device, shuffle=True, augment=augment
+        )
+        self.test = loader(data, range(images), batch_size=8, device=device)
+        self.path = {
+            "modules": list(self.model.path_modules()),
+            "parameters": list(self.model.path_parameters()),
+        }
+        cuda = device.type == "cuda"
+        self.optimizer = torch.optim.SGD(
+            self.path["parameters"], lr=0.05, momentum=0.9, weight_decay=3e-4,
+            fused=cuda, foreach=not cuda,
+        )  # fmt: skip
+        self.cost = Cost()
+
+    def epoch(self, number, **options):
+        reset_batchnorm(self.path["modules"])
+        return train_epoch(
+            self.model, self.train, number, self.optimizer, THREAT, seed=3, cost=self.cost,
+            grad_clip=1.0, **self.path, **options,
+        )  # fmt: skip
+
+    def accuracy(self, number=0, **options):
+        threat = dataclasses.replace(THREAT, bn_mode="eval")
+        return evaluate(
+            self.model, self.test, threat, seed=4, cost=self.cost, offset=number, **self.path,
+            **options,
+        )  # fmt: skip
+
+
+def graphs(recorder=None):
+    recorder = recorder or CallingRecorder()
+    return Engine(graphs=Graphs("yes", CPU, recorder=recorder)), recorder
+
+
+# --- Recorded steps -------------------------------------------------------------------------------
+
+
+def same(plain: Run, other: Run, **tolerance) -> None:
+    for name, value in plain.model.state_dict().items():
+        torch.testing.assert_close(
+            other.model.state_dict()[name], value, **tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def test_recorded_steps_give_the_numbers_of_eager_ones():
+    plain, other = Run(), Run()
+    engine, recorder = graphs()
+    for number in range(2):
+        # A rate that changes within the epoch, as in retraining.
+        rate = lambda step, n=number: 0.05 / (1 + step + n)  # noqa: E731
+        expected = plain.epoch(number, learning_rate=rate)
+        got = other.epoch(number, learning_rate=rate, engine=engine)
+        # A recorded rate is a float32, as the fused optimiser wants it.
+        assert got.loss == pytest.approx(expected.loss, rel=1e-6)
+        assert (got.accuracy, got.images) == (expected.accuracy, expected.images)
+        same(plain, other, rtol=1e-5, atol=1e-7)
+        assert plain.accuracy(number).robust_correct == other.accuracy(number).robust_correct
+    # Five batches: the first eager, three replayed, the last one smaller; recorded once for both.
+    assert (recorder.recorded, recorder.replayed) == (1, 6)
+    batches = {m.batches for m in other.path["modules"] if hasattr(m, "batches")}
+    assert batches == {5}
+    assert all(m.factor is None for m in other.path["modules"] if hasattr(m, "factor"))
+    assert plain.cost.forward_passes == other.cost.forward_passes
+    assert plain.cost.backward_passes == other.cost.backward_passes
+
+
+def test_recorded_evaluation_gives_the_numbers_of_an_eager_one():
+    run = Run()
+    run.epoch(0)
+    engine, recorder = graphs()
+    for number in range(3):
+        expected, got = run.accuracy(number), run.accuracy(number, engine=engine)
+        assert (got.clean_correct, got.robust_correct, got.images) == (
+            expected.clean_correct, expected.robust_correct, expected.images
+        )  # fmt: skip
+    assert (recorder.recorded, recorder.replayed) == (1, 3)
+
+
+def test_another_path_is_recorded_anew():
+    plain, other = Run(), Run()
+    engine, recorder = graphs()
+    for number in range(3):
+        for run, options in ((plain, {}), (other, {"engine": engine})):
+            arms = run.model.arms
+            run.model.set_path([(row + number) % arms for row in range(run.model.rows)])
+            run.path = {
+                "modules": list(run.model.path_modules()),
+                "parameters": list(run.model.path_parameters()),
+            }
+            run.optimizer.param_groups[0]["params"] = run.path["parameters"]
+            run.epoch(number, **options)
+        same(plain, other, rtol=1e-5, atol=1e-7)
+    assert recorder.recorded == 3
+
+
+def test_after_step_and_another_objective_with_graphs():
+    class Twice(Objective):
+        def losses(self, step):
+            yield from super().losses(step)
+
+    engine, recorder = graphs()
+    steps = []
+    Run().epoch(0, engine=engine, after_step=lambda: steps.append(1))
+    assert len(steps) == 5
+    Run().epoch(0, engine=engine, objective=Twice())
+    assert recorder.recorded == 1
+
+
+def test_where_there_are_no_graphs():
+    assert Graphs("no", CPU).reason == "not asked for"
+    assert Graphs("auto", CPU).reason == "CUDA graphs need a CUDA device, and this one is cpu"
+    with pytest.raises(ValueError, match="graphs: expected auto or no here, got yes: CUDA graphs"):
+        Graphs("yes", CPU)
+    several = Graphs("auto", CPU, processes=2, recorder=CallingRecorder())
+    assert several.reason == "2 processes exchange gradients within a step"
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_cuda_graphs(precision):
+    device = torch.device("cuda")
+    plain, other = (Run(device, dtype=torch.float32) for _ in range(2))
+    engine = Engine(precision, Graphs("yes", device))
+    for number in range(2):
+        expected = plain.epoch(number, engine=Engine(precision))
+        got = other.epoch(number, engine=engine)
+        assert got.loss == pytest.approx(expected.loss, rel=2e-3)
+        first, second = plain.accuracy(engine=Engine(precision)), other.accuracy(engine=engine)
+        assert abs(first.clean_correct - second.clean_correct) <= 1
+
+
+# --- Momentum -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("foreach", [True, False])
+def test_momentum_that_begins_with_zeros_is_what_sgd_does(foreach):
+    def after(fill: bool) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        parameters = [nn.Parameter(torch.randn(3)) for _ in range(2)]
+        optimizer = torch.optim.SGD(
+            parameters, lr=0.1, momentum=0.9, weight_decay=0.1, foreach=foreach
+        )
+        if fill:
+            from fastbandit.training import _fill_momentum
+
+            _fill_momentum(optimizer)
+        for _ in range(3):
+            for parameter in parameters:
+                parameter.grad = torch.randn(3)
+            optimizer.step()
+        return [*parameters, *(optimizer.state[p]["momentum_buffer"] for p in parameters)]
+
+    for left, right in zip(after(True), after(False), strict=True):
+        assert torch.equal(left, right)
+
+
+# --- Precision ------------------------------------------------------------------------------------
+
+
+def test_bfloat16_keeps_weights_statistics_and_loss_in_float32(device):
+    run = Run(device, dtype=torch.float32)
+    seen = []
+
+    class Watch(Objective):
+        def losses(self, step):
+            for loss, logits in super().losses(step):
+                seen.append((loss.dtype, logits.dtype))
+                yield loss, logits
+
+    inside = []
+    hook = run.model.cells[0].register_forward_hook(lambda *a: inside.append(a[-1].dtype))
+    result = run.epoch(0, engine=Engine("bfloat16"), objective=Watch())
+    hook.remove()
+    assert set(inside) == {torch.bfloat16}
+    assert set(seen) == {(torch.float32, torch.float32)}
+    assert {v.dtype for v in run.model.state_dict().values()} == {torch.float32, torch.int64}
+    assert {p.grad.dtype for p in run.path["parameters"] if p.grad is not None} == {torch.float32}
+    exact = Run(device, dtype=torch.float32).epoch(0)
+    assert result.loss == pytest.approx(exact.loss, rel=0.05)
+    assert run.accuracy(engine=Engine("bfloat16")).images == 22
+    reestimate_batchnorm(
+        run.model, run.train, THREAT, count=2, seed=0, cost=run.cost, **run.path,
+        engine=Engine("bfloat16"),
+    )  # fmt: skip
+
+
+def test_precision_is_checked():
+    with pytest.raises(ValueError, match="precision: expected one of float32, bfloat16, got 'fp8'"):
+        Engine("fp8")
+
+
+# --- No waiting -----------------------------------------------------------------------------------
+
+
+class Readings(TorchDispatchMode):
+    """Counts the operations that read a number back from the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function in (
+            torch.ops.aten._local_scalar_dense.default,
+            torch.ops.aten.is_nonzero.default,
+            torch.ops.aten.nonzero.default,
+        ):
+            self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_the_host_does_not_wait_within_an_epoch(recorded):
+    def readings(images: int) -> tuple[int, int]:
+        run = Run(images=images)
+        options = {}
+        if recorded:
+            options["engine"] = graphs()[0]
+            # On a CPU, SGD takes a rate that lies in a tensor by reading it.
+            run.optimizer = torch.optim.SGD(
+                run.path["parameters"], lr=0.05, momentum=0.9, fused=True
+            )
+        with Readings() as training:
+            run.epoch(0, **options)
+        with Readings() as evaluation:
+            run.accuracy(**options)
+        return training.count, evaluation.count
+
+    few, many = readings(10), readings(40)
+    assert few == many
+    assert few[0] <= 2  # loss and number of correct images, at the end
+    assert few[1] <= 2
+
+
+# --- Exact repetition -----------------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_bytes():
+    runs = [Run(dtype=torch.float32) for _ in range(2)]
+    for run in runs:
+        run.epoch(0)
+        run.epoch(1)
+    states = [run.model.state_dict() for run in runs]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert copy.deepcopy(runs[0].accuracy().robust_correct) == runs[1].accuracy().robust_correct
