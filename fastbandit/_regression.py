@@ -137,53 +137,55 @@ def ridge(choice: Tensor, reward: Tensor, trained: Tensor, arms: int) -> RidgeFi
     z2 = (reward.unsqueeze(-2) @ basis).squeeze(-2) ** 2
     # In units of the mean eigenvalue, so that the grid fits any number of rows and samples.
     unit = spread.mean(-1, keepdim=True).clamp(min=1e-300)
-    best = None
-    for step in _RATIOS.to(reward.device):
+    losses, noises, ratios = [], [], []
+    for step in _RATIOS.tolist():
         growth = 1.0 + spread * (step / unit)
         noise = (z2 / growth).mean(-1)
         # Rewards that are all equal have no noise; the floor keeps the logarithm finite.
-        loss = (n - q) * noise.clamp(min=1e-300).log() + growth.log().sum(-1)
-        ratio = step / unit.squeeze(-1)
-        if best is None:
-            best = (loss, ratio, noise)
-        else:
-            better = loss < best[0]
-            now = (loss, ratio, noise)
-            best = tuple(torch.where(better, a, b) for a, b in zip(now, best, strict=True))
-    assert best is not None
-    _, ratio, noise = best
+        losses.append((n - q) * noise.clamp(min=1e-300).log() + growth.log().sum(-1))
+        noises.append(noise)
+        ratios.append(step / unit.squeeze(-1))
+    best = torch.stack(losses).argmin(0, keepdim=True)
+    noise = torch.stack(noises).gather(0, best).squeeze(0)
+    ratio = torch.stack(ratios).gather(0, best).squeeze(0)
     shrunk = (reward.unsqueeze(-2) @ basis) / (1.0 + ratio[..., None, None] * spread.unsqueeze(-2))
     weight = (basis @ shrunk.transpose(-1, -2)).squeeze(-1)
     return RidgeFit(ratio, noise, basis, spread, weight)
 
 
-def posterior_mean(fit: RidgeFit, choice: Tensor, alive: Tensor) -> Tensor:
-    """Posterior mean of each arm's effect, less that of the arms alive in its row.
+def posterior_mean(fit: RidgeFit, choice: Tensor, arms: int) -> Tensor:
+    """Posterior mean of each arm's effect, ``E[effect | data] = prior Z^T P y``.
 
-    ``E[effect | data] = prior Z^T P y``. The mean of a row's arms cannot be told from the constant
-    of the trend, so what is known of a row are its contrasts.
+    It sums to 0 over the arms of a row: the mean of a row cannot be told from the trend's constant.
 
     Args:
         fit: of :func:`ridge`.
         choice: [..., n, rows], int64, as there.
+        arms: number of arms.
+
+    Returns:
+        [..., rows, arms].
+    """
+    index = choice.transpose(-1, -2)
+    mean = fit.weight.new_zeros((*index.shape[:-1], arms))
+    mean = mean.scatter_add_(-1, index, fit.weight.unsqueeze(-2).expand(index.shape))
+    return mean * fit.ratio[..., None, None]
+
+
+def posterior_variance(fit: RidgeFit, choice: Tensor, alive: Tensor) -> Tensor:
+    """Posterior variance of each arm's effect less the mean effect of the arms alive in its row.
+
+    From ``Var[effect | data] = prior I - prior^2 Z^T P Z``. Arms of a row are compared with each
+    other, and what is not known of all of them alike has no part in that.
+
+    Args:
+        fit, choice: as in :func:`posterior_mean`.
         alive: [..., rows, arms], bool.
 
     Returns:
         [..., rows, arms]; meant for the arms alive.
     """
-    index = choice.transpose(-1, -2)
-    mean = fit.weight.new_zeros(alive.shape)
-    mean = mean.scatter_add_(-1, index, fit.weight.unsqueeze(-2).expand(index.shape))
-    mean = mean * fit.ratio[..., None, None]
-    return mean - (mean * _share(alive)).sum(-1, keepdim=True)
-
-
-def posterior_variance(fit: RidgeFit, choice: Tensor, alive: Tensor) -> Tensor:
-    """Variance of what :func:`posterior_mean` is the mean of; same arguments and shape.
-
-    ``Var[effect | data] = prior I - prior^2 Z^T P Z``, of each arm less the mean of its row.
-    """
-    share = _share(alive)
+    share = alive.double() / alive.sum(-1, keepdim=True).clamp(min=1)
     ratio = fit.ratio[..., None, None]
     design = fit.basis.transpose(-1, -2) @ _one_hot(choice, alive.shape[-1])
     seen = design.unflatten(-1, alive.shape[-2:])  # [..., m, rows, arms]
@@ -193,7 +195,3 @@ def posterior_variance(fit: RidgeFit, choice: Tensor, alive: Tensor) -> Tensor:
     before = 1.0 - 2.0 * share + (share**2).sum(-1, keepdim=True)
     variance = before - (gain.unsqueeze(-1) * seen**2).sum(-3)
     return ratio * fit.noise[..., None, None] * variance.clamp(min=0.0)
-
-
-def _share(alive: Tensor) -> Tensor:
-    return alive.double() / alive.sum(-1, keepdim=True).clamp(min=1)

@@ -614,8 +614,8 @@ def replay(lines: Iterable[Mapping[str, Any]], *, device: torch.device | str = "
         lines: the parsed lines of ``bandit.jsonl``, in order. The events are ``start``
             (operations, edges, policy, rate, rounds, bonus, seed; scale, if not 1), ``sample``
             (sample, choice, reward; trained, if false), ``abandon`` (sample, row, arm and,
-            compared when there: round, mean, count, lower, upper, total, arms_left), one line
-            per row, and ``end`` (sample, choice). A log that stops early is a run that is not
+            compared when there: round, mean, count, lower, upper, score, total, arms_left), one
+            line per row, and ``end`` (sample, choice). A log that stops early is a run that is not
             finished.
         device: where the tensors of the result live.
 
@@ -699,6 +699,7 @@ class _Abandonment:
         self._round = bandit.round
         self._mean, self._count = bandit.mean.tolist(), bandit.count.tolist()
         self._lower, self._upper = lower.tolist(), upper.tolist()
+        self._score = bandit.score().tolist()
         self._arm = bandit.prune().tolist()
         self._total = bandit.samples
         self._arms_left = bandit.arms_left
@@ -724,6 +725,7 @@ class _Abandonment:
             "count": self._count[row][arm],
             "lower": self._lower[row][arm],
             "upper": self._upper[row][arm],
+            "score": self._score[row][arm],
         }
         for key in values.keys() & line.keys():
             _expect(line, key, values[key])

@@ -372,8 +372,8 @@ class Ridge(_Balanced):
     ``accuracy = trend + sum over rows of effect[row, arm] + noise`` with normal effects and noise,
     whose variances are estimated by restricted maximum likelihood: a ridge regression with its
     penalty chosen by the data. What the other rows contributed to an accuracy is thereby not
-    credited to an arm. The score is that of an arm against the mean of those alive in its row. On
-    the printed schedule the arm with the smallest score is abandoned. ``mean`` holds plain averages.
+    credited to an arm. Scores of a row sum to 0. On the printed schedule the arm with the smallest
+    score is abandoned. ``mean`` holds plain averages.
 
     Paths that are only evaluated (``evaluations_per_epoch``) enter like the others; they make the
     difference, since a search has more effects than trained paths.
@@ -400,15 +400,15 @@ class Ridge(_Balanced):
         fit = self.fit(bandit)
         if fit is None:
             return torch.zeros_like(bandit.mean)
-        return bandit.scale * posterior_mean(fit, bandit.history.choice, bandit.alive)
+        return bandit.scale * posterior_mean(fit, bandit.history.choice, bandit.arms)
 
 
 @register
 class RidgeThompson(Ridge):
     """The model of ``ridge``, drawn from by Thompson sampling: good arms are drawn more often.
 
-    Each arm alive gets an independent draw from its marginal posterior (against the mean of the
-    arms alive in its row, with the standard deviation times ``bonus``); the largest is taken.
+    Each arm alive gets an independent draw from its marginal posterior, with the deviation that its
+    effect has from the mean of those alive in its row, times ``bonus``; the largest is taken.
     """
 
     name = "ridge-thompson"
@@ -425,4 +425,4 @@ class RidgeThompson(Ridge):
             return torch.zeros_like(bandit.mean), torch.ones_like(bandit.mean)
         choice = bandit.history.choice
         variance = posterior_variance(fit, choice, bandit.alive)
-        return posterior_mean(fit, choice, bandit.alive), bandit.bonus * variance.sqrt() + 1e-12
+        return posterior_mean(fit, choice, bandit.arms), bandit.bonus * variance.sqrt() + 1e-12

@@ -82,7 +82,9 @@ class World:
         return self.noise * _normal(seeds, "noise", samples)
 
     def accuracy(self, effects: Tensor, choice: Tensor, level: float, noise: Tensor) -> Tensor:
-        """Accuracies of paths, kept in [0, 1].
+        """Accuracies of paths. They add up without end: a good path may be above 1.
+
+        Clipping them would hide the differences between good paths from every policy.
 
         Args:
             effects: [..., rows, arms].
@@ -95,7 +97,7 @@ class World:
         """
         gain = effects.gather(-1, choice.unsqueeze(-1)).squeeze(-1)
         # In the order of the rows for any layout: one bandit and thousands get the same bits.
-        return (level + gain.cumsum(-1)[..., -1] + noise).clamp(0.0, 1.0)
+        return level + gain.cumsum(-1)[..., -1] + noise
 
 
 def _normal(seeds: Tensor, what: str, columns: int) -> Tensor:
@@ -217,10 +219,9 @@ def simulate(
     found = [_simulate(world, settings, part) for part in _parts(seeds, chunk)]
     return dataclasses.replace(
         found[0],
-        **{
-            name: torch.cat([getattr(one, name) for one in found])
-            for name in ("final", "advantage", "best_kept")
-        },
+        final=torch.cat([one.final for one in found]),
+        advantage=torch.cat([one.advantage for one in found]),
+        best_kept=torch.cat([one.best_kept for one in found]),
     )
 
 
