@@ -21,7 +21,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["RidgeFit",
+__all__ = [
+    "RidgeFit",
     "arm_means",
     "detrend",
     "posterior_mean",
