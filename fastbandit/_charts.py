@@ -438,31 +438,32 @@ def whisker_chart(
         ):
             if not math.isfinite(value):
                 continue
-            x, y = left + (place + 0.5) * step + shift, at_y(value)
-            spots.append((x, y))
+            spot = left + (place + 0.5) * step + shift
+            spots.append((spot, at_y(value)))
+            x, y = number(spot), number(at_y(value))
             text = f"{group.name}, {labels[place]}: {value:.3g}"
             if math.isfinite(below) and math.isfinite(above):
                 text += f" ({below:.3g} to {above:.3g})"
-                ends = (number(at_y(above)), number(at_y(below)))
+                upper, lower = number(at_y(above)), number(at_y(below))
+                left_end = number(spot - 4)
                 parts.append(
-                    f'<path class="line {group.style}" d="M{number(x)} {ends[0]}V{ends[1]}'
-                    f"M{number(x - 4)} {ends[0]}h8M{number(x - 4)} {ends[1]}h8"
-                    '"/>'
+                    f'<path class="line {group.style}" d="M{x} {upper}V{lower}'
+                    f'M{left_end} {upper}h8M{left_end} {lower}h8"/>'
                 )
             parts.append(
-                f'<circle class="dot {group.style}" cx="{number(x)}" cy="{number(y)}" r="3.5">'
+                f'<circle class="dot {group.style}" cx="{x}" cy="{y}" r="3.5">'
                 f"<title>{escape(text)}</title></circle>"
             )
         if joined and len(spots) > 1:
-            path = "L".join(f"{number(x)} {number(y)}" for x, y in spots)
+            path = "L".join(f"{number(at_x)} {number(y_at)}" for at_x, y_at in spots)
             parts.append(f'<path class="line {group.style} dashed" d="M{path}"/>')
         if named and spots:
             names.append((spots[-1][1], f"name {group.style}", group.name))
     placed = _spread([y for y, _, _ in names], 15, top + 6, floor - 2)
-    for (_, kind, text), y in zip(names, placed, strict=True):
+    for (_, kind, text), text_y in zip(names, placed, strict=True):
         parts.append(
-            f'<text class="{kind}" x="{number(left + inner_w + 10)}" y="{number(y)}" dy=".35em">'
-            f"{escape(text)}</text>"
+            f'<text class="{kind}" x="{number(left + inner_w + 10)}" y="{number(text_y)}" '
+            f'dy=".35em">{escape(text)}</text>'
         )
     parts.append("</svg>")
     return "\n".join(parts)

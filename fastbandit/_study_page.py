@@ -64,7 +64,9 @@ def _part(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
             Points(
                 "policy",
                 range(len(rows)),
-                *([row[key] for row in rows] for key in ("mean", "low", "high")),
+                [row["mean"] for row in rows],
+                [row["low"] for row in rows],
+                [row["high"] for row in rows],
                 "s1",
             )
         ]
@@ -79,7 +81,9 @@ def _part(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
                 Points(
                     entry,
                     [labels.index(row["x"]) for row in mine],
-                    *([row[key] for row in mine] for key in ("mean", "low", "high")),
+                    [row["mean"] for row in mine],
+                    [row["low"] for row in mine],
+                    [row["high"] for row in mine],
                     style,
                 )
             )

@@ -1,10 +1,10 @@
 """``python -m fastbandit.study``: which policy finds better arms, and do better networks follow?
 
-Two halves. On **simulated** searches (:mod:`fastbandit.simulation`), hundreds of seeds in seconds:
-policy against policy and against chance at the same number of trained paths, and what lambda, the
-number of operations, paths that are only evaluated, and the bonus do. On **real** data (``--data``),
-few and small: each policy searches several times, the networks found and random ones are trained
-from scratch in the same way, and their accuracies are compared.
+Two halves. On **simulated** searches (:mod:`fastbandit.simulation`), hundreds of seeds in
+seconds: policy against policy and against chance at the same number of trained paths, and what
+lambda, the number of operations, paths that are only evaluated, and the bonus do. On **real** data
+(``--data``), few and small: each policy searches several times, the networks found and random ones
+are trained from scratch in the same way, and their accuracies are compared.
 
 Every finished piece - one simulated setting, one search, one trained network - is stored, so the
 same command goes on where it was stopped.
@@ -110,7 +110,7 @@ class SimulatedConfig:
         list(self.settings())
 
     def settings(self) -> Iterator[tuple[str, str, str, World, BanditSettings]]:
-        """Every setting to simulate: part, entry, x (a number as text, or empty), world, bandits."""
+        """Every setting to simulate: part, entry, x (a number as text, or ""), world, bandits."""
         studies: dict[str, tuple[Sequence[str], str, Sequence[float]]] = {
             "policies": (self.policies, "", [math.nan]),
             "rate": (self.rate_policies, "rate", self.rates),
@@ -129,11 +129,12 @@ class SimulatedConfig:
                     )
                 for value in values:
                     world, settings = self.world, base
+                    change: dict[str, Any] = {name: value}
                     try:
                         if name == "arms":
-                            world = dataclasses.replace(world, arms=value)
+                            world = dataclasses.replace(world, **change)
                         elif name:
-                            settings = dataclasses.replace(base, **{name: value})
+                            settings = dataclasses.replace(base, **change)
                     except ValueError as error:
                         raise ConfigError(f"simulated {part}: {error}") from None
                     yield part, entry, "" if not name else f"{value:g}", world, settings
@@ -797,7 +798,7 @@ def format_tables(result: dict[str, Any]) -> str:
                 )
             if part != "space":
                 lines.append(
-                    f"{'best possible':<{wide}}{'':>{len(x_head)}}{rows[0]['possible_mean']:>9.3f}"
+                    f"{'best possible':<{wide}}{'':>{len(x_head)}}{rows[0]['possible_mean']:>8.3f}"
                 )
     real = result["real"]
     if real is not None:
