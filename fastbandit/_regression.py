@@ -39,6 +39,9 @@ _SAMPLES_PER_DEGREE = 8
 # which differs between machines, cannot move it a little.
 _RATIOS = 10.0 ** (torch.arange(-40, 41, dtype=torch.float64) / 10)
 
+# Ratios whose -2 log likelihood differs by less are equally good; far above rounding.
+_FLAT = 1e-6
+
 
 class RidgeFit(NamedTuple):
     """What :func:`ridge` found; :func:`posterior_mean` turns it into credit.
@@ -146,7 +149,10 @@ def ridge(choice: Tensor, reward: Tensor, trained: Tensor, arms: int) -> RidgeFi
         losses.append((n - q) * noise.clamp(min=1e-300).log() + growth.log().sum(-1))
         noises.append(noise)
         ratios.append(step / unit.squeeze(-1))
-    best = torch.stack(losses).argmin(0, keepdim=True)
+    # Few samples leave the likelihood flat, and rounding must not choose: the smallest ratio of
+    # those that are as good as the best.
+    loss = torch.stack(losses)
+    best = (loss <= loss.amin(0) + _FLAT).int().argmax(0, keepdim=True)
     noise = torch.stack(noises).gather(0, best).squeeze(0)
     ratio = torch.stack(ratios).gather(0, best).squeeze(0)
     shrunk = (reward.unsqueeze(-2) @ basis) / (1.0 + ratio[..., None, None] * spread.unsqueeze(-2))

@@ -127,7 +127,7 @@ class BanditSettings:
         if self.rounds < 1:
             raise ValueError(f"rounds: expected 1 or more, got {self.rounds}")
         if not 0 <= self.bonus < math.inf:
-            raise ValueError(f"bonus: expected a number >= 0, got {self.bonus}")
+            raise ValueError(f"bonus: expected a finite number >= 0, got {self.bonus}")
         if self.evaluations_per_epoch < 0:
             raise ValueError(
                 f"evaluations_per_epoch: expected 0 or more, got {self.evaluations_per_epoch}"

@@ -729,7 +729,12 @@ def first(lines, event, skip=0):
         ("sample", 5, {"choice": [0, 1]}, r"credit: choice: expected shape \[3\], got \[2\]"),
         ("sample", 5, {"reward": 2.0}, "credit: reward: expected an accuracy in"),
         ("start", 0, {"event": "sample"}, "event: expected start, got 'sample'"),
-        ("start", 0, {"policy": "best"}, "AntiBandit: policy: expected one of detrended, printed, random"),
+        (
+            "start",
+            0,
+            {"policy": "best"},
+            "AntiBandit: policy: expected one of detrended, printed, random",
+        ),
         ("end", 0, {"choice": [0, 0, 9]}, r"choice: the rule gives .* the log holds \[0, 0, 9\]"),
         ("end", 0, {"sample": 1}, "sample: the rule gives 31, the log holds 1"),
     ],
