@@ -13,7 +13,18 @@ from html import escape
 
 import numpy as np
 
-__all__ = ["STYLES", "Bar", "Lane", "Series", "arm_lanes", "bar_chart", "line_chart", "ticks"]
+__all__ = [
+    "STYLES",
+    "Bar",
+    "Lane",
+    "Points",
+    "Series",
+    "arm_lanes",
+    "bar_chart",
+    "line_chart",
+    "ticks",
+    "whisker_chart",
+]
 
 #: Classes of colour of lines and bars.
 STYLES = ("s1", "s2", "s3", "s4", "s5", "s6")
@@ -457,6 +468,144 @@ def arm_lanes(
         parts.append(f'<path class="axis" d="M{x} {floor + 2}v4"/>')
         parts.append(
             f'<text class="tick" x="{x}" y="{floor + 17}" text-anchor="middle">{tick:.0f}</text>'
+        )
+    parts.append("</svg>")
+    return "\n".join(parts)
+
+
+@dataclass(frozen=True)
+class Points:
+    """One group of a :func:`whisker_chart`: a value and its interval at some of the places.
+
+    ``at`` are positions in the chart's labels, in ascending order; ``style`` is the class of the
+    colour, ``s1`` to ``s4``.
+    """
+
+    name: str
+    at: Sequence[int]
+    value: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+    style: str
+
+
+def whisker_chart(
+    groups: Sequence[Points],
+    labels: Sequence[str],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    joined: bool = True,
+    lines: Sequence[tuple[float, str]] = (),
+    width: int = 1080,
+    height: int = 320,
+) -> str:
+    """Values with intervals over named places.
+
+    Args:
+        groups: what is drawn; several share a place side by side.
+        labels: names of the places, from the left. Long ones are turned.
+        title: accessible name of the drawing.
+        x_label, y_label: axis titles, with the unit.
+        joined: a line through the values of a group; for places that are numbers.
+        lines: (y, text) of horizontal reference lines.
+        width, height: of the view box, in pixels.
+
+    Returns:
+        An ``<svg>`` element, or a paragraph that says there is nothing to draw yet.
+    """
+    values = [y for group in groups for y in _finite([*group.value, *group.low, *group.high])]
+    if not values:
+        return '<p class="empty">Nothing to draw yet.</p>'
+    values += [y for y, _ in lines]
+    low, high = min(values), max(values)
+    pad = (high - low) * 0.06 or abs(low) * 0.06 or 1.0
+    low, high = low - pad, high + pad
+
+    y_ticks = ticks(low, high)
+    y_texts = _tick_labels(y_ticks)
+    named = [group.name for group in groups] if len(groups) > 1 else []
+    left = 30 + max((len(text) for text in y_texts), default=1) * _REGULAR
+    right = 24 + max((len(text) * _BOLD for text in [*named, *(t for _, t in lines)]), default=0)
+    step = (width - left - right) / max(len(labels), 1)
+    longest = max(map(len, labels), default=0) * _REGULAR
+    turned = longest > step - 6
+    # A turned label reaches down by the sine of its 30 degrees, and to the left of the first place.
+    left = max(left, longest * 0.87 - step / 2 + 4) if turned else left
+    step = (width - left - right) / max(len(labels), 1)
+    top, bottom = 12, 44 + (longest * 0.5 + 4 if turned else 0)
+    inner_w, floor = width - left - right, height - bottom
+
+    def at_y(value: float) -> float:
+        return top + (high - value) / (high - low) * (floor - top)
+
+    parts = [
+        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="{escape(title)}">'
+    ]
+    for value, text in zip(y_ticks, y_texts, strict=True):
+        y = number(at_y(value))
+        parts.append(f'<path class="gridline" d="M{number(left)} {y}H{number(left + inner_w)}"/>')
+        parts.append(
+            f'<text class="tick" x="{number(left - 6)}" y="{y}" dy=".35em" '
+            f'text-anchor="end">{text}</text>'
+        )
+    parts.append(f'<path class="axis" d="M{number(left)} {number(floor)}h{number(inner_w)}"/>')
+    for place, text in enumerate(labels):
+        x, y = number(left + (place + 0.5) * step), number(floor + 18)
+        how = f'text-anchor="end" transform="rotate(-30 {x} {y})"' if turned else ""
+        how = how or 'text-anchor="middle"'
+        parts.append(f'<text class="tick" x="{x}" y="{y}" {how}>{escape(text)}</text>')
+    parts.append(
+        f'<text class="label" x="{number(left + inner_w / 2)}" y="{height - 6}" '
+        f'text-anchor="middle">{escape(x_label)}</text>'
+    )
+    middle = number((top + floor) / 2)
+    parts.append(
+        f'<text class="label" x="12" y="{middle}" text-anchor="middle" '
+        f'transform="rotate(-90 12 {middle})">{escape(y_label)}</text>'
+    )
+    # Names at the right: (y wanted, class, text), moved apart where they would lie on each other.
+    names: list[tuple[float, str, str]] = []
+    for value, text in lines:
+        y = number(at_y(value))
+        parts.append(f'<path class="event" d="M{number(left)} {y}h{number(inner_w)}"/>')
+        names.append((at_y(value), "tick", text))
+    for order, group in enumerate(groups):
+        shift = (order - (len(groups) - 1) / 2) * min(10.0, step / (len(groups) + 1))
+        spots = []
+        for place, value, below, above in zip(
+            group.at, group.value, group.low, group.high, strict=True
+        ):
+            if not math.isfinite(value):
+                continue
+            spot = left + (place + 0.5) * step + shift
+            spots.append((spot, at_y(value)))
+            x, y = number(spot), number(at_y(value))
+            text = f"{group.name}, {labels[place]}: {value:.3g}"
+            if math.isfinite(below) and math.isfinite(above):
+                text += f" ({below:.3g} to {above:.3g})"
+                upper, lower = number(at_y(above)), number(at_y(below))
+                left_end = number(spot - 4)
+                parts.append(
+                    f'<path class="line {group.style}" d="M{x} {upper}V{lower}'
+                    f'M{left_end} {upper}h8M{left_end} {lower}h8"/>'
+                )
+            parts.append(
+                f'<circle class="dot {group.style}" cx="{x}" cy="{y}" r="3.5">'
+                f"<title>{escape(text)}</title></circle>"
+            )
+        if joined and len(spots) > 1:
+            path = "L".join(f"{number(at_x)} {number(y_at)}" for at_x, y_at in spots)
+            parts.append(f'<path class="line {group.style} dashed" d="M{path}"/>')
+        if named and spots:
+            names.append((spots[-1][1], f"name {group.style}", group.name))
+    placed = _spread([y for y, _, _ in names], 15, top + 6, floor - 2)
+    for (_, kind, text), text_y in zip(names, placed, strict=True):
+        parts.append(
+            f'<text class="{kind}" x="{number(left + inner_w + 10)}" y="{number(text_y)}" '
+            f'dy=".35em">{escape(text)}</text>'
         )
     parts.append("</svg>")
     return "\n".join(parts)

@@ -13,8 +13,8 @@ every row abandons one arm, until one is left. It knows no network; a search cal
     genotype = bandit.final()
 
 How arms are drawn, credited and abandoned is the policy's part, a :class:`Policy` found by name
-in :data:`POLICIES`: ``printed`` is the rule of the paper, Eqs. 4.9 to 4.13; ``random`` spends the
-same samples without learning from them.
+in :data:`POLICIES` (:mod:`fastbandit.policies`): ``printed`` is the rule of the paper, Eqs. 4.9
+to 4.13; ``random`` spends the same samples without learning from them.
 
 Randomness is counter-based: each number is a pure function of the seed, of what it is for, of
 how many samples were credited before and of its place. There is no generator to save, torch's
@@ -29,138 +29,63 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastbandit import ops
 from fastbandit.ops.philox import philox4x32
+from fastbandit.policies import POLICIES, History, Policy, Printed, Random, register
 
-__all__ = ["POLICIES", "AntiBandit", "History", "Policy", "Printed", "Random", "register", "replay"]
+__all__ = [
+    "POLICIES",
+    "AntiBandit",
+    "History",
+    "Policy",
+    "Printed",
+    "Random",
+    "counter_uniform",
+    "register",
+    "replay",
+]
 
 _STATE_VERSION = 1
 
 # What a uniform number is for: the third word of its Philox counter.
-_INITIAL, _SAMPLE, _PRUNE = 0, 1, 2
+_PURPOSES = {"initial": 0, "sample": 1, "prune": 2}
 # The fourth word. The random start of an attack has the high half of an image's index there, which
 # is below 2**31, so no number is used twice should a caller use one seed for both.
 _COUNTER_TAG = 2**31
 
 
-class History(NamedTuple):
-    """All that was credited, in order; the position in it is the sample's index."""
+def counter_uniform(
+    seed: int | Tensor,
+    purpose: str,
+    number: int,
+    rows: int,
+    columns: int,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Uniform numbers in [0, 1), 53 bits each, a function of the arguments alone.
 
-    choice: Tensor  # [samples, rows], int64
-    reward: Tensor  # [samples], float64
-    trained: Tensor  # [samples], bool: False for a path that was only evaluated
+    Args:
+        seed: in [0, 2**63); or int64 [...] of them, for as many bandits at once.
+        purpose: ``initial`` (the permutations of the initial pass), ``sample`` or ``prune``.
+        number: which draw.
+        rows, columns: how many for each seed.
+        device: where an int seed's numbers are made.
 
-
-class Policy:
-    """How arms are drawn, credited and abandoned; this base draws and drops by no rule.
-
-    A policy keeps no state of its own. All it may use is in the bandit - ``mean``, ``count``,
-    ``alive``, ``bounds()``, ``history`` and the numbers from ``uniform`` - so that checkpoints
-    and replays are complete whatever the policy. It changes ``mean`` and ``count`` in
-    :meth:`credit` and nothing else; the schedule and ``alive`` are the bandit's.
-
-    To add one: derive, set ``name``, decorate with :func:`register`.
+    Returns:
+        float64 [..., rows, columns].
     """
-
-    name: ClassVar[str]
-
-    def budget(self, bandit: AntiBandit, arms: int) -> int:
-        """Paths to train with ``arms`` arms alive before one is abandoned: K * T.
-
-        0 is allowed and abandons the next arm at once.
-        """
-        return arms * bandit.rounds
-
-    def probabilities(self, bandit: AntiBandit) -> Tensor:
-        """The law :meth:`sample` draws from, float64 [rows, arms], zero where not alive."""
-        raise NotImplementedError
-
-    def sample(self, bandit: AntiBandit) -> Tensor:
-        """Draws one arm alive per row, int64 [rows]. Not called for the initial pass."""
-        raise NotImplementedError
-
-    def credit(self, bandit: AntiBandit, choice: Tensor, reward: float) -> None:
-        """Updates ``mean`` and ``count`` with the scaled accuracy ``reward``.
-
-        Here Eq. 4.11, where the first value an arm gets is its m_0.
-        """
-        first = bandit.count.gather(1, choice.unsqueeze(1)).squeeze(1) == 0
-        for rows, rate in ((first, 1.0), (~first, bandit.rate)):
-            ops.bandit_update_(
-                bandit.mean, bandit.count, torch.where(rows, choice, -1), reward, rate=rate
-            )
-
-    def prune(self, bandit: AntiBandit) -> Tensor:
-        """The arm alive that each row abandons, int64 [rows]."""
-        raise NotImplementedError
-
-    def score(self, bandit: AntiBandit) -> Tensor:
-        """What makes an arm good, float64 [rows, arms]; ranks the survivors of a stopped run."""
-        return bandit.mean
-
-
-POLICIES: dict[str, type[Policy]] = {}
-
-
-def register(policy: type[Policy]) -> type[Policy]:
-    """Class decorator: makes a policy known under its ``name``."""
-    if policy.name in POLICIES:
-        raise ValueError(f"policy {policy.name!r} is registered already")
-    POLICIES[policy.name] = policy
-    return policy
-
-
-@register
-class Printed(Policy):
-    """The rule as printed: draw by ``softmax(-s_L)``, abandon the smallest s_U."""
-
-    name = "printed"
-
-    def probabilities(self, bandit: AntiBandit) -> Tensor:
-        return ops.bandit_probabilities(bandit.mean, bandit.count, bandit.alive, bonus=bandit.bonus)
-
-    def sample(self, bandit: AntiBandit) -> Tensor:
-        uniform = bandit.uniform("sample").squeeze(1)
-        choice, _ = ops.bandit_sample(
-            bandit.mean, bandit.count, bandit.alive, uniform, bonus=bandit.bonus
-        )
-        return choice
-
-    def prune(self, bandit: AntiBandit) -> Tensor:
-        kept = bandit.alive.clone()
-        ops.bandit_prune_(kept, bandit.mean, bandit.count, bonus=bandit.bonus)
-        return (bandit.alive & ~kept).int().argmax(1)
-
-
-@register
-class Random(Policy):
-    """Random search, the baseline: draws and abandons uniformly among the arms alive.
-
-    Means and counts are kept for the record and for the survivors of a stopped run.
-    """
-
-    name = "random"
-
-    def probabilities(self, bandit: AntiBandit) -> Tensor:
-        return bandit.alive.double() / bandit.arms_left
-
-    def sample(self, bandit: AntiBandit) -> Tensor:
-        return self._pick(bandit, bandit.uniform("sample").squeeze(1))
-
-    def prune(self, bandit: AntiBandit) -> Tensor:
-        return self._pick(bandit, bandit.uniform("prune").squeeze(1))
-
-    @staticmethod
-    def _pick(bandit: AntiBandit, uniform: Tensor) -> Tensor:
-        # Below arms_left: 1 - 2**-53 times an integer does not round up to it.
-        rank = (uniform * bandit.arms_left).long()
-        position = bandit.alive.cumsum(1) - 1
-        return (bandit.alive & (position == rank.unsqueeze(1))).int().argmax(1)
+    if isinstance(seed, Tensor):
+        seed, device = seed[..., None, None], seed.device
+    index = torch.arange(rows * columns, device=device).view(rows, columns)
+    counter = (index, number, _PURPOSES[purpose], _COUNTER_TAG)
+    high, low, _, _ = philox4x32(counter, (seed & (2**32 - 1), seed >> 32))
+    # 27 and 26 bits: the 53 that a float64 holds exactly.
+    return ((high >> 5) * 2**26 + (low >> 6)).double() * 2.0**-53
 
 
 class AntiBandit:
@@ -248,7 +173,7 @@ class AntiBandit:
         self._pending_trained = True
         # A uniformly random permutation of the arms in each row. The sort is stable, so that
         # equal keys (one in 2**53) have the same order everywhere.
-        keys = self._uniform(_INITIAL, 0, arms)
+        keys = self._uniform("initial", 0, arms)
         self._initial = keys.argsort(dim=1, stable=True)  # [rows, arms]
 
     # --- where the run stands -------------------------------------------------------------------
@@ -330,6 +255,22 @@ class AntiBandit:
         trained = torch.tensor(self._trained, dtype=torch.bool, device=self.device)
         return History(choice, reward, trained)
 
+    @property
+    def drawn(self) -> Tensor:
+        """How often each arm was drawn, int64 [rows, arms]: ``count`` and what is not credited."""
+        drawn = self.count
+        for choice in self._pending:
+            index = choice.unsqueeze(1)
+            drawn = drawn.scatter_add(1, index, torch.ones_like(index))
+        return drawn
+
+    def score(self) -> Tensor:
+        """What the policy holds of each arm, float64 [rows, arms], in units of scaled accuracy.
+
+        Its mean, unless the policy says otherwise; meant for the arms alive.
+        """
+        return self._policy.score(self)
+
     def bounds(self) -> tuple[Tensor, Tensor]:
         """``(lower, upper)`` of Eqs. 4.9 and 4.12 as of now, float64 [rows, arms] each."""
         return ops.bandit_bounds(self.mean, self.count, bonus=self.bonus)
@@ -357,9 +298,9 @@ class AntiBandit:
         """
         if purpose == "sample":
             drawn = self.samples + len(self._pending)
-            return self._uniform(_SAMPLE, drawn if number is None else number, columns)
+            return self._uniform(purpose, drawn if number is None else number, columns)
         if purpose == "prune":
-            return self._uniform(_PRUNE, self._arms_left if number is None else number, columns)
+            return self._uniform(purpose, self._arms_left if number is None else number, columns)
         raise ValueError(f"uniform: purpose: expected sample or prune, got {purpose!r}")
 
     # --- the run --------------------------------------------------------------------------------
@@ -482,7 +423,7 @@ class AntiBandit:
         Before the end of a run: the arm alive with the highest score of the policy (its mean,
         unless the policy says otherwise), the lowest index among equals.
         """
-        score = torch.where(self.alive, self._policy.score(self), -math.inf)
+        score = torch.where(self.alive, self.score(), -math.inf)
         return score.argmax(1)
 
     # --- state ----------------------------------------------------------------------------------
@@ -644,13 +585,8 @@ class AntiBandit:
                 return "pending: expected -1 everywhere or an arm alive in each row"
         return ""
 
-    def _uniform(self, purpose: int, number: int, columns: int) -> Tensor:
-        """float64 [rows, columns] in [0, 1), a function of the arguments and the seed alone."""
-        index = torch.arange(self.rows * columns, device=self.device).view(self.rows, columns)
-        counter = (index, number, purpose, _COUNTER_TAG)
-        high, low, _, _ = philox4x32(counter, (self.seed & (2**32 - 1), self.seed >> 32))
-        # 27 and 26 bits: the 53 that a float64 holds exactly.
-        return ((high >> 5) * 2**26 + (low >> 6)).double() * 2.0**-53
+    def _uniform(self, purpose: str, number: int, columns: int) -> Tensor:
+        return counter_uniform(self.seed, purpose, number, self.rows, columns, self.device)
 
 
 def _is_int(value: object) -> bool:
@@ -678,8 +614,8 @@ def replay(lines: Iterable[Mapping[str, Any]], *, device: torch.device | str = "
         lines: the parsed lines of ``bandit.jsonl``, in order. The events are ``start``
             (operations, edges, policy, rate, rounds, bonus, seed; scale, if not 1), ``sample``
             (sample, choice, reward; trained, if false), ``abandon`` (sample, row, arm and,
-            compared when there: round, mean, count, lower, upper, total, arms_left), one line
-            per row, ``attack`` (the training attack grew; not looked at) and ``end`` (sample,
+            compared when there: round, mean, count, lower, upper, score, total, arms_left), one
+            line per row, ``attack`` (the training attack grew; not looked at) and ``end`` (sample,
             choice). A log that stops early is a run that is not
             finished.
         device: where the tensors of the result live.
@@ -766,6 +702,7 @@ class _Abandonment:
         self._round = bandit.round
         self._mean, self._count = bandit.mean.tolist(), bandit.count.tolist()
         self._lower, self._upper = lower.tolist(), upper.tolist()
+        self._score = bandit.score().tolist()
         self._arm = bandit.prune().tolist()
         self._total = bandit.samples
         self._arms_left = bandit.arms_left
@@ -791,6 +728,7 @@ class _Abandonment:
             "count": self._count[row][arm],
             "lower": self._lower[row][arm],
             "upper": self._upper[row][arm],
+            "score": self._score[row][arm],
         }
         for key in values.keys() & line.keys():
             _expect(line, key, values[key])

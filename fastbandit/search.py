@@ -97,7 +97,8 @@ class BanditConfig:
     """The bandit on every edge (Eqs. 4.9 to 4.13)."""
 
     policy: str = "printed"
-    """how arms are sampled and abandoned: printed (the paper's rule) or random (the baseline)"""
+    """how arms are sampled and abandoned: printed (the paper's rule), random (the baseline), ucb1,
+    thompson, successive-halving, detrended, ridge or ridge-thompson; see docs/study.md"""
     rate: float = 0.7
     """lambda, the weight of the new accuracy in an arm's running performance"""
     rounds: int = 3
@@ -925,6 +926,7 @@ class _Search:
         bandit = self.bandit
         lower, upper = (bound.tolist() for bound in bandit.bounds())
         mean, count = bandit.mean.tolist(), bandit.count.tolist()
+        score = bandit.score().tolist()
         abandoned = bandit.prune().tolist()
         self.round += 1
         lines = []
@@ -945,6 +947,7 @@ class _Search:
                     "count": count[row][arm],
                     "lower": lower[row][arm],
                     "upper": upper[row][arm],
+                    "score": score[row][arm],
                     "total": sum(count[row]),
                     "arms_left": bandit.arms_left,
                 }
@@ -965,7 +968,7 @@ class _Search:
         return Genotype.from_choices(
             self.space,
             self.bandit.final().tolist(),
-            mean=self.bandit.mean.tolist(),
+            mean=self.bandit.score().tolist(),
             edges_per_node=_EDGES_PER_NODE[self.config.edges_per_node],
             options={"denoise": self.config.denoise, "gabor": self.config.gabor},
             macro={"layers": self.space.cell_types, "channels": self.config.init_channels},

@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from fastbandit import bandit as bandit_module
 from fastbandit import ops
 from fastbandit.bandit import POLICIES, AntiBandit, Policy, register, replay
 
@@ -360,7 +359,8 @@ def test_uniforms_are_a_fixed_function_of_the_counter():
 
 
 def test_policies_are_found_by_name(monkeypatch):
-    monkeypatch.setattr(bandit_module, "POLICIES", dict(POLICIES))
+    monkeypatch.setitem(POLICIES, "halving", Policy)  # what is there afterwards is taken out
+    del POLICIES["halving"]
     assert {"printed", "random"} <= POLICIES.keys()
 
     @register
@@ -418,7 +418,7 @@ def test_final_of_a_stopped_run():
         ({"scale": 0.0}, "scale: expected a finite number > 0, got 0.0"),
         ({"seed": -1}, "seed: expected an integer in [0, 2**63), got -1"),
         ({"seed": 2**63}, "seed: expected an integer in [0, 2**63)"),
-        ({"policy": "ucb"}, "policy: expected one of printed, random"),
+        ({"policy": "ucb"}, "policy: expected one of detrended, printed, random, ridge"),
     ],
 )
 def test_wrong_settings(keywords, message):
@@ -528,7 +528,7 @@ def through_files(state):
     return {**load(save(tensors)), **json.loads(json.dumps(plain))}
 
 
-@pytest.mark.parametrize("policy", ["printed", "random"])
+@pytest.mark.parametrize("policy", sorted(POLICIES))
 @pytest.mark.parametrize("stop", [0, 2, 4, 5, 16, 17, 31])
 @pytest.mark.parametrize("pending", [False, True])
 def test_state_continues_a_run(device, policy, stop, pending):
@@ -657,6 +657,7 @@ def record(bandit, samples=None):
         )
         while bandit.due:
             number, (lower, upper) = bandit.round, bandit.bounds()
+            score = bandit.score()
             for row, arm in enumerate(bandit.prune().tolist()):
                 lines.append(
                     {
@@ -669,6 +670,7 @@ def record(bandit, samples=None):
                         "count": bandit.count[row, arm].item(),
                         "lower": lower[row, arm].item(),
                         "upper": upper[row, arm].item(),
+                        "score": score[row, arm].item(),
                         "total": bandit.samples,
                         "arms_left": bandit.arms_left,
                     }
@@ -678,7 +680,7 @@ def record(bandit, samples=None):
     return [json.loads(json.dumps(line)) for line in lines]
 
 
-@pytest.mark.parametrize("policy", ["printed", "random"])
+@pytest.mark.parametrize("policy", sorted(POLICIES))
 @pytest.mark.parametrize("samples", [None, 0, 2, 7, 16])
 def test_replay_explains_a_run(policy, samples):
     bandit = AntiBandit(3, 4, policy=policy, seed=9, rate=0.4, bonus=0.2)
@@ -732,7 +734,12 @@ def first(lines, event, skip=0):
         ("sample", 5, {"choice": [0, 1]}, r"credit: choice: expected shape \[3\], got \[2\]"),
         ("sample", 5, {"reward": 2.0}, "credit: reward: expected an accuracy in"),
         ("start", 0, {"event": "sample"}, "event: expected start, got 'sample'"),
-        ("start", 0, {"policy": "best"}, "AntiBandit: policy: expected one of printed, random"),
+        (
+            "start",
+            0,
+            {"policy": "best"},
+            "AntiBandit: policy: expected one of detrended, printed, random",
+        ),
         ("end", 0, {"choice": [0, 0, 9]}, r"choice: the rule gives .* the log holds \[0, 0, 9\]"),
         ("end", 0, {"sample": 1}, "sample: the rule gives 31, the log holds 1"),
     ],

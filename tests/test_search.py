@@ -657,7 +657,7 @@ def test_presets_are_sound(preset):
         (["--preset", "imagenet"], "--preset: expected one of digits, smoke, mnist, cifar10"),
         (["--attack.epsilon", "8"], "did you mean 8/255?"),
         (["--space", "robust12"], "robust12"),
-        (["--bandit.policy", "greedy"], "bandit.policy: expected one of printed, random"),
+        (["--bandit.policy", "greedy"], "bandit.policy: expected one of detrended, printed"),
         (["--data", "/nowhere/at/all"], "/nowhere/at/all"),
         (["--learning-rate", "nan"], "learning_rate: expected a positive number"),
         (["--train-portion", "1"], "train_portion: expected a share"),

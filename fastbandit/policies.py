@@ -1,0 +1,428 @@
+"""How arms are drawn, credited and abandoned: the policies of the bandit, by name.
+
+``printed`` is the rule of the paper, Eqs. 4.9 to 4.13, and ``random`` spends the same samples
+without learning from them. The others are there to be compared with them on the same rows and the
+same number of trained paths:
+
+- ``ucb1``, ``thompson``, ``successive-halving``: the well-known rules of the bandit literature,
+  each row on its own;
+- ``detrended``, ``ridge``, ``ridge-thompson``: rules that select better from the same samples,
+  because they remove the rise of the training and, the last two, what the other rows do.
+
+Every policy is written on leading dimensions ``...``: a bandit's tensors are [rows, arms], a
+simulation has thousands of bandits in [bandits, rows, arms] (:mod:`fastbandit.simulation`).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from fastbandit import ops
+from fastbandit._regression import (
+    RidgeFit,
+    arm_means,
+    detrend,
+    posterior_mean,
+    posterior_variance,
+    ridge,
+)
+
+__all__ = [
+    "POLICIES",
+    "Detrended",
+    "History",
+    "Policy",
+    "Printed",
+    "Random",
+    "Ridge",
+    "RidgeThompson",
+    "State",
+    "SuccessiveHalving",
+    "Thompson",
+    "Ucb1",
+    "register",
+]
+
+
+class History(NamedTuple):
+    """All that was credited, in order; the position in it is the sample's index."""
+
+    choice: Tensor  # [..., samples, rows], int64
+    reward: Tensor  # [..., samples], float64
+    trained: Tensor  # [samples], bool: False for a path that was only evaluated
+
+
+class State(Protocol):
+    """What a policy sees of a bandit; :class:`fastbandit.bandit.AntiBandit` is one."""
+
+    rows: int
+    arms: int
+    rate: float
+    rounds: int
+    bonus: float
+    scale: float
+    mean: Tensor  # [..., rows, arms], float64
+    count: Tensor  # [..., rows, arms], int64
+    alive: Tensor  # [..., rows, arms], bool
+
+    @property
+    def arms_left(self) -> int: ...
+
+    @property
+    def drawn(self) -> Tensor: ...  # [..., rows, arms], int64: count, and what is drawn ahead
+
+    @property
+    def history(self) -> History: ...
+
+    def uniform(self, purpose: str, columns: int = 1) -> Tensor: ...  # [..., rows, columns]
+
+
+class Policy:
+    """How arms are drawn, credited and abandoned; this base draws by no rule.
+
+    A policy keeps no state of its own. All it may use is in the bandit - ``mean``, ``count``,
+    ``alive``, ``drawn``, ``history`` and the numbers from ``uniform`` - so that checkpoints and
+    replays are complete whatever the policy. (What it remembers to save time must be a function
+    of these.) It changes ``mean`` and ``count`` in :meth:`credit` and nothing else; the schedule
+    and ``alive`` are the bandit's.
+
+    To add one: derive, set ``name``, decorate with :func:`register`.
+    """
+
+    name: ClassVar[str]
+
+    def budget(self, bandit: State, arms: int) -> int:
+        """Paths to train with ``arms`` arms alive before one is abandoned: K * T.
+
+        0 is allowed and abandons the next arm at once.
+        """
+        return arms * bandit.rounds
+
+    def probabilities(self, bandit: State) -> Tensor:
+        """The law :meth:`sample` draws from, float64 [..., rows, arms], zero where not alive."""
+        raise NotImplementedError
+
+    def sample(self, bandit: State) -> Tensor:
+        """Draws one arm alive per row, int64 [..., rows]. Not called for the initial pass."""
+        raise NotImplementedError
+
+    def credit(self, bandit: State, choice: Tensor, reward: Tensor | float) -> None:
+        """Updates ``mean`` and ``count`` with the scaled accuracy ``reward``.
+
+        Here Eq. 4.11, where the first value an arm gets is its m_0.
+
+        Args:
+            choice: [..., rows], int64.
+            reward: a number, or float64 [..., 1].
+        """
+        first = bandit.count.gather(-1, choice.unsqueeze(-1)).squeeze(-1) == 0
+        for rows, rate in ((first, 1.0), (~first, bandit.rate)):
+            ops.bandit_update_(
+                bandit.mean, bandit.count, torch.where(rows, choice, -1), reward, rate=rate
+            )
+
+    def prune(self, bandit: State) -> Tensor:
+        """The arm alive that each row abandons, int64 [..., rows].
+
+        Here the one with the smallest score, the lowest index among equals.
+        """
+        return torch.where(bandit.alive, self.score(bandit), math.inf).argmin(-1)
+
+    def score(self, bandit: State) -> Tensor:
+        """What makes an arm good, float64 [..., rows, arms]; ranks the arms alive."""
+        return bandit.mean
+
+
+POLICIES: dict[str, type[Policy]] = {}
+
+
+def register(policy: type[Policy]) -> type[Policy]:
+    """Class decorator: makes a policy known under its ``name``."""
+    if policy.name in POLICIES:
+        raise ValueError(f"policy {policy.name!r} is registered already")
+    POLICIES[policy.name] = policy
+    return policy
+
+
+def _pick(eligible: Tensor, uniform: Tensor) -> Tensor:
+    """One of the eligible arms of each row, uniformly, [..., rows]."""
+    # Below the number eligible: 1 - 2**-53 times an integer does not round up to it.
+    rank = (uniform * eligible.sum(-1)).long()
+    position = eligible.cumsum(-1) - 1
+    return (eligible & (position == rank.unsqueeze(-1))).int().argmax(-1)
+
+
+def _credit_average(bandit: State, choice: Tensor, reward: Tensor | float) -> None:
+    """m <- m + (a - m) / (n + 1), n <- n + 1: the plain average of all that an arm was given."""
+    index = choice.unsqueeze(-1)
+    value = torch.as_tensor(reward, dtype=torch.float64, device=choice.device)
+    old, count = bandit.mean.gather(-1, index), bandit.count.gather(-1, index)
+    new = old + (value.expand(choice.shape).unsqueeze(-1) - old) / (count + 1)
+    bandit.mean.scatter_(-1, index, new)
+    bandit.count.scatter_(-1, index, count + 1)
+
+
+def _best_law(mean: Tensor, deviation: Tensor, alive: Tensor) -> Tensor:
+    """P(arm k is the largest) for independent N(mean, deviation^2), [..., arms], by quadrature.
+
+    ``integral of phi(z) prod over j of Phi((mean_k + deviation_k z - mean_j) / deviation_j) dz``.
+    """
+    z = torch.linspace(-6.0, 6.0, 129, dtype=torch.float64, device=mean.device)
+    density = (-0.5 * z**2).exp()
+    law = torch.zeros_like(mean)
+    for arm in range(mean.shape[-1]):
+        value = mean[..., arm, None] + deviation[..., arm, None] * z  # [..., z]
+        below = (value.unsqueeze(-2) - mean.unsqueeze(-1)) / deviation.unsqueeze(-1)
+        below = torch.special.ndtr(below)  # [..., arms, z]
+        others = alive.unsqueeze(-1).clone()
+        others[..., arm, :] = False
+        law[..., arm] = (torch.where(others, below, 1.0).prod(-2) * density).sum(-1)
+    law = torch.where(alive, law, 0.0)
+    return law / law.sum(-1, keepdim=True)
+
+
+def _draw_best(bandit: State, mean: Tensor, deviation: Tensor) -> Tensor:
+    """The arm alive with the largest of independent draws from N(mean, deviation^2)."""
+    uniform = bandit.uniform("sample", bandit.arms)
+    # A uniform of exactly 0 would be minus infinity, as the arms that are not alive are.
+    normal = torch.special.ndtri(uniform.clamp(min=2.0**-54))
+    return torch.where(bandit.alive, mean + deviation * normal, -math.inf).argmax(-1)
+
+
+# --- the paper's rule and the baseline ----------------------------------------------------------
+
+
+@register
+class Printed(Policy):
+    """The rule as printed: draw by ``softmax(-s_L)``, abandon the smallest s_U."""
+
+    name = "printed"
+
+    def probabilities(self, bandit: State) -> Tensor:
+        return ops.bandit_probabilities(bandit.mean, bandit.count, bandit.alive, bonus=bandit.bonus)
+
+    def sample(self, bandit: State) -> Tensor:
+        uniform = bandit.uniform("sample").squeeze(-1)
+        choice, _ = ops.bandit_sample(
+            bandit.mean, bandit.count, bandit.alive, uniform, bonus=bandit.bonus
+        )
+        return choice
+
+    def prune(self, bandit: State) -> Tensor:
+        kept = bandit.alive.clone()
+        ops.bandit_prune_(kept, bandit.mean, bandit.count, bonus=bandit.bonus)
+        return (bandit.alive & ~kept).int().argmax(-1)
+
+
+@register
+class Random(Policy):
+    """Random search, the baseline: draws and abandons uniformly among the arms alive.
+
+    Means and counts are kept for the record and for the survivors of a stopped run.
+    """
+
+    name = "random"
+
+    def probabilities(self, bandit: State) -> Tensor:
+        return bandit.alive.double() / bandit.arms_left
+
+    def sample(self, bandit: State) -> Tensor:
+        return _pick(bandit.alive, bandit.uniform("sample").squeeze(-1))
+
+    def prune(self, bandit: State) -> Tensor:
+        return _pick(bandit.alive, bandit.uniform("prune").squeeze(-1))
+
+
+# --- the well-known rules, each row on its own --------------------------------------------------
+
+
+class _Averaging(Policy):
+    """Plain averages in place of Eq. 4.11, so ``rate`` is not used; abandons the smallest one."""
+
+    def credit(self, bandit: State, choice: Tensor, reward: Tensor | float) -> None:
+        _credit_average(bandit, choice, reward)
+
+
+class _Balanced(_Averaging):
+    """Draws without replacement: uniformly among the arms alive drawn least often in their row.
+
+    In each block of K samples every arm alive is drawn once.
+    """
+
+    def probabilities(self, bandit: State) -> Tensor:
+        least = self._least(bandit)
+        return least.double() / least.sum(-1, keepdim=True)
+
+    def sample(self, bandit: State) -> Tensor:
+        return _pick(self._least(bandit), bandit.uniform("sample").squeeze(-1))
+
+    @staticmethod
+    def _least(bandit: State) -> Tensor:
+        drawn = torch.where(bandit.alive, bandit.drawn, torch.iinfo(torch.int64).max)
+        return bandit.alive & (drawn == drawn.amin(-1, keepdim=True))
+
+
+@register
+class Ucb1(_Averaging):
+    """UCB1: draw the arm alive with the largest ``average + bonus sqrt(2 ln N / n)``.
+
+    The lowest index among equals; no randomness after the initial pass. On the printed schedule
+    the arm with the smallest average is abandoned.
+
+    Source: Auer, Cesa-Bianchi and Fischer, "Finite-time analysis of the multiarmed bandit
+    problem", Machine Learning 2002.
+    """
+
+    name = "ucb1"
+
+    def probabilities(self, bandit: State) -> Tensor:
+        law = torch.zeros_like(bandit.mean)
+        return law.scatter_(-1, self.sample(bandit).unsqueeze(-1), 1.0)
+
+    def sample(self, bandit: State) -> Tensor:
+        _, upper = ops.bandit_bounds(bandit.mean, bandit.count, bonus=bandit.bonus)
+        return torch.where(bandit.alive, upper, -math.inf).argmax(-1)
+
+
+@register
+class Thompson(_Averaging):
+    """Thompson sampling: draw ``N(average, bonus^2 v / n)`` for each arm, take the largest.
+
+    v is the variance of all accuracies so far, so the exploration fits their spread. On the
+    printed schedule the arm with the smallest average is abandoned.
+
+    Sources: Thompson, Biometrika 1933; Agrawal and Goyal, "Further optimal regret bounds for
+    Thompson sampling", AISTATS 2013 (Gaussian posteriors; there v = 1).
+    """
+
+    name = "thompson"
+
+    def probabilities(self, bandit: State) -> Tensor:
+        return _best_law(bandit.mean, self._deviation(bandit), bandit.alive)
+
+    def sample(self, bandit: State) -> Tensor:
+        return _draw_best(bandit, bandit.mean, self._deviation(bandit))
+
+    @staticmethod
+    def _deviation(bandit: State) -> Tensor:
+        reward = bandit.history.reward
+        variance = bandit.scale**2 * reward.var(-1, correction=0)
+        count = bandit.count.clamp(min=1)
+        # The floor lets equal arms of equal accuracies share the law.
+        return bandit.bonus * (variance[..., None, None] / count).sqrt() + 1e-12
+
+
+@register
+class SuccessiveHalving(_Balanced):
+    """Sequential halving: as many paths in each stage, after which half of the arms go.
+
+    A stage abandons, one after the other, the arms with the smallest averages until
+    ``ceil(K / 2)`` are left: 9, 5, 3, 2, 1. The stages share the total of the printed schedule,
+    T (K + ... + 2), equally, the first ones the remainder. Arms are drawn without replacement,
+    and averages are over all samples of a search.
+
+    Source: Karnin, Koren and Somekh, "Almost optimal exploration in multi-armed bandits", ICML
+    2013 (there a stage uses its own samples alone).
+    """
+
+    name = "successive-halving"
+
+    def budget(self, bandit: State, arms: int) -> int:
+        stages = []
+        left = bandit.arms
+        while left > 1:
+            stages.append(left)
+            left = (left + 1) // 2
+        if arms not in stages:
+            return 0
+        total = bandit.rounds * sum(range(2, bandit.arms + 1))
+        each, rest = divmod(total, len(stages))
+        return each + (stages.index(arms) < rest)
+
+
+# --- rules that use what else is known about the samples ----------------------------------------
+
+
+@register
+class Detrended(_Balanced):
+    """Balanced draws; an arm's score is the mean of what the training trend leaves.
+
+    The trend is a regression of all accuracies on powers of log t, t the paths trained so far, and
+    on whether a path was only evaluated. On the printed schedule the arm with the smallest score
+    is abandoned. ``mean`` holds plain averages.
+    """
+
+    name = "detrended"
+
+    def score(self, bandit: State) -> Tensor:
+        choice, reward, trained = bandit.history
+        if not trained.numel():
+            return torch.zeros_like(bandit.mean)
+        return bandit.scale * arm_means(choice, detrend(reward, trained), bandit.arms)
+
+
+@register
+class Ridge(_Balanced):
+    """Balanced draws; an arm's score is its posterior mean in one model of all rows.
+
+    ``accuracy = trend + sum over rows of effect[row, arm] + noise`` with normal effects and noise,
+    whose variances are estimated by restricted maximum likelihood: a ridge regression with its
+    penalty chosen by the data. What the other rows contributed to an accuracy is thereby not
+    credited to an arm. Scores of a row sum to 0. On the printed schedule the arm with the smallest
+    score is abandoned. ``mean`` holds plain averages.
+
+    Paths that are only evaluated (``evaluations_per_epoch``) enter like the others; they make the
+    difference, since a search has more effects than trained paths.
+    """
+
+    name = "ridge"
+
+    def __init__(self) -> None:
+        # A function of the history, kept because a law and its draw both need it.
+        self._fitted: tuple[History, RidgeFit | None] | None = None
+
+    def fit(self, bandit: State) -> RidgeFit | None:
+        """The model of all samples so far; None before there are enough to tell arms from trend."""
+        history = bandit.history
+        if self._fitted is not None:
+            known, found = self._fitted
+            if all(torch.equal(a, b) for a, b in zip(known, history, strict=True)):
+                return found
+        found = ridge(history.choice, history.reward, history.trained, bandit.arms)
+        self._fitted = (history, found)
+        return found
+
+    def score(self, bandit: State) -> Tensor:
+        fit = self.fit(bandit)
+        if fit is None:
+            return torch.zeros_like(bandit.mean)
+        return bandit.scale * posterior_mean(fit, bandit.history.choice, bandit.arms)
+
+
+@register
+class RidgeThompson(Ridge):
+    """The model of ``ridge``, drawn from by Thompson sampling: good arms are drawn more often.
+
+    Each arm alive gets an independent draw from its marginal posterior, with the deviation that its
+    effect has from the mean of those alive in its row, times ``bonus``; the largest is taken.
+    """
+
+    name = "ridge-thompson"
+
+    def probabilities(self, bandit: State) -> Tensor:
+        return _best_law(*self._beliefs(bandit), bandit.alive)
+
+    def sample(self, bandit: State) -> Tensor:
+        return _draw_best(bandit, *self._beliefs(bandit))
+
+    def _beliefs(self, bandit: State) -> tuple[Tensor, Tensor]:
+        fit = self.fit(bandit)
+        if fit is None:
+            return torch.zeros_like(bandit.mean), torch.ones_like(bandit.mean)
+        choice = bandit.history.choice
+        variance = posterior_variance(fit, choice, bandit.alive)
+        return posterior_mean(fit, choice, bandit.arms), bandit.bonus * variance.sqrt() + 1e-12
