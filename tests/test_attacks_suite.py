@@ -156,6 +156,28 @@ def test_apgd_runs_as_many_steps_as_the_standard_asks():
     assert many <= few
 
 
+class Bowl(nn.Module):
+    """The loss of label 0 is largest at one point inside the ball, and never fools."""
+
+    def __init__(self, centre):
+        super().__init__()
+        self.centre = centre
+
+    def forward(self, x):
+        near = -10 * (x - self.centre).square().flatten(1).sum(1)
+        return torch.stack([torch.full_like(near, 3.0), near], 1)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_apgd_halves_its_step_until_it_hits_an_inner_maximum(norm):
+    """It begins with steps of twice the radius; without the schedule it never comes near."""
+    torch.manual_seed(0)
+    centre = 0.5 + 0.1 * (torch.rand(1, 1, 3, 3) - 0.5)
+    x, y = torch.full((20, 1, 3, 3), 0.5), torch.zeros(20, dtype=torch.int64)
+    found = attacks.apgd_ce(Bowl(centre), x, y, epsilon=0.2, norm=norm, steps=100)
+    assert (found - centre).abs().amax() < 0.01
+
+
 def test_stopping_early_is_no_weaker_and_asks_less():
     model = network()
     x, y = images(150)

@@ -63,10 +63,10 @@ class FrozenBatchNorm(nn.Module):
             )
         if x.is_contiguous():
             scale, shift = self._row(height * width, False)
-            return torch.addcmul(shift, x.view(n, -1), scale).view(x.shape)
+            return torch.addcmul(shift, x.view(n, channels * height * width), scale).view(x.shape)
         scale, shift = self._row(height * width, True)
         # A copy only where x is in neither of the two layouts.
-        flat = x.permute(0, 2, 3, 1).reshape(n, -1)
+        flat = x.permute(0, 2, 3, 1).reshape(n, channels * height * width)
         y = torch.addcmul(shift, flat, scale)
         return y.view(n, height, width, channels).permute(0, 3, 1, 2)
 
