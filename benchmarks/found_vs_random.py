@@ -1,7 +1,8 @@
 """Is the architecture that a search found better than a random one?
 
-Trains the found network and random networks of the same space from scratch, all in the same way,
-and measures clean and robust accuracy on the test images, which no search has seen::
+Retrains the found network and random networks of the same space from scratch, all in the same way
+(fastbandit.retrain: a tenth of the training images chooses the best epoch), and measures clean and
+robust accuracy on the test images, which no search has seen::
 
     python benchmarks/found_vs_random.py runs/2026-01-01-digits --random 5 --epochs 20
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics as stats
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,68 +21,47 @@ import torch
 from fastbandit import space
 from fastbandit._cli import merge
 from fastbandit._files import write_atomic
-from fastbandit.data import Augment, Loader, load, statistics
 from fastbandit.genotype import Genotype
-from fastbandit.nn.network import Network
-from fastbandit.run import RunFolder, derive_seed
+from fastbandit.retrain import RetrainConfig, retrain
+from fastbandit.run import RunFolder
 from fastbandit.search import SearchConfig
-from fastbandit.training import Cost, cosine, evaluate, train_epoch
 
 
 def train(genotype: Genotype, config: SearchConfig, epochs: int, seed: int) -> dict[str, Any]:
-    """Train from scratch on all training images; accuracy on the test images."""
-    source = load(config.data)
-    assert source.test is not None
-    device = torch.device(config.device)
-    train_set, test_set = source.train.to(device), source.test.to(device)
-    mean, std = statistics(train_set.images)
-    torch.manual_seed(derive_seed(seed, "weights"))
-    network = Network(
-        genotype,
-        in_channels=train_set.images.shape[1],
-        classes=source.classes,
-        channels=config.init_channels,
-        mean=mean,
-        std=std,
-    ).to(device)
-    batches = Loader(
-        train_set,
-        torch.arange(len(train_set)),
-        batch_size=config.batch_size,
-        augment=Augment(config.crop_padding, config.flip, config.cutout_length),
-        seed=derive_seed(seed, "order"),
-        shuffle=True,
-        drop_last=True,
-    )
-    test = Loader(test_set, torch.arange(len(test_set)), batch_size=256)
-    optimizer = torch.optim.SGD(
-        network.parameters(),
-        lr=config.learning_rate,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-    )
-    cost = Cost()
-    for epoch in range(epochs):
-        optimizer.param_groups[0]["lr"] = cosine(epoch, epochs, config.learning_rate)
-        train_epoch(
-            network,
-            batches,
-            epoch,
-            optimizer,
-            config.training_threat(),
-            seed=derive_seed(seed, "attack"),
-            cost=cost,
-            grad_clip=config.grad_clip,
+    """Train from scratch as the search trained; accuracy of the best epoch on the test images."""
+    settings = {
+        "name": "found-vs-random",
+        "seed": seed,
+        "epochs": epochs,
+        "schedule": "cosine",
+        "layers": None,
+        "method": "fgsm" if config.attack.steps == 1 else "pgd",
+        **{
+            name: getattr(config, name)
+            for name in (
+                "data", "device", "threads", "init_channels", "batch_size", "learning_rate",
+                "momentum", "weight_decay", "grad_clip", "crop_padding", "flip", "cutout_length",
+            )
+        },
+        "attack": {
+            name: getattr(config.attack, name)
+            for name in ("epsilon", "steps", "step_size", "random_start", "clip", "bn_mode")
+        },
+        "final": {"steps": config.final.steps, "step_size": config.final.step_size},
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        _, found = retrain(
+            merge(RetrainConfig(), settings, "the search"), Path(folder) / "run", genotype=genotype
         )
-    found = evaluate(network, test, config.final_threat(), seed=derive_seed(0, "test"), cost=cost)
     return {
         "genotype": genotype.hash,
         "seed": seed,
-        "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "clean_accuracy": found.clean_accuracy,
-        "robust_accuracy": found.robust_accuracy,
-        "n": found.images,
-        "seconds": cost.seconds["train"],
+        "epoch": found["best"]["epoch"],
+        "parameters": found["parameters"],
+        "clean_accuracy": found["test"]["clean_accuracy"],
+        "robust_accuracy": found["test"]["robust_accuracy"],
+        "n": found["test"]["n"],
+        "seconds": found["cost"]["seconds_train"],
     }
 
 

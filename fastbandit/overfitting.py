@@ -41,9 +41,9 @@ class GuardConfig:
 
     enabled: bool = True
     """watch for catastrophic overfitting, and act"""
-    every: int = 1
+    every: int = 2
     """epochs between two checks"""
-    images: int = 256
+    images: int = 128
     """validation images that are attacked at a check, at most"""
     steps: int = 5
     """gradient steps of the strong attack; twice those of the training attack if that is more"""

@@ -157,9 +157,11 @@ def test_paths_in_parallel(checked):
     assert (cost["epochs"], cost["paths_only_evaluated"], cost["processes"]) == (8, 5, 2)
     # Counted once, whoever computed it: as one process would have it. 2 batches each.
     assert cost["images_trained"] == 8 * 24
-    assert cost["images_evaluated"] == 13 * 24 + 24 + 33
-    statistics = (5 + 1) * 2 * 2
-    assert cost["forward_passes"] == 8 * 2 * 2 + 13 * 2 * 3 + statistics + 2 * 3 + 2 * 3
+    # The guard looks at both paths of epochs 3 and 4: FGSM and PGD-5.
+    assert cost["images_evaluated"] == 13 * 24 + 2 * 2 * 24 + 24 + 33
+    statistics, guard = (5 + 1) * 2 * 2, 2 * 2 * (3 + 7)
+    expected = 8 * 2 * 2 + 13 * 2 * 3 + statistics + guard + 2 * 3 + 2 * 3
+    assert cost["forward_passes"] == expected
     # Each edge tried each arm once at first, also two at a time.
     choices = [line["choice"] for line in log if line["event"] == "sample"][:3]
     assert all(sorted(row) == [0, 1, 2] for row in zip(*choices, strict=True))

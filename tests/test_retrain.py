@@ -52,7 +52,7 @@ TINY = {
     "cutout_length": 2,
     "selection": {"steps": 2},
     "final": {"steps": 2, "step_size": "0.1"},
-    "guard": {"images": 8},
+    "guard": {"every": 1, "images": 8},
 }
 
 

@@ -120,12 +120,13 @@ def test_cost_ledger_counts_what_was_done(finished):
     _, summary = finished
     cost = summary["cost"]
     # 24 images to train in 1 batch, 24 to validate in 1, 32 to test in 2; 34 epochs; FGSM.
+    # In 6 epochs the guard: FGSM and PGD-5 on the validation images.
     # At the end: statistics from 1 batch, then PGD-2 on validation and test.
-    forward = 34 * 1 * 2 + 34 * 1 * 3 + 1 * 2 + (1 + 2) * 4
-    backward = 34 * 1 * 2 + 34 * 1 * 1 + 1 * 1 + (1 + 2) * 2
+    forward = 34 * 1 * 2 + 34 * 1 * 3 + 6 * (3 + 7) + 1 * 2 + (1 + 2) * 4
+    backward = 34 * 1 * 2 + 34 * 1 * 1 + 6 * (1 + 5) + 1 * 1 + (1 + 2) * 2
     assert (cost["forward_passes"], cost["backward_passes"]) == (forward, backward)
     assert cost["images_trained"] == 34 * 24
-    assert cost["images_evaluated"] == 34 * 24 + 24 + 32
+    assert cost["images_evaluated"] == 34 * 24 + 6 * 2 * 24 + 24 + 32
     assert cost["seconds_total"] == pytest.approx(
         sum(cost[f"seconds_{p}"] for p in ("setup", "train", "validate", "statistics", "other"))
     )
@@ -418,8 +419,9 @@ def test_paths_that_are_only_evaluated(tmp_path, monkeypatch):
     cost = summary["cost"]
     assert (cost["epochs"], cost["paths_only_evaluated"]) == (8, 10)
     assert cost["images_trained"] == 8 * 24
-    assert cost["images_evaluated"] == 18 * 24 + 24 + 32
-    assert cost["forward_passes"] == 8 * 2 + 18 * 3 + 10 * 2 + 1 * 2 + (1 + 2) * 4
+    # The guard once: FGSM and PGD-5.
+    assert cost["images_evaluated"] == 18 * 24 + 2 * 24 + 24 + 32
+    assert cost["forward_passes"] == 8 * 2 + 18 * 3 + 10 * 2 + (3 + 7) + 1 * 2 + (1 + 2) * 4
     assert cost["seconds_total"] == pytest.approx(
         sum(cost[f"seconds_{p}"] for p in ("setup", "train", "validate", "statistics", "other"))
     )

@@ -1,0 +1,114 @@
+"""The model file: what goes in comes out, and what is not one is refused."""
+
+import pytest
+import torch
+
+from fastbandit.genotype import Genotype
+from fastbandit.models import (
+    BEST,
+    LAST,
+    Architecture,
+    find_model,
+    load_model,
+    multiply_adds,
+    save_model,
+)
+from fastbandit.run import CheckpointError, RunError, save_tensors
+
+GENOTYPE = Genotype.published("ABANDIT_CIFAR_2")
+ARCHITECTURE = Architecture(2, 5, 3, 2, denoise_blocks=True, gabor="released")
+
+
+def write(path, genotype=GENOTYPE, architecture=ARCHITECTURE, **changes):
+    torch.manual_seed(0)
+    network = ARCHITECTURE.build(GENOTYPE, mean=(0.1, 0.2), std=(0.3, 0.4), auxiliary=True)
+    for _ in range(2):
+        network(torch.rand(4, 2, 8, 8))  # statistics of its own
+    tensors = {**network.state_dict(), **changes}
+    save_model(
+        path, tensors, genotype=genotype, architecture=architecture,
+        data={"name": "none", "shape": [2, 8, 8]}, training={"epoch": 3},
+    )  # fmt: skip
+    return network.eval()
+
+
+def test_round_trip(tmp_path):
+    network = write(tmp_path / "m")
+    found = load_model(tmp_path / "m")
+    assert found.genotype == GENOTYPE
+    assert found.architecture == ARCHITECTURE
+    assert (found.data["shape"], found.training) == ([2, 8, 8], {"epoch": 3})
+    assert not found.network.training
+    assert found.network.auxiliary is None
+    x = torch.rand(3, 2, 8, 8)
+    assert torch.equal(found.network(x), network(x))
+    # The same network gives the same bytes.
+    write(tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "m").read_bytes()
+
+
+def test_which_file_a_folder_means(tmp_path):
+    with pytest.raises(RunError, match=r"expected a folder with model-best\.safetensors or model-"):
+        find_model(tmp_path)
+    with pytest.raises(RunError, match="expected a model file or the folder of a retraining run"):
+        find_model(tmp_path / "none")
+    write(tmp_path / LAST)
+    assert find_model(tmp_path) == tmp_path / LAST
+    write(tmp_path / BEST)
+    assert find_model(tmp_path) == tmp_path / BEST
+    assert find_model(tmp_path / LAST) == tmp_path / LAST
+
+
+@pytest.mark.parametrize("position", [20, -10])
+def test_a_flipped_bit_is_noticed(position, tmp_path):
+    write(tmp_path / "m")
+    data = bytearray((tmp_path / "m").read_bytes())
+    data[position] ^= 4
+    (tmp_path / "m").write_bytes(data)
+    with pytest.raises(CheckpointError, match=rf"{tmp_path / 'm'}: .*"):
+        load_model(tmp_path / "m")
+
+
+@pytest.mark.parametrize("size", [0, 7, 1000])
+def test_a_part_of_a_file(size, tmp_path):
+    write(tmp_path / "m")
+    (tmp_path / "m").write_bytes((tmp_path / "m").read_bytes()[:size])
+    with pytest.raises(CheckpointError, match="damaged or not a safetensors file"):
+        load_model(tmp_path / "m")
+
+
+def test_files_of_others(tmp_path):
+    save_tensors(tmp_path / "m", {"a": torch.zeros(1)}, "checkpoint", {})
+    with pytest.raises(CheckpointError, match="expected a network of version 1, got 'checkpoint'"):
+        load_model(tmp_path / "m")
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.zeros(1)}, tmp_path / "m")
+    with pytest.raises(CheckpointError, match="not one that fastbandit wrote"):
+        load_model(tmp_path / "m")
+    (tmp_path / "m").write_bytes(b"\x80\x02c__builtin__\neval\n")
+    with pytest.raises(CheckpointError, match="damaged or not a safetensors file"):
+        load_model(tmp_path / "m")
+
+
+def test_weights_that_do_not_fit(tmp_path):
+    write(tmp_path / "m", genotype=Genotype.published("ABANDIT_CIFAR_1"))
+    with pytest.raises(CheckpointError, match="not a model that this version can build"):
+        load_model(tmp_path / "m")
+    write(tmp_path / "m", more=torch.zeros(1))
+    with pytest.raises(CheckpointError, match="not a model that this version can build"):
+        load_model(tmp_path / "m")
+    save_tensors(tmp_path / "m", {"a": torch.zeros(1)}, "network", {"data": {}, "training": {}})
+    with pytest.raises(CheckpointError, match="not a model that this version can build: 'genotype"):
+        load_model(tmp_path / "m")
+
+
+def test_multiply_adds_by_hand():
+    genotype = Genotype.from_darts("Genotype(a=[('sep_conv_m_3x3', 0), ('gab_filt_3x3', 0)])")
+    network = Architecture(1, 3, 4, 1).build(genotype).train()
+    # 6x6: stem 1 -> 12 (3x3); the one cell is a reduction: 12 -> 8 (1x1), then at stride 2 twice
+    # depthwise 3x3 and 1x1 on 3x3 maps; Gabor, at full size: one sum of the channels -> 8 (3x3).
+    expected = 36 * (12 * 9 + 12 * 8) + 9 * 2 * (8 * 9 + 8 * 8) + 36 * 8 * 9 + 16 * 3
+    assert network.reductions == (0,)
+    assert multiply_adds(network, [1, 6, 6]) == expected
+    assert network.training
