@@ -100,7 +100,7 @@ def _part(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
     )
     heads = ["policy", x_label.split(",")[0] if name != "policies" else "", "advantage", "s.e."]
     heads += ["95 % interval", "best arm kept", "s.e.", "best possible", "trained", "evaluated"]
-    heads += ["Wilcoxon p", "against", "seconds"]
+    heads += ["Wilcoxon p", "against", "CPU seconds"]
     cells = [
         [
             row["entry"],
@@ -115,7 +115,7 @@ def _part(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
             f"{row['evaluated']:,}",
             _p(row["p"]),
             row["against"] or "",
-            f"{row['seconds']:.1f}",
+            f"{row['cpu_seconds']:.1f}",
         ]
         for row in rows
     ]

@@ -392,8 +392,9 @@ def _simulated(
         }
 
         def make(world: World = world, settings: BanditSettings = settings) -> dict[str, Any]:
-            started = time.perf_counter()
+            started, busy = time.perf_counter(), time.process_time()
             found = simulate(world, settings, seeds)
+            busy = time.process_time() - busy
             best = world.effects(seeds)
             possible = (best.amax(-1) - best.mean(-1)).mean(-1) / world.effect
             return {
@@ -403,6 +404,7 @@ def _simulated(
                 "trained": found.trained,
                 "evaluated": found.evaluated,
                 "seconds": time.perf_counter() - started,
+                "cpu_seconds": busy,
             }
 
         known = pieces.done("simulated", key)
@@ -517,7 +519,7 @@ def train_from_scratch(
         weight_decay=config.weight_decay,
     )
     cost = Cost()
-    started = time.perf_counter()
+    started, busy = time.perf_counter(), time.process_time()
     for epoch in range(epochs):
         optimizer.param_groups[0]["lr"] = cosine(epoch, epochs, config.learning_rate)
         train_epoch(
@@ -541,6 +543,7 @@ def train_from_scratch(
         "n": found.images,
         "attack": threat.describe(),
         "seconds": time.perf_counter() - started,
+        "cpu_seconds": time.process_time() - busy,
     }
 
 

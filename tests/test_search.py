@@ -361,8 +361,12 @@ def test_finished_run_is_safe(finished):
         {"attack": {"steps": 2, "clip": "none", "bn_mode": "eval"}, "reward": "mix"},
         {"edges_per_node": "1", "space": "robust8-light"},
         {"bandit": {"scale": 100.0, "bonus": 0.1, "rounds": 1}, "reward": "clean"},
+        {
+            "bandit": {"policy": "ridge-thompson", "rounds": 1, "evaluations_per_epoch": 2},
+            "edges_per_node": "1",
+        },
     ],
-    ids=["random", "clean", "pgd", "one-edge", "percent"],
+    ids=["random", "clean", "pgd", "one-edge", "percent", "ridge"],
 )
 def test_variants_run(changes, tmp_path, monkeypatch):
     """Each variant to its end, on a space cut down to three operations."""
