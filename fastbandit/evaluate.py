@@ -1115,11 +1115,13 @@ def evaluate_model(
             group.check_same("the data", torch.tensor(derive_seed(0, source.digest, current.n)))
         show = _Show(progress, current, path, resumed)
         with _memory_enough_for(config):
-            for name, campaign in current.campaigns.items():
-                for number in range(len(campaign.plans)):
-                    current.ask(name, number, show)
-                    show.done(name, number)
-            show.close()
+            try:
+                for name, campaign in current.campaigns.items():
+                    for number in range(len(campaign.plans)):
+                        current.ask(name, number, show)
+                        show.done(name, number)
+            finally:
+                show.close()
             result = current.finish() if first else {}
         if group is not None:
             result, _ = group.broadcast(result if first else None, {})

@@ -211,6 +211,15 @@ def test_killed_and_resumed_is_the_same(done, model, tmp_path):
         assert (out / name).read_bytes() == (path / name).read_bytes()
 
 
+def test_checkpoint_holds_all_that_is_known(done):
+    _, path, _ = done
+    tensors, metadata = load_tensors(path / "checkpoints" / "latest.safetensors", "checkpoint")
+    names = ("clean", "radius0", "radius1", "radius2", "checks", "transfer", "reference")
+    bits = {f"{name}.{part}" for name in names for part in ("tried", "yes", "denied")}
+    assert set(tensors) == bits | {"examples", "example_ids"}
+    assert set(metadata["state"]["work"]) == set(names)
+
+
 def test_finished_is_not_overwritten(done, model):
     config, path, _ = done
     before = (path / "evaluation.json").read_bytes()
