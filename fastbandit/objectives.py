@@ -40,6 +40,10 @@ class Adversarial(Objective):
     def __init__(self, auxiliary: float = 0.0) -> None:
         self.auxiliary = auxiliary
 
+    @property
+    def recordable(self) -> bool:
+        return type(self) in (Adversarial, Trades)
+
     def cross_entropy(self, step: Step, point: Tensor) -> tuple[Tensor, Tensor]:
         """Loss at ``point`` [N, C, H, W], with the auxiliary head's; logits [N, classes]."""
         if not self.auxiliary:
@@ -128,6 +132,8 @@ class Trades(Adversarial):
     Args:
         beta: 1 / lambda of the paper, which uses 1 and 6.
     """
+
+    moving_passes = 2  # the images and the attacked ones
 
     def __init__(self, beta: float, auxiliary: float = 0.0) -> None:
         super().__init__(auxiliary)

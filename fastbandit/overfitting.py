@@ -19,7 +19,7 @@ from torch import nn
 
 from fastbandit.distributed import Team
 from fastbandit.threat import ThreatModel
-from fastbandit.training import Batches, Cost, Evaluation, evaluate
+from fastbandit.training import Batches, Cost, Engine, Evaluation, evaluate
 
 __all__ = ["GAP", "MOST_STEPS", "SHARE", "GuardConfig", "OverfittingGuard", "Verdict", "stronger"]
 
@@ -113,6 +113,7 @@ class OverfittingGuard:
         modules: Iterable[nn.Module] | None = None,
         parameters: Iterable[nn.Parameter] | None = None,
         team: Team | None = None,
+        engine: Engine | None = None,
     ) -> tuple[Evaluation, Evaluation]:
         """Attack the network both ways. Arguments as :func:`fastbandit.training.evaluate`."""
         used = list(model.modules() if modules is None else modules)
@@ -127,6 +128,7 @@ class OverfittingGuard:
                 modules=used,
                 parameters=learned,
                 team=team,
+                engine=engine or Engine(),
             )
             for attack in self.attacks(threat)
         )

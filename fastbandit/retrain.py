@@ -28,6 +28,7 @@ from torch import Tensor
 
 from fastbandit import _cli, run
 from fastbandit._cli import ConfigError
+from fastbandit._graphs import Choice, Graphs
 from fastbandit._progress import Progress
 from fastbandit._running import (
     accounting,
@@ -51,7 +52,7 @@ from fastbandit.overfitting import (
 )
 from fastbandit.run import RunFolder, derive_seed
 from fastbandit.threat import ThreatModel
-from fastbandit.training import Cost, Evaluation, evaluate, train_epoch
+from fastbandit.training import Cost, Engine, Evaluation, Precision, evaluate, train_epoch
 
 __all__ = ["PRESETS", "RetrainConfig", "dry_run", "main", "retrain"]
 
@@ -177,6 +178,11 @@ class RetrainConfig:
     """random horizontal flip"""
     cutout_length: int = 0
     """side of the square that is cut out at random, in pixels"""
+    precision: Precision = "float32"
+    """bfloat16: convolutions and matrix products in bfloat16; weights, statistics, logits and loss
+    stay float32"""
+    graphs: Choice = "auto"
+    """CUDA graphs: the step is recorded once and replayed; auto: where that is possible"""
     sync_batchnorm: bool = False
     """with several processes: batch statistics over all of them, not over each one's images"""
     attack: AttackConfig = field(default_factory=AttackConfig)
@@ -283,6 +289,11 @@ class RetrainConfig:
             raise ConfigError(
                 f"attack.steps: expected 1 or more with method {self.method}, got {steps}; "
                 "without a step it is --method clean"
+            )
+        if self.graphs == "yes" and (self.method == "free" or self.drop_path_prob):
+            what = "method free" if self.method == "free" else "drop_path_prob"
+            raise ConfigError(
+                f"graphs: expected auto or no with {what}, whose steps cannot be replayed, got yes"
             )
         self.training_threat()
         self.selection_threat()
@@ -593,7 +604,8 @@ def _build(
             lr=config.learning_rate,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
-            foreach=True,
+            fused=device.type == "cuda",
+            foreach=device.type != "cuda",
         ),
         weights=Loader(
             train,
@@ -659,6 +671,14 @@ class _Retraining:
         self.group = group
         self.team = None if group is None else Team(group, 1)
         self.network = setup.network
+        self.engine = Engine(
+            self.config.precision,
+            Graphs(self.config.graphs, setup.device, processes=1 if group is None else group.size),
+        )
+        # What is dropped is drawn anew in every step, by a generator that a replay would not move.
+        self.training_engine = self.engine
+        if self.config.drop_path_prob:
+            self.training_engine = Engine(self.config.precision)
         self.average = (
             WeightAverage(self.network, self.config.ema_decay) if self.config.ema_decay else None
         )
@@ -683,6 +703,18 @@ class _Retraining:
         self.good_epoch = -1
         if self.guard is not None:
             self.keep_good(-1)
+
+    @property
+    def no_graphs(self) -> str | None:
+        """Why training steps are not recorded; None where they are."""
+        config = self.config
+        if self.engine.graphs is not None and self.engine.graphs.reason:
+            return self.engine.graphs.reason
+        if config.drop_path_prob:
+            return "dropped paths are drawn anew in every step"
+        if not config.objective(self.threat).recordable:
+            return f"a mini-batch of method {config.method} has several steps"
+        return None
 
     @property
     def finished(self) -> bool:
@@ -824,6 +856,7 @@ class _Retraining:
                 objective=objective,
                 learning_rate=partial(self._rate, objective.updates),
                 after_step=None if self.average is None else self.average.update,
+                engine=self.training_engine,
             )
         if self.team is not None and self.average is not None:
             self.team.average_batchnorm(self.average.network.modules())
@@ -834,7 +867,7 @@ class _Retraining:
         assert self.guard is not None
         before = self.cost.seconds.get("validate", 0.0)
         trained, strong = self.guard.measure(
-            self.network, self.threat, cost=self.cost, team=self.team
+            self.network, self.threat, cost=self.cost, team=self.team, engine=self.engine
         )
         self.cost.add_seconds("guard", self.cost.seconds["validate"] - before)
         self.cost.seconds["validate"] = before
@@ -882,6 +915,7 @@ class _Retraining:
             seed=derive_seed(self.config.seed, "attack", "validation"),
             cost=self.cost,
             team=self.team,
+            engine=self.engine,
         )
 
     def run_epoch(self) -> tuple[dict[str, Any], str | None]:
@@ -1067,6 +1101,8 @@ class _Retraining:
                 "device": config.device,
                 "threads": torch.get_num_threads(),
                 "processes": 1 if self.group is None else self.group.size,
+                "precision": config.precision,
+                "graphs": self.no_graphs is None,
             },
             "versions": {"torch": torch.__version__, "fastbandit": run.__version__},
         }
@@ -1153,6 +1189,8 @@ def retrain(
         else:
             progress = Progress.silent()
         current = _Retraining(setup, folder, group)
+        if setup.device.type == "cuda" and (reason := current.no_graphs):
+            progress.note(f"no CUDA graphs in training: {reason}")
         resumed = False
         if folder is not None:
             resumed = folder.load_checkpoint(current.restore)

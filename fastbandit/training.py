@@ -125,6 +125,9 @@ class Objective:
     A subclass overrides :meth:`losses` and, where its number of passes differs, :meth:`passes`.
     """
 
+    #: Forward passes of a step that move the running statistics of batch norm.
+    moving_passes = 1
+
     def losses(self, step: Step) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (loss, logits [N, classes]) once for each step of the optimiser on this batch.
 
@@ -136,6 +139,15 @@ class Objective:
             point = point + step.perturb()
         logits = step.model(point)
         yield F.cross_entropy(logits, step.labels), logits
+
+    @property
+    def recordable(self) -> bool:
+        """Whether a mini-batch can be recorded as a graph.
+
+        It then has one step, and nothing but its attributes and the :class:`Step` bears on it. A
+        subclass has to say so of itself.
+        """
+        return type(self) is Objective
 
     def passes(self, threat: ThreatModel) -> tuple[int, int]:
         """Forward and backward passes that a mini-batch takes."""
@@ -249,7 +261,7 @@ def _fill_momentum(optimizer: torch.optim.Optimizer) -> None:
 
 
 class _RecordedTraining:
-    """A training step of Algorithm 8 on fixed buffers: attack, gradients, clipping, update.
+    """A training step on fixed buffers: attack, gradients, clipping, update.
 
     What may differ between its calls lies in tensors: the batch, the learning rate, the number of
     the draw, the factor of the running statistics.
@@ -262,6 +274,7 @@ class _RecordedTraining:
         step: Step,
         optimizer: torch.optim.Optimizer,
         grad_clip: float | None,
+        objective: Objective,
     ) -> None:
         device = step.images.device
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
@@ -280,7 +293,7 @@ class _RecordedTraining:
             task = dataclasses.replace(step, images=x, labels=y, index=ids, offset=self._offset)
             with self._numbers_on_the_device(optimizer):
                 with engine.autocast(device):
-                    loss, logits = next(Objective().losses(task))
+                    loss, logits = next(objective.losses(task))
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 if grad_clip is not None:
@@ -317,8 +330,11 @@ class _RecordedTraining:
     def __call__(self, x: Tensor, y: Tensor, ids: Tensor, *, rate: float, offset: int) -> None:
         factor = 0.0
         for norm in self._norms:
+            if norm.momentum is not None:
+                factor = norm.momentum
+                continue
             norm.batches += 1
-            factor = 1.0 / norm.batches if norm.momentum is None else norm.momentum
+            factor = 1.0 / norm.batches
         values = (rate, offset, factor)
         if values != self._values:
             self._rate.fill_(rate)
@@ -330,13 +346,20 @@ class _RecordedTraining:
 
 
 def _recorded_training(
-    engine: Engine, step: Step, optimizer: torch.optim.Optimizer, grad_clip: float | None
+    engine: Engine,
+    step: Step,
+    optimizer: torch.optim.Optimizer,
+    grad_clip: float | None,
+    objective: Objective,
 ) -> _RecordedTraining | None:
     """The step of this path as a graph; None where one factor does not serve its batch norms."""
     assert engine.graphs is not None
     norms = [m for m in step.modules if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     kinds = {(m.momentum, m.batches) if isinstance(m, BatchNorm2d) else None for m in norms}
     if None in kinds or len(kinds) > 1 or len(optimizer.param_groups) != 1:
+        return None
+    # A cumulative average has another factor in each of several passes.
+    if objective.moving_passes > 1 and any(m.momentum is None for m in norms):
         return None
     key = (
         id(step.model),
@@ -347,11 +370,13 @@ def _recorded_training(
         id(optimizer),
         grad_clip,
         engine.precision,
+        type(objective),
+        tuple(sorted(vars(objective).items())),
     )
     found: _RecordedTraining = engine.graphs.recorded(
         "train",
         key,
-        lambda recorder: _RecordedTraining(recorder, engine, step, optimizer, grad_clip),
+        lambda recorder: _RecordedTraining(recorder, engine, step, optimizer, grad_clip, objective),
     )
     found.start()
     return found
@@ -455,8 +480,7 @@ def train_epoch(
     updated = [p for group in optimizer.param_groups for p in group["params"]] if team else learned
     _fill_momentum(optimizer)
     recorded, usual = None, torch.Size()
-    # A subclass may do anything between its yields.
-    records = engine.records and type(objective) is Objective
+    records = engine.records and objective.recordable
     for x, y, ids in batches.epoch(epoch):
         batch_count += 1
         if batch_count == 1:
@@ -468,6 +492,7 @@ def train_epoch(
                     Step(model, x, y, ids, threat, seed, epoch, used, learned),
                     optimizer,
                     grad_clip,
+                    objective,
                 )
                 records = recorded is not None
             if recorded is not None:

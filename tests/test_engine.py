@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastbandit._graphs import Graphs
 from fastbandit.data import Augment, ImageSet, Loader
 from fastbandit.nn.supernet import Supernet
+from fastbandit.objectives import Adversarial, Free, Trades
 from fastbandit.space import get
 from fastbandit.threat import ThreatModel
 from fastbandit.training import (
@@ -88,6 +89,11 @@ class Run:
         )  # fmt: skip
         self.cost = Cost()
 
+    def set_momentum(self, momentum):
+        for module in self.path["modules"]:
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = momentum
+
     def epoch(self, number, **options):
         reset_batchnorm(self.path["modules"])
         return train_epoch(
@@ -138,6 +144,51 @@ def test_recorded_steps_give_the_numbers_of_eager_ones():
     assert all(m.factor is None for m in other.path["modules"] if hasattr(m, "factor"))
     assert plain.cost.forward_passes == other.cost.forward_passes
     assert plain.cost.backward_passes == other.cost.backward_passes
+
+
+@pytest.mark.parametrize("make", [Adversarial, lambda: Trades(beta=6.0)])
+def test_objectives_of_one_step_are_recorded_to_the_numbers_of_eager_ones(make):
+    plain, other = Run(), Run()
+    for run in (plain, other):  # as in a final network, whose statistics are a moving average
+        run.set_momentum(0.1)
+    engine, recorder = graphs()
+    for number in range(2):
+        # A new objective in every epoch, as in retraining, is the same step.
+        expected = plain.epoch(number, objective=make())
+        got = other.epoch(number, objective=make(), engine=engine)
+        assert got.loss == pytest.approx(expected.loss, rel=1e-6)
+        same(plain, other, rtol=1e-5, atol=1e-7)
+    assert (recorder.recorded, recorder.replayed) == (1, 6)
+
+
+def test_two_passes_through_a_cumulative_average_run_eagerly():
+    plain, other = Run(), Run()
+    engine, recorder = graphs()
+    plain.epoch(0, objective=Trades(beta=6.0))
+    other.epoch(0, objective=Trades(beta=6.0), engine=engine)
+    assert recorder.recorded == 0
+    same(plain, other)
+
+
+def test_another_objective_is_recorded_anew():
+    run = Run()
+    run.set_momentum(0.1)
+    engine, recorder = graphs()
+    for objective in (Trades(beta=6.0), Trades(beta=1.0), Adversarial()):
+        run.epoch(0, objective=objective, engine=engine)
+    assert recorder.recorded == 3
+
+
+class _Twice(Objective):
+    """Says nothing of being recordable, so it is not taken to be."""
+
+
+@pytest.mark.parametrize("objective", [Free(2), _Twice()])
+def test_objectives_that_cannot_be_recorded_run_eagerly(objective):
+    run = Run()
+    engine, recorder = graphs()
+    run.epoch(0, objective=objective, engine=engine)
+    assert recorder.recorded == 0
 
 
 def test_recorded_evaluation_gives_the_numbers_of_an_eager_one():
