@@ -1088,6 +1088,8 @@ def search(
             f"device: expected cuda with several processes, each of which takes one GPU; "
             f"got {config.device}"
         )
+    # Before there is a run folder: what cannot be is said and leaves nothing behind.
+    Graphs(config.graphs, torch.device(config.device), processes=1 if group is None else group.size)
     with _torch_settings(config), ExitStack() as stack:
         started = time.perf_counter()
         setup = _build(config, group, source)
