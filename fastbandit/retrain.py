@@ -1175,6 +1175,8 @@ def retrain(
             f"got {config.device}"
         )
     enough = partial(memory_enough_for, config.batch_size, config.evaluation_batch_size)
+    # Before there is a run folder: what cannot be is said and leaves nothing behind.
+    Graphs(config.graphs, torch.device(config.device), processes=1 if group is None else group.size)
     with torch_settings(config.threads, bool(config.deterministic)), ExitStack() as stack:
         started = time.perf_counter()
         setup = _build(config, genotype, group, source)

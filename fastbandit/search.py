@@ -1136,6 +1136,8 @@ def search(
             f"device: expected cuda with several processes, each of which takes one GPU; "
             f"got {config.device}"
         )
+    # Before there is a run folder: what cannot be is said and leaves nothing behind.
+    Graphs(config.graphs, torch.device(config.device), processes=1 if group is None else group.size)
     enough = partial(memory_enough_for, config.batch_size, config.evaluation_batch_size)
     with torch_settings(config.threads, bool(config.deterministic)), ExitStack() as stack:
         started = time.perf_counter()

@@ -14,6 +14,7 @@ from fastbandit._graphs import Graphs
 from fastbandit.data import Augment, ImageSet, Loader
 from fastbandit.nn.supernet import Supernet
 from fastbandit.objectives import Adversarial, Free, Trades
+from fastbandit.search import SearchConfig, search
 from fastbandit.space import get
 from fastbandit.threat import ThreatModel
 from fastbandit.training import (
@@ -240,6 +241,13 @@ def test_where_there_are_no_graphs():
         Graphs("yes", CPU)
     several = Graphs("auto", CPU, processes=2, recorder=CallingRecorder())
     assert several.reason == "2 processes exchange gradients within a step"
+
+
+def test_a_search_that_cannot_have_graphs_leaves_nothing_behind(tmp_path):
+    config = SearchConfig(graphs="yes", device="cpu", train_limit=16)
+    with pytest.raises(ValueError, match="graphs: expected auto or no here, got yes"):
+        search(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.cuda

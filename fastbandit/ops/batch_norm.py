@@ -137,7 +137,7 @@ def batch_norm(
     """Normalise each channel by mean and variance of this batch; differentiable once.
 
     The same as ``F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps)``,
-    and computed by torch, except where our kernel is measured to be much faster (float32,
+    and computed by torch, except where our kernel serves (float32,
     channels-last, on a CPU). That one sums each channel about its first value in blocks, the
     blocks in float64 and in order: the same bits for any number of threads.
 
