@@ -821,7 +821,7 @@ class _Evaluation:
         interval = counts["reference"]["interval"]
         within = interval is None or counts["ours"]["accuracy"] <= interval[1]
         return {
-            "reference": campaign.plans[0].describe,
+            "describe": campaign.plans[0].describe,
             "of": "images that the model classifies correctly",
             "n": n,
             "fooled_by_both": both,
@@ -844,13 +844,8 @@ class _Evaluation:
 
         reference = None
         whole = cross_check is not None and self.config.cross_check_limit is None
-        if whole and cross_check is not None and self.n:
-            standing = cross_check["reference"]
-            assert isinstance(standing, (dict, str))
-            survived = cross_check["n"] - (
-                cross_check["fooled_by_both"] + cross_check["fooled_by_reference_alone"]
-            )
-            reference = survived / self.n
+        if whole and cross_check is not None:
+            reference = cross_check["reference"]["correct"] / self.n
         return {
             "link": None,
             "name": None,

@@ -377,6 +377,8 @@ def test_cross_check_with_the_reference(model, tmp_path, monkeypatch):
     assert check["fooled_by_both"] > 0
     survived = check["n"] - check["fooled_by_both"] - check["fooled_by_reference_alone"]
     assert result["robustbench"]["autoattack_acc"] == f"{100 * survived / 40:.2f}"
+    assert check["reference"]["correct"] == survived
+    assert check["describe"].startswith("AutoAttack standard (APGD-CE, APGD-T, FAB-T, Square)")
     assert "not weaker" in check["verdict"]
 
 
