@@ -108,7 +108,7 @@ def _exportable(network: nn.Module, kind: str) -> nn.Module:
             "dot, gaussian or mean, or --format torch"
         )
     copied = copy.deepcopy(network).cpu().float().eval().requires_grad_(False)
-    return copied.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload,no-any-return]
+    return copied.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 def _images(n: int, shape: Sequence[int]) -> Tensor:
