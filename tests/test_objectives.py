@@ -135,6 +135,13 @@ def test_free_moves_the_perturbation_by_the_gradient_of_its_own_step():
         # The step is epsilon, not 1.25 epsilon.
         delta = (images + (delta + 0.1 * gradient.sign()).clamp(-0.1, 0.1)).clamp(0, 1) - images
     torch.testing.assert_close(objective._delta, delta, rtol=0, atol=1e-6)
+    # From the other side of the ball one step of epsilon leads back to the image.
+    _, gradient = at(torch.zeros_like(images))
+    objective = Free(1)
+    objective._epoch, objective._delta = step.offset, -0.01 * gradient.sign()
+    drive(objective, step)
+    moved = (0.09 * gradient.sign()).clamp(-0.1, 0.1)
+    torch.testing.assert_close(objective._delta[0], moved[0], rtol=0, atol=1e-6)
     # The next batch goes on from it, a smaller one with a part; a new epoch begins at zero.
     other = make_step(model, threat, n=2)
     objective._delta, kept = objective._delta.clone(), objective._delta.clone()

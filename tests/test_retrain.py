@@ -614,6 +614,12 @@ def test_the_way_back_restores_weights_momentum_and_average(monkeypatch):
     monkeypatch.setattr(module._Retraining, "check", lambda self: Verdict(0.9, 0.0, 8, True))
     current.guarded()
     assert all(torch.equal(good[k], v) for k, v in current._learning().items())
+    # Before the first epoch there is no momentum.
+    fresh = module._Retraining(module._build(config, genotype), None)
+    fresh.train()
+    fresh.guarded()
+    assert fresh.good_epoch == -1
+    assert not any(name.startswith("momentum") for name in fresh._learning())
     # What is good must not change with the weights.
     current.train()
     assert all(torch.equal(good[k], v) for k, v in current.good.items())
