@@ -317,6 +317,7 @@ def test_wrong_entries(text, message):
             {"simulated": {"policies": ["ridge,space=general7"]}},
             "simulated policies: 'ridge,space=general7': space is for real data",
         ),
+        ({"real": {"train_limit": 2}}, "real.train_limit: expected None or 4 or more, got 2"),
         ({"real": {"seeds": 0}}, "real.seeds: expected 1 or more, got 0"),
         ({"real": {"policies": ["printed,space=flat"]}}, "flat"),
         ({"search": {"seed": 3}}, "search.seed: the study sets it, give --seed; got 3"),
@@ -472,7 +473,13 @@ REAL = {
     "data": "digits",
     "threads": 1,
     "simulated": {"parts": []},
-    "real": {"policies": ["printed", "ridge"], "seeds": 2, "random": 3, "epochs": 1},
+    "real": {
+        "policies": ["printed", "ridge"],
+        "seeds": 2,
+        "random": 3,
+        "epochs": 1,
+        "train_limit": 48,
+    },
     "search": {
         "space": "general7-light",
         "init_channels": 2,
@@ -613,10 +620,10 @@ def test_command_plans_and_prints_settings(capsys, tmp_path):
     assert plan == {
         "simulated_settings": 0,
         "simulated_searches": 0,
-        "searches": 9,
-        "search_epochs": 9 * 53,
-        "networks": 15,
-        "network_epochs": 90,
+        "searches": 6,
+        "search_epochs": 6 * 141,
+        "networks": 12,
+        "network_epochs": 72,
     }
     assert main(["--simulated.parts", "rate", "--simulated.seeds", "7", "--print-config"]) == 0
     text = capsys.readouterr().out
