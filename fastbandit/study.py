@@ -301,8 +301,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "simulated": {"parts": []},
         "real": {"seeds": 5, "random": 15},
     },
-    # Half an hour on one core: epochs of 640 images, so 1,410 steps in a search in place of 4,230. At
-    # epsilon 0.2 shared weights have learned nothing by then; hence 0.1, and larger steps.
+    # Half an hour on one core: epochs of 640 images, so 1,410 steps in a search in place of 4,230.
+    # At epsilon 0.2 shared weights have learned nothing by then; hence 0.1, and larger steps.
     "digits-small": {
         "name": "digits-small",
         "data": "digits",
