@@ -596,6 +596,33 @@ def test_figures_of_groups(monkeypatch, tmp_path):
     )
 
 
+def test_every_repeat_trains_from_a_seed_of_its_own(monkeypatch, tmp_path):
+    calls = []
+
+    def made_up(genotype, config, epochs, seed):
+        calls.append((genotype.hash, seed))
+        return {
+            "genotype": genotype.hash,
+            "parameters": 10,
+            "clean_accuracy": 0.9,
+            "robust_accuracy": 0.1 * len(calls),
+            "n": 32,
+            "attack": "none",
+            "seconds": 1.0,
+        }
+
+    # Every search finds the same network: what is stored of one must not serve another.
+    always = module._random_genotype(merge(StudyConfig(), REAL, "test").search, 0)
+    monkeypatch.setattr(module, "train_from_scratch", made_up)
+    monkeypatch.setattr(module, "_found", lambda path, config: (always, {"seconds": 1.0}))
+    changes = {"real": {"policies": ["printed"], "random": 0, "repeats": 2}}
+    config = merge(merge(StudyConfig(), REAL, "test"), changes, "test")
+    _, result = study(config, tmp_path / "run")
+    assert len(set(calls)) == 4
+    (printed,) = result["real"]["groups"]
+    assert printed["robust_accuracy"]["values"] == pytest.approx([0.15, 0.35])
+
+
 # --- the command --------------------------------------------------------------------------------
 
 
