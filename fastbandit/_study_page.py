@@ -12,6 +12,8 @@ from fastbandit._charts import Points, whisker_chart
 __all__ = ["make_page"]
 
 _STYLES = ("s1", "s2", "s3", "s4")
+# The same policy has the same colour in every chart.
+_OWN_STYLES = {"printed": "s1", "detrended": "s2", "ridge": "s3", "random": "s4"}
 # Title, name of x and what is to be said, for each study on simulated searches.
 _PARTS = {
     "policies": (
@@ -75,7 +77,11 @@ def _part(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
         labels = list(dict.fromkeys(row["x"] for row in rows))
         entries = list(dict.fromkeys(row["entry"] for row in rows))
         groups = []
-        for entry, style in zip(entries, _STYLES * len(entries), strict=False):
+        styles = {entry: _OWN_STYLES[entry] for entry in entries if entry in _OWN_STYLES}
+        free = [style for style in _STYLES if style not in styles.values()] or list(_STYLES)
+        others = [entry for entry in entries if entry not in styles]
+        styles |= {entry: free[i % len(free)] for i, entry in enumerate(others)}
+        for entry in entries:
             mine = [row for row in rows if row["entry"] == entry]
             groups.append(
                 Points(
@@ -84,7 +90,7 @@ def _part(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
                     [row["mean"] for row in mine],
                     [row["low"] for row in mine],
                     [row["high"] for row in mine],
-                    style,
+                    styles[entry],
                 )
             )
     chart = whisker_chart(

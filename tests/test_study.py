@@ -317,6 +317,7 @@ def test_wrong_entries(text, message):
             {"simulated": {"policies": ["ridge,space=general7"]}},
             "simulated policies: 'ridge,space=general7': space is for real data",
         ),
+        ({"real": {"train_limit": 2}}, "real.train_limit: expected None or 4 or more, got 2"),
         ({"real": {"seeds": 0}}, "real.seeds: expected 1 or more, got 0"),
         ({"real": {"policies": ["printed,space=flat"]}}, "flat"),
         ({"search": {"seed": 3}}, "search.seed: the study sets it, give --seed; got 3"),
@@ -348,7 +349,7 @@ def test_searches_of_an_entry():
 
 TINY = {
     "simulated": {
-        "seeds": 3,
+        "seeds": 7,
         "rounds": 1,
         "world": {"rows": 4, "arms": 3},
         "policies": ["random", "printed", "ridge"],
@@ -404,7 +405,7 @@ def test_rows_hold_the_figures(finished):
     world = World(rows=4, arms=3)
     found = simulate(world, BanditSettings(policy="ridge", rounds=1), seeds)
     assert ridge["advantage"] == (found.advantage / 0.01).tolist()
-    assert ridge["mean"] == pytest.approx(sum(ridge["advantage"]) / 3)
+    assert ridge["mean"] == pytest.approx(sum(ridge["advantage"]) / 7)
     printed = next(row for row in rows if row["entry"] == "printed" and row["part"] == "policies")
     assert (printed["against"], printed["p"]) == (None, None)
     assert ridge["against"] == "printed"
@@ -459,7 +460,7 @@ def test_damaged_piece_is_named(tmp_path):
     piece.write_text(text[:-20])
     with pytest.raises(FileError, match=re.escape(f"{piece}: not valid JSON")):
         study(tiny(), path)
-    piece.write_text(text.replace('"seeds": 3', '"seeds": 4'))
+    piece.write_text(text.replace('"seeds": 7', '"seeds": 4'))
     with pytest.raises(FileError, match=re.escape(f"{piece}: expected the piece of the study")):
         study(tiny(), path)
     piece.write_text(text)
@@ -472,7 +473,13 @@ REAL = {
     "data": "digits",
     "threads": 1,
     "simulated": {"parts": []},
-    "real": {"policies": ["printed", "ridge"], "seeds": 2, "random": 3, "epochs": 1},
+    "real": {
+        "policies": ["printed", "ridge"],
+        "seeds": 2,
+        "random": 3,
+        "epochs": 1,
+        "train_limit": 48,
+    },
     "search": {
         "space": "general7-light",
         "init_channels": 2,
@@ -589,6 +596,33 @@ def test_figures_of_groups(monkeypatch, tmp_path):
     )
 
 
+def test_every_repeat_trains_from_a_seed_of_its_own(monkeypatch, tmp_path):
+    calls = []
+
+    def made_up(genotype, config, epochs, seed):
+        calls.append((genotype.hash, seed))
+        return {
+            "genotype": genotype.hash,
+            "parameters": 10,
+            "clean_accuracy": 0.9,
+            "robust_accuracy": 0.1 * len(calls),
+            "n": 32,
+            "attack": "none",
+            "seconds": 1.0,
+        }
+
+    # Every search finds the same network: what is stored of one must not serve another.
+    always = module._random_genotype(merge(StudyConfig(), REAL, "test").search, 0)
+    monkeypatch.setattr(module, "train_from_scratch", made_up)
+    monkeypatch.setattr(module, "_found", lambda path, config: (always, {"seconds": 1.0}))
+    changes = {"real": {"policies": ["printed"], "random": 0, "repeats": 2}}
+    config = merge(merge(StudyConfig(), REAL, "test"), changes, "test")
+    _, result = study(config, tmp_path / "run")
+    assert len(set(calls)) == 4
+    (printed,) = result["real"]["groups"]
+    assert printed["robust_accuracy"]["values"] == pytest.approx([0.15, 0.35])
+
+
 # --- the command --------------------------------------------------------------------------------
 
 
@@ -613,10 +647,10 @@ def test_command_plans_and_prints_settings(capsys, tmp_path):
     assert plan == {
         "simulated_settings": 0,
         "simulated_searches": 0,
-        "searches": 9,
-        "search_epochs": 9 * 53,
-        "networks": 15,
-        "network_epochs": 90,
+        "searches": 6,
+        "search_epochs": 6 * 141,
+        "networks": 12,
+        "network_epochs": 72,
     }
     assert main(["--simulated.parts", "rate", "--simulated.seeds", "7", "--print-config"]) == 0
     text = capsys.readouterr().out
