@@ -141,10 +141,10 @@ def test_every_attack_with_its_counts(source, page):
             for attack in result["attacks"]:
                 assert [
                     attack["name"],
-                    f"{attack['attacked']:,}",
+                    cell(attack),
                     f"{attack['correct']:,}",
                     f"{attack['n']:,}",
-                    cell(attack),
+                    f"{attack['attacked']:,}",
                     str(attack["fooled"]),
                     f"{attack['seconds']:.2f}",
                     str(attack["forward_passes"]),
@@ -154,7 +154,7 @@ def test_every_attack_with_its_counts(source, page):
                 ] in page.rows
             worst = result["worst_case"]
             assert any(
-                row[2] == str(worst["correct"]) and row[4] == cell(worst)
+                row[2] == str(worst["correct"]) and row[1] == cell(worst)
                 for row in rows_with(page, "worst case", 11)
             )
 
