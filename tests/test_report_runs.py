@@ -94,6 +94,14 @@ def test_headline_is_the_evaluation_of_the_training_threat(source, page):
     assert "parameters 123,456 MACs 7,654,321" in page.text
 
 
+def test_headline_is_found_among_the_radii_of_a_sweep(tmp_path, found):
+    run = make_retraining(tmp_path / "run", found)
+    make_evaluation(run / "evaluation", found, epsilons=("16/255", "2/255", "8/255"))
+    page = read(run, tmp_path / "page.html")
+    share = evaluation(run, "evaluation")["results"][2]["worst_case"]
+    assert f"robust accuracy, L∞, epsilon 8/255 {percent(share['accuracy'])}" in page.text
+
+
 def test_every_accuracy_of_every_threat_is_listed(source, page):
     listed = [row for row in page.rows if len(row) == 8 and row[0] in ("R1", "E1", "E2")]
     wanted = []
@@ -133,10 +141,10 @@ def test_every_attack_with_its_counts(source, page):
             for attack in result["attacks"]:
                 assert [
                     attack["name"],
-                    f"{attack['attacked']:,}",
+                    cell(attack),
                     f"{attack['correct']:,}",
                     f"{attack['n']:,}",
-                    cell(attack),
+                    f"{attack['attacked']:,}",
                     str(attack["fooled"]),
                     f"{attack['seconds']:.2f}",
                     str(attack["forward_passes"]),
@@ -146,7 +154,7 @@ def test_every_attack_with_its_counts(source, page):
                 ] in page.rows
             worst = result["worst_case"]
             assert any(
-                row[2] == str(worst["correct"]) and row[4] == cell(worst)
+                row[2] == str(worst["correct"]) and row[1] == cell(worst)
                 for row in rows_with(page, "worst case", 11)
             )
 
@@ -208,6 +216,28 @@ def test_training_curves_hold_the_logged_epochs(source, page):
         "of 256 images; back to epoch 6"
     ) in page.text
     assert page.text.count("under a stronger one") == 1
+
+
+def test_training_curves_lie_where_the_epochs_say(source, tmp_path):
+    text = write_report(source, tmp_path / "page.html").read_text()
+    start = text.index('aria-label="Accuracy of each epoch"')
+    chart = text[start : text.index("</svg>", start)]
+    lines = read_lines(source / "metrics.jsonl")
+    ends = {}
+    for style, field in (("s1", "clean"), ("s2", "robust")):
+        path = re.search(rf'class="line {style}" d="([^"]+)"', chart)
+        assert path is not None
+        at = [(float(x), float(y)) for x, y in re.findall(r"[ML]([\d.]+) ([\d.]+)", path.group(1))]
+        values = [line[f"{field}_accuracy"] for line in lines]
+        assert len(at) == len(values) == 12
+        scale = (at[-1][1] - at[0][1]) / (values[-1] - values[0])
+        for (x, y), epoch, value in zip(at, range(12), values, strict=True):
+            assert x - at[0][0] == pytest.approx(epoch * (at[1][0] - at[0][0]), abs=0.1)
+            assert y - at[0][1] == pytest.approx(scale * (value - values[0]), abs=0.05)
+        ends[field] = (at[0][1], scale)
+        assert f"{field} {values[-1]:.3g}" in chart
+    # Both lines are on one axis.
+    assert ends["clean"][1] == pytest.approx(ends["robust"][1], rel=1e-3)
 
 
 def test_checks_and_verdicts(source, page):

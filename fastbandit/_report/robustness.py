@@ -279,10 +279,10 @@ def _attack_table(result: Result) -> str:
         correct = "" if share is None or share.correct is None else f"{share.correct:,}"
         return [
             name,
-            "" if attacked is None else f"{attacked:,}",
+            share_cell(share),
             correct,
             "" if share is None else sizes(share),
-            share_cell(share),
+            "" if attacked is None else f"{attacked:,}",
             *cells[:-1],
             f'<span class="fold">{cells[-1]}</span>',
         ]
@@ -300,7 +300,7 @@ def _attack_table(result: Result) -> str:
         )
         lines.append(line(show(attack.name), attack.share, attack.attacked, more))
     lines.append(line("<b>worst case</b>", result.worst))
-    heads = ["attack", "attacked", "right", "n", "accuracy", "fooled", "seconds", "forward",
+    heads = ["attack", "accuracy", "right", "n", "attacked", "fooled", "seconds", "forward",
              "backward", "unconfirmed", "settings"]  # fmt: skip
     return table(heads, lines, text=(0, 10))
 
