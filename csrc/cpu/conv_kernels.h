@@ -678,10 +678,11 @@ inline int64_t rows_from(const Array4& a, int64_t images, int64_t n, int64_t h) 
 }
 
 // Whether the map that is read and the one that is written outgrow the caches together, so that it
-// pays to ask for both ahead. Measured at k = 3 on a shared 32 MiB cache: from 12 MiB on 1.2 to 2.5
-// times as fast (asking for one of the two alone gains nothing, the other one waits); at 8 MiB and
-// less up to 15 % slower. The weight gradient gains nothing, so it does without.
-constexpr int64_t kCachedBytes = 10 << 20;
+// pays to ask for both ahead (asking for one of the two alone gains nothing, the other one waits). A
+// layer's maps share the 32 MiB of the last level with the rest of its network: between other layers
+// 8 MiB were 1.5 to 2.4 times as fast at k = 3, though 15 % slower where nothing else ran. The weight
+// gradient gains nothing, so it does without.
+constexpr int64_t kCachedBytes = 6 << 20;
 
 inline bool outgrows_cache(const ConvProblem& p) {
   const int64_t pixels = p.h * p.w + p.oh * p.ow;
