@@ -648,7 +648,7 @@ def test_command_plans_and_prints_settings(capsys, tmp_path):
         "simulated_settings": 0,
         "simulated_searches": 0,
         "searches": 6,
-        "search_epochs": 6 * 141,
+        "search_epochs": 6 * 53,
         "networks": 12,
         "network_epochs": 72,
     }
