@@ -48,7 +48,12 @@ class GuardConfig:
     steps: int = 5
     """gradient steps of the strong attack; twice those of the training attack if that is more"""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Called by the configuration that this is a part of, whose errors the commands report.
+
+        Raises:
+            ValueError: a number that is too small; the message says which.
+        """
         for name, least in (("every", 1), ("images", 1), ("steps", 2)):
             value = getattr(self, name)
             if value < least:

@@ -295,6 +295,7 @@ class RetrainConfig:
             raise ConfigError(
                 f"graphs: expected auto or no with {what}, whose steps cannot be replayed, got yes"
             )
+        self.guard.check()
         self.training_threat()
         self.selection_threat()
         self.final_threat()

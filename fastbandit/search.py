@@ -280,6 +280,7 @@ class SearchConfig:
                 "sync_batchnorm: expected no with parallel paths, where each process computes "
                 "another path and there is nothing to share; got yes"
             )
+        self.guard.check()
         self.training_threat()
         self.final_threat()
         self._bandit(1, 2)

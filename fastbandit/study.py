@@ -597,7 +597,7 @@ def _slug(text: str) -> str:
 def _found(path: Path, config: SearchConfig) -> tuple[Genotype, dict[str, Any]]:
     """What a search found; searched, or taken from the folder where it is finished."""
     if (path / "summary.json").is_file():
-        if RunFolder.read_config(path) != _cli.to_plain(config.resolve()):
+        if RunFolder.read_config(path) != config.resolve().plain():
             raise RunError(f"{path}: holds a search of another configuration; delete it")
         summary = read_json(path / "summary.json")
     else:

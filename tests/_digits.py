@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
 
@@ -44,9 +45,13 @@ def _train(network: nn.Module, epochs: int) -> nn.Module:
     return network.eval()
 
 
-@lru_cache
 def network() -> nn.Module:
-    """A plain network of two convolutions."""
+    """A plain network of two convolutions, trained; the caller's own, whatever it does to it."""
+    return deepcopy(_network())
+
+
+@lru_cache
+def _network() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         made = nn.Sequential(

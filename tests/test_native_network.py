@@ -36,7 +36,8 @@ network.train()
 generator = torch.Generator().manual_seed(1)
 images = torch.rand(128, 1, 8, 8, generator=generator)
 labels = torch.randint(0, 10, (128,), generator=generator)
-optimizer = torch.optim.SGD(network.path_parameters(), lr=0.005, momentum=0.9)
+# Small steps: with a rate of 0.005 images that differ by 1e-6 change the fourth loss by 6 %.
+optimizer = torch.optim.SGD(network.path_parameters(), lr=0.0001, momentum=0.9)
 losses, gradients = [], []
 for first in range(0, 128, 32):
     x = images[first : first + 32].requires_grad_()
@@ -65,7 +66,7 @@ def test_an_epoch_agrees_to_rounding(tmp_path):
         assert done.returncode == 0, done.stderr[-3000:]
         results.append(torch.load(target))
     (losses, gradient, state), (expected_losses, expected_gradient, expected_state) = results
-    assert losses == pytest.approx(expected_losses, rel=1e-3)
+    assert losses == pytest.approx(expected_losses, rel=1e-4)
     scale = float(expected_gradient.abs().max())
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-3, atol=1e-3 * scale)
     for name, value in expected_state.items():

@@ -118,4 +118,4 @@ def test_twice_the_steps_of_half_the_size():
 @pytest.mark.parametrize(("setting", "value"), [("every", 0), ("images", 0), ("steps", 1)])
 def test_senseless_settings(setting, value):
     with pytest.raises(ValueError, match=rf"guard\.{setting}: expected . or more, got {value}"):
-        GuardConfig(**{setting: value})
+        GuardConfig(**{setting: value}).check()
