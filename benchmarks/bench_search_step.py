@@ -26,19 +26,23 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import SMOKE
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastbandit import ops
 from fastbandit.nn import layers
 from fastbandit.nn.supernet import Supernet
+from fastbandit.space import get
 from fastbandit.threat import ThreatModel
 from fastbandit.training import Cost, train_epoch
 
 AUTHORS, EAGER, COMPILED, OURS = "authors' style", "eager", "torch.compile", "fastbandit"
 RIVALS = [OURS, AUTHORS, EAGER, COMPILED]
-BATCH = int(os.environ.get("FASTBANDIT_BENCH_BATCH", "128"))
-CHANNELS, RATE = 16, 0.025
+# Small enough in a smoke run that compiling and checking take seconds.
+BATCH = int(os.environ.get("FASTBANDIT_BENCH_BATCH", "8" if SMOKE else "128"))
+CHANNELS, SIZE, RATE = (4, 16, 0.025) if SMOKE else (16, 32, 0.025)
+NODES, CELL_TYPES = (2, 2) if SMOKE else (4, 6)
 GOALS = {
     "robust9-light": {AUTHORS: 3.0, EAGER: 2.0, COMPILED: 2.0},
     "robust9": {AUTHORS: 1.5, EAGER: 1.2, COMPILED: 1.2},
@@ -137,7 +141,8 @@ class Task:
     def __init__(self, space: str, threat: ThreatModel, rival: str, device: torch.device) -> None:
         self.threat, self.rival, self.device = threat, rival, device
         torch.manual_seed(0)
-        model = Supernet(space, in_channels=3, classes=10, channels=CHANNELS)
+        searched = get(space, nodes=NODES, cell_types=CELL_TYPES)
+        model = Supernet(searched, in_channels=3, classes=10, channels=CHANNELS)
         for module in model.modules():  # a block that starts as the identity would hide its errors
             if isinstance(module, layers._Residual):
                 nn.init.constant_(module.bn.weight, 0.3)
@@ -153,7 +158,7 @@ class Task:
             self.parameters, lr=RATE, momentum=0.9, weight_decay=3e-4, foreach=rival != AUTHORS
         )
         generator = torch.Generator().manual_seed(2)
-        x = torch.rand(BATCH, 3, 32, 32, generator=generator)
+        x = torch.rand(BATCH, 3, SIZE, SIZE, generator=generator)
         y = torch.randint(0, 10, (BATCH,), generator=generator)
         self.x = x.to(device).contiguous(memory_format=self.layout)
         self.y, self.ids = y.to(device), torch.arange(BATCH, device=device)
@@ -261,10 +266,10 @@ def test_step(measure: Callable[..., None], benchmark: Any, device, space, attac
     measure(
         task.step,
         rival=rival,
-        group=f"{attack} step of {space}, {BATCH} x 3 x 32 x 32, C = {CHANNELS}",
+        group=f"{attack} step of {space}, {BATCH} x 3 x {SIZE} x {SIZE}, C = {CHANNELS}",
         device=device,
         goals=GOALS[space],
-        shape=[BATCH, 3, 32, 32],
+        shape=[BATCH, 3, SIZE, SIZE],
         dtype="float32",
         rounds=7 if attack == "FGSM" else 3,
         **counts,
