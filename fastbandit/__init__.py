@@ -1,8 +1,8 @@
 """fastbandit: anti-bandit search for architectures that stay accurate under attack.
 
 Importing the package loads no third-party module. The kernels are in :mod:`fastbandit.ops`
-(loads torch and nothing else); the commands are ``python -m fastbandit.search`` and
-``python -m fastbandit.report``.
+(loads torch and nothing else); the commands are ``python -m fastbandit.search``, ``.retrain``,
+``.evaluate``, ``.report``, ``.study``, ``.export`` and ``.info``.
 """
 
 from typing import Any
