@@ -301,7 +301,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "simulated": {"parts": []},
         "real": {"seeds": 5, "random": 15},
     },
-    # Half an hour on one core: one round of each number of arms (53 paths) in place of three, two
+    # Forty minutes on one core: one round of each number of arms (53 paths) in place of three, two
     # thirds of the images, and epsilon 0.1: at 0.2 the shared weights learn nothing in that time.
     "digits-small": {
         "name": "digits-small",
