@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -55,12 +57,18 @@ def test_table_by_hand(device):
     assert y.flatten().tolist() == [-1.0, 1.0, -1.0, 1.0]
 
 
+@pytest.mark.skipif(
+    os.environ.get("FASTBANDIT_BACKEND") == "reference", reason="a promise of the native kernel"
+)
 def test_a_mean_far_from_zero_costs_no_digits():
     x = some((8, 4, 16, 16), offset=1000.0)
     expected = F.batch_norm(x.double(), None, None, training=True)
     torch.testing.assert_close(ops.batch_norm(x).double(), expected, rtol=0, atol=2e-4)
 
 
+@pytest.mark.skipif(
+    os.environ.get("FASTBANDIT_BACKEND") == "reference", reason="a promise of the native kernel"
+)
 def test_the_number_of_threads_changes_nothing():
     x, grad = some((64, 16, 16, 16)).requires_grad_(), some((64, 16, 16, 16), offset=1.0)
     threads, results = torch.get_num_threads(), []
