@@ -9,21 +9,44 @@ import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
+import tyro
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 if typing.TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["ConfigError", "guard", "merge", "read_config_file", "take_option", "to_plain"]
+__all__ = [
+    "CommonOptions",
+    "ConfigError",
+    "base_config",
+    "guard",
+    "merge",
+    "read_config_file",
+    "resumed_config",
+    "take_option",
+    "to_plain",
+]
 
 T = TypeVar("T", bound="DataclassInstance")
 
 
 class ConfigError(ValueError):
     """A setting that is unknown or has a value of the wrong kind."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CommonOptions:
+    """Options that mean the same in every command with a configuration."""
+
+    config: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """YAML file with settings; they win over the preset, and flags win over them"""
+    print_config: bool = False
+    """print the resolved configuration as YAML and stop"""
+    json: bool = False
+    """print the result as JSON on standard output"""
 
 
 def take_option(arguments: Sequence[str], name: str) -> str | None:
@@ -104,6 +127,37 @@ def merge(config: T, changes: Mapping[str, Any], where: str, prefix: str = "") -
             message = error.errors()[0]["msg"]
             raise ConfigError(f"{where}: {prefix}{name}: {message}, got {value!r}") from None
     return dataclasses.replace(config, **updates)
+
+
+def base_config(config: T, presets: Mapping[str, Mapping[str, Any]], arguments: Sequence[str]) -> T:
+    """``config`` with the preset and the file that the command line names; flags come after.
+
+    Raises:
+        ConfigError: no such preset, or a setting there that is unknown or of the wrong kind.
+    """
+    preset = take_option(arguments, "preset")
+    if preset is not None:
+        if preset not in presets:
+            raise ConfigError(f"--preset: expected one of {', '.join(presets)}, got {preset!r}")
+        config = merge(config, presets[preset], f"preset {preset}")
+    file = take_option(arguments, "config")
+    if file is not None:
+        config = merge(config, read_config_file(file), f"--config {file}")
+    return config
+
+
+def resumed_config(given: T, stored: T, folder: str, out: str | None) -> T:
+    """The configuration of a run that ``--resume FOLDER`` goes on with: what is stored there.
+
+    Raises:
+        ConfigError: something else was asked for beside it.
+    """
+    # Whatever else is asked for must agree with what is stored, or it is refused.
+    if given not in (type(given)(), stored):
+        raise ConfigError("--resume takes its settings from the folder; give it no other settings")
+    if out is not None and Path(out) != Path(folder):
+        raise ConfigError("--resume and --out name different folders; give one of them")
+    return stored
 
 
 def guard(

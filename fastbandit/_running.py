@@ -8,17 +8,78 @@ from typing import Any
 
 import torch
 
-from fastbandit.distributed import Team
+from fastbandit._cli import ConfigError
+from fastbandit._progress import Progress
+from fastbandit.distributed import Group, Team
 from fastbandit.run import RunError, RunFolder
-from fastbandit.training import Cost, is_out_of_memory
+from fastbandit.training import Batch, Batches, Cost, is_out_of_memory
 
 __all__ = [
+    "FirstBatches",
     "OutOfMemoryError",
     "accounting",
+    "check_group_device",
     "check_same",
     "memory_enough_for",
+    "note_changes",
+    "resolve_device",
     "torch_settings",
 ]
+
+
+def resolve_device(device: str, deterministic: bool | None) -> tuple[str, bool]:
+    """Both settings with what was left open replaced by what it means here.
+
+    Raises:
+        ConfigError: it is none, or there is no such device.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        kind = ""
+    if kind not in ("cpu", "cuda"):
+        raise ConfigError(f"device: expected cpu, cuda or cuda:N, got {device!r}")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device: {device} was asked for, but torch sees no CUDA device")
+    return device, kind == "cpu" if deterministic is None else deterministic
+
+
+def check_group_device(device: str, group: Group | None) -> None:
+    """Refuse one numbered GPU for several processes.
+
+    Raises:
+        ConfigError: ``device`` names one.
+    """
+    if group is not None and torch.device(device).index is not None:
+        raise ConfigError(
+            f"device: expected cuda with several processes, each of which takes one GPU; "
+            f"got {device}"
+        )
+
+
+def note_changes(progress: Progress, then: dict[str, Any], now: dict[str, Any]) -> None:
+    """Say what is different since the run began, where bytes depend on it."""
+    for name in ("threads", "torch", "cpu", "device_name", "processes"):
+        if then.get(name) != now[name]:
+            progress.note(
+                f"{name} was {then.get(name)} and is {now[name]} now: "
+                "the run goes on, but not to the same bytes"
+            )
+
+
+class FirstBatches:
+    """The first batches of each epoch of a loader."""
+
+    def __init__(self, loader: Batches, count: int) -> None:
+        self.loader, self.count = loader, count
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        for position, batch in enumerate(self.loader.epoch(number)):
+            if position == self.count:
+                return
+            yield batch
 
 
 class OutOfMemoryError(ValueError):

@@ -34,6 +34,7 @@ from fastbandit._cli import ConfigError
 from fastbandit._evaluation import Plan
 from fastbandit._intervals import wilson
 from fastbandit._progress import Progress, format_seconds
+from fastbandit._running import check_group_device, resolve_device, torch_settings
 from fastbandit.attacks._model import Attacked, Oracle
 from fastbandit.data import DataSource, load
 from fastbandit.distributed import Group, first_to_speak, launched
@@ -233,17 +234,7 @@ class EvaluateConfig:
         Raises:
             ConfigError: no such device, or no radius is known.
         """
-        device = self.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            kind = torch.device(device).type
-        except RuntimeError:
-            raise ConfigError(f"device: expected cpu, cuda or cuda:N, got {device!r}") from None
-        if kind not in ("cpu", "cuda"):
-            raise ConfigError(f"device: expected cpu, cuda or cuda:N, got {device!r}")
-        if kind == "cuda" and not torch.cuda.is_available():
-            raise ConfigError(f"device: {device} was asked for, but torch sees no CUDA device")
+        device, deterministic = resolve_device(self.device, self.deterministic)
         epsilon = self.epsilon
         if epsilon == "auto":
             threat = (training or {}).get("threat")
@@ -254,7 +245,6 @@ class EvaluateConfig:
                 )
             epsilon = str(threat["epsilon"])
         epsilon = format_fraction(parse_fraction(epsilon, "epsilon"))
-        deterministic = kind == "cpu" if self.deterministic is None else self.deterministic
         return dataclasses.replace(
             self, device=device, epsilon=epsilon, deterministic=deterministic
         )
@@ -289,15 +279,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(_cli.CommonOptions):
     """What to do with the configuration; none of it changes a result."""
 
     model: tyro.conf.Positional[str | None] = None
     """a model file, or the folder of a retraining run"""
     preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """settings to start from: quick (seconds), standard, digits, mnist, cifar10"""
-    config: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """YAML file with settings; they win over the preset, and flags win over them"""
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """folder of the result; default: evaluation-<norm>-<epsilon> beside the model"""
     resume: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
@@ -308,10 +296,6 @@ class Options:
     """seconds to wait for another process before it counts as gone"""
     dry_run: bool = False
     """measure the model on a few batches, print the most that the evaluation can take, and stop"""
-    print_config: bool = False
-    """print the resolved configuration as YAML and stop"""
-    json: bool = False
-    """print the result as JSON on standard output"""
 
 
 @dataclass(frozen=True)
@@ -976,26 +960,6 @@ def _clean_plan() -> Plan:
 
 
 @contextmanager
-def _torch_settings(config: EvaluateConfig) -> Iterator[None]:
-    """The process-wide settings of an evaluation, undone afterwards."""
-    threads = torch.get_num_threads()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    memory: Any = torch.utils.deterministic
-    fill = memory.fill_uninitialized_memory
-    try:
-        memory.fill_uninitialized_memory = False
-        if config.threads:
-            torch.set_num_threads(config.threads)
-        torch.use_deterministic_algorithms(bool(config.deterministic))
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-        memory.fill_uninitialized_memory = fill
-
-
-@contextmanager
 def _memory_enough_for(config: EvaluateConfig) -> Iterator[None]:
     try:
         yield
@@ -1061,11 +1025,7 @@ def evaluate_model(
     """
     subject, config = _prepare(model, config)
     progress = progress or Progress.silent()
-    if group is not None and torch.device(config.device).index is not None:
-        raise ConfigError(
-            f"device: expected cuda with several processes, each of which takes one GPU; "
-            f"got {config.device}"
-        )
+    check_group_device(config.device, group)
     device = torch.device(config.device) if group is None else group.device
     if isinstance(model, nn.Module):
         # Some modules cannot be copied; then the caller's own is moved.
@@ -1073,7 +1033,7 @@ def evaluate_model(
             subject.network = copy.deepcopy(model)
         except (RuntimeError, TypeError):
             subject.network = model
-    with _torch_settings(config), ExitStack() as stack:
+    with torch_settings(config.threads, bool(config.deterministic)), ExitStack() as stack:
         subject.network = _place(subject.network, config, device)
         if subject.network is not model:
             subject.fast = freeze(copy.deepcopy(subject.network))
@@ -1098,7 +1058,8 @@ def evaluate_model(
             current.folder = folder  # type: ignore[assignment]
             resumed = folder.load_checkpoint(current.restore)
             if not resumed:
-                folder.write_json("env.json", run.environment(device))
+                environment = {"command": "evaluate", **run.environment(device)}
+                folder.write_json("env.json", environment)
         else:
             progress = Progress.silent()
         if group is not None:
@@ -1178,7 +1139,7 @@ def dry_run(model: nn.Module | str | Path, config: EvaluateConfig) -> dict[str, 
     """
     subject, config = _prepare(model, config)
     device = torch.device(config.device)
-    with _torch_settings(config), _memory_enough_for(config):
+    with torch_settings(config.threads, bool(config.deterministic)), _memory_enough_for(config):
         subject.network = _place(subject.network, config, device)
         current = _Evaluation(config, subject, load(config.data), device, None, None, None)
         few = torch.arange(min(config.batch_size, current.n))
@@ -1222,15 +1183,7 @@ def dry_run(model: nn.Module | str | Path, config: EvaluateConfig) -> dict[str, 
 
 def parse(arguments: Sequence[str]) -> _Command:
     """Options and configuration: defaults < preset < file < flags."""
-    preset = _cli.take_option(arguments, "preset")
-    base = EvaluateConfig()
-    if preset is not None:
-        if preset not in PRESETS:
-            raise ConfigError(f"--preset: expected one of {', '.join(PRESETS)}, got {preset!r}")
-        base = _cli.merge(base, PRESETS[preset], f"preset {preset}")
-    file = _cli.take_option(arguments, "config")
-    if file is not None:
-        base = _cli.merge(base, _cli.read_config_file(file), f"--config {file}")
+    base = _cli.base_config(EvaluateConfig(), PRESETS, arguments)
     return tyro.cli(
         _Command,
         default=_Command(config=base),
@@ -1308,15 +1261,10 @@ def _run(arguments: Sequence[str]) -> int:
     if options.resume is not None:
         folder = Path(options.resume)
         stored_model, stored = _stored(folder)
-        if config not in (EvaluateConfig(), stored):
-            raise ConfigError(
-                "--resume takes its settings from the folder; give it no other settings"
-            )
-        if out is not None and Path(out) != folder:
-            raise ConfigError("--resume and --out name different folders; give one of them")
         if model is not None and not find_model(model).samefile(stored_model):
             raise ConfigError(f"--resume: expected the model {stored_model}, got {model}")
-        model, config, out = stored_model, stored, options.resume
+        config = _cli.resumed_config(config, stored, options.resume, out)
+        model, out = stored_model, options.resume
     if model is None:
         raise ConfigError("expected a MODEL: a model file or the folder of a retraining run")
     speaks = not launched() or os.environ["RANK"] == "0"

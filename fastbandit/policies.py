@@ -16,6 +16,7 @@ simulation has thousands of bandits in [bandits, rows, arms] (:mod:`fastbandit.s
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import ClassVar, NamedTuple, Protocol
 
 import torch
@@ -81,7 +82,7 @@ class State(Protocol):
     def uniform(self, purpose: str, columns: int = 1) -> Tensor: ...  # [..., rows, columns]
 
 
-class Policy:
+class Policy(ABC):
     """How arms are drawn, credited and abandoned; this base draws by no rule.
 
     A policy keeps no state of its own. All it may use is in the bandit - ``mean``, ``count``,
@@ -102,13 +103,13 @@ class Policy:
         """
         return arms * bandit.rounds
 
+    @abstractmethod
     def probabilities(self, bandit: State) -> Tensor:
         """The law :meth:`sample` draws from, float64 [..., rows, arms], zero where not alive."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sample(self, bandit: State) -> Tensor:
         """Draws one arm alive per row, int64 [..., rows]. Not called for the initial pass."""
-        raise NotImplementedError
 
     def credit(self, bandit: State, choice: Tensor, reward: Tensor | float) -> None:
         """Updates ``mean`` and ``count`` with the scaled accuracy ``reward``.

@@ -31,9 +31,13 @@ from fastbandit._cli import ConfigError
 from fastbandit._graphs import Choice, Graphs
 from fastbandit._progress import Progress
 from fastbandit._running import (
+    FirstBatches,
     accounting,
+    check_group_device,
     check_same,
     memory_enough_for,
+    note_changes,
+    resolve_device,
     torch_settings,
 )
 from fastbandit.averaging import WeightAverage
@@ -368,18 +372,7 @@ class RetrainConfig:
 
     def resolve(self) -> RetrainConfig:
         """The same configuration with every ``auto`` and default replaced by what it means here."""
-        device = self.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            kind = torch.device(device).type
-        except RuntimeError:
-            raise ConfigError(f"device: expected cpu, cuda or cuda:N, got {device!r}") from None
-        if kind not in ("cpu", "cuda"):
-            raise ConfigError(f"device: expected cpu, cuda or cuda:N, got {device!r}")
-        if kind == "cuda" and not torch.cuda.is_available():
-            raise ConfigError(f"device: {device} was asked for, but torch sees no CUDA device")
-        deterministic = kind == "cpu" if self.deterministic is None else self.deterministic
+        device, deterministic = resolve_device(self.device, self.deterministic)
         threat = self.training_threat()
         attack = dataclasses.replace(
             self.attack,
@@ -457,14 +450,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(_cli.CommonOptions):
     """What to do with the configuration; none of it changes a result."""
 
     preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """settings to start from: digits (the default), smoke, mnist, fashion-mnist, cifar10; with a
     run folder: the preset of the same name as its search"""
-    config: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """YAML file with settings; they win over the preset, and flags win over them"""
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """run folder; default: an unfinished run of this configuration below runs/, else a new one"""
     resume: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
@@ -475,10 +466,6 @@ class Options:
     """seconds to wait for another process of the run before it counts as gone"""
     dry_run: bool = False
     """train and validate a few batches, print memory and time that all will take, and stop"""
-    print_config: bool = False
-    """print the resolved configuration as YAML and stop"""
-    json: bool = False
-    """print the result as JSON on standard output"""
 
 
 @dataclass(frozen=True)
@@ -1170,11 +1157,7 @@ def retrain(
     config, genotype = _with_genotype(config.resolve(), genotype)
     plain = _cli.to_plain(config)
     progress = progress or Progress.silent()
-    if group is not None and torch.device(config.device).index is not None:
-        raise ConfigError(
-            f"device: expected cuda with several processes, each of which takes one GPU; "
-            f"got {config.device}"
-        )
+    check_group_device(config.device, group)
     enough = partial(memory_enough_for, config.batch_size, config.evaluation_batch_size)
     # Before there is a run folder: what cannot be is said and leaves nothing behind.
     Graphs(config.graphs, torch.device(config.device), processes=1 if group is None else group.size)
@@ -1201,13 +1184,7 @@ def retrain(
             environment = {"command": "retrain", **run.environment(setup.device)}
             environment["processes"] = 1 if group is None else group.size
             if resumed:
-                then = folder.read_json("env.json")
-                for name in ("threads", "torch", "cpu", "device_name", "processes"):
-                    if then.get(name) != environment[name]:
-                        progress.note(
-                            f"{name} was {then.get(name)} and is {environment[name]} now: "
-                            "the run goes on, but not to the same bytes"
-                        )
+                note_changes(progress, folder.read_json("env.json"), environment)
             else:
                 genotype.save(folder.path / "genotype.json")
                 folder.write_json("env.json", environment)
@@ -1259,12 +1236,12 @@ def dry_run(
 
         def train(batches: int) -> float:
             cost = current.cost = Cost()
-            current.train(_FirstBatches(setup.weights, batches))
+            current.train(FirstBatches(setup.weights, batches))
             return cost.seconds["train"] / cost.images_trained * len(setup.weights.index)
 
         def validate(batches: int, loader: Loader, threat: ThreatModel) -> float:
             cost = Cost()
-            few: Any = _FirstBatches(loader, batches)
+            few: Any = FirstBatches(loader, batches)
             evaluate(current.evaluated, few, threat, seed=0, cost=cost)
             return cost.seconds["validate"] / cost.images_evaluated * len(loader.index)
 
@@ -1297,19 +1274,6 @@ def dry_run(
             "device": config.device,
             "threads": torch.get_num_threads(),
         }
-
-
-class _FirstBatches:
-    """The first batches of each epoch of a loader."""
-
-    def __init__(self, loader: Loader, count: int) -> None:
-        self.loader, self.count = loader, count
-
-    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        for position, batch in enumerate(self.loader.epoch(number)):
-            if position == self.count:
-                return
-            yield batch
 
 
 # --- the command ----------------------------------------------------------------------------
@@ -1399,16 +1363,9 @@ def _run(arguments: Sequence[str]) -> int:
     options, config = command.options, command.config
     out, genotype = options.out, None
     if options.resume is not None:
-        # Whatever else is asked for must agree with what is stored, or it is refused.
         folder = Path(options.resume)
         stored = _cli.merge(RetrainConfig(), RunFolder.read_config(folder), f"{folder}/config.yaml")
-        if config not in (RetrainConfig(), stored):
-            raise ConfigError(
-                "--resume takes its settings from the folder; give it no other settings"
-            )
-        if out is not None and Path(out) != folder:
-            raise ConfigError("--resume and --out name different folders; give one of them")
-        config, out = stored, options.resume
+        config, out = _cli.resumed_config(config, stored, options.resume, out), options.resume
         # Killed before it was stored: then it is where it was found.
         if (folder / "genotype.json").is_file():
             genotype = Genotype.load(folder / "genotype.json")

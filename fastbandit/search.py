@@ -16,7 +16,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,10 +32,14 @@ from fastbandit._cli import ConfigError
 from fastbandit._graphs import Choice, Graphs
 from fastbandit._progress import Progress
 from fastbandit._running import (
+    FirstBatches,
     OutOfMemoryError,
     accounting,
+    check_group_device,
     check_same,
     memory_enough_for,
+    note_changes,
+    resolve_device,
     torch_settings,
 )
 from fastbandit.bandit import POLICIES, AntiBandit, replay
@@ -66,9 +70,6 @@ __all__ = ["PRESETS", "OutOfMemoryError", "SearchConfig", "dry_run", "main", "se
 _STATISTICS_BATCHES = 8
 # Fewer for the paths that are only evaluated during the search, which are meant to be cheap.
 _FEW_STATISTICS_BATCHES = 4
-
-# Less often than in retraining, since an epoch of a search is short: 2.2 % of the time on digits.
-_GUARD = GuardConfig(every=5)
 
 _EDGES_PER_NODE: dict[str, Literal["all", 1, 2]] = {"all": "all", "1": 1, "2": 2}
 
@@ -189,7 +190,8 @@ class SearchConfig:
     attack: AttackConfig = field(default_factory=AttackConfig)
     bandit: BanditConfig = field(default_factory=BanditConfig)
     final: FinalConfig = field(default_factory=FinalConfig)
-    guard: GuardConfig = field(default_factory=lambda: _GUARD)
+    # Less often than in retraining: an epoch of a search is short. 2.2 % of the time on digits.
+    guard: GuardConfig = field(default_factory=lambda: GuardConfig(every=5))
 
     def __post_init__(self) -> None:
         space.get(self.space)
@@ -333,33 +335,11 @@ class SearchConfig:
 
     def resolve(self) -> SearchConfig:
         """The same configuration with every ``auto`` replaced by what it means here."""
-        device = self.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            kind = torch.device(device).type
-        except RuntimeError:
-            raise ConfigError(f"device: expected cpu, cuda or cuda:N, got {device!r}") from None
-        if kind not in ("cpu", "cuda"):
-            raise ConfigError(f"device: expected cpu, cuda or cuda:N, got {device!r}")
-        if kind == "cuda" and not torch.cuda.is_available():
-            raise ConfigError(f"device: {device} was asked for, but torch sees no CUDA device")
+        device, deterministic = resolve_device(self.device, self.deterministic)
         reward = self.reward
         if reward == "auto":
             reward = "robust" if self.training_threat().attacks else "clean"
-        deterministic = kind == "cpu" if self.deterministic is None else self.deterministic
         return dataclasses.replace(self, device=device, reward=reward, deterministic=deterministic)
-
-    def plain(self) -> dict[str, Any]:
-        """Plain values, as they are stored; their hash is the run's id.
-
-        A guard at its default settings is left out: it changes nothing unless it finds something,
-        and runs from before there was one go on.
-        """
-        plain = _cli.to_plain(self)
-        if self.guard == _GUARD:
-            del plain["guard"]
-        return plain
 
 
 # What each preset changes. Learning rates, batches and radii are those of the paper's authors as
@@ -408,13 +388,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(_cli.CommonOptions):
     """What to do with the configuration; none of it changes a result."""
 
     preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """settings to start from: digits (the default), smoke, mnist, cifar10"""
-    config: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """YAML file with settings; they win over the preset, and flags win over them"""
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """run folder; default: an unfinished run of this configuration below runs/, else a new one"""
     resume: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
@@ -425,10 +403,6 @@ class Options:
     """seconds to wait for another process of the run before it counts as gone"""
     dry_run: bool = False
     """measure the widest path, print memory and time that the search will take, and stop"""
-    print_config: bool = False
-    """print the resolved configuration as YAML and stop"""
-    json: bool = False
-    """print the result as JSON on standard output"""
 
 
 @dataclass(frozen=True)
@@ -984,7 +958,7 @@ class _Search:
 
     @property
     def folder_id(self) -> str:
-        return run.run_id(self.config.plain())
+        return run.run_id(_cli.to_plain(self.config))
 
     def finish(self) -> dict[str, Any]:
         """Check that the log explains the result, measure the found path, write the last files."""
@@ -1130,13 +1104,9 @@ def search(
         OSError: a file could not be written; the run goes on from its last checkpoint.
     """
     config = config.resolve()
-    plain = config.plain()
+    plain = _cli.to_plain(config)
     progress = progress or Progress.silent()
-    if group is not None and torch.device(config.device).index is not None:
-        raise ConfigError(
-            f"device: expected cuda with several processes, each of which takes one GPU; "
-            f"got {config.device}"
-        )
+    check_group_device(config.device, group)
     # Before there is a run folder: what cannot be is said and leaves nothing behind.
     Graphs(config.graphs, torch.device(config.device), processes=1 if group is None else group.size)
     enough = partial(memory_enough_for, config.batch_size, config.evaluation_batch_size)
@@ -1164,13 +1134,7 @@ def search(
             environment = run.environment(setup.device)
             environment["processes"] = 1 if group is None else group.size
             if resumed:
-                then = folder.read_json("env.json")
-                for name in ("threads", "torch", "cpu", "device_name", "processes"):
-                    if then.get(name) != environment[name]:
-                        progress.note(
-                            f"{name} was {then.get(name)} and is {environment[name]} now: "
-                            "the run goes on, but not to the same bytes"
-                        )
+                note_changes(progress, folder.read_json("env.json"), environment)
             else:
                 folder.write_json("env.json", environment)
                 folder.append("bandit.jsonl", current.start_line())
@@ -1271,14 +1235,14 @@ def _measure(current: _Search, choice: Tensor) -> dict[str, float]:
     threat = current.training_threat
 
     def train(batches: int) -> Cost:
-        few, cost = _FirstBatches(setup.weights, batches), Cost()
+        few, cost = FirstBatches(setup.weights, batches), Cost()
         train_epoch(
             model, few, 0, optimizer, threat, seed=0, cost=cost, grad_clip=config.grad_clip, **path
         )
         return cost
 
     def validate(batches: int, threat: ThreatModel) -> Cost:
-        few, cost = _FirstBatches(setup.validation, batches), Cost()
+        few, cost = FirstBatches(setup.validation, batches), Cost()
         evaluate(model, few, threat, seed=0, cost=cost, **path)
         return cost
 
@@ -1326,19 +1290,6 @@ def _seconds_to_save(current: _Search) -> float:
         return time.perf_counter() - started
 
 
-class _FirstBatches:
-    """The first batches of each epoch of a loader."""
-
-    def __init__(self, loader: Loader, count: int) -> None:
-        self.loader, self.count = loader, count
-
-    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        for position, batch in enumerate(self.loader.epoch(number)):
-            if position == self.count:
-                return
-            yield batch
-
-
 # --- the command ----------------------------------------------------------------------------
 
 
@@ -1349,16 +1300,7 @@ def parse(arguments: Sequence[str]) -> _Command:
         ValueError: an unknown preset, setting or value. (tyro ends the process with status 2 and a
             message of its own where a flag cannot be parsed at all.)
     """
-    # Both spellings of a flag are accepted, so both are looked for.
-    preset = _cli.take_option(arguments, "preset")
-    base = SearchConfig()
-    if preset is not None:
-        if preset not in PRESETS:
-            raise ConfigError(f"--preset: expected one of {', '.join(PRESETS)}, got {preset!r}")
-        base = _cli.merge(base, PRESETS[preset], f"preset {preset}")
-    file = _cli.take_option(arguments, "config")
-    if file is not None:
-        base = _cli.merge(base, _cli.read_config_file(file), f"--config {file}")
+    base = _cli.base_config(SearchConfig(), PRESETS, arguments)
     return tyro.cli(
         _Command,
         default=_Command(config=base),
@@ -1411,16 +1353,9 @@ def _run(arguments: Sequence[str]) -> int:
     options, config = command.options, command.config
     out = options.out
     if options.resume is not None:
-        # Whatever else is asked for must agree with what is stored, or it is refused.
         folder = Path(options.resume)
         stored = _cli.merge(SearchConfig(), RunFolder.read_config(folder), f"{folder}/config.yaml")
-        if config not in (SearchConfig(), stored):
-            raise ConfigError(
-                "--resume takes its settings from the folder; give it no other settings"
-            )
-        if out is not None and Path(out) != folder:
-            raise ConfigError("--resume and --out name different folders; give one of them")
-        config, out = stored, options.resume
+        config, out = _cli.resumed_config(config, stored, options.resume, out), options.resume
     # What needs no run needs no other process either.
     if launched() and os.environ["RANK"] != "0" and (options.print_config or options.dry_run):
         return 0

@@ -597,7 +597,7 @@ def _slug(text: str) -> str:
 def _found(path: Path, config: SearchConfig) -> tuple[Genotype, dict[str, Any]]:
     """What a search found; searched, or taken from the folder where it is finished."""
     if (path / "summary.json").is_file():
-        if RunFolder.read_config(path) != config.resolve().plain():
+        if RunFolder.read_config(path) != _cli.to_plain(config.resolve()):
             raise RunError(f"{path}: holds a search of another configuration; delete it")
         summary = read_json(path / "summary.json")
     else:
@@ -865,23 +865,17 @@ def format_tables(result: dict[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(_cli.CommonOptions):
     """What to do with the configuration; none of it changes a result."""
 
     preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """settings to start from: simulated (the default), smoke, digits, digits-small, smoke-digits"""
-    config: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """YAML file with settings; they win over the preset, and flags win over them"""
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """run folder; default: an unfinished study of this configuration below runs/, else a new one"""
     force: bool = False
     """replace a finished study, or one of another configuration, in --out"""
     dry_run: bool = False
     """say what there is to do, and stop"""
-    print_config: bool = False
-    """print the configuration as YAML and stop"""
-    json: bool = False
-    """print the result as JSON on standard output"""
 
 
 @dataclass(frozen=True)
@@ -896,15 +890,7 @@ def parse(arguments: Sequence[str]) -> _Command:
     Raises:
         ValueError: an unknown preset, setting or value.
     """
-    preset = _cli.take_option(arguments, "preset")
-    base = StudyConfig()
-    if preset is not None:
-        if preset not in PRESETS:
-            raise ConfigError(f"--preset: expected one of {', '.join(PRESETS)}, got {preset!r}")
-        base = _cli.merge(base, PRESETS[preset], f"preset {preset}")
-    file = _cli.take_option(arguments, "config")
-    if file is not None:
-        base = _cli.merge(base, _cli.read_config_file(file), f"--config {file}")
+    base = _cli.base_config(StudyConfig(), PRESETS, arguments)
     return tyro.cli(
         _Command,
         default=_Command(config=base),

@@ -462,7 +462,6 @@ def test_the_guard_changes_nothing_unless_it_finds_something(finished, tmp_path)
     assert checked == [4, 9, 14, 19, 24, 29]
     assert {line["attack_steps"] for line in metrics} == {1}
     assert all(not metrics[epoch]["overfitting"]["overfitted"] for epoch in checked)
-    assert "guard" not in yaml.safe_load((path / "config.yaml").read_text())
     off, summary = search(tiny(guard={"enabled": False}), tmp_path / "off")
     assert summary["overfitting"] == []
     assert (off / "bandit.jsonl").read_bytes() == (path / "bandit.jsonl").read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from fractions import Fraction
 
@@ -20,6 +21,24 @@ from fastbandit.attacks._model import (
     cross_entropy,
 )
 from fastbandit.threat import ThreatModel
+
+
+def _start(
+    images: Tensor, threat: ThreatModel, seed: int, index: Tensor | None, offset: int | Tensor
+) -> Tensor:
+    """The perturbation that an attack begins with, of the images' shape, dtype and layout."""
+    if not (threat.random_start and threat.attacks):
+        return torch.zeros_like(images)
+    return _ball.start(
+        images,
+        norm=threat.norm,
+        epsilon=threat.epsilon_value,
+        lower=threat.lower,
+        upper=threat.upper,
+        seed=seed,
+        index=index,
+        offset=offset,
+    )
 
 
 def perturb(
@@ -53,19 +72,7 @@ def perturb(
     """
     epsilon, step = threat.epsilon_value, threat.step_value
     lower, upper = threat.lower, threat.upper
-    if threat.random_start and threat.attacks:
-        delta = _ball.start(
-            images,
-            norm=threat.norm,
-            epsilon=epsilon,
-            lower=lower,
-            upper=upper,
-            seed=seed,
-            index=index,
-            offset=offset,
-        )
-    else:
-        delta = torch.zeros_like(images)
+    delta = _start(images, threat, seed, index, offset)
     if not threat.attacks:
         return delta
     with (
@@ -142,19 +149,7 @@ def descend(
     """
     epsilon, step = threat.epsilon_value, threat.step_value
     lower, upper = threat.lower, threat.upper
-    if threat.random_start:
-        delta = _ball.start(
-            images,
-            norm=threat.norm,
-            epsilon=epsilon,
-            lower=lower,
-            upper=upper,
-            seed=seed,
-            index=index,
-            offset=offset,
-        )
-    else:
-        delta = torch.zeros_like(images)
+    delta = _start(images, threat, seed, index, offset)
     adversarial = images + delta
     fooled = torch.zeros(len(images), dtype=torch.bool, device=images.device)
     if not len(images):
@@ -460,14 +455,5 @@ def mifgsm_threat(
     )
     if step_size is None and steps:
         assert isinstance(threat.epsilon, Fraction)
-        return ThreatModel(
-            norm=norm,
-            epsilon=threat.epsilon,
-            step_size=threat.epsilon / steps,
-            steps=steps,
-            random_start=False,
-            lower=lower,
-            upper=upper,
-            bn_mode=bn_mode,
-        )
+        return dataclasses.replace(threat, step_size=threat.epsilon / steps)
     return threat
