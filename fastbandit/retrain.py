@@ -742,12 +742,18 @@ class _Retraining:
             raise run.CheckpointError(
                 f"the checkpoint does not fit this network: {str(error).splitlines()[0]}"
             ) from None
-        self.setup.optimizer.state.clear()
-        named = dict(self.network.named_parameters())
-        for name, buffer in parts["momentum"].items():
-            parameter = named[name]
-            kept = torch.empty_like(parameter).copy_(buffer)
-            self.setup.optimizer.state[parameter]["momentum_buffer"] = kept
+        # Where there is a buffer it is kept, since a recorded step writes to its memory; without an
+        # entry it is what it was before the first step, zero.
+        for name, parameter in self.network.named_parameters():
+            state, buffer = self.setup.optimizer.state[parameter], parts["momentum"].get(name)
+            if state.get("momentum_buffer") is None:
+                if buffer is None:
+                    continue
+                state["momentum_buffer"] = torch.empty_like(parameter)
+            if buffer is None:
+                state["momentum_buffer"].zero_()
+            else:
+                state["momentum_buffer"].copy_(buffer)
 
     def keep_good(self, epoch: int) -> None:
         self.good = {name: tensor.clone() for name, tensor in self._learning().items()}

@@ -612,14 +612,19 @@ def test_the_way_back_restores_weights_momentum_and_average(monkeypatch):
     current.train()
     assert not all(torch.equal(good[k], v) for k, v in current._learning().items())
     monkeypatch.setattr(module._Retraining, "check", lambda self: Verdict(0.9, 0.0, 8, True))
+    where = {k: v.data_ptr() for k, v in current._learning().items()}
     current.guarded()
     assert all(torch.equal(good[k], v) for k, v in current._learning().items())
-    # Before the first epoch there is no momentum.
+    # A recorded step goes on writing to the memory it was recorded with.
+    assert {k: v.data_ptr() for k, v in current._learning().items()} == where
+    # Before the first epoch there is no momentum, which is the same as zero.
     fresh = module._Retraining(module._build(config, genotype), None)
     fresh.train()
     fresh.guarded()
     assert fresh.good_epoch == -1
-    assert not any(name.startswith("momentum") for name in fresh._learning())
+    momentum = [v for k, v in fresh._learning().items() if k.startswith("momentum")]
+    assert momentum
+    assert not any(v.any() for v in momentum)
     # What is good must not change with the weights.
     current.train()
     assert all(torch.equal(good[k], v) for k, v in current.good.items())
