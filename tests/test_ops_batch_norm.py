@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 
 import pytest
@@ -11,9 +12,19 @@ from torch import Tensor
 
 from fastbandit import _native, ops
 
+module = importlib.import_module("fastbandit.ops.batch_norm")
 OP = torch.ops.fastbandit.batch_norm.default
 # Channels that do and do not divide the kernel's rows, more than a row, 1; a part of a row; blocks.
 SHAPES = [(2, 3, 4, 5), (1, 16, 33, 31), (3, 300, 3, 2), (4, 1, 5, 5), (5, 7, 1, 1), (9, 64, 8, 8)]
+
+
+@pytest.fixture
+def every_size(monkeypatch):
+    """The kernel serves whatever it can, not only what it is faster at."""
+    monkeypatch.setattr(module, "_LEAST_ELEMENTS", 0)
+
+
+pytestmark = pytest.mark.usefixtures("every_size")
 
 
 def some(shape, *, offset: float = 0.0, layout=torch.channels_last, device="cpu") -> Tensor:
@@ -101,6 +112,29 @@ def test_the_kernel_is_what_runs():
     assert "_BatchNorm" in type(ops.batch_norm(x).grad_fn).__name__
     for other in (x.contiguous(), x.double(), x.bfloat16()):
         assert "NativeBatchNorm" in type(ops.batch_norm(other).grad_fn).__name__
+
+
+def test_it_runs_where_it_is_faster(monkeypatch):
+    if "cpu" not in _native.served:
+        pytest.skip("no native kernel")
+    monkeypatch.undo()
+    for shape, ours in (
+        ((16, 16, 16, 16), True),
+        ((16, 16, 16, 15), False),
+        ((1, 1024, 8, 8), True),
+    ):
+        x = some(shape).requires_grad_()
+        assert ("_BatchNorm" in type(ops.batch_norm(x).grad_fn).__name__) is ours, shape
+
+
+def test_what_is_not_a_number_stays_so():
+    x = some((4, 3, 8, 8))
+    x[1, 2, 3, 4] = torch.nan
+    mean, var = torch.zeros(3), torch.ones(3)
+    y = ops.batch_norm(x, None, None, mean, var)
+    assert y[:, 2].isnan().all()
+    assert y[:, :2].isfinite().all()
+    assert (mean.isnan().tolist(), var.isnan().tolist()) == ([False, False, True],) * 2
 
 
 @pytest.mark.parametrize("affine", [False, True])

@@ -85,7 +85,8 @@ inline __attribute__((always_inline)) void tile_sums(const Terms& terms, int64_t
   std::memcpy(second + column, b, sizeof(b));
 }
 
-// The two sums of each channel over all pixels. In blocks, so that neither the threads nor their number decide the rounding.
+// The two sums of each channel over all pixels. In blocks, so that neither the threads nor their
+// number decide the rounding.
 template <bool kGrad>
 std::vector<double> channel_sums(const Shape& shape, const Terms& terms) {
   const int64_t c = shape.channels, width = shape.width;
@@ -181,8 +182,8 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm(Tensor x, std::optional<Tensor> we
   const double count = static_cast<double>(shape.pixels);
   for (int64_t i = 0; i < c; ++i) {
     const double offset = sums[static_cast<size_t>(i)] / count;
-    const double variance =
-        std::max(0.0, sums[static_cast<size_t>(c + i)] / count - offset * offset);
+    double variance = sums[static_cast<size_t>(c + i)] / count - offset * offset;
+    if (variance < 0.0) variance = 0.0;  // rounding; NaN stays what it is
     means[i] = static_cast<float>(static_cast<double>(middle[i]) + offset);
     inverses[i] = static_cast<float>(1.0 / std::sqrt(variance + eps));
     scales[static_cast<size_t>(i)] = inverses[i] * (weight ? floats(weight)[i] : 1.0f);

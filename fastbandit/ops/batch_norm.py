@@ -13,11 +13,17 @@ from fastbandit.ops._register import below_autograd, define, refuse_second_deriv
 
 __all__ = ["batch_norm"]
 
-# Which route serves what. torch's own is taken, except on a CPU for float32 in channels-last with
-# up to this many channels, where its kernels take many times as long as the data takes to move:
-# 0.46 ms forward and 0.42 ms backward on 32 x 16 x 32 x 32 on one core of a Zen 4, of which a copy
-# takes 0.05 ms.
-_MOST_CHANNELS = 1024
+# Which route serves what. torch's own is taken, except on a CPU for float32 in channels-last from
+# this many elements on. What counts is a whole step, where maps come from memory and buffers are
+# fresh. FGSM step of robust9-light with torch's batch norm / with our kernel, idle 2-core Zen 4
+# (benchmarks/bench_search_step.py):
+#   128 x 3 x 32 x 32, C = 16: 2 threads 1378 / 1009 ms, 1 thread 2359 / 1868 ms
+#   64 x 3 x 28 x 28, C = 8:   2 threads  358 / 248 ms,  1 thread  495 / 455 ms
+#   64 x 3 x 8 x 8, C = 8:     85 to 87 ms with either: a Python-declared op with a gradient costs
+#                              there what it saves, so such maps are left to torch
+# The op alone, in a loop over warm buffers, is slower than torch's at places
+# (benchmarks/bench_batch_norm.py).
+_LEAST_ELEMENTS = 1 << 16
 
 
 # --- References -----------------------------------------------------------------------------------
@@ -116,7 +122,7 @@ def _ours(x: Tensor) -> bool:
         and "cpu" in _native.served
         and x.dtype == torch.float32
         and x.dim() == 4
-        and x.shape[1] <= _MOST_CHANNELS
+        and x.numel() >= _LEAST_ELEMENTS
         and x.is_contiguous(memory_format=torch.channels_last)
         and _convolution.memory_format(x) == torch.channels_last
         and not torch.compiler.is_compiling()  # a compiler is shown the plain operation
@@ -137,9 +143,9 @@ def batch_norm(
     """Normalise each channel by mean and variance of this batch; differentiable once.
 
     The same as ``F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps)``,
-    and computed by torch, except where our kernel serves (float32,
-    channels-last, on a CPU). That one sums each channel about its first value in blocks, the
-    blocks in float64 and in order: the same bits for any number of threads.
+    and computed by torch, except where our kernel is faster: float32 in channels-last on a CPU,
+    2^16 elements or more. That one sums each channel about its first value in
+    blocks, the blocks in float64 and in order: the same bits for any number of threads.
 
     Args:
         x: [N, C, H, W] with more than one value for each channel.
