@@ -8,7 +8,8 @@ Each rival runs the same path with the same weights on the same images and rando
                      the attack asks for the gradient of the input alone; multi-tensor optimiser
 ``torch.compile``    the model of ``eager``, compiled
 ``fastbandit``       what ``python -m fastbandit.search`` runs
-``torch's batch norm``  the same without the batch-norm kernel of this package
+``single ops``       the same with ReLU, depthwise and 1x1 convolution and batch norm one by one
+``torch's batch norm``  that without the batch-norm kernel of this package
 
 A test checks that the first three compute the same losses to rounding. FASTBANDIT_BENCH_BATCH is
 the number of images, 128. On a machine that does other work, one thread and its own time:
@@ -33,17 +34,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastbandit import ops
-from fastbandit.nn import layers
+from fastbandit.nn import layers, operations
 from fastbandit.nn.supernet import Supernet
 from fastbandit.space import get
 from fastbandit.threat import ThreatModel
 from fastbandit.training import Cost, train_epoch
 
 AUTHORS, EAGER, COMPILED, OURS = "authors' style", "eager", "torch.compile", "fastbandit"
-TORCH_NORM = "torch's batch norm"  # ours but for that
-RIVALS = [OURS, AUTHORS, EAGER, COMPILED, TORCH_NORM]
+SINGLE, TORCH_NORM = "single ops", "torch's batch norm"  # ours but for something
+RIVALS = [OURS, AUTHORS, EAGER, COMPILED, SINGLE, TORCH_NORM]
 batch_norm = importlib.import_module("fastbandit.ops.batch_norm")
 LEAST_ELEMENTS = batch_norm._LEAST_ELEMENTS
+SERVES = layers.conv_block_serves
 # Small enough in a smoke run that compiling and checking take seconds.
 BATCH = int(os.environ.get("FASTBANDIT_BENCH_BATCH", "8" if SMOKE else "128"))
 CHANNELS, SIZE, RATE = (4, 16, 0.025) if SMOKE else (16, 32, 0.025)
@@ -109,6 +111,27 @@ class PlainBatchNorm(layers.BatchNorm2d):
         return nn.BatchNorm2d.forward(self, x)
 
 
+def plain_block(x: Any, norm: nn.Module, pointwise: Tensor, depthwise: nn.Module | None) -> Tensor:
+    x = x if isinstance(x, Tensor) else torch.cat(x, 1)
+    return norm(F.conv2d(F.relu(x) if depthwise is None else depthwise(x), pointwise))
+
+
+class PlainReluConvBN(layers.ReluConvBN):
+    def forward(self, x: Any) -> Tensor:
+        return plain_block(x, self.bn, self.weight, None)
+
+
+class PlainDilConv(operations.DilConv):
+    def forward(self, x: Tensor) -> Tensor:
+        return plain_block(x, self.bn, self.pointwise, self.depthwise)
+
+
+class PlainSepConvM(operations.SepConvM):
+    def forward(self, x: Tensor) -> Tensor:
+        x = plain_block(x, self.bn1, self.pointwise1, self.depthwise1)
+        return plain_block(x, self.bn2, self.pointwise2, self.depthwise2)
+
+
 class PlainDenoise(layers.Denoise):
     def forward(self, x: Tensor) -> Tensor:
         n, c, h, w = x.shape
@@ -125,6 +148,9 @@ def in_plain_pytorch(model: nn.Module, *, dense: bool) -> nn.Module:
         layers.Gabor: PlainGabor if dense else PlainChannelSumGabor,
         layers.BatchNorm2d: PlainBatchNorm,
         layers.Denoise: PlainDenoise,
+        layers.ReluConvBN: PlainReluConvBN,
+        operations.DilConv: PlainDilConv,
+        operations.SepConvM: PlainSepConvM,
     }
     for module in model.modules():
         module.__class__ = plain.get(type(module), type(module))
@@ -153,7 +179,7 @@ class Task:
                 nn.init.constant_(module.bn.weight, 0.3)
         model.set_path(balanced_path(model.arms, model.rows))
         self.layout = torch.contiguous_format if rival == AUTHORS else torch.channels_last
-        if rival not in (OURS, TORCH_NORM):
+        if rival not in (OURS, SINGLE, TORCH_NORM):
             in_plain_pytorch(model, dense=rival == AUTHORS)
         model.to(device).to(memory_format=self.layout)  # type: ignore[call-overload]
         self.model = model
@@ -184,9 +210,10 @@ class Task:
 
     def step(self) -> float | Tensor:
         """The loss on the attacked images, before the optimiser's step."""
-        if self.rival in (OURS, TORCH_NORM):
+        if self.rival in (OURS, SINGLE, TORCH_NORM):
             least = 1 << 62 if self.rival == TORCH_NORM else LEAST_ELEMENTS
             batch_norm._LEAST_ELEMENTS = least
+            layers.conv_block_serves = SERVES if self.rival == OURS else lambda *_: False
             return train_epoch(
                 self.model,
                 self,

@@ -304,7 +304,7 @@ def test_bfloat16_keeps_weights_statistics_and_loss_in_float32(device):
                 yield loss, logits
 
     inside = []
-    hook = run.model.cells[0].register_forward_hook(lambda *a: inside.append(a[-1].dtype))
+    hook = run.model.cells[0].register_forward_hook(lambda *a: inside.append(a[-1][0].dtype))
     result = run.epoch(0, engine=Engine("bfloat16"), objective=Watch())
     hook.remove()
     assert set(inside) == {torch.bfloat16}

@@ -11,7 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastbandit.nn import layers
+from fastbandit.nn.frozen import freeze
 from fastbandit.nn.layers import BatchNorm2d, Denoise, DenoiseBlock, Gabor, GaborBlock, Normalize
+from fastbandit.nn.operations import make
 
 # -- Normalize ------------------------------------------------------------------------------------
 
@@ -124,6 +126,81 @@ def test_convolutions_are_relu_then_conv2d(kernel_size, dilation, stride, device
         padding = dilation * (kernel_size - 1) // 2
         expected = F.conv2d(x.relu(), layer.weight, None, stride, padding, dilation, groups)
         torch.testing.assert_close(layer(x), expected, **tolerance(x.dtype))
+
+
+def shared_block(kind, affine):
+    torch.manual_seed(3)
+    if kind == "several maps":
+        block = layers.ReluConvBN(12, 6, affine)
+        return block, [torch.randn(3, 4, 6, 5) for _ in range(3)]
+    block = make({"dilated": "dil_conv_3x3", "twice": "sep_conv_m_3x3"}[kind], 6, 2, affine)
+    return block, torch.randn(3, 6, 7, 5)
+
+
+def laid_out(x, layout):
+    if isinstance(x, list):
+        return [laid_out(part, layout) for part in x]
+    return x.detach().contiguous(memory_format=layout).requires_grad_()
+
+
+@pytest.mark.parametrize("state", ["path", "momentum", "untracked", "evaluation", "frozen"])
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("kind", ["several maps", "dilated", "twice"])
+def test_a_block_in_one_op_is_the_block_layer_by_layer(kind, affine, state, monkeypatch):
+    block, x = shared_block(kind, affine)
+    norms = [layer for layer in block.modules() if isinstance(layer, BatchNorm2d)]
+    for norm in norms:
+        if affine:
+            nn.init.uniform_(norm.weight, 0.5, 2.0)
+            nn.init.uniform_(norm.bias)
+        if state == "path":
+            norm.momentum = None
+            norm.reset_running_stats()
+        norm.track_running_stats = state != "untracked"
+    block(laid_out(x, torch.contiguous_format))  # other running statistics than the first ones
+    if state in ("evaluation", "frozen"):
+        block.eval()
+    results = []
+    for served in (True, False):
+        if not served:
+            monkeypatch.setattr(layers, "conv_block_serves", lambda *_: False)
+        copied = copy.deepcopy(block)
+        if state == "frozen":
+            copied = freeze(copied).requires_grad_(False)
+        inputs = laid_out(x, torch.channels_last)
+        y = copied(inputs)
+        wanted = [*(inputs if isinstance(inputs, list) else [inputs]), *copied.parameters()]
+        wanted = [tensor for tensor in wanted if tensor.requires_grad]
+        gradients = torch.autograd.grad(y, wanted, torch.linspace(-1, 1, y.numel()).view(y.shape))
+        results.append((y, *gradients, *copied.buffers()))
+        assert [n.batches for n in copied.modules() if isinstance(n, BatchNorm2d)] == (
+            [2] * len(norms) if state == "path" else [0] * (0 if state == "frozen" else len(norms))
+        )
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-4, atol=2e-4)
+
+
+def test_a_block_asks_a_norm_it_does_not_know():
+    class Twice(nn.BatchNorm2d):
+        def forward(self, x):
+            return 2.0 * super().forward(x)
+
+    block, x = shared_block("dilated", True)
+    x = laid_out(x, torch.channels_last)
+    expected = 2.0 * block(x)
+    block.bn = Twice(6)
+    torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_frozen_block_follows_its_weight():
+    block, x = shared_block("dilated", True)
+    block = freeze(block.eval()).requires_grad_(False)
+    x = laid_out(x, torch.channels_last)
+    before = block(x)
+    block.pointwise.neg_()
+    after = block(x)
+    shift = block.bn.shift.view(1, -1, 1, 1)
+    torch.testing.assert_close(after - shift, shift - before, rtol=1e-5, atol=1e-5)
 
 
 def test_weights_start_as_those_of_torch():

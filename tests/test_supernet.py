@@ -45,7 +45,9 @@ def test_maps_halve_at_the_reduction_cells_and_channels_double():
     net.set_path(random_path(net.rows, net.arms, seed=3))
     shapes = []
     for cell in net.cells:
-        cell.register_forward_hook(lambda module, args, out: shapes.append(tuple(out.shape[1:])))
+        cell.register_forward_hook(
+            lambda module, args, out: shapes.append(tuple(torch.cat(out, 1).shape[1:]))
+        )
     net(torch.rand(2, 3, 9, 9))
     assert shapes == [(16, 9, 9)] * 2 + [(32, 5, 5)] * 2 + [(64, 3, 3)] * 2
     assert net.reductions == (2, 4)

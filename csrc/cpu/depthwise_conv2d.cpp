@@ -2,6 +2,7 @@
 #include <memory>
 
 #include "cpu/conv_tensor.h"
+#include "cpu/depthwise_conv2d.h"
 #include "cpu/isa.h"
 
 namespace fastbandit::cpu {
@@ -96,6 +97,8 @@ float* packed_taps(int64_t floats) {
   return taps.data();
 }
 
+}  // namespace
+
 Tensor depthwise_conv2d(Tensor x, Tensor weight, Pair stride, Pair padding, Pair dilation,
                         bool relu) {
   const char* op = "depthwise_conv2d";
@@ -174,7 +177,6 @@ Tensor depthwise_conv2d_backward_weight(Tensor grad, Tensor x, Tensor weight, Pa
   return grad_weight;
 }
 
-}  // namespace
 }  // namespace fastbandit::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(fastbandit, CPU, m) {

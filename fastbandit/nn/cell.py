@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Plan", "run_nodes"]
+__all__ = ["Plan", "concatenate", "run_nodes"]
 
 #: For each node from 1 on, its incoming edges as (source node, operation); at least one each.
 Plan = Sequence[Sequence[tuple[int, Callable[[Tensor], Tensor]]]]

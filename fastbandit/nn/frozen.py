@@ -38,7 +38,19 @@ class FrozenBatchNorm(nn.Module):
         self.register_buffer("shift", shift.to(mean.dtype), persistent=False)
         # For each size of map: scale and shift of every element of an image, as it lies in memory.
         self._rows: dict[tuple[int, bool], tuple[Tensor, Tensor]] = {}
+        # The last weight of a 1x1 convolution that this was folded into, its version, the result.
+        self._folded: tuple[Tensor, int, Tensor] | None = None
         self.train(norm.training)
+
+    def fold(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the convolution that is ``weight``'s and this after it, one tensor
+        for as long as ``weight`` does not change. No gradient leads from it back to ``weight``."""
+        last = self._folded
+        if last is None or last[0] is not weight or last[1] != weight._version:
+            with torch.no_grad():
+                folded = weight * self.scale.view(-1, 1, 1, 1)
+            self._folded = last = (weight, weight._version, folded)
+        return last[2], self.shift
 
     def _row(self, pixels: int, channels_last: bool) -> tuple[Tensor, Tensor]:
         key = (pixels, channels_last)

@@ -16,7 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastbandit import ops
+from fastbandit.nn.cell import concatenate
+from fastbandit.nn.frozen import FrozenBatchNorm
 from fastbandit.ops._convolution import autocast_dtype
+from fastbandit.ops.conv_block import serves as conv_block_serves
 
 __all__ = [
     "DENOISE_KINDS",
@@ -33,6 +36,7 @@ __all__ = [
     "Normalize",
     "ReluConvBN",
     "classify",
+    "conv_block",
     "conv_weight",
     "dot_product",
     "halve",
@@ -143,10 +147,7 @@ class BatchNorm2d(nn.BatchNorm2d):
             if self.synchronise is not None:
                 return self.synchronise(x, self.weight, self.bias, None, 0.0, self.eps)
             return ops.batch_norm(x, self.weight, self.bias, eps=self.eps)
-        factor = self.momentum
-        if factor is None:
-            self.batches += 1
-            factor = 1.0 / self.batches
+        factor = self.next_factor()
         if self.factor is not None and self.running_mean is not None:
             # With a momentum of 1 the running statistics are those of the batch.
             mean, var = self.running_mean.new_zeros(2, x.size(1)).unbind()
@@ -167,6 +168,13 @@ class BatchNorm2d(nn.BatchNorm2d):
             momentum=factor,
             eps=self.eps,
         )
+
+    def next_factor(self) -> float:
+        """By how much the running statistics move towards those of one more batch; counts it."""
+        if self.momentum is not None:
+            return self.momentum
+        self.batches += 1
+        return 1.0 / self.batches
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
@@ -211,18 +219,6 @@ def classify(x: Tensor, classifier: nn.Module) -> Tensor:
     return classifier(x.mean(dim=(2, 3)))
 
 
-class ReluConvBN(nn.Module):
-    """ReLU - 1x1 convolution - batch norm: brings the input of a cell to its width."""
-
-    def __init__(self, in_channels: int, out_channels: int, affine: bool) -> None:
-        super().__init__()
-        self.weight = conv_weight(out_channels, in_channels, 1)
-        self.bn = BatchNorm2d(out_channels, affine=affine)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.bn(F.conv2d(F.relu(x), self.weight))
-
-
 class DepthwiseConv2d(nn.Module):
     """ReLU, then a depthwise k x k convolution with 'same' padding, as one op.
 
@@ -244,6 +240,85 @@ class DepthwiseConv2d(nn.Module):
             dilation=self.dilation,
             relu=True,
         )
+
+
+def conv_block(
+    x: Tensor | Sequence[Tensor],
+    pointwise: Tensor,
+    norm: nn.Module,
+    depthwise: DepthwiseConv2d | None = None,
+) -> Tensor:
+    """ReLU, ``depthwise`` if there is one, a 1x1 convolution and ``norm``, in one op where it can.
+
+    It can where :func:`fastbandit.ops.conv_block` has a kernel and the layers are those of this
+    package, batch norm with the batch's statistics or frozen or in evaluation mode; then what it
+    does to a channel goes into the weight of the 1x1 convolution. Elsewhere layer by layer.
+
+    Args:
+        x: a map, or several of one size that are taken side by side.
+        pointwise: [C_out, C, 1, 1].
+        norm: the batch norm.
+        depthwise: a depthwise convolution, which has the ReLU inside; with one map only.
+    """
+    xs = [x] if isinstance(x, Tensor) else list(x)
+    known = depthwise is None or type(depthwise) is DepthwiseConv2d
+    if not (known and conv_block_serves(xs, pointwise)):
+        joined = concatenate(xs)
+        activated = F.relu(joined) if depthwise is None else depthwise(joined)
+        y: Tensor = norm(F.conv2d(activated, pointwise))
+        return y
+    settings: dict[str, Any] = {}
+    if depthwise is not None:
+        settings = {
+            "depthwise": depthwise.weight,
+            "stride": depthwise.stride,
+            "padding": depthwise.padding,
+            "dilation": depthwise.dilation,
+        }
+    if type(norm) is FrozenBatchNorm and not norm.training:
+        weight, bias = norm.fold(pointwise)
+        return ops.conv_block(xs, weight, bias=bias, **settings)
+    if type(norm) is BatchNorm2d:
+        mean, variance = norm.running_mean, norm.running_var
+        if not norm.training and mean is not None and variance is not None:
+            scale = torch.rsqrt(variance + norm.eps)
+            if norm.weight is not None:
+                scale = scale * norm.weight
+            bias = -mean * scale if norm.bias is None else norm.bias - mean * scale
+            return ops.conv_block(xs, pointwise * scale.view(-1, 1, 1, 1), bias=bias, **settings)
+        # A single value for each channel is for the batch norm to refuse.
+        several = xs[0].shape[0] > 1 or max(xs[0].shape[2:]) > settings.get("stride", 1)
+        if norm.training and norm.synchronise is None and norm.factor is None and several:
+            tracking = norm.track_running_stats
+            return ops.conv_block(
+                xs,
+                pointwise,
+                normalize=True,
+                weight=norm.weight,
+                bias=norm.bias,
+                running_mean=mean if tracking else None,
+                running_var=variance if tracking else None,
+                momentum=norm.next_factor() if tracking else 0.0,
+                eps=norm.eps,
+                **settings,
+            )
+    y = norm(ops.conv_block(xs, pointwise, **settings))
+    return y
+
+
+class ReluConvBN(nn.Module):
+    """ReLU - 1x1 convolution - batch norm: brings the input of a cell to its width.
+
+    Takes the input as one map or as several that are meant side by side, as a cell gives them.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, affine: bool) -> None:
+        super().__init__()
+        self.weight = conv_weight(out_channels, in_channels, 1)
+        self.bn = BatchNorm2d(out_channels, affine=affine)
+
+    def forward(self, x: Tensor | Sequence[Tensor]) -> Tensor:
+        return conv_block(x, self.weight, self.bn)
 
 
 class DilatedConv2d(nn.Module):

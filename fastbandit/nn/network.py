@@ -78,7 +78,8 @@ class NetworkCell(nn.Module):
         self.concat = tuple(cell.concat)
         self.out_channels = len(self.concat) * channels
 
-    def forward(self, x: Tensor, drop_path_prob: float = 0.0) -> Tensor:
+    def forward(self, x: Tensor | list[Tensor], drop_path_prob: float = 0.0) -> list[Tensor]:
+        """The nodes that side by side are the output; x: an input of that form."""
         values = [self.preprocess(x)]
         for edges in self._plan:
             total: Tensor | None = None
@@ -89,7 +90,7 @@ class NetworkCell(nn.Module):
                 total = y if total is None else total + y
             assert total is not None  # a genotype has at least one edge into each node
             values.append(total)
-        return concatenate([values[node] for node in self.concat])
+        return [values[node] for node in self.concat]
 
 
 class AuxiliaryHead(nn.Module):
@@ -237,12 +238,14 @@ class Network(nn.Module):
         drop_path_prob = self.drop_path_prob if self.training else 0.0
         second: Tensor | None = None
         x = self.stem_bn(self.stem(self.normalize(x)))
+        output = [x]
         for index, cell in enumerate(self.cells):
-            x = cell(x, drop_path_prob)
+            output = cell(output, drop_path_prob)
             if str(index) in self.denoise_blocks:
-                x = self.denoise_blocks[str(index)](x)
+                output = [self.denoise_blocks[str(index)](concatenate(output))]
             if with_auxiliary and index == self.auxiliary_index:
                 assert self.auxiliary is not None
-                second = self.auxiliary(x)
-        logits = layers.classify(x, self.classifier)
+                output = [concatenate(output)]
+                second = self.auxiliary(output[0])
+        logits = layers.classify(concatenate(output), self.classifier)
         return logits if second is None else (logits, second)

@@ -41,6 +41,7 @@ from fastbandit.nn.layers import (
     DilatedConv2d,
     GaborBlock,
     GaborKind,
+    conv_block,
     conv_weight,
 )
 
@@ -147,8 +148,8 @@ class SepConvM(nn.Module):
         self.bn2 = BatchNorm2d(channels, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.bn1(F.conv2d(self.depthwise1(x), self.pointwise1))
-        return self.bn2(F.conv2d(self.depthwise2(x), self.pointwise2))
+        x = conv_block(x, self.pointwise1, self.bn1, self.depthwise1)
+        return conv_block(x, self.pointwise2, self.bn2, self.depthwise2)
 
 
 class DilConv(nn.Module):
@@ -161,7 +162,7 @@ class DilConv(nn.Module):
         self.bn = BatchNorm2d(channels, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.bn(F.conv2d(self.depthwise(x), self.pointwise))
+        return conv_block(x, self.pointwise, self.bn, self.depthwise)
 
 
 def _skip(channels: int, stride: int, affine: bool) -> nn.Module:

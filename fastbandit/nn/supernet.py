@@ -74,8 +74,9 @@ class SuperCell(nn.Module):
         self._plan = tuple(tuple(edges) for edges in plan)
         return chosen
 
-    def forward(self, x: Tensor) -> Tensor:
-        return concatenate(run_nodes(self.preprocess(x), self._plan)[1:])
+    def forward(self, x: Tensor | list[Tensor]) -> list[Tensor]:
+        """The nodes from 1 on, which side by side are the output; x: an input of that form."""
+        return run_nodes(self.preprocess(x), self._plan)[1:]
 
 
 class Supernet(nn.Module):
@@ -208,9 +209,10 @@ class Supernet(nn.Module):
         if self._path is None:
             raise RuntimeError("Supernet: no path is set: call set_path(choice) before forward")
         x = self.stem_bn(self.stem(self.normalize(x)))
+        output = [x]
         for cell in self.cells:
-            x = cell(x)
-        return layers.classify(x, self.classifier)
+            output = cell(output)
+        return layers.classify(concatenate(output), self.classifier)
 
     def path_modules(self) -> Iterator[nn.Module]:
         """Every module, submodules included, that ``forward`` runs on the current path.

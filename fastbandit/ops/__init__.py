@@ -16,6 +16,7 @@ from fastbandit.ops.bandit import (
     bandit_update_,
 )
 from fastbandit.ops.batch_norm import batch_norm
+from fastbandit.ops.conv_block import conv_block
 from fastbandit.ops.depthwise_conv2d import depthwise_conv2d
 from fastbandit.ops.dilated_conv2d import dilated_conv2d
 from fastbandit.ops.gabor import gabor_conv2d, gabor_filters
@@ -31,6 +32,7 @@ __all__ = [
     "bandit_step_",
     "bandit_update_",
     "batch_norm",
+    "conv_block",
     "depthwise_conv2d",
     "dilated_conv2d",
     "gabor_conv2d",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -18,13 +18,19 @@ OPERATORS: dict[str, torch._ops.OpOverload] = {}
 """Every op of the package by name, e.g. ``OPERATORS["pgd_step_"]``."""
 
 
+class Applicable(Protocol):
+    """A :class:`torch.autograd.Function`, or what stands for one."""
+
+    def apply(self, *args: Any) -> Any: ...
+
+
 def define(
     name: str,
     schema: str,
     reference: Callable[..., Any],
     fake: Callable[..., Any],
     *,
-    autograd: type[torch.autograd.Function] | None = None,
+    autograd: Applicable | None = None,
 ) -> torch._ops.OpOverload:
     """Declare ``torch.ops.fastbandit.<name>``.
 
@@ -37,9 +43,10 @@ def define(
             for CPU or CUDA takes precedence. It need not handle autograd.
         fake: shapes, dtypes and strides of the results, for tracing; no data.
         autograd: for a differentiable op, a Function whose ``forward(ctx, *args)`` gets the op's
-            arguments in schema order and calls the op through :func:`below_autograd`. Without
-            one, the op raises RuntimeError when an argument requires a gradient: a gradient that
-            is silently missing trains the wrong thing.
+            arguments in schema order and calls the op through :func:`below_autograd`, or anything
+            whose ``apply`` takes them and applies such a Function. Without one, the op raises
+            RuntimeError when an argument requires a gradient: a gradient that is silently missing
+            trains the wrong thing.
 
     Returns:
         The op, called with its arguments by position (keywords cost twice as much).
@@ -146,6 +153,12 @@ def _tensor_arguments(
     return tensors, mutated
 
 
+def _requires_grad(argument: Any) -> bool:
+    if isinstance(argument, (list, tuple)):
+        return any(tensor.requires_grad for tensor in argument)
+    return argument is not None and argument.requires_grad
+
+
 def _no_gradient(op: torch._ops.OpOverload) -> Callable[..., Any]:
     tensors, mutated = _tensor_arguments(op)
     redispatch = op.redispatch
@@ -154,7 +167,7 @@ def _no_gradient(op: torch._ops.OpOverload) -> Callable[..., Any]:
     def kernel(keyset: torch._C.DispatchKeySet, *args: Any) -> Any:
         if is_grad_enabled():
             for index, argument in tensors:
-                if args[index] is not None and args[index].requires_grad:
+                if _requires_grad(args[index]):
                     raise RuntimeError(
                         f"{op._opname}: {argument}: expected a tensor without gradient, got one "
                         "that requires grad; this op has no gradient (detach the tensor or call "
@@ -170,9 +183,7 @@ def _no_gradient(op: torch._ops.OpOverload) -> Callable[..., Any]:
     return kernel
 
 
-def _differentiable(
-    op: torch._ops.OpOverload, function: type[torch.autograd.Function]
-) -> Callable[..., Any]:
+def _differentiable(op: torch._ops.OpOverload, function: Applicable) -> Callable[..., Any]:
     redispatch = op.redispatch
     is_grad_enabled = torch.is_grad_enabled
     tensors = tuple(
@@ -184,7 +195,7 @@ def _differentiable(
     def kernel(keyset: torch._C.DispatchKeySet, *args: Any) -> Any:
         if is_grad_enabled():
             for index in tensors:
-                if args[index] is not None and args[index].requires_grad:
+                if _requires_grad(args[index]):
                     return function.apply(*args)
         return redispatch(keyset & _BELOW_AUTOGRAD, *args)
 

@@ -164,9 +164,22 @@ def batch_norm(
         )  # fmt: skip
     y, mean, inverse = _forward(x, weight, bias, eps)
     if running_mean is not None and running_var is not None:
-        with torch.no_grad():
-            count = x.numel() // x.shape[1]
-            unbiased = (inverse.pow(-2) - eps).mul_(count / (count - 1))
-            running_mean.lerp_(mean, momentum)
-            running_var.lerp_(unbiased, momentum)
+        update_running(running_mean, running_var, mean, inverse, y, momentum, eps)
     return y
+
+
+def update_running(
+    running_mean: Tensor,
+    running_var: Tensor,
+    mean: Tensor,
+    inverse: Tensor,
+    y: Tensor,
+    momentum: float,
+    eps: float,
+) -> None:
+    """Move running statistics [C] towards those of the batch that ``y`` was normalised with."""
+    with torch.no_grad():
+        count = y.numel() // y.shape[1]
+        unbiased = (inverse.pow(-2) - eps).mul_(count / (count - 1))
+        running_mean.lerp_(mean, momentum)
+        running_var.lerp_(unbiased, momentum)

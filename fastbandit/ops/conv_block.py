@@ -1,0 +1,396 @@
+"""ReLU - depthwise convolution - 1x1 convolution - batch norm, as one op."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from fastbandit import _native
+from fastbandit.ops import _convolution
+from fastbandit.ops._register import below_autograd, define, refuse_second_derivative
+from fastbandit.ops.batch_norm import batch_norm, update_running
+from fastbandit.ops.depthwise_conv2d import depthwise_conv2d
+
+__all__ = ["conv_block"]
+
+
+# --- References -----------------------------------------------------------------------------------
+
+
+def _reference(
+    xs: list[Tensor],  # [N, C_i, H, W] each
+    depthwise: Tensor | None,  # [C, 1, k, k]
+    pointwise: Tensor,  # [C_out, C, 1, 1]
+    weight: Tensor | None,  # [C_out]
+    bias: Tensor | None,  # [C_out]
+    stride: int,
+    padding: int,
+    dilation: int,
+    normalize: bool,
+    eps: float,
+) -> list[Tensor]:
+    layout = _convolution.memory_format(xs[0])
+    activated = torch.cat(xs, 1).relu()
+    between = []
+    if depthwise is not None:
+        groups = activated.shape[1]
+        activated = F.conv2d(activated, depthwise, None, stride, padding, dilation, groups)
+        between.append(activated.contiguous(memory_format=layout))
+    z = F.conv2d(activated, pointwise, None if normalize else bias)
+    if not normalize:
+        return [z.contiguous(memory_format=layout), *between]
+    y, mean, inverse = torch.native_batch_norm(z, weight, bias, None, None, True, 0.0, eps)
+    maps = (y, *between, z)
+    return [*(tensor.contiguous(memory_format=layout) for tensor in maps), mean, inverse]
+
+
+def _backward_reference(
+    grad: Tensor,  # [N, C_out, H_out, W_out]
+    xs: list[Tensor],
+    depthwise: Tensor | None,
+    pointwise: Tensor,
+    weight: Tensor | None,
+    d: Tensor | None,
+    z: Tensor | None,
+    mean: Tensor | None,
+    inverse: Tensor | None,
+    stride: int,
+    padding: int,
+    dilation: int,
+    input: bool,
+    weights: bool,
+) -> list[Tensor]:
+    layout = _convolution.memory_format(xs[0])
+    by_weight = []
+    if z is not None:
+        grad, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
+            grad, z, weight, None, None, mean, inverse, True, 1e-5, [True, True, True]
+        )
+        by_weight = [grad_weight, grad_bias]
+    else:
+        by_weight = [grad.sum((0, 2, 3))]
+    x = torch.cat(xs, 1)
+    activated = x.relu()
+    backward = torch.ops.aten.convolution_backward
+    grad, grad_pointwise, _ = backward(
+        grad, activated if d is None else d, pointwise, None,
+        [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True, True, False],
+    )  # fmt: skip
+    by_pointwise = [grad_pointwise.contiguous()]
+    if depthwise is not None:
+        grad, grad_depthwise, _ = backward(
+            grad, activated, depthwise, None, [stride] * 2, [padding] * 2, [dilation] * 2,
+            False, [0, 0], x.shape[1], [True, True, False],
+        )  # fmt: skip
+        by_pointwise.append(grad_depthwise.contiguous())
+    results = []
+    if input:
+        grad = torch.where(x > 0, grad, 0.0)
+        parts = grad.split([part.shape[1] for part in xs], 1)
+        results += [part.clone(memory_format=layout) for part in parts]
+    return results + (by_pointwise + by_weight if weights else [])
+
+
+# --- Fake kernels ---------------------------------------------------------------------------------
+
+
+def _fake(
+    xs: list[Tensor],
+    depthwise: Tensor | None,
+    pointwise: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    stride: int,
+    padding: int,
+    dilation: int,
+    normalize: bool,
+    eps: float,
+) -> list[Tensor]:
+    x, layout = xs[0], _convolution.memory_format(xs[0])
+    size = (x.shape[2], x.shape[3])
+    if depthwise is not None:
+        kernel = (depthwise.shape[2], depthwise.shape[3])
+        size = _convolution.output_size(x, kernel, [stride] * 2, [padding] * 2, [dilation] * 2)
+
+    def empty(channels: int) -> Tensor:
+        shape = (x.shape[0], channels, *size)
+        return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
+
+    results = [empty(pointwise.shape[0])]
+    if depthwise is not None:
+        results.append(empty(pointwise.shape[1]))
+    if normalize:
+        results.append(empty(pointwise.shape[0]))
+        results += [x.new_empty(pointwise.shape[0]), x.new_empty(pointwise.shape[0])]
+    return results
+
+
+def _backward_fake(
+    grad: Tensor,
+    xs: list[Tensor],
+    depthwise: Tensor | None,
+    pointwise: Tensor,
+    weight: Tensor | None,
+    d: Tensor | None,
+    z: Tensor | None,
+    mean: Tensor | None,
+    inverse: Tensor | None,
+    stride: int,
+    padding: int,
+    dilation: int,
+    input: bool,
+    weights: bool,
+) -> list[Tensor]:
+    layout = _convolution.memory_format(xs[0])
+    results = [torch.empty_like(x, memory_format=layout) for x in xs] if input else []
+    if weights:
+        results.append(torch.empty_like(pointwise, memory_format=torch.contiguous_format))
+        if depthwise is not None:
+            results.append(torch.empty_like(depthwise, memory_format=torch.contiguous_format))
+        vectors = 1 if z is None else 2
+        results += [pointwise.new_empty(pointwise.shape[0]) for _ in range(vectors)]
+    return results
+
+
+# --- The ops --------------------------------------------------------------------------------------
+
+
+class _Function(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, count: int, settings: tuple[Any, ...], *tensors: Any) -> Any:
+        depthwise, pointwise, weight, bias, *xs = tensors
+        results = below_autograd(_forward, xs, depthwise, pointwise, weight, bias, *settings)
+        *_, normalize, _ = settings
+        saved = results[1:]
+        mean = inverse = z = d = None
+        if normalize:
+            *saved, z, mean, inverse = saved
+        if depthwise is not None:
+            (d,) = saved
+        ctx.save_for_backward(depthwise, pointwise, weight, d, z, mean, inverse, *xs)
+        ctx.settings = settings[:3]
+        ctx.given = tuple(tensor is not None for tensor in tensors[:4])
+        # The statistics have no gradient here, and torch gives them none either. Neither has what
+        # is returned only because the op returns it.
+        ctx.mark_non_differentiable(*results[1:])
+        ctx.set_materialize_grads(False)
+        return (*results,)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+        refuse_second_derivative("conv_block")
+        depthwise, pointwise, weight, d, z, mean, inverse, *xs = ctx.saved_tensors
+        nothing = (None,) * (6 + len(xs))
+        if grad is None:
+            return nothing
+        wanted_input = any(ctx.needs_input_grad[6:])
+        wanted_weights = any(ctx.needs_input_grad[2:6]) and _convolution.gradient_wanted(
+            ctx, *range(sum(ctx.given))
+        )
+        if not (wanted_input or wanted_weights):
+            return nothing
+        results = below_autograd(
+            _backward, grad, xs, depthwise, pointwise, weight, d, z, mean, inverse,
+            *ctx.settings, wanted_input, wanted_weights,
+        )  # fmt: skip
+        grad_xs = results[: len(xs)] if wanted_input else [None] * len(xs)
+        by_depthwise = by_pointwise = by_weight = by_bias = None
+        if wanted_weights:
+            by_pointwise, *rest = results[len(xs) if wanted_input else 0 :]
+            if depthwise is not None:
+                by_depthwise, *rest = rest
+            if z is not None:
+                by_weight, *rest = rest
+            (by_bias,) = rest
+        given = (by_depthwise, by_pointwise, by_weight, by_bias)
+        by_tensor = (g if has else None for g, has in zip(given, ctx.given, strict=True))
+        return (None, None, *by_tensor, *grad_xs)
+
+
+class _ConvBlock:
+    """Autograd sees tensors among the arguments of a Function, but not in a list of them."""
+
+    @staticmethod
+    def apply(
+        xs: list[Tensor],
+        depthwise: Tensor | None,
+        pointwise: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        *settings: Any,
+    ) -> list[Tensor]:
+        return list(_Function.apply(len(xs), settings, depthwise, pointwise, weight, bias, *xs))
+
+
+_SETTINGS = "int stride, int padding, int dilation"
+
+_forward = define(
+    "conv_block",
+    "(Tensor[] xs, Tensor? depthwise, Tensor pointwise, Tensor? weight, Tensor? bias, "
+    f"{_SETTINGS}, bool normalize, float eps) -> Tensor[]",
+    _reference,
+    _fake,
+    autograd=_ConvBlock,
+)
+_backward = define(
+    "conv_block_backward",
+    "(Tensor grad, Tensor[] xs, Tensor? depthwise, Tensor pointwise, Tensor? weight, Tensor? d, "
+    f"Tensor? z, Tensor? mean, Tensor? inverse, {_SETTINGS}, bool input, bool weights) "
+    "-> Tensor[]",
+    _backward_reference,
+    _backward_fake,
+)
+
+
+@register_flop_formula(torch.ops.fastbandit.conv_block)
+def _flops(
+    xs: list[list[int]],
+    depthwise: list[int] | None,
+    pointwise: list[int],
+    *_: Any,
+    out_shape: list[list[int]],
+    **__: Any,
+) -> int:
+    """Multiply-adds count as two, taps on the padding included, as in torch's own formulas."""
+    n, c_out, h, w = out_shape[0]
+    taps = depthwise[2] * depthwise[3] if depthwise is not None else 0
+    return 2 * n * h * w * pointwise[1] * (c_out + taps)
+
+
+@register_flop_formula(torch.ops.fastbandit.conv_block_backward)
+def _backward_flops(
+    grad: list[int],
+    xs: list[list[int]],
+    depthwise: list[int] | None,
+    pointwise: list[int],
+    *arguments: Any,
+    **__: Any,
+) -> int:
+    *_, wanted_input, wanted_weights = arguments
+    n, c_out, h, w = grad
+    taps = depthwise[2] * depthwise[3] if depthwise is not None else 0
+    return 2 * n * h * w * pointwise[1] * (c_out + taps) * (wanted_input + wanted_weights)
+
+
+# --- Public function ------------------------------------------------------------------------------
+
+
+def serves(xs: Sequence[Tensor], pointwise: Tensor) -> bool:
+    """Whether the kernel of this package serves these tensors; see :func:`conv_block`."""
+    if "cpu" not in _native.served:
+        return False
+    for x in xs:
+        if not (
+            x.is_cpu
+            and x.dtype == torch.float32
+            and x.dim() == 4
+            and x.shape[1] > 1
+            and x.is_contiguous(memory_format=torch.channels_last)
+        ):
+            return False
+    return (
+        pointwise.dtype == torch.float32
+        and _convolution.memory_format(xs[0]) == torch.channels_last
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()  # a compiler is shown the plain operations
+        and not torch.compiler.is_exporting()
+    )
+
+
+def conv_block(
+    x: Tensor | Sequence[Tensor],
+    pointwise: Tensor,
+    *,
+    depthwise: Tensor | None = None,
+    stride: int = 1,
+    padding: int = 0,
+    dilation: int = 1,
+    normalize: bool = False,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """ReLU, an optional depthwise convolution, a 1x1 convolution, then batch norm or a bias.
+
+    What cells and separable operations of the search spaces are made of (the order ReLU - conv - BN
+    is that of DARTS, Liu et al., ICLR 2019). Differentiable once. The same as::
+
+        a = F.relu(torch.cat(x, 1))
+        if depthwise is not None:
+            a = F.conv2d(a, depthwise, None, stride, padding, dilation, groups=C)
+        if not normalize:
+            return F.conv2d(a, pointwise, bias)
+        return ops.batch_norm(F.conv2d(a, pointwise), weight, bias, running_mean, running_var,
+                              momentum=momentum, eps=eps)
+
+    and computed like that by single ops, except for float32 in channels-last on a CPU outside
+    autocast, where one kernel works through tiles that stay in the cache: several maps are not put
+    side by side in memory, the ReLU and the gradient before the batch norm are not written out. The
+    result for an image does not depend on the others of its batch (without ``normalize``), and the
+    bits are the same for every number of threads.
+
+    Args:
+        x: [N, C, H, W], or several such maps that are taken side by side (not with ``depthwise``);
+            at most float32 and channels-last is fast.
+        pointwise: [C_out, C, 1, 1].
+        depthwise: [C, 1, k, k] or None.
+        stride, padding, dilation: of the depthwise convolution.
+        normalize: batch norm with the statistics of this batch.
+        weight: [C_out] scale after the normalisation, or None for 1.
+        bias: [C_out] added at the end, or None for 0.
+        running_mean, running_var: see :func:`fastbandit.ops.batch_norm`.
+        momentum, eps: of the batch norm.
+
+    Returns:
+        [N, C_out, H_out, W_out]; channels-last if x is.
+
+    Raises:
+        ValueError: several maps before a depthwise convolution, a stride or padding without one,
+            or a ``weight`` without ``normalize``.
+        RuntimeError: shapes do not fit, or a second derivative is asked for.
+    """
+    op = "conv_block"
+    xs = [x] if isinstance(x, Tensor) else list(x)
+    if not xs:
+        raise ValueError(f"{op}: x: expected at least one tensor, got none")
+    if depthwise is not None and len(xs) > 1:
+        raise ValueError(
+            f"{op}: x: expected one tensor before a depthwise convolution, got {len(xs)}"
+        )
+    if depthwise is None and (stride, padding) != (1, 0):
+        raise ValueError(
+            f"{op}: stride, padding: expected 1 and 0 without a depthwise convolution, "
+            f"got {stride} and {padding}"
+        )
+    if weight is not None and not normalize:
+        raise ValueError(f"{op}: weight: expected None without normalize, got a tensor")
+    if serves(xs, pointwise):
+        results = _forward(
+            xs, depthwise, pointwise, weight, bias, stride, padding, dilation, normalize, eps
+        )
+        if running_mean is not None and running_var is not None and normalize:
+            *_, mean, inverse = results
+            update_running(running_mean, running_var, mean, inverse, results[0], momentum, eps)
+        y: Tensor = results[0]
+        return y
+    joined = xs[0] if len(xs) == 1 else torch.cat(xs, 1)
+    if depthwise is None:
+        activated = F.relu(joined)
+    else:
+        activated = depthwise_conv2d(
+            joined, depthwise, stride=stride, padding=padding, dilation=dilation, relu=True
+        )
+    if not normalize:
+        return F.conv2d(activated, pointwise, bias)
+    return batch_norm(
+        F.conv2d(activated, pointwise), weight, bias, running_mean, running_var,
+        momentum=momentum, eps=eps,
+    )  # fmt: skip
