@@ -67,7 +67,9 @@ class ThreatModel:
             free", ICLR 2020), ``epsilon`` for one step without, ``2.5 * epsilon / steps`` for more
             (Madry et al., ICLR 2018).
         steps: gradient steps; 1 is FGSM, k is PGD-k, 0 is no attack at all (clean).
-        random_start: start uniformly in the ball instead of at the image.
+        random_start: start at a random point of the ball instead of at the image: uniform in
+            L-infinity; in L2 of uniform direction and uniform radius, in [0, epsilon] or, where the
+            steps are too short for that, in [epsilon - steps * step, epsilon].
         bn_mode: batch norm in ``"eval"`` or ``"train"`` mode while the attack runs. In train mode
             the batch's statistics are used and the running ones are left alone.
 

@@ -24,7 +24,7 @@ def standing(model, x, y) -> int:
 def not_weaker(model, y, ours, theirs):
     """Of ours no more stand than the upper end of the interval of theirs."""
     found, reference = standing(model, ours, y), standing(model, theirs, y)
-    assert found / N <= wilson(reference, N)[1], (found, reference)
+    assert found / len(y) <= wilson(reference, len(y))[1], (found, reference)
 
 
 @pytest.mark.parametrize("start", [False, True])
@@ -95,6 +95,20 @@ def test_not_weaker_than_foolbox(case):
         (FGSM(model, EPSILON), foolbox.attacks.LinfFastGradientAttack(random_start=False), EPSILON),
     ):
         not_weaker(model, y, ours(x, y), reference(wrapped, x, y, epsilons=epsilon)[1])
+
+
+@pytest.mark.parametrize("step", [0.025, 0.05, 0.125])
+def test_l2_pgd_is_not_weaker_however_long_its_steps(step):
+    """With short steps it matters most where an attack starts."""
+    theirs, foolbox = pytest.importorskip("torchattacks"), pytest.importorskip("foolbox")
+    model, (x, y) = network(), images(400)
+    ours = PGDL2(model, L2, step, 20)(x, y)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        not_weaker(model, y, ours, theirs.PGDL2(model, L2, step, 20)(x, y))
+        wrapped = foolbox.PyTorchModel(model, bounds=(0, 1))
+        attack = foolbox.attacks.L2PGD(abs_stepsize=step, steps=20)
+        not_weaker(model, y, ours, attack(wrapped, x, y, epsilons=L2)[1])
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])

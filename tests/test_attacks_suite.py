@@ -1,5 +1,7 @@
 """The attacks against closed forms, and what they promise whatever the model."""
 
+import math
+
 import pytest
 import torch
 from _digits import images, network
@@ -9,6 +11,7 @@ from fastbandit import attacks
 from fastbandit.attacks import APGD, APGDT, FGSM, MIFGSM, PGD, PGDL2, AutoAttack, Square, _ball
 from fastbandit.attacks._draws import below, normal, uniform, words
 from fastbandit.attacks._model import Oracle
+from fastbandit.threat import ThreatModel
 
 EPSILON = 0.2
 
@@ -266,15 +269,37 @@ def test_draws_are_uniform_and_normal():
     assert ((counts - 3200) ** 2 / 3200).sum() < 18.5  # chi-square, 4 degrees, 0.1 %
 
 
-def test_l2_start_fills_the_ball():
-    """P(radius < r) = r^D for a uniform point of the ball."""
-    x = torch.full((4000, 1, 2, 2), 0.5)
-    delta = _ball.start(
-        x, norm="l2", epsilon=0.4, lower=0.0, upper=1.0, seed=0, index=None, offset=0
-    )
-    radius = delta.flatten(1).norm(dim=1) / 0.4
-    assert radius.max() <= 1 + 1e-6
-    assert abs((radius < 0.5**0.25).float().mean() - 0.5) < 0.03
+@pytest.mark.parametrize(("reach", "nearest"), [(math.inf, 0.0), (0.4, 0.0), (0.1, 0.3), (0, 0.4)])
+def test_l2_start_has_a_uniform_radius(reach, nearest):
+    """Also in many dimensions, where a uniform point of the ball is all but on its surface."""
+    x = torch.full((4000, 1, 8, 8), 0.5)
+    ids = torch.arange(7, 4007)
+
+    def start(part: slice) -> torch.Tensor:
+        return _ball.start(
+            x[part], norm="l2", epsilon=0.4, lower=0.0, upper=1.0,
+            seed=0, index=ids[part], offset=0, reach=reach,
+        )  # fmt: skip
+
+    delta = start(slice(None))
+    radius = delta.flatten(1).norm(dim=1)
+    assert radius.min() >= nearest - 1e-6
+    assert radius.max() <= 0.4 + 1e-6
+    middle = torch.linspace(nearest, 0.4, 4001)[:-1] + (0.4 - nearest) / 8000
+    # Kolmogorov and Smirnov: beyond 0.031 once in a thousand times.
+    assert (radius.sort().values - middle).abs().max() <= 0.031 * (0.4 - nearest) + 1e-6
+    assert delta.mean(0).abs().max() < 0.004
+    parts = torch.cat([start(part) for part in (slice(0, 1), slice(1, 1000), slice(1000, 4000))])
+    assert torch.equal(parts, delta)
+
+
+def test_the_start_knows_how_far_the_steps_go():
+    x = torch.full((50, 1, 8, 8), 0.5)
+    for steps, nearest in ((2, 0.3), (20, 0.0)):
+        threat = ThreatModel(norm="l2", epsilon=0.4, steps=steps, step_size=0.05)
+        delta = attacks._gradient._start(x, threat, 0, None, 0)
+        radius = delta.flatten(1).norm(dim=1)
+        assert nearest - 1e-6 <= radius.min() < nearest + 0.05
 
 
 def test_bfloat16_success_counts_only_in_float32():

@@ -6,6 +6,8 @@ batch that the image stands in.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -93,8 +95,21 @@ def start(
     seed: int,
     index: Tensor | None,
     offset: int | Tensor,
+    reach: float = math.inf,
 ) -> Tensor:
-    """A perturbation drawn uniformly from the ball, then brought into the bounds."""
+    """A random perturbation in the ball, then brought into the bounds.
+
+    In L-infinity it is uniform in the ball. In L2 its direction is uniform and so is its radius,
+    in [0, epsilon]. A point drawn uniformly from a ball of 64 dimensions or more is all but on the
+    surface and nearly at a right angle to the gradient, and the attack spends its steps on turning.
+    PGD-20 of 400 digits at epsilon 1 left 14 % to 45 % standing from there, on five networks, where
+    its steps together are as long as epsilon, and 6 % to 34 % from the uniform radius; where they
+    are 2.5 epsilon long, 2 % to 20 % and 1 % to 18 %.
+
+    Args:
+        reach: how far the steps of the attack go together. In L2 an attack that falls short of the
+            surface begins so near to it that it can arrive: the radius is at least epsilon - reach.
+    """
     if norm == "linf":
         return ops.random_start(
             images,
@@ -112,6 +127,7 @@ def start(
     # The radius has words of its own, behind those of the pixels.
     radius = _draws.uniform(seed, index, 1, offset + (1 << 31))[:, 0]
     length = draws.square().sum(1).sqrt()
-    scale = epsilon * radius ** (1 / max(pixels, 1)) / length
+    nearest = max(0.0, epsilon - reach)
+    scale = (nearest + (epsilon - nearest) * radius) / length
     delta = (draws * scale[:, None]).to(images.dtype).view(images.shape)
     return _into_bounds(delta, images, lower, upper)

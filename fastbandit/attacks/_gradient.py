@@ -38,6 +38,7 @@ def _start(
         seed=seed,
         index=index,
         offset=offset,
+        reach=threat.steps * threat.step_value,
     )
 
 
@@ -57,10 +58,11 @@ def perturb(
 
     delta ~ U(-epsilon, epsilon); then ``steps`` times
     delta <- clip(delta + step * sign(grad_x loss(f(x + delta), y)), -epsilon, epsilon), and
-    x + delta stays within the threat's bounds. In the L2 norm the start is uniform in that ball,
-    the step is along the normalised gradient and the clip is the projection onto the ball. The
-    loss is cross-entropy, summed, so that the gradient of one image does not depend on the others'
-    number. This is the loop of training: the whole batch in one call of the model.
+    x + delta stays within the threat's bounds. In the L2 norm the start has a uniform direction and
+    a uniform radius (:func:`_ball.start`), the step is along the normalised gradient and the clip
+    is the projection onto the ball. The loss is cross-entropy, summed, so that the gradient of one
+    image does not depend on the others' number. This is the loop of training: the whole batch in
+    one call of the model.
 
     Args:
         images: [N, C, H, W] in [0, 1]; labels: [N] int64.
