@@ -305,11 +305,9 @@ std::vector<Tensor> conv_block_backward(Tensor grad, std::vector<Tensor> xs,
                 kernels.gather_relu(p, end, sources.data(), count, gathered, width);
                 x = gathered;
               } else if (width != inner) {  // rows of d are not padded
-                for (int64_t i = 0; i < end - p; ++i) {
+                for (int64_t i = 0; i < end - p; ++i)
                   std::memcpy(gathered + i * width, x + i * inner,
                               static_cast<size_t>(inner) * sizeof(float));
-                  std::fill(gathered + i * width + inner, gathered + (i + 1) * width, 0.0f);
-                }
                 x = gathered;
               }
               kernels.accumulate(end - p, outer, inner, here, outer, x, width,

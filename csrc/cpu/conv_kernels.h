@@ -115,7 +115,7 @@ void gather_rows(const Array4& a, const LaneSet& lanes, int64_t row, int64_t row
     for (int64_t r = 0; r < rows; ++r) {
       const T* p = lane[0] + (row + r) * a.h;
       for (int64_t i = 0; i < w; ++i, p += a.w, out += kLanes) {
-        const Vec v = lanes.count == kLanes ? load(p) : load_partial(p, 1, lanes.count);
+        const Vec v = lanes.count == kLanes ? load(p) : load_first(p, lanes.count);
         store(out, use_relu ? relu(v) : v);
       }
     }
@@ -174,7 +174,7 @@ void scatter_rows(const Array4& a, const LaneSet& lanes, int64_t row, int64_t ro
         if (lanes.count == kLanes) {
           store(p, load(in));
         } else {
-          store_partial(p, 1, lanes.count, load(in));
+          store_first(p, lanes.count, load(in));
         }
       }
     }
@@ -1070,7 +1070,7 @@ void channel_sum_rows(const Array4& x, int64_t n, int64_t channels, int64_t row,
           Vec s = load(q);
           int64_t c = kLanes;
           for (; c + kLanes <= channels; c += kLanes) s = add(s, load(q + c));
-          if (c < channels) s = add(s, load_partial(q + c, 1, channels - c));
+          if (c < channels) s = add(s, load_first(q + c, channels - c));
           sum[u] = s;
         }
         transpose(sum);

@@ -242,4 +242,36 @@ FB_INLINE void store_partial(T* p, int64_t stride, int64_t count, Vec a) {
   for (int64_t i = 0; i < count; ++i) p[i * stride] = buffer[i];
 }
 
+// The same for neighbours in memory, 0 <= count <= kLanes.
+template <class T>
+FB_INLINE Vec load_first(const T* p, int64_t count) {
+  return load_partial(p, 1, count);
+}
+template <class T>
+FB_INLINE void store_first(T* p, int64_t count, Vec a) {
+  store_partial(p, 1, count, a);
+}
+#if defined(FB_ISA_AVX512)
+FB_INLINE __mmask16 first_lanes(int64_t count) {
+  return static_cast<__mmask16>((1u << count) - 1u);
+}
+FB_INLINE Vec load_first(const float* p, int64_t count) {
+  return {_mm512_maskz_loadu_ps(first_lanes(count), p)};
+}
+FB_INLINE void store_first(float* p, int64_t count, Vec a) {
+  _mm512_mask_storeu_ps(p, first_lanes(count), a.v);
+}
+#elif defined(FB_ISA_AVX2)
+FB_INLINE __m256i first_lanes(int64_t count) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), lane);
+}
+FB_INLINE Vec load_first(const float* p, int64_t count) {
+  return {_mm256_maskload_ps(p, first_lanes(count))};
+}
+FB_INLINE void store_first(float* p, int64_t count, Vec a) {
+  _mm256_maskstore_ps(p, first_lanes(count), a.v);
+}
+#endif
+
 }  // namespace fastbandit::cpu::FB_ISA_NAMESPACE

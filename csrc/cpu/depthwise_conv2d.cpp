@@ -20,6 +20,16 @@ const ConvKernels& conv_kernels() {
 
 namespace {
 
+// Maps of eight channels or fewer leave half of a vector of 16 empty, and rows that do not fill a
+// vector are copied to and fro: 64 x 8 x 8 x 8 in channels-last, k = 3, on one thread takes 61, 90
+// and 81 us (forward, input and weight gradient) with AVX-512 and 26, 34 and 27 us with AVX2.
+const ConvKernels& kernels_for(const ConvProblem& p, const Array4& first) {
+#if defined(__x86_64__)
+  if (isa() == Isa::avx512 && p.c <= 8 && first.c == 1) return conv_kernels_avx2();
+#endif
+  return conv_kernels();
+}
+
 // ---- float64, for gradient checks: plain loops, one channel of one image at a time ---------------
 
 struct DoubleMap {
@@ -113,7 +123,7 @@ Tensor depthwise_conv2d(Tensor x, Tensor weight, Pair stride, Pair padding, Pair
     });
     return y;
   }
-  const ConvKernels& kernels = conv_kernels();
+  const ConvKernels& kernels = kernels_for(p, in);
   float* packed = packed_taps(kernels.packed_size(p, in));
   kernels.pack(p, in, taps, packed);
   parallel(kernels.forward_items(p, in, out), [&](int64_t begin, int64_t end) {
@@ -139,7 +149,7 @@ Tensor depthwise_conv2d_backward_input(Tensor grad, Tensor x, Tensor weight, Pai
     });
     return grad_x;
   }
-  const ConvKernels& kernels = conv_kernels();
+  const ConvKernels& kernels = kernels_for(p, g);
   float* packed = packed_taps(kernels.packed_size(p, g));
   kernels.pack(p, g, taps, packed);
   parallel(kernels.backward_input_items(p, g, out), [&](int64_t begin, int64_t end) {
@@ -168,7 +178,7 @@ Tensor depthwise_conv2d_backward_weight(Tensor grad, Tensor x, Tensor weight, Pa
     });
     return grad_weight;
   }
-  const ConvKernels& kernels = conv_kernels();
+  const ConvKernels& kernels = kernels_for(p, g);
   float* partial = packed_taps(kernels.partial_size(p, g, in));
   parallel(kernels.backward_weight_items(p, g, in), [&](int64_t begin, int64_t end) {
     kernels.backward_weight(p, g, in, partial, begin, end);

@@ -27,25 +27,6 @@ constexpr int kRows = 4;
 
 FB_INLINE int64_t padded(int64_t columns) { return (columns + kLanes - 1) / kLanes * kLanes; }
 
-// The first `count` of kLanes values.
-FB_INLINE void store_first(float* p, int64_t count, Vec a) {
-#if defined(FB_ISA_AVX512)
-  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1u), a.v);
-#else
-  if (count == kLanes)
-    store(p, a);
-  else
-    store_partial(p, 1, count, a);
-#endif
-}
-FB_INLINE Vec load_first(const float* p, int64_t count) {
-#if defined(FB_ISA_AVX512)
-  return {_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1u), p)};
-#else
-  return count == kLanes ? load(p) : load_partial(p, 1, count);
-#endif
-}
-
 inline void pack(int64_t depth, int64_t columns, const float* from, int64_t row, int64_t column,
                  float* to) {
   const int64_t width = padded(columns);
@@ -194,8 +175,6 @@ inline void gather_relu(int64_t begin, int64_t end, const Source* sources, int64
     }
     at += c;
   }
-  for (int64_t p = begin; at < out_row && p < end; ++p, out += out_row)
-    std::fill(out + at, out + out_row, 0.0f);
 }
 
 inline void scatter_masked(int64_t begin, int64_t end, const Source* sources, int64_t count,

@@ -26,12 +26,12 @@ struct PointwiseKernels {
   void (*multiply)(int64_t rows, int64_t depth, int64_t columns, const float* a, int64_t a_row,
                    const float* packed, const float* bias, float* out, int64_t out_row);
 
-  // sums[m][n] += sum_r g[r][m] x[r][n], n < columns. x and sums have padded rows.
+  // sums[m][n] += sum_r g[r][m] x[r][n], n < columns. x and sums have padded rows; what is in the
+  // padding does not matter and comes to nothing.
   void (*accumulate)(int64_t rows, int64_t height, int64_t columns, const float* g, int64_t g_row,
                      const float* x, int64_t x_row, float* sums);
 
-  // out[r] = max(x, 0) of the sources side by side for pixels [begin, end); the padding up to
-  // out_row is zero.
+  // out[r] = max(x, 0) of the sources side by side for pixels [begin, end).
   void (*gather_relu)(int64_t begin, int64_t end, const Source* sources, int64_t count, float* out,
                       int64_t out_row);
 
