@@ -31,6 +31,7 @@ constexpr int64_t kTileFloats = 8192;       // of the input of a tile: 32 KiB, t
 constexpr int64_t kThreadProducts = 1 << 19;  // below this many a second thread does not pay
 constexpr int64_t kMostChunks = 32;         // partial sums of the weight gradient
 constexpr int64_t kMostPartial = 1 << 20;   // floats of them
+constexpr int64_t kChunkPixels = 512;       // fewer cost less than to clear and to add their sums
 
 // What both directions know of the problem.
 struct Block {
@@ -272,7 +273,8 @@ std::vector<Tensor> conv_block_backward(Tensor grad, std::vector<Tensor> xs,
   const int64_t count = static_cast<int64_t>(sources.size());
   float* const by_map = block.depthwise ? floats_to_write(grads[0]) : nullptr;
   const int64_t chunks =
-      std::max<int64_t>(1, std::min({shape.blocks, kMostChunks, kMostPartial / (outer * width)}));
+      std::max<int64_t>(1, std::min({shape.blocks, kMostChunks, pixels / kChunkPixels,
+                                     kMostPartial / (outer * width)}));
   std::vector<float> partial(static_cast<size_t>(weights ? chunks * outer * width : 0));
 
   if (pixels > 0 && (inward || weights)) {
@@ -339,12 +341,14 @@ std::vector<Tensor> conv_block_backward(Tensor grad, std::vector<Tensor> xs,
   }
   if (!weights) return results;
   float* const product = floats_to_write(by_pointwise);
+  const float* const sums = partial.data();
   for (int64_t m = 0; m < outer; ++m) {
-    for (int64_t k = 0; k < inner; ++k) {
-      float sum = 0.0f;
-      for (int64_t chunk = 0; chunk < chunks; ++chunk)
-        sum += partial[static_cast<size_t>((chunk * outer + m) * width + k)];
-      product[m * inner + k] = sum;
+    float* const row = product + m * inner;
+    std::copy_n(sums + m * width, inner, row);
+    for (int64_t chunk = 1; chunk < chunks; ++chunk) {
+      const float* const more = sums + (chunk * outer + m) * width;
+#pragma GCC ivdep
+      for (int64_t k = 0; k < inner; ++k) row[k] += more[k];
     }
   }
   results.push_back(by_pointwise);
