@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Plan", "concatenate", "run_nodes"]
+__all__ = ["Plan", "accumulate", "concatenate", "run_nodes"]
 
 #: For each node from 1 on, its incoming edges as (source node, operation); at least one each.
 Plan = Sequence[Sequence[tuple[int, Callable[[Tensor], Tensor]]]]
@@ -25,17 +25,23 @@ def run_nodes(x: Tensor, plan: Plan) -> list[Tensor]:
     """
     values = [x]
     for edges in plan:
-        source, operation = edges[0]
-        total = operation(values[source])
-        if len(edges) > 1:
-            # Out of place: the first term may be another node itself (skip_connect). The result
-            # is new and no backward needs it, so the other terms are added in place.
-            source, operation = edges[1]
-            total = total + operation(values[source])
-            for source, operation in edges[2:]:
-                total += operation(values[source])
+        total: Tensor | None = None
+        for source, operation in edges:
+            total = accumulate(total, operation(values[source]), values)
+        assert total is not None
         values.append(total)
     return values
+
+
+def accumulate(total: Tensor | None, term: Tensor, nodes: Sequence[Tensor]) -> Tensor:
+    """total + term, in place where the sum so far is nobody else's: it may be a node itself
+    (skip_connect) or a view, but no operation keeps its result for the backward pass. Under
+    autocast terms differ in dtype, and the sum has the wider one."""
+    if total is None:
+        return term
+    if total._is_view() or total.dtype != term.dtype or any(total is node for node in nodes):
+        return total + term
+    return total.add_(term)
 
 
 def concatenate(values: Sequence[Tensor]) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastbandit.nn import layers
-from fastbandit.nn.cell import concatenate
+from fastbandit.nn.cell import accumulate, concatenate
 from fastbandit.nn.layers import DenoiseBlock, DenoiseKind, GaborKind
 from fastbandit.nn.operations import Identity, make
 from fastbandit.space import reduction_cells
@@ -87,7 +87,7 @@ class NetworkCell(nn.Module):
                 y = operation(values[source])
                 if drop_path_prob > 0.0 and droppable:
                     y = _drop_path(y, drop_path_prob)
-                total = y if total is None else total + y
+                total = accumulate(total, y, values)
             assert total is not None  # a genotype has at least one edge into each node
             values.append(total)
         return [values[node] for node in self.concat]
