@@ -1209,7 +1209,7 @@ inline void shared_backward(const ConvProblem& p, int64_t channels, const Array4
       float* total =
           grad_sum ? scratch(kScratchOut, ceil_div((r1 - r0) * p.w, kLanes) * kLanes * kLanes)
                    : nullptr;
-      for (int64_t b = 0; b < blocks.count; ++b) {
+      const auto run = [&](int64_t b, bool input, bool weights) {
         View g;
         if (b < full) {
           g = {static_cast<const float*>(grad.data) + n * grad.n + b * kLanes, grad.h, grad.w};
@@ -1219,15 +1219,25 @@ inline void shared_backward(const ConvProblem& p, int64_t channels, const Array4
                  source);
           g = {source - need.begin * g_floats, g_floats, kLanes};
         }
-        if (total) {
+        if (input && total) {
           for (int64_t r = r0; r < r1; ++r) {
             backward_pointers(p, g, r, rows);
             (b == 0 ? first_row : next_row)(p, rows, g.pixel, packed + b * taps,
                                             total + (r - r0) * p.w * kLanes, kLanes, nullptr, 0);
           }
         }
-        if (sums) weight_rows(p, sum, g, h0, h1, sums + b * taps);
+        if (weights && sums) weight_rows(p, sum, g, h0, h1, sums + b * taps);
+      };
+      // Where grad is read in place, both kinds read 64 bytes of every pixel at a time, which no
+      // hardware prefetcher follows; the sums' kind waits less for it, and the other then finds it
+      // in the cache.
+      if (full > 0) {
+        prefetch_rows<false>(static_cast<const float*>(grad.data) + n * grad.n, grad, p.c, p.ow,
+                             need.begin, need.end, 0, 1);
       }
+      for (int64_t b = 0; b < full; ++b) run(b, false, true);
+      for (int64_t b = 0; b < full; ++b) run(b, true, false);
+      for (int64_t b = full; b < blocks.count; ++b) run(b, true, true);
       if (!total) continue;
       with_type(p.type, [&](auto tag) {
         using T = decltype(tag);
