@@ -513,6 +513,15 @@ def test_an_evaluation_by_itself(tmp_path, found):
     )
 
 
+def test_every_source_has_a_name(source, tmp_path):
+    search = make_run(tmp_path / "search", space_name="general7", rounds=1)
+    text = write_report([search, source], tmp_path / "page.html").read_text()
+    named = re.findall(r'<p class="source">from (.*?)</p>', text)
+    assert len(named) > 10
+    for sources in named:
+        assert all(sources.split("; ")), sources
+
+
 def test_the_page_of_one_search_names_no_other_run(tmp_path):
     search = make_run(tmp_path / "search", space_name="general7", rounds=1)
     text = write_report(search).read_text()

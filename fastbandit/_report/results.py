@@ -97,7 +97,7 @@ def _headline(found: Collection) -> str:
     )
     # The part of a file that a row names is left to the row.
     named = dict.fromkeys(
-        row.source.rpartition(" (")[0]
+        row.source.rpartition(" (")[0] or row.source
         if row.what.startswith(("test", "best", "last"))
         else row.source
         for _, rows in with_rows
