@@ -112,6 +112,14 @@ inline void check_floating(const char* op, const char* name, const Tensor& tenso
            dtype_name(tensor.scalar_type()));
 }
 
+// The C interface of torch gives a code in place of its error. Where a new tensor is asked for it
+// stands for memory that could not be had, and the caller, who suggests a smaller batch, reads the
+// words.
+inline void check_allocated(int32_t code) {
+  if (__builtin_expect(code != 0, 0))
+    throw std::runtime_error("fastbandit: out of memory: cannot allocate memory for a result");
+}
+
 // A tensor of the given sizes and strides, on the device of `like`. Nothing is written into it.
 inline Tensor empty_strided(const Tensor& like, const int64_t* sizes, const int64_t* strides,
                             int64_t dims, ScalarType dtype) {
@@ -119,9 +127,8 @@ inline Tensor empty_strided(const Tensor& like, const int64_t* sizes, const int6
   aoti_torch_get_device_type(like.get(), &device_type);
   AtenTensorHandle handle = nullptr;
   // The shim's dtype codes are those of ScalarType.
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, sizes, strides,
-                                                  static_cast<int32_t>(dtype), device_type,
-                                                  like.get_device_index(), &handle));
+  check_allocated(aoti_torch_empty_strided(dims, sizes, strides, static_cast<int32_t>(dtype),
+                                           device_type, like.get_device_index(), &handle));
   return Tensor(handle);
 }
 
@@ -142,8 +149,7 @@ inline Tensor empty_like(const Tensor& like, ScalarType dtype) {
   StableIValue stack[6] = {from(like),         from(std::optional<ScalarType>(dtype)),
                            from(std::nullopt), from(std::nullopt),
                            from(std::nullopt), from(std::nullopt)};
-  TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::empty_like", "", stack, TORCH_ABI_VERSION));
+  check_allocated(torch_call_dispatcher("aten::empty_like", "", stack, TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 

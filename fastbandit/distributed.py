@@ -384,7 +384,8 @@ class _BatchNorm(torch.autograd.Function):
                 buffer.lerp_(value.to(buffer.dtype), factor)
         mean, scale = mean.to(x.dtype).view(shape), scale.to(x.dtype).view(shape)
         normal = (x - mean) * scale
-        ctx.save_for_backward(normal, scale, weight, n)
+        # Not `normal`, which is the result where there is no weight: others may add to that.
+        ctx.save_for_backward(x, mean, scale, weight, n)
         ctx.group, ctx.dims, ctx.shape = group, dims, shape
         if weight is None:
             return normal
@@ -393,7 +394,8 @@ class _BatchNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        normal, scale, weight, n = ctx.saved_tensors
+        x, mean, scale, weight, n = ctx.saved_tensors
+        normal = (x - mean) * scale
         dims, shape = ctx.dims, ctx.shape
         sum_g = gradient.sum(dims, dtype=torch.float64)
         sum_gn = (gradient * normal).sum(dims, dtype=torch.float64)

@@ -397,3 +397,27 @@ def test_the_kernel_checks_what_it_is_given(change, message):
     }  # fmt: skip
     with pytest.raises(RuntimeError, match=message):
         OP(*arguments.values(), 1, 0, 1, False, 1e-5)
+
+
+@native
+def test_want_of_memory_is_called_by_its_name():
+    """The limit on the address space stands in for a full memory; a process of its own."""
+    code = (
+        "import resource, torch\n"
+        "from fastbandit import ops\n"
+        "from fastbandit.training import is_out_of_memory\n"
+        "x = torch.randn(64, 64, 64, 64).contiguous(memory_format=torch.channels_last)\n"
+        "weight, taps = torch.randn(64, 64, 1, 1), torch.randn(64, 1, 3, 3)\n"
+        "calls = [lambda: ops.conv_block(x, weight), lambda: ops.batch_norm(x),\n"
+        "         lambda: ops.depthwise_conv2d(x, taps, padding=1)]\n"
+        "for call in calls: call()\n"
+        "pages = int(open('/proc/self/statm').read().split()[0])\n"
+        "size = pages * resource.getpagesize() + 2**24\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (size, size))\n"
+        "for call in calls:\n"
+        "    try: call()\n"
+        "    except RuntimeError as error: print(is_out_of_memory(error), error)\n"
+        "    else: print('no error')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.count("True fastbandit: out of memory") == 3, done.stdout + done.stderr

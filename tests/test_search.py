@@ -570,7 +570,7 @@ def test_dry_run_estimates_from_what_it_measured(monkeypatch):
 def test_out_of_memory_suggests_a_batch_size_and_resumes(tmp_path, monkeypatch):
     """A limit on the address space, from the fourth epoch on, stands in for a full memory."""
     small_space(monkeypatch)
-    settings = {**TINY, "init_channels": 16}
+    settings = {**TINY, "init_channels": 24}
     file, out = tmp_path / "tiny.yaml", tmp_path / "run"
     file.write_text(yaml.safe_dump(settings))
     code = (
