@@ -39,7 +39,8 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_backward(Tensor grad, Tensor x,
   Tensor grad_x = empty_like(x, ScalarType::Float);
   Tensor grad_weight = empty_contiguous(x, &c, 1, ScalarType::Float);
   Tensor grad_bias = empty_contiguous(x, &c, 1, ScalarType::Float);
-  const Tensor dense = dense_like(grad, x);
+  const Tensor dense =
+      dense_channels_last(grad, [&] { return empty_like(x, ScalarType::Float); });
   const float *const g = floats(dense), *const data = floats(x);
   const BackwardNorm transform(shape, g, data, floats(mean), floats(inverse), floats(weight),
                                floats_to_write(grad_weight), floats_to_write(grad_bias));

@@ -39,9 +39,8 @@ struct Block {
   std::vector<Tensor> xs;
   std::optional<Tensor> depthwise;
   Pair stride, padding, dilation;
-  int64_t n, h, w;          // of xs
-  int64_t oh, ow;           // of the output
-  int64_t inner, outer;     // channels into and out of the 1x1 convolution
+  int64_t n, oh, ow;     // of the output
+  int64_t inner, outer;  // channels into and out of the 1x1 convolution
   const PointwiseKernels& kernels = pointwise_kernels();
 
   Block(const char* op, std::vector<Tensor> tensors, std::optional<Tensor> taps,
@@ -60,7 +59,7 @@ struct Block {
                shape_text(x));
       inner += x.size(1);
     }
-    n = xs[0].size(0), h = oh = xs[0].size(2), w = ow = xs[0].size(3);
+    n = xs[0].size(0), oh = xs[0].size(2), ow = xs[0].size(3);
     if (depthwise) {
       FB_CHECK(xs.size() == 1, op, "xs: expected one tensor before a depthwise convolution, got ",
                xs.size());
@@ -81,7 +80,9 @@ struct Block {
   int64_t padded(int64_t columns) const {
     return (columns + kernels.lanes - 1) / kernels.lanes * kernels.lanes;
   }
-  int64_t tile() const { return std::max<int64_t>(24, std::min<int64_t>(96, kTileFloats / inner / 24 * 24)); }
+  int64_t tile() const {
+    return std::max<int64_t>(24, std::min<int64_t>(96, kTileFloats / inner / 24 * 24));
+  }
   int64_t grain(const Shape& shape) const {
     return std::max<int64_t>(
         1, kThreadProducts / (shape.block_pixels * inner * outer + 1));
@@ -93,6 +94,13 @@ struct Block {
   }
   Tensor vector(int64_t length) const {
     return empty_contiguous(xs[0], &length, 1, ScalarType::Float);
+  }
+  void check_output(const char* name, const Tensor& tensor) const {
+    check_dtype(op, name, tensor, ScalarType::Float);
+    FB_CHECK(tensor.dim() == 4 && tensor.size(0) == n && tensor.size(1) == outer &&
+                 tensor.size(2) == oh && tensor.size(3) == ow,
+             op, name, ": expected the shape of the output [", n, ", ", outer, ", ", oh, ", ", ow,
+             "], got ", shape_text(tensor));
   }
   void check_vector(const char* name, const std::optional<Tensor>& tensor) const {
     if (!tensor) return;
@@ -200,7 +208,7 @@ std::vector<Tensor> conv_block(std::vector<Tensor> xs, std::optional<Tensor> dep
   const ForwardNorm transform(shape, total_of(shape, parts), centre.data(), floats(weight),
                               floats(bias), eps, floats_to_write(mean), floats_to_write(inverse));
   transform.run(shape, out, floats_to_write(results[0]));
-  for (Tensor& tensor : {std::ref(z), std::ref(mean), std::ref(inverse)}) results.push_back(tensor);
+  results.insert(results.end(), {z, mean, inverse});
   return results;
 }
 
@@ -216,12 +224,9 @@ std::vector<Tensor> conv_block_backward(Tensor grad, std::vector<Tensor> xs,
   const Block block("conv_block_backward", std::move(xs), std::move(depthwise), pointwise, stride,
                     padding, dilation);
   const bool normalize = z.has_value();
-  const Tensor like = block.output(block.outer);
-  check_dtype(block.op, "grad", grad, ScalarType::Float);
-  check_same_shape(block.op, "grad", grad, "the output", like);
+  block.check_output("grad", grad);
   if (normalize) {
-    check_dtype(block.op, "z", *z, ScalarType::Float);
-    check_same_shape(block.op, "z", *z, "the output", like);
+    block.check_output("z", *z);
     FB_CHECK(is_dense_channels_last(*z) && mean && inverse, block.op,
              "z, mean, inverse: expected what conv_block returned");
     block.check_vector("mean", mean);
@@ -242,14 +247,12 @@ std::vector<Tensor> conv_block_backward(Tensor grad, std::vector<Tensor> xs,
   } else if (input) {
     for (const Tensor& x : block.xs) grads.push_back(empty_like(x, ScalarType::Float));
   }
-  const int64_t sizes[4] = {outer, inner, 1, 1};
-  Tensor by_pointwise = empty_contiguous(block.xs[0], sizes, 4, ScalarType::Float);
   Tensor by_weight = block.vector(outer), by_bias = block.vector(outer);
   const Shape shape(outer, std::max<int64_t>(1, pixels));
   std::optional<BackwardNorm> transform;
   Tensor dense = grad;
   if (pixels > 0) {
-    dense = dense_like(grad, like);
+    dense = dense_channels_last(grad, [&] { return block.output(outer); });
     if (normalize) {
       transform.emplace(shape, floats(dense), floats(*z), floats(*mean), floats(*inverse),
                         floats(weight), floats_to_write(by_weight), floats_to_write(by_bias));
@@ -340,6 +343,8 @@ std::vector<Tensor> conv_block_backward(Tensor grad, std::vector<Tensor> xs,
       results = grads;
   }
   if (!weights) return results;
+  const int64_t sizes[4] = {outer, inner, 1, 1};
+  Tensor by_pointwise = empty_contiguous(block.xs[0], sizes, 4, ScalarType::Float);
   float* const product = floats_to_write(by_pointwise);
   const float* const sums = partial.data();
   for (int64_t m = 0; m < outer; ++m) {

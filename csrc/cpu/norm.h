@@ -254,11 +254,12 @@ inline float* floats_to_write(const Tensor& tensor) {
   return static_cast<float*>(tensor.mutable_data_ptr());
 }
 
-// `tensor`, or a copy in the layout of `like` where it lies in another: the gradient of a sum or a
-// mean is expanded.
-inline Tensor dense_like(const Tensor& tensor, const Tensor& like) {
+// `tensor`, or where it lies in another layout (the gradient of a sum or a mean is expanded) a copy
+// of it in `make()`.
+template <class Make>
+inline Tensor dense_channels_last(const Tensor& tensor, const Make& make) {
   if (is_dense_channels_last(tensor)) return tensor;
-  Tensor copy = empty_like(like, ScalarType::Float);
+  Tensor copy = make();
   torch::stable::copy_(copy, tensor);
   return copy;
 }

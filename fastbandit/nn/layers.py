@@ -19,6 +19,7 @@ from fastbandit import ops
 from fastbandit.nn.cell import concatenate
 from fastbandit.nn.frozen import FrozenBatchNorm
 from fastbandit.ops._convolution import autocast_dtype
+from fastbandit.ops.conv_block import run as run_conv_block
 from fastbandit.ops.conv_block import serves as conv_block_serves
 
 __all__ = [
@@ -277,7 +278,7 @@ def conv_block(
         }
     if type(norm) is FrozenBatchNorm and not norm.training:
         weight, bias = norm.fold(pointwise)
-        return ops.conv_block(xs, weight, bias=bias, **settings)
+        return run_conv_block(xs, weight, bias=bias, **settings)
     if type(norm) is BatchNorm2d:
         mean, variance = norm.running_mean, norm.running_var
         if not norm.training and mean is not None and variance is not None:
@@ -285,12 +286,12 @@ def conv_block(
             if norm.weight is not None:
                 scale = scale * norm.weight
             bias = -mean * scale if norm.bias is None else norm.bias - mean * scale
-            return ops.conv_block(xs, pointwise * scale.view(-1, 1, 1, 1), bias=bias, **settings)
+            return run_conv_block(xs, pointwise * scale.view(-1, 1, 1, 1), bias=bias, **settings)
         # A single value for each channel is for the batch norm to refuse.
         several = xs[0].shape[0] > 1 or max(xs[0].shape[2:]) > settings.get("stride", 1)
         if norm.training and norm.synchronise is None and norm.factor is None and several:
             tracking = norm.track_running_stats
-            return ops.conv_block(
+            return run_conv_block(
                 xs,
                 pointwise,
                 normalize=True,
@@ -302,7 +303,7 @@ def conv_block(
                 eps=norm.eps,
                 **settings,
             )
-    y = norm(ops.conv_block(xs, pointwise, **settings))
+    y = norm(run_conv_block(xs, pointwise, **settings))
     return y
 
 

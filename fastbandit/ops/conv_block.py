@@ -138,14 +138,9 @@ def _backward_fake(
     weight: Tensor | None,
     d: Tensor | None,
     z: Tensor | None,
-    mean: Tensor | None,
-    inverse: Tensor | None,
-    stride: int,
-    padding: int,
-    dilation: int,
-    input: bool,
-    weights: bool,
+    *settings: Any,
 ) -> list[Tensor]:
+    *_, input, weights = settings
     layout = _convolution.memory_format(xs[0])
     results = [torch.empty_like(x, memory_format=layout) for x in xs] if input else []
     if weights:
@@ -302,6 +297,32 @@ def serves(xs: Sequence[Tensor], pointwise: Tensor) -> bool:
     )
 
 
+def run(
+    xs: Sequence[Tensor],
+    pointwise: Tensor,
+    depthwise: Tensor | None = None,
+    stride: int = 1,
+    padding: int = 0,
+    dilation: int = 1,
+    normalize: bool = False,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """:func:`conv_block` for tensors of which :func:`serves` has said yes; the kernel checks."""
+    results = _forward(
+        xs, depthwise, pointwise, weight, bias, stride, padding, dilation, normalize, eps
+    )
+    y: Tensor = results[0]
+    if running_mean is not None and running_var is not None and normalize:
+        *_, mean, inverse = results
+        update_running(running_mean, running_var, mean, inverse, y, momentum, eps)
+    return y
+
+
 def conv_block(
     x: Tensor | Sequence[Tensor],
     pointwise: Tensor,
@@ -339,7 +360,7 @@ def conv_block(
 
     Args:
         x: [N, C, H, W], or several such maps that are taken side by side (not with ``depthwise``);
-            at most float32 and channels-last is fast.
+            only float32 in channels-last has a kernel.
         pointwise: [C_out, C, 1, 1].
         depthwise: [C, 1, k, k] or None.
         stride, padding, dilation: of the depthwise convolution.
@@ -373,14 +394,10 @@ def conv_block(
     if weight is not None and not normalize:
         raise ValueError(f"{op}: weight: expected None without normalize, got a tensor")
     if serves(xs, pointwise):
-        results = _forward(
-            xs, depthwise, pointwise, weight, bias, stride, padding, dilation, normalize, eps
-        )
-        if running_mean is not None and running_var is not None and normalize:
-            *_, mean, inverse = results
-            update_running(running_mean, running_var, mean, inverse, results[0], momentum, eps)
-        y: Tensor = results[0]
-        return y
+        return run(
+            xs, pointwise, depthwise, stride, padding, dilation, normalize, weight, bias,
+            running_mean, running_var, momentum, eps,
+        )  # fmt: skip
     joined = xs[0] if len(xs) == 1 else torch.cat(xs, 1)
     if depthwise is None:
         activated = F.relu(joined)
