@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 
+from fastbandit.nn.cell import accumulate
 from fastbandit.nn.layers import BatchNorm2d
 from fastbandit.nn.supernet import Supernet
 from fastbandit.space import SearchSpace, get
@@ -51,6 +52,18 @@ def test_maps_halve_at_the_reduction_cells_and_channels_double():
     net(torch.rand(2, 3, 9, 9))
     assert shapes == [(16, 9, 9)] * 2 + [(32, 5, 5)] * 2 + [(64, 3, 3)] * 2
     assert net.reductions == (2, 4)
+
+
+def test_terms_are_added_in_place_only_where_nobody_else_looks():
+    node, term = torch.ones(2, 3), torch.full((2, 3), 2.0)
+    assert accumulate(None, term, [node]) is term
+    assert accumulate(node, term, [node]) is not node  # skip_connect gave the node itself
+    assert accumulate(node[:], term, [node]) is not node
+    assert torch.equal(node, torch.ones(2, 3))
+    fresh = torch.zeros(2, 3)
+    assert accumulate(fresh, term, [node]) is fresh
+    assert torch.equal(fresh, term)
+    assert accumulate(fresh.bfloat16(), term, [node]).dtype == torch.float32
 
 
 @pytest.mark.parametrize("name", ["robust9", "robust11-light"])
