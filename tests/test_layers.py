@@ -166,7 +166,7 @@ def test_a_block_in_one_op_is_the_block_layer_by_layer(kind, affine, state, monk
             monkeypatch.setattr(layers, "conv_block_serves", lambda *_: False)
         copied = copy.deepcopy(block)
         if state == "frozen":
-            copied = freeze(copied).requires_grad_(False)
+            copied = freeze(copied)
         inputs = laid_out(x, torch.channels_last)
         y = copied(inputs)
         wanted = [*(inputs if isinstance(inputs, list) else [inputs]), *copied.parameters()]

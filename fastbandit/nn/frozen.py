@@ -43,8 +43,12 @@ class FrozenBatchNorm(nn.Module):
         self.train(norm.training)
 
     def fold(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the convolution that is ``weight``'s and this after it, one tensor
-        for as long as ``weight`` does not change. No gradient leads from it back to ``weight``."""
+        """Weight and bias of the convolution that is ``weight``'s and this after it.
+
+        Kept for as long as ``weight`` does not change, unless a gradient of it may be asked for.
+        """
+        if weight.requires_grad and torch.is_grad_enabled():
+            return weight * self.scale.view(-1, 1, 1, 1), self.shift
         last = self._folded
         if last is None or last[0] is not weight or last[1] != weight._version:
             with torch.no_grad():

@@ -15,8 +15,8 @@ __all__ = ["batch_norm"]
 
 # Which route serves what. torch's own is taken, except on a CPU for float32 in channels-last from
 # this many elements on. What counts is a whole step, where maps come from memory and buffers are
-# fresh. FGSM step of robust9-light with torch's batch norm / with our kernel, idle 2-core Zen 4
-# (benchmarks/bench_search_step.py):
+# fresh. FGSM step of robust9-light in single ops (without conv_block, which has a batch norm of its
+# own) with torch's batch norm / with our kernel, idle 2-core Zen 4 (bench_search_step.py):
 #   128 x 3 x 32 x 32, C = 16: 2 threads 1378 / 1009 ms, 1 thread 2359 / 1868 ms
 #   64 x 3 x 28 x 28, C = 8:   2 threads  358 / 248 ms,  1 thread  495 / 455 ms
 #   64 x 3 x 8 x 8, C = 8:     85 to 87 ms with either: a Python-declared op with a gradient costs
@@ -144,8 +144,8 @@ def batch_norm(
 
     The same as ``F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps)``,
     and computed by torch, except where our kernel is faster: float32 in channels-last on a CPU,
-    2^16 elements or more. That one sums each channel about its first value in
-    blocks, the blocks in float64 and in order: the same bits for any number of threads.
+    2^16 elements or more. That one sums each channel about its first value in blocks, the blocks in
+    float64 and in order: the same bits for any number of threads.
 
     Args:
         x: [N, C, H, W] with more than one value for each channel.
