@@ -7,7 +7,7 @@
 
 #include <cmath>
 #include <limits>
-#include <vector>
+#include <memory>
 
 #include "bandit_task.h"
 #include "cpu/isa.h"
@@ -22,26 +22,43 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 using Lane = double[kRows];
 
-// The state of one block of rows. Flags are 0.0 and 1.0: masks of one width vectorise best.
+// The state of one block of rows. Flags are 0.0 and 1.0: masks of one width vectorise best. Every
+// array begins on a cache line, so that no vector lies across two.
 struct Block {
-  explicit Block(int64_t arms)
-      : storage(static_cast<size_t>(arms) * kFields * kRows), arms(arms) {}
+  explicit Block(int64_t arms) : arms(arms) {
+    double* start = few;
+    if (arms > kFewArms) {
+      constexpr size_t kLine = 64 / sizeof(double);
+      many.reset(new double[static_cast<size_t>(arms) * kFields * kRows + kLine]);
+      start = many.get();
+      while (reinterpret_cast<uintptr_t>(start) % 64 != 0) ++start;
+    }
+    lanes = reinterpret_cast<Lane*>(start);
+  }
+  Block(const Block&) = delete;
+  Block& operator=(const Block&) = delete;
 
   enum { kMeans, kCounts, kAlives, kLowers, kUppers, kWeights, kFields };
-  Lane* field(int which) {
-    return reinterpret_cast<Lane*>(storage.data()) + static_cast<size_t>(which) * arms;
-  }
+  static constexpr int64_t kFewArms = 16;  // 12 KiB, which need no allocation
+  Lane* field(int which) { return lanes + static_cast<size_t>(which) * static_cast<size_t>(arms); }
 
-  std::vector<double> storage;
+  alignas(64) double few[kFewArms * kFields * kRows];
+  alignas(64) Lane prune, uniform;  // in
+  Lane dropped;                     // out: the arm abandoned, -1 for none
+  Lane total;                       // the weights' sum
+  Lane choice;                      // out
   int64_t arms;
-  Lane prune, uniform;       // in
-  Lane dropped;              // out: the arm abandoned, -1 for none
-  Lane choice, probability;  // out
+
+ private:
+  std::unique_ptr<double[]> many;
+  Lane* lanes;
 };
 
-inline __attribute__((always_inline)) void find_bounds(int64_t arms, const Lane* mean,
-                                                       const Lane* count, Lane* lower, Lane* upper,
-                                                       double bonus) {
+// The arrays of the functions below never overlap; without that word the compiler looks for each arm.
+inline __attribute__((always_inline)) void find_bounds(int64_t arms, const Lane* __restrict mean,
+                                                       const Lane* __restrict count,
+                                                       Lane* __restrict lower,
+                                                       Lane* __restrict upper, double bonus) {
   Lane log_total = {};
   for (int64_t k = 0; k < arms; ++k)
     for (int r = 0; r < kRows; ++r) log_total[r] += count[k][r];
@@ -60,8 +77,9 @@ inline __attribute__((always_inline)) void find_bounds(int64_t arms, const Lane*
 
 // Eq. 4.13. Clears the flag of the arm that each row drops.
 inline __attribute__((always_inline)) void abandon(int64_t arms, const Lane& prune,
-                                                   const Lane* upper, Lane* alive, Lane& dropped) {
-  Lane smallest, left = {};
+                                                   const Lane* __restrict upper,
+                                                   Lane* __restrict alive, Lane& result) {
+  Lane smallest, left = {}, dropped;
   for (int r = 0; r < kRows; ++r) smallest[r] = kInfinity;
   for (int r = 0; r < kRows; ++r) dropped[r] = -1.0;
   for (int64_t k = 0; k < arms; ++k) {
@@ -81,12 +99,14 @@ inline __attribute__((always_inline)) void abandon(int64_t arms, const Lane& pru
   for (int64_t k = 0; k < arms; ++k)
     for (int r = 0; r < kRows; ++r)
       alive[k][r] = dropped[r] == static_cast<double>(k) ? 0.0 : alive[k][r];
+  for (int r = 0; r < kRows; ++r) result[r] = dropped[r];
 }
 
-// Eq. 4.10: `weight` becomes the probability of each arm.
-inline __attribute__((always_inline)) void find_probabilities(int64_t arms, const Lane* count,
-                                                              const Lane* alive, const Lane* lower,
-                                                              Lane* weight) {
+// Eq. 4.10 without the normalisation: the probability of an arm is weight / total.
+inline __attribute__((always_inline)) void find_weights(int64_t arms, const Lane* __restrict count,
+                                                        const Lane* __restrict alive,
+                                                        const Lane* __restrict lower,
+                                                        Lane* __restrict weight, Lane& sum) {
   Lane smallest, untried = {}, total = {};
   for (int r = 0; r < kRows; ++r) smallest[r] = kInfinity;
   for (int64_t k = 0; k < arms; ++k) {
@@ -105,38 +125,36 @@ inline __attribute__((always_inline)) void find_probabilities(int64_t arms, cons
       total[r] += weight[k][r];
     }
   }
-  for (int r = 0; r < kRows; ++r) total[r] = total[r] > 0.0 ? total[r] : 1.0;
-  for (int64_t k = 0; k < arms; ++k)
-    for (int r = 0; r < kRows; ++r) weight[k][r] = weight[k][r] / total[r];
+  for (int r = 0; r < kRows; ++r) sum[r] = total[r] > 0.0 ? total[r] : 1.0;
 }
 
 // The first arm alive whose cumulative probability exceeds the uniform number; the last arm alive
-// where rounding leaves none; -1 where no arm is alive.
+// where rounding leaves none; -1 where no arm is alive. Weights are compared with uniform * total,
+// because divisions are the slowest part of a row, and the arm is a minimum or a maximum of
+// candidates: of a choice between two values gcc makes a store behind a branch.
 inline __attribute__((always_inline)) void draw(int64_t arms, const Lane& uniform,
-                                                const Lane* alive, const Lane* weight, Lane& choice,
-                                                Lane& probability) {
-  Lane sum = {}, last, last_weight = {};
-  for (int r = 0; r < kRows; ++r) choice[r] = last[r] = -1.0;
-  for (int r = 0; r < kRows; ++r) probability[r] = 0.0;
+                                                const Lane* __restrict alive,
+                                                const Lane* __restrict weight, const Lane& total,
+                                                Lane& choice) {
+  Lane sum = {}, limit, first, last;
+  for (int r = 0; r < kRows; ++r) limit[r] = uniform[r] * total[r];
+  for (int r = 0; r < kRows; ++r) first[r] = kInfinity;
+  for (int r = 0; r < kRows; ++r) last[r] = -1.0;
   for (int64_t k = 0; k < arms; ++k) {
     const double arm = static_cast<double>(k);
     for (int r = 0; r < kRows; ++r) {
       sum[r] += weight[k][r];
-      const double reached = sum[r] > uniform[r] ? alive[k][r] : 0.0;
-      const double hit = choice[r] < 0.0 ? reached : 0.0;
-      choice[r] = hit != 0.0 ? arm : choice[r];
-      probability[r] = hit != 0.0 ? weight[k][r] : probability[r];
-      last[r] = alive[k][r] != 0.0 ? arm : last[r];
-      last_weight[r] = alive[k][r] != 0.0 ? weight[k][r] : last_weight[r];
+      const double reached = sum[r] > limit[r] ? alive[k][r] : 0.0;
+      const double early = reached != 0.0 ? arm : kInfinity;
+      const double late = alive[k][r] != 0.0 ? arm : -1.0;
+      first[r] = early < first[r] ? early : first[r];
+      last[r] = late > last[r] ? late : last[r];
     }
   }
-  for (int r = 0; r < kRows; ++r) {
-    probability[r] = choice[r] < 0.0 ? last_weight[r] : probability[r];
-    choice[r] = choice[r] < 0.0 ? last[r] : choice[r];
-  }
+  for (int r = 0; r < kRows; ++r) choice[r] = first[r] < kInfinity ? first[r] : last[r];
 }
 
-void compute(Block& block, bool prune, bool probabilities, bool sample, double bonus) {
+void compute(Block& block, bool prune, bool weights, bool sample, double bonus) {
   const int64_t arms = block.arms;
   const Lane* const mean = block.field(Block::kMeans);
   const Lane* const count = block.field(Block::kCounts);
@@ -147,18 +165,23 @@ void compute(Block& block, bool prune, bool probabilities, bool sample, double b
   with_isa(FB_BODY {
     find_bounds(arms, mean, count, lower, upper, bonus);
     if (prune) abandon(arms, block.prune, upper, alive, block.dropped);
-    if (probabilities) find_probabilities(arms, count, alive, lower, weight);
-    if (sample) draw(arms, block.uniform, alive, weight, block.choice, block.probability);
+    if (weights) find_weights(arms, count, alive, lower, weight, block.total);
+    if (sample) draw(arms, block.uniform, alive, weight, block.total, block.choice);
   });
 }
 
 // One row into column r of [arm][row], as doubles. Flags come as bytes of 0 and 1 and are converted:
 // a branch on each of them is a guess that fails.
-template <class From>
-inline __attribute__((always_inline)) void spread(const From* from, int64_t step, int64_t arms,
-                                                  Lane* to, int r) {
-  double* out = &to[0][r];
-  for (int64_t k = 0; k < arms; ++k, from += step, out += kRows) *out = static_cast<double>(*from);
+template <class T, class N>
+inline __attribute__((always_inline)) void spread(const T* mean, int64_t mean_step, const N* count,
+                                                  int64_t count_step, const uint8_t* alive,
+                                                  int64_t alive_step, int64_t arms, Lane* means,
+                                                  Lane* counts, Lane* alives, int r) {
+  for (int64_t k = 0; k < arms; ++k) {
+    means[k][r] = static_cast<double>(mean[k * mean_step]);
+    counts[k][r] = static_cast<double>(count[k * count_step]);
+    alives[k][r] = static_cast<double>(alive[k * alive_step]);
+  }
 }
 
 // T: dtype of mean and of the results; N: dtype of count.
@@ -174,9 +197,13 @@ void run_rows(const BanditTask& task, int64_t begin, int64_t end) {
   const bool probabilities = sample || task.probabilities != nullptr;
   const bool computes = bounds || prunes || probabilities;
   Block block(computes ? arms : 0);
+  const uint8_t* const alive = reinterpret_cast<const uint8_t*>(task.alive);
+  const uint8_t nothing = 0;
+  const int64_t alive_step = alive != nullptr ? step[kAlive] : 0;
   Lane* const means = block.field(Block::kMeans);
   Lane* const counts = block.field(Block::kCounts);
   Lane* const alives = block.field(Block::kAlives);
+  const Lane* const weights = block.field(Block::kWeights);
 
   for (int64_t first = begin; first < end; first += kRows) {
     const int rows = static_cast<int>(std::min<int64_t>(kRows, end - first));
@@ -196,11 +223,9 @@ void run_rows(const BanditTask& task, int64_t begin, int64_t end) {
     if (!computes) continue;
 
     for (int r = 0; r < rows; ++r) {
-      spread(mean + at[r][kMean], step[kMean], arms, means, r);
-      spread(count + at[r][kCount], step[kCount], arms, counts, r);
-      if (task.alive != nullptr)
-        spread(reinterpret_cast<const uint8_t*>(task.alive) + at[r][kAlive], step[kAlive], arms,
-               alives, r);
+      spread(mean + at[r][kMean], step[kMean], count + at[r][kCount], step[kCount],
+             alive != nullptr ? alive + at[r][kAlive] : &nothing, alive_step, arms, means, counts,
+             alives, r);
       block.prune[r] =
           task.prune != nullptr ? (task.prune[at[r][kPrune]] ? 1.0 : 0.0) : task.prune_all;
       block.uniform[r] =
@@ -231,13 +256,15 @@ void run_rows(const BanditTask& task, int64_t begin, int64_t end) {
         }
       }
       if (task.probabilities != nullptr) {
-        const Lane* const weight = block.field(Block::kWeights);
         for (int64_t k = 0; k < arms; ++k)
-          static_cast<T*>(task.probabilities)[row * arms + k] = static_cast<T>(weight[k][r]);
+          static_cast<T*>(task.probabilities)[row * arms + k] =
+              static_cast<T>(weights[k][r] / block.total[r]);
       }
       if (sample) {
-        task.next_choice[row] = static_cast<int64_t>(block.choice[r]);
-        static_cast<T*>(task.next_probability)[row] = static_cast<T>(block.probability[r]);
+        const int64_t arm = static_cast<int64_t>(block.choice[r]);
+        task.next_choice[row] = arm;
+        static_cast<T*>(task.next_probability)[row] =
+            static_cast<T>(arm < 0 ? 0.0 : weights[arm][r] / block.total[r]);
       }
     }
   }

@@ -162,18 +162,19 @@ __global__ void __launch_bounds__(kRowsOfBlock)
         if (sample) {
           const double uniform = real_at(task.uniform, task.uniform_is_double, at[kUniform]);
           int64_t choice = -1;
-          double sum = 0.0, probability = 0.0;
+          // Weights against uniform * total, as on the CPU: one division for a row.
+          const double limit = uniform * weights;
+          double sum = 0.0, weight = 0.0;
           // The last arm alive stays chosen where rounding leaves none above the number.
-          for (int64_t k = 0; k < arms && !(sum > uniform); ++k) {
-            const double p = row.count[k] / weights;
-            sum += p;
+          for (int64_t k = 0; k < arms && !(sum > limit); ++k) {
+            sum += row.count[k];
             if (row.alive[k]) {
               choice = k;
-              probability = p;
+              weight = row.count[k];
             }
           }
           task.next_choice[first + r] = choice;
-          static_cast<T*>(task.next_probability)[first + r] = static_cast<T>(probability);
+          static_cast<T*>(task.next_probability)[first + r] = static_cast<T>(weight / weights);
         }
       }
     }

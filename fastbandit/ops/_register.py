@@ -82,6 +82,7 @@ _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 _is_compiling = torch.compiler.is_compiling
 _is_grad_enabled = torch.is_grad_enabled
 _increment_version = torch.autograd.graph.increment_version
+_increment_versions = torch._C._increment_version  # the same without a look at the type
 
 MISS = object()
 """What a :class:`NativeCall` returns where it does not apply."""
@@ -124,7 +125,7 @@ class NativeCall:
             return MISS
         # As in _no_gradient below.
         if self._mutated:
-            _increment_version([args[index] for index in self._mutated])
+            _increment_versions([args[index] for index in self._mutated])
         return result
 
 
