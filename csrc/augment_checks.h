@@ -10,8 +10,7 @@ enum { kCropRow, kCropColumn, kFlip, kCutoutRow, kCutoutColumn, kDraws };
 
 inline void check_augment(const char* op, const Tensor& images, const Tensor& ids,
                           const std::optional<Tensor>& draws, const std::optional<Tensor>& fill,
-                          int64_t crop_padding, bool flip, int64_t cutout_length,
-                          ScalarType out_dtype) {
+                          int64_t crop_padding, bool flip, int64_t cutout_length) {
   check_dtype(op, "images", images, ScalarType::Byte);
   FB_CHECK(images.dim() == 4 && images.size(1) > 0 && images.size(2) > 0 && images.size(3) > 0, op,
            "images: expected shape [M, C, H, W] of at least one pixel, got ", shape_text(images));
@@ -39,9 +38,6 @@ inline void check_augment(const char* op, const Tensor& images, const Tensor& id
            crop_padding);
   FB_CHECK(cutout_length >= 0, op, "cutout_length: expected a number of pixels >= 0, got ",
            cutout_length);
-  FB_CHECK(is_floating(out_dtype), op,
-           "out_dtype: expected float32, float64, bfloat16 or float16, got ",
-           dtype_name(out_dtype));
 }
 
 }  // namespace fastbandit

@@ -25,23 +25,32 @@ inline void check_bounds(const char* op, double epsilon, std::optional<double> l
            ", got ", *lower);
 }
 
-inline void check_pgd_normalize(const char* op, const Tensor& delta, const Tensor& mean,
-                                const Tensor& std, ScalarType out_dtype) {
-  FB_CHECK(delta.dim() == 4, op, "delta: expected shape [N, C, H, W], got ", shape_text(delta));
-  for (const auto& [name, tensor] : {std::pair<const char*, const Tensor&>{"mean", mean},
-                                     std::pair<const char*, const Tensor&>{"std", std}}) {
-    const ScalarType dtype = tensor.scalar_type();
-    FB_CHECK(dtype == ScalarType::Float || dtype == delta.scalar_type(), op, name,
-             ": expected float32 or ", dtype_name(delta.scalar_type()), ", got ",
-             dtype_name(dtype));
-    FB_CHECK(tensor.dim() == 1 && tensor.size(0) == delta.size(1), op, name,
-             ": expected one value for each of ", delta.size(1), " channels, got shape ",
-             shape_text(tensor));
-    check_same_device(op, name, tensor, "delta", delta);
-  }
+inline void check_out_dtype(const char* op, ScalarType out_dtype) {
   FB_CHECK(is_floating(out_dtype), op,
            "out_dtype: expected float32, float64, bfloat16 or float16, got ",
            dtype_name(out_dtype));
+}
+
+// mean and std: one number for each channel of `like`, [N, C, H, W]; float32 or `dtype`.
+inline void check_statistics(const char* op, const char* like_name, const Tensor& like,
+                             ScalarType dtype, const Tensor& mean, const Tensor& std) {
+  for (const auto& [name, tensor] : {std::pair<const char*, const Tensor&>{"mean", mean},
+                                     std::pair<const char*, const Tensor&>{"std", std}}) {
+    const ScalarType own = tensor.scalar_type();
+    FB_CHECK(own == ScalarType::Float || own == dtype, op, name, ": expected float32 or ",
+             dtype_name(dtype), ", got ", dtype_name(own));
+    FB_CHECK(tensor.dim() == 1 && tensor.size(0) == like.size(1), op, name,
+             ": expected one value for each of ", like.size(1), " channels, got shape ",
+             shape_text(tensor));
+    check_same_device(op, name, tensor, like_name, like);
+  }
+}
+
+inline void check_pgd_normalize(const char* op, const Tensor& delta, const Tensor& mean,
+                                const Tensor& std, ScalarType out_dtype) {
+  FB_CHECK(delta.dim() == 4, op, "delta: expected shape [N, C, H, W], got ", shape_text(delta));
+  check_statistics(op, "delta", delta, delta.scalar_type(), mean, std);
+  check_out_dtype(op, out_dtype);
 }
 
 // Strides of a dense [N, C, H, W] tensor in one of the two formats.
@@ -61,16 +70,10 @@ inline bool is_channels_last(const char* op, torch::headeronly::MemoryFormat for
   return format == MemoryFormat::ChannelsLast;
 }
 
-inline void check_random_start(const char* op, const Tensor& image, double epsilon, int64_t seed,
-                               int64_t offset, const std::optional<Tensor>& seed_tensor,
-                               const std::optional<Tensor>& offset_tensor,
-                               const std::optional<Tensor>& index, std::optional<double> lower,
-                               std::optional<double> upper) {
-  const ScalarType dtype = image.scalar_type();
-  FB_CHECK(is_floating(dtype) || dtype == ScalarType::Byte, op,
-           "image: expected float32, float64, bfloat16, float16 or uint8, got ",
-           dtype_name(dtype));
-  FB_CHECK(image.dim() > 0, op, "image: expected shape [N, ...], got []");
+// The numbers of a draw: on the host, or each in an int64 tensor of one element.
+inline void check_draw(const char* op, const Tensor& image, int64_t seed, int64_t offset,
+                       const std::optional<Tensor>& seed_tensor,
+                       const std::optional<Tensor>& offset_tensor) {
   FB_CHECK(seed >= 0, op, "seed: expected an integer in [0, 2^63), got ", seed);
   FB_CHECK(offset >= 0 && offset < (int64_t{1} << 32), op,
            "offset: expected an integer in [0, 2^32), got ", offset);
@@ -83,6 +86,19 @@ inline void check_random_start(const char* op, const Tensor& image, double epsil
   };
   check_word("seed", seed_tensor);
   check_word("offset", offset_tensor);
+}
+
+inline void check_random_start(const char* op, const Tensor& image, double epsilon, int64_t seed,
+                               int64_t offset, const std::optional<Tensor>& seed_tensor,
+                               const std::optional<Tensor>& offset_tensor,
+                               const std::optional<Tensor>& index, std::optional<double> lower,
+                               std::optional<double> upper) {
+  const ScalarType dtype = image.scalar_type();
+  FB_CHECK(is_floating(dtype) || dtype == ScalarType::Byte, op,
+           "image: expected float32, float64, bfloat16, float16 or uint8, got ",
+           dtype_name(dtype));
+  FB_CHECK(image.dim() > 0, op, "image: expected shape [N, ...], got []");
+  check_draw(op, image, seed, offset, seed_tensor, offset_tensor);
   if (index) {
     check_dtype(op, "index", *index, ScalarType::Long);
     FB_CHECK(index->dim() == 1 && index->size(0) == image.size(0), op,

@@ -2,56 +2,16 @@
 //
 // A block of delta is stepped, then normalised while it is in the L1 cache, in float32 (float64),
 // then rounded to the dtype of the result.
+#include "cpu/normalize_run.h"
 #include "cpu/pgd_run.h"
-#include "dispatch.h"
 #include "pgd_checks.h"
 
 namespace fastbandit {
 namespace {
 
 constexpr const char* kOp = "pgd_step_normalize_";
-constexpr int64_t kBlock = 1024;  // elements
 
 enum { kDelta, kGrad, kImage, kOut, kChannel, kTensors };
-
-// `count` elements; mean and std are indexed by element, or one value each (channel_stride 0).
-template <bool kUnit, class T, class X, class C>
-inline __attribute__((always_inline)) void normalize_run(
-    const T* delta, int64_t delta_stride, const X* image, int64_t image_stride, const C* mean,
-    const C* std, int64_t channel_stride, C* result, int64_t count) {
-  if (kUnit) delta_stride = image_stride = 1;
-  const C mean0 = *mean, std0 = *std;
-#pragma GCC ivdep
-  for (int64_t i = 0; i < count; ++i) {
-    const C attacked = image_value<C>(image[i * image_stride]) + to_compute(delta[i * delta_stride]);
-    const C m = channel_stride == 0 ? mean0 : mean[i * channel_stride];
-    const C s = channel_stride == 0 ? std0 : std[i * channel_stride];
-    result[i] = (attacked - m) / s;
-  }
-}
-
-template <class O, class C>
-inline __attribute__((always_inline)) void write_run(const C* result, O* out, int64_t out_stride,
-                                                     int64_t count) {
-#pragma GCC ivdep
-  for (int64_t i = 0; i < count; ++i)
-    out[i * out_stride] = round_to_nearest<O>(static_cast<compute_t<O>>(result[i]));
-}
-
-// `count` results to `out`, element type by code.
-template <class C>
-void write_results(const C* result, void* out, ScalarType dtype, int64_t at, int64_t stride,
-                   int64_t count) {
-  dispatch_floating(kOp, "out_dtype", dtype, [&](auto tag) {
-    using O = typename decltype(tag)::type;
-    O* const to = static_cast<O*>(out) + at;
-    if (stride == 1) {
-      with_isa(FB_BODY { write_run(result, to, 1, count); });
-    } else {
-      write_run(result, to, stride, count);
-    }
-  });
-}
 
 Tensor pgd_step_normalize_(Tensor delta, Tensor grad, Tensor image, Tensor mean, Tensor std,
                            double step_size, double epsilon, std::optional<double> lower,
@@ -79,7 +39,7 @@ Tensor pgd_step_normalize_(Tensor delta, Tensor grad, Tensor image, Tensor mean,
     bool dense = true;
     for (int t = kDelta; t <= kOut; ++t)
       dense &= layout.stride[t][last - 1] == layout.size[last] && layout.dims == 2;
-    if (dense) repeat = std::max<int64_t>(1, kBlock / channels);
+    if (dense) repeat = std::max<int64_t>(1, kNormalizeBlock / channels);
   }
 
   dispatch_floating(kOp, "delta", delta.scalar_type(), [&](auto tag) {
@@ -116,7 +76,7 @@ Tensor pgd_step_normalize_(Tensor delta, Tensor grad, Tensor image, Tensor mean,
         const X* const x = image_data + at[kImage];
         pgd_step_range(run, 0, count, d, grad_data + at[kGrad], x, static_cast<C>(step_size),
                        bounds);
-        alignas(64) C result[kBlock];
+        alignas(64) C result[kNormalizeBlock];
         const C* const m = means + at[kChannel];
         const C* const s = stds + at[kChannel];
         const int64_t channel_step = step[kChannel];
@@ -128,7 +88,7 @@ Tensor pgd_step_normalize_(Tensor delta, Tensor grad, Tensor image, Tensor mean,
           normalize_run<false>(d, step[kDelta], x, step[kImage], m, s, channel_step, result,
                                count);
         }
-        write_results(result, out_data, out_dtype, at[kOut], step[kOut], count);
+        write_results(kOp, result, out_data, out_dtype, at[kOut], step[kOut], count);
       };
       if (repeat > 1) {
         // Whole pixels for every thread, so that each block starts at the first channel.
@@ -148,10 +108,10 @@ Tensor pgd_step_normalize_(Tensor delta, Tensor grad, Tensor image, Tensor mean,
       for (int t = 0; t < kTensors; ++t) step[t] = layout.stride[t][inner];
       parallel(layout.numel, kGrain, [&](int64_t begin, int64_t end) {
         for_each_run(layout, begin, end, [&](const int64_t* start, int64_t count) {
-          for (int64_t done = 0; done < count; done += kBlock) {
+          for (int64_t done = 0; done < count; done += kNormalizeBlock) {
             int64_t at[kTensors];
             for (int t = 0; t < kTensors; ++t) at[t] = start[t] + done * step[t];
-            block(at, step, std::min(kBlock, count - done));
+            block(at, step, std::min(kNormalizeBlock, count - done));
           }
         });
       });

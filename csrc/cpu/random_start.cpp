@@ -1,9 +1,6 @@
 // fastbandit::random_start on the CPU.
-#include "cpu/isa.h"
-#include "cpu/walk.h"
+#include "cpu/start_run.h"
 #include "dispatch.h"
-#include "math/pgd.h"
-#include "math/philox.h"
 #include "pgd_checks.h"
 
 #if defined(__x86_64__)
@@ -14,7 +11,6 @@ namespace fastbandit {
 namespace {
 
 constexpr const char* kOp = "random_start";
-constexpr int64_t kChunk = 2048;  // elements drawn at once; their words stay in the L1 cache
 
 // ---- words: `count` elements, a multiple of 4, from element 4 * quarter of an image on -------
 
@@ -114,6 +110,8 @@ FB_TARGET_AVX2 void draw_words_avx2(const PhiloxStream& stream, uint32_t quarter
 }
 #endif
 
+}  // namespace
+
 void draw_words(const PhiloxStream& stream, uint32_t quarter, uint32_t* words, int64_t count) {
 #if defined(__x86_64__)
   switch (isa()) {
@@ -125,53 +123,7 @@ void draw_words(const PhiloxStream& stream, uint32_t quarter, uint32_t* words, i
   draw_words_baseline(stream, quarter, words, count);
 }
 
-// ---- from words to the perturbation ----------------------------------------------------------
-
-template <Bounds kBounds, class T, class X, class C>
-inline __attribute__((always_inline)) void start_run(T* delta, int64_t delta_stride,
-                                                     const X* image, int64_t image_stride,
-                                                     const uint32_t* words, int64_t count,
-                                                     ProjectionBounds<C> bounds) {
-#pragma GCC ivdep
-  for (int64_t i = 0; i < count; ++i) {
-    const C pixel = kBounds == kNoBounds ? C(0) : image_value<C>(image[i * image_stride]);
-    const C start = uniform_symmetric<C>(words[i]) * bounds.epsilon;
-    delta[i * delta_stride] = round_toward_zero<T>(project<kBounds>(start, pixel, bounds));
-  }
-}
-
-// The strides of one image's elements in logical order, beside those of the numbering itself.
-enum { kNumber, kDelta, kImage, kTensors };
-
-template <class T, class X, class C>
-void start_chunk(const Layout<kTensors>& layout, int64_t begin, int64_t end, T* delta,
-                 const X* image, const uint32_t* words, ProjectionBounds<C> bounds) {
-  const auto vectorised = [&](auto kind) {
-    constexpr Bounds kBounds = decltype(kind)::value;
-    with_isa(FB_BODY {
-      for_each_run(layout, begin, end, [&](const int64_t* at, int64_t count) FB_INLINE_LAMBDA {
-        start_run<kBounds>(delta + at[kDelta], 1, image + at[kImage], 1,
-                           words + (at[kNumber] - begin), count, bounds);
-      });
-    });
-  };
-  if (!layout.unit_inner()) {
-    const int inner = layout.dims - 1;
-    for_each_run(layout, begin, end, [&](const int64_t* at, int64_t count) {
-      start_run<kSomeBounds>(delta + at[kDelta], layout.stride[kDelta][inner], image + at[kImage],
-                             layout.stride[kImage][inner], words + (at[kNumber] - begin), count,
-                             bounds);
-    });
-  } else if (bounds.kind() == kNoBounds) {
-    vectorised(std::integral_constant<Bounds, kNoBounds>{});
-  } else {
-    vectorised(std::integral_constant<Bounds, kSomeBounds>{});
-  }
-}
-
-int64_t word_of(int64_t value, const std::optional<Tensor>& tensor) {
-  return tensor ? *static_cast<const int64_t*>(tensor->const_data_ptr()) : value;
-}
+namespace {
 
 Tensor random_start(Tensor image, double epsilon, int64_t seed, int64_t offset,
                     std::optional<Tensor> seed_tensor, std::optional<Tensor> offset_tensor,
@@ -193,9 +145,9 @@ Tensor random_start(Tensor image, double epsilon, int64_t seed, int64_t offset,
     number_strides[d] = elements;
     elements *= image.size(d + 1);
   }
-  const int64_t* strides[kTensors] = {number_strides, delta.strides().data() + 1,
+  const int64_t* strides[kStartTensors] = {number_strides, delta.strides().data() + 1,
                                       image.strides().data() + 1};
-  const auto layout = merge_dims<kTensors>(dims, image.sizes().data() + 1, strides);
+  const auto layout = merge_dims<kStartTensors>(dims, image.sizes().data() + 1, strides);
   FB_CHECK(layout.fits, kOp, "more than ", kMaxDims, " dimensions with unrelated strides");
 
   const int64_t key = word_of(seed, seed_tensor);
@@ -204,7 +156,7 @@ Tensor random_start(Tensor image, double epsilon, int64_t seed, int64_t offset,
       index ? static_cast<const int64_t*>(index->const_data_ptr()) : nullptr;
   const int64_t id_stride = index ? index->stride(0) : 0;
   const int64_t delta_step = delta.stride(0), image_step = image.stride(0);
-  const int64_t chunks = (elements + kChunk - 1) / kChunk;  // of one image
+  const int64_t chunks = (elements + kStartChunk - 1) / kStartChunk;  // of one image
 
   const auto fill = [&](auto tag, auto image_tag) {
     using T = typename decltype(tag)::type;
@@ -214,13 +166,13 @@ Tensor random_start(Tensor image, double epsilon, int64_t seed, int64_t offset,
                                         upper.has_value(), upper.value_or(0));
     T* const delta_data = static_cast<T*>(delta.mutable_data_ptr());
     const X* const image_data = static_cast<const X*>(image.const_data_ptr());
-    const int64_t grain = std::max<int64_t>(1, 8 * kChunk / std::min(elements, kChunk));
+    const int64_t grain = std::max<int64_t>(1, 8 * kStartChunk / std::min(elements, kStartChunk));
     parallel(images * chunks, grain, [&](int64_t begin, int64_t end) {
-      alignas(64) uint32_t words[kChunk];
+      alignas(64) uint32_t words[kStartChunk];
       for (int64_t unit = begin; unit < end; ++unit) {
         const int64_t n = unit / chunks;
-        const int64_t from = unit % chunks * kChunk;
-        const int64_t to = std::min(from + kChunk, elements);
+        const int64_t from = unit % chunks * kStartChunk;
+        const int64_t to = std::min(from + kStartChunk, elements);
         const auto stream = philox_stream(key, draw, ids ? ids[n * id_stride] : n);
         draw_words(stream, static_cast<uint32_t>(from / 4), words, (to - from + 3) / 4 * 4);
         start_chunk(layout, from, to, delta_data + n * delta_step, image_data + n * image_step,

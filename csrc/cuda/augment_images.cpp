@@ -1,7 +1,7 @@
 // fastbandit::augment_images on CUDA: checks, allocation, device, stream.
 #include "cuda/augment_images.h"
 
-#include "augment_checks.h"
+#include "cuda/augment_glue.h"
 #include "cuda/glue.h"
 #include "pgd_checks.h"
 
@@ -13,23 +13,18 @@ Tensor augment_images(Tensor images, Tensor ids, std::optional<Tensor> draws,
                       int64_t cutout_length, ScalarType out_dtype,
                       torch::headeronly::MemoryFormat memory_format) {
   constexpr const char* kOp = "augment_images";
-  check_augment(kOp, images, ids, draws, fill, crop_padding, flip, cutout_length, out_dtype);
+  check_augment(kOp, images, ids, draws, fill, crop_padding, flip, cutout_length);
+  check_out_dtype(kOp, out_dtype);
   const DeviceGuard guard(images.get_device_index());
   const bool channels_last = is_channels_last(kOp, memory_format);
   const int64_t sizes[4] = {ids.size(0), images.size(1), images.size(2), images.size(3)};
   int64_t strides[4];
   format_strides(sizes, channels_last, strides);
   Tensor out = empty_strided(images, sizes, strides, 4, out_dtype);
-  check_launch(
-      kOp,
-      launch_augment_images(
-          out.mutable_data_ptr(), images.const_data_ptr(), dtype_code(kOp, out), images.size(0),
-          sizes, images.strides().data(), channels_last,
-          static_cast<const int64_t*>(ids.const_data_ptr()), ids.stride(0),
-          draws ? static_cast<const int64_t*>(draws->const_data_ptr()) : nullptr,
-          draws ? draws->stride(0) : 0, draws ? draws->stride(1) : 0,
-          fill ? static_cast<const float*>(fill->const_data_ptr()) : nullptr,
-          fill ? fill->stride(0) : 0, crop_padding, flip, cutout_length, current_stream(images)));
+  const AugmentBatch batch =
+      augment_batch(images, ids, draws, fill, crop_padding, flip, cutout_length);
+  check_launch(kOp, launch_augment_images(out.mutable_data_ptr(), dtype_code(kOp, out),
+                                          channels_last, &batch, current_stream(images)));
   return out;
 }
 

@@ -30,6 +30,11 @@ inline int dtype_code(const char* op, const Tensor& tensor) {
   }
 }
 
+// A number of a draw that the kernel reads on the device; null where the host has it.
+inline const int64_t* device_word(const std::optional<Tensor>& tensor) {
+  return tensor ? static_cast<const int64_t*>(tensor->const_data_ptr()) : nullptr;
+}
+
 inline void check_launch(const char* op, const char* error) {
   FB_CHECK(error == nullptr, op, "the kernel did not launch: ", error);
 }

@@ -7,10 +7,6 @@
 namespace fastbandit {
 namespace {
 
-const int64_t* device_word(const std::optional<Tensor>& tensor) {
-  return tensor ? static_cast<const int64_t*>(tensor->const_data_ptr()) : nullptr;
-}
-
 Tensor random_start(Tensor image, double epsilon, int64_t seed, int64_t offset,
                     std::optional<Tensor> seed_tensor, std::optional<Tensor> offset_tensor,
                     std::optional<Tensor> index, std::optional<double> lower,

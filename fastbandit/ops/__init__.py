@@ -7,6 +7,7 @@ no other third-party package.
 
 from fastbandit import _native
 from fastbandit.ops.augment_images import augment_images
+from fastbandit.ops.augment_start_normalize import augment_start_normalize
 from fastbandit.ops.bandit import (
     bandit_bounds,
     bandit_probabilities,
@@ -25,6 +26,7 @@ from fastbandit.ops.random_start import random_start
 
 __all__ = [
     "augment_images",
+    "augment_start_normalize",
     "bandit_bounds",
     "bandit_probabilities",
     "bandit_prune_",

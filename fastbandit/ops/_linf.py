@@ -1,4 +1,4 @@
-"""The L-infinity ball in floating point: what :mod:`pgd_step` and :mod:`random_start` share.
+"""The L-infinity ball in floating point, and the checks that its ops share.
 
 Everything is computed in float32 (float64 for float64 tensors), each operation rounded once and
 none contracted, so that every implementation gives the same bits.
@@ -58,6 +58,63 @@ def round_toward_zero(value: Tensor, dtype: torch.dtype) -> Tensor:
     # with NaN is false, so NaN stays.
     grown = nearest.to(torch.float32).abs() > value.abs()
     return (nearest.view(torch.int16) - grown.to(torch.int16)).view(dtype)
+
+
+def check_statistics(
+    op: str, like_name: str, like: Tensor, dtype: torch.dtype, mean: Tensor, std: Tensor
+) -> None:
+    """``mean`` and ``std``: a value for each channel of ``like``, [N, C, H, W]."""
+    for name, statistic in (("mean", mean), ("std", std)):
+        if statistic.dtype not in (torch.float32, dtype):
+            wider = "" if dtype == torch.float32 else f" or {dtype} as {like_name}"
+            raise TypeError(f"{op}: {name}: expected torch.float32{wider}, got {statistic.dtype}")
+        if statistic.dim() != 1 or statistic.shape[0] != like.shape[1]:
+            raise ValueError(
+                f"{op}: {name}: expected shape ({like.shape[1]},), one value for each channel of "
+                f"{like_name}, got {tuple(statistic.shape)}"
+            )
+        check_device(op, name, statistic, like_name, like)
+
+
+def check_device(op: str, name: str, tensor: Tensor, like_name: str, like: Tensor) -> None:
+    if tensor.device != like.device:
+        raise RuntimeError(
+            f"{op}: {name}: expected device {like.device} as {like_name}, got {tensor.device}"
+        )
+
+
+def check_output(op: str, out_dtype: torch.dtype, memory_format: torch.memory_format) -> None:
+    if out_dtype not in FLOAT_TYPES:
+        raise TypeError(
+            f"{op}: out_dtype: expected float32, float64, bfloat16 or float16, got {out_dtype}"
+        )
+    if memory_format not in (torch.contiguous_format, torch.channels_last):
+        raise ValueError(
+            f"{op}: memory_format: expected torch.contiguous_format or torch.channels_last, "
+            f"got {memory_format}"
+        )
+
+
+def check_draw(op: str, image: Tensor, seed: int | Tensor, offset: int | Tensor) -> None:
+    """The two numbers of a draw, each an int or an int64 tensor of one element."""
+    for name, value, limit in (("seed", seed, 63), ("offset", offset, 32)):
+        if isinstance(value, Tensor):
+            if value.dtype != torch.int64:
+                raise TypeError(
+                    f"{op}: {name}: expected an int or a torch.int64 tensor, got {value.dtype}"
+                )
+            if value.numel() != 1:
+                raise ValueError(
+                    f"{op}: {name}: expected a tensor of one element, "
+                    f"got shape {tuple(value.shape)}"
+                )
+            check_device(op, name, value, "image", image)
+        elif not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(
+                f"{op}: {name}: expected an int or a torch.int64 tensor, got {type(value).__name__}"
+            )
+        elif not 0 <= value < 1 << limit:
+            raise ValueError(f"{op}: {name}: expected an int in [0, 2^{limit}), got {value}")
 
 
 def check_epsilon(op: str, epsilon: float) -> None:

@@ -28,8 +28,12 @@ def _reference(
     out_dtype: torch.dtype,
     memory_format: torch.memory_format,
 ) -> Tensor:
-    _, channels, height, width = images.shape
+    total, channels, height, width = images.shape
     device = images.device
+    # On a GPU looking would wait for the device, and indexing itself raises there.
+    if device.type == "cpu":
+        for bad in ids[(ids < 0) | (ids >= total)].tolist():
+            raise RuntimeError(f"augment_images: ids: expected 0 to {total - 1}, got {bad}")
     row = torch.arange(height, device=device)
     column = torch.arange(width, device=device)
     rows = row.expand(len(ids), -1)  # [N, H]: the row of the source behind each row
@@ -98,7 +102,8 @@ _native = NativeCall(_op)
 # --- Public function ------------------------------------------------------------------------------
 
 
-def _check(
+def check_batch(
+    op: str,
     images: Tensor,
     ids: Tensor,
     draws: Tensor | None,
@@ -106,10 +111,7 @@ def _check(
     crop_padding: int,
     flip: bool,
     cutout_length: int,
-    out_dtype: torch.dtype,
-    memory_format: torch.memory_format,
 ) -> None:
-    op = "augment_images"
     if images.dtype != torch.uint8:
         raise TypeError(f"{op}: images: expected torch.uint8, got {images.dtype}")
     if images.dim() != 4 or 0 in images.shape[1:]:
@@ -140,22 +142,11 @@ def _check(
                 f"channel, got {tuple(fill.shape)}"
             )
     for name, tensor in (("ids", ids), ("draws", draws), ("cutout_fill", fill)):
-        if tensor is not None and tensor.device != images.device:
-            raise RuntimeError(
-                f"{op}: {name}: expected device {images.device} as images, got {tensor.device}"
-            )
+        if tensor is not None:
+            _linf.check_device(op, name, tensor, "images", images)
     for name, value in (("crop_padding", crop_padding), ("cutout_length", cutout_length)):
         if value < 0:
             raise ValueError(f"{op}: {name}: expected a number of pixels >= 0, got {value}")
-    if out_dtype not in _linf.FLOAT_TYPES:
-        raise TypeError(
-            f"{op}: out_dtype: expected float32, float64, bfloat16 or float16, got {out_dtype}"
-        )
-    if memory_format not in (torch.contiguous_format, torch.channels_last):
-        raise ValueError(
-            f"{op}: memory_format: expected torch.contiguous_format or torch.channels_last, "
-            f"got {memory_format}"
-        )
 
 
 def augment_images(
@@ -216,5 +207,6 @@ def augment_images(
     result = _native(*arguments)
     if result is not MISS:
         return result
-    _check(*arguments)
+    check_batch("augment_images", *arguments[:7])
+    _linf.check_output("augment_images", out_dtype, memory_format)
     return _op(*arguments)

@@ -130,16 +130,13 @@ def _check_step(
             f"{op}: image: expected {dtype} as delta, torch.float32 or torch.uint8, "
             f"got {image.dtype}"
         )
-    shape, device = delta.shape, delta.device
+    shape = delta.shape
     for name, tensor in (("grad", grad), ("image", image)):
         if tensor.shape != shape:
             raise ValueError(
                 f"{op}: {name}: expected shape {tuple(shape)} as delta, got {tuple(tensor.shape)}"
             )
-        if tensor.device != device:
-            raise RuntimeError(
-                f"{op}: {name}: expected device {device} as delta, got {tensor.device}"
-            )
+        _linf.check_device(op, name, tensor, "delta", delta)
     if not -math.inf < step_size < math.inf:
         raise ValueError(f"{op}: step_size: expected a finite number, got {step_size}")
     _linf.check_epsilon(op, epsilon)
@@ -232,32 +229,9 @@ def pgd_step_normalize_(
     _check_step(op, delta, grad, image, step_size, epsilon, lower, upper)
     if delta.dim() != 4:
         raise ValueError(f"{op}: delta: expected shape (N, C, H, W), got {tuple(delta.shape)}")
-    for name, statistic in (("mean", mean), ("std", std)):
-        if statistic.dtype not in (torch.float32, delta.dtype):
-            raise TypeError(
-                f"{op}: {name}: expected torch.float32 or {delta.dtype} as delta, "
-                f"got {statistic.dtype}"
-            )
-        if statistic.dim() != 1 or statistic.shape[0] != delta.shape[1]:
-            raise ValueError(
-                f"{op}: {name}: expected shape ({delta.shape[1]},), one value for each channel of "
-                f"delta, got {tuple(statistic.shape)}"
-            )
-        if statistic.device != delta.device:
-            raise RuntimeError(
-                f"{op}: {name}: expected device {delta.device} as delta, got {statistic.device}"
-            )
-    if out_dtype is None:
-        out_dtype = delta.dtype
-    elif out_dtype not in _linf.FLOAT_TYPES:
-        raise TypeError(
-            f"{op}: out_dtype: expected float32, float64, bfloat16 or float16, got {out_dtype}"
-        )
-    if memory_format not in (torch.contiguous_format, torch.channels_last):
-        raise ValueError(
-            f"{op}: memory_format: expected torch.contiguous_format or torch.channels_last, "
-            f"got {memory_format}"
-        )
+    _linf.check_statistics(op, "delta", delta, delta.dtype, mean, std)
+    out_dtype = delta.dtype if out_dtype is None else out_dtype
+    _linf.check_output(op, out_dtype, memory_format)
     return _step_normalize(
         delta,
         grad,

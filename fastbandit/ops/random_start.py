@@ -100,24 +100,7 @@ def _check(
         )
     if image.dim() == 0:
         raise ValueError(f"{op}: image: expected shape (N, ...), got ()")
-    for name, value, limit in (("seed", seed, 63), ("offset", offset, 32)):
-        if isinstance(value, Tensor):
-            if value.dtype != torch.int64:
-                raise TypeError(
-                    f"{op}: {name}: expected an int or a torch.int64 tensor, got {value.dtype}"
-                )
-            if value.numel() != 1:
-                raise ValueError(
-                    f"{op}: {name}: expected a tensor of one element, "
-                    f"got shape {tuple(value.shape)}"
-                )
-            _check_device(name, value, image)
-        elif not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(
-                f"{op}: {name}: expected an int or a torch.int64 tensor, got {type(value).__name__}"
-            )
-        elif not 0 <= value < 1 << limit:
-            raise ValueError(f"{op}: {name}: expected an int in [0, 2^{limit}), got {value}")
+    _linf.check_draw(op, image, seed, offset)
     if index is not None:
         if index.dtype != torch.int64:
             raise TypeError(f"{op}: index: expected torch.int64, got {index.dtype}")
@@ -126,16 +109,9 @@ def _check(
                 f"{op}: index: expected shape ({image.shape[0]},), one id for each image, "
                 f"got {tuple(index.shape)}"
             )
-        _check_device("index", index, image)
+        _linf.check_device(op, "index", index, "image", image)
     _linf.check_epsilon(op, epsilon)
     _linf.check_bounds(op, lower, upper)
-
-
-def _check_device(name: str, tensor: Tensor, image: Tensor) -> None:
-    if tensor.device != image.device:
-        raise RuntimeError(
-            f"random_start: {name}: expected device {image.device} as image, got {tensor.device}"
-        )
 
 
 def random_start(

@@ -71,7 +71,7 @@ def library(op: str, mode: str) -> Path:
     entry = HERE / f"{op}_entry.cpp"
     sources += [entry] if entry.is_file() else []
     digest = hashlib.sha256(" ".join([COMPILER, *FLAGS, *MODES[mode]]).encode())
-    headers = [*(ROOT / "csrc").rglob("*.h"), HERE / "cuda_shim.h"]
+    headers = [*(ROOT / "csrc").rglob("*.h"), *HERE.glob("*.h")]
     for path in sorted(headers) + sources:
         digest.update(path.read_bytes())
     target = BUILD / f"{op}-{mode}-{digest.hexdigest()[:16]}.so"
