@@ -1,4 +1,4 @@
-"""pgd_step_, pgd_step_normalize_, random_start, and a whole PGD attack."""
+"""pgd_step_, pgd_step_normalize_, random_start, the input of a step, and a whole PGD attack."""
 
 from __future__ import annotations
 
@@ -126,6 +126,67 @@ def test_random_start(measure, device, batch, rival):
         moved=4 * image.numel(),
         shape=list(image.shape),
         dtype="float32",
+    )
+
+
+@pytest.mark.parametrize("rival", ["fastbandit", "our single ops", "eager", "torch.compile"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_input(measure, device, layout, rival):
+    """Crop, flip, cutout, random start and normalisation of 256 out of 10,000 images."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (10_000, 3, 32, 32)
+    data = torch.randint(0, 256, shape, generator=generator).to(torch.uint8).to(device)
+    limits = (9, 9, 2, 32, 32)
+    columns = [torch.randint(0, n, shape[:1], generator=generator) for n in limits]
+    draws = torch.stack(columns, 1).to(device)
+    ids = torch.randint(0, shape[0], (256,), generator=generator).to(device)
+    mean = torch.tensor([0.4914, 0.4822, 0.4465], device=device)
+    std = torch.tensor([0.2470, 0.2435, 0.2616], device=device)
+    line = torch.arange(32, device=device)
+    padded = F.pad(data, [4] * 4)  # once, as a loader would
+    changes = {"draws": draws, "crop_padding": 4, "flip": True, "cutout_length": 8}
+    bounds = {"epsilon": EPSILON, "lower": 0.0, "upper": 1.0}
+
+    def eager(data: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """In few operations: one gather for crop and flip, one mask, torch's own numbers."""
+        drawn = draws[ids]
+        rows = line + drawn[:, :1]
+        flipped = torch.where(drawn[:, 2:3].bool(), 31 - line, line)
+        across = flipped + drawn[:, 1:2]
+        image = padded[ids[:, None, None], :, rows[:, :, None], across[:, None, :]]
+        image = image.permute(0, 3, 1, 2).float().div_(255)
+        down = (line - drawn[:, 3:4] + 4)[:, None, :, None]
+        right = (line - drawn[:, 4:5] + 4)[:, None, None, :]
+        hole = (down >= 0) & (down < 8) & (right >= 0) & (right < 8)
+        image = image.masked_fill(hole, 0.0).contiguous(memory_format=layout)
+        delta = torch.rand_like(image).mul_(2 * EPSILON).sub_(EPSILON)
+        delta = torch.clamp(image + delta, 0, 1) - image
+        point = (image + delta - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
+        return image, delta, point
+
+    def single() -> tuple[Tensor, Tensor, Tensor]:
+        image = ops.augment_images(data, ids, memory_format=layout, **changes)
+        delta = ops.random_start(image, seed=1, index=ids, **bounds)
+        return image, delta, (image + delta - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
+
+    compiled = torch.compile(eager)
+    calls: dict[str, Callable[[], Any]] = {
+        "fastbandit": lambda: ops.augment_start_normalize(
+            data, ids, mean, std, seed=1, memory_format=layout, **bounds, **changes
+        ),
+        "our single ops": single,
+        "eager": lambda: eager(data, ids),
+        "torch.compile": lambda: compiled(data, ids),
+    }
+    elements = 256 * 3 * 32 * 32
+    measure(
+        calls[rival],
+        rival=rival,
+        group=f"input of a step 256 x 3 x 32 x 32 {str(layout).removeprefix('torch.')}",
+        device=device,
+        moved=13 * elements,  # a byte read, three float32 written
+        shape=[256, 3, 32, 32],
+        dtype="uint8 -> float32",
     )
 
 

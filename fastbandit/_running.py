@@ -12,10 +12,9 @@ from fastbandit._cli import ConfigError
 from fastbandit._progress import Progress
 from fastbandit.distributed import Group, Team
 from fastbandit.run import RunError, RunFolder
-from fastbandit.training import Batch, Batches, Cost, is_out_of_memory
+from fastbandit.training import Cost, is_out_of_memory
 
 __all__ = [
-    "FirstBatches",
     "OutOfMemoryError",
     "accounting",
     "check_group_device",
@@ -67,19 +66,6 @@ def note_changes(progress: Progress, then: dict[str, Any], now: dict[str, Any]) 
                 f"{name} was {then.get(name)} and is {now[name]} now: "
                 "the run goes on, but not to the same bytes"
             )
-
-
-class FirstBatches:
-    """The first batches of each epoch of a loader."""
-
-    def __init__(self, loader: Batches, count: int) -> None:
-        self.loader, self.count = loader, count
-
-    def epoch(self, number: int) -> Iterator[Batch]:
-        for position, batch in enumerate(self.loader.epoch(number)):
-            if position == self.count:
-                return
-            yield batch
 
 
 class OutOfMemoryError(ValueError):

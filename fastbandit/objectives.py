@@ -6,7 +6,9 @@ With FGSM, PGD-k or no attack at all the objective is the same and the threat mo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,20 +46,20 @@ class Adversarial(Objective):
     def recordable(self) -> bool:
         return type(self) in (Adversarial, Trades)
 
-    def cross_entropy(self, step: Step, point: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss at ``point`` [N, C, H, W], with the auxiliary head's; logits [N, classes]."""
+    def cross_entropy(self, step: Step, forward: Callable[..., Any]) -> tuple[Tensor, Tensor]:
+        """Loss of what ``forward`` returns, with the auxiliary head's; logits [N, classes].
+
+        forward: takes the options of the network's ``forward``.
+        """
         if not self.auxiliary:
-            logits = step.model(point)
+            logits = forward()
             return F.cross_entropy(logits, step.labels), logits
-        logits, second = step.model(point, with_auxiliary=True)
+        logits, second = forward(with_auxiliary=True)
         loss = F.cross_entropy(logits, step.labels)
         return loss + self.auxiliary * F.cross_entropy(second, step.labels), logits
 
     def losses(self, step: Step) -> Iterator[tuple[Tensor, Tensor]]:
-        point = step.images
-        if step.threat.attacks:
-            point = point + step.perturb()
-        yield self.cross_entropy(step, point)
+        yield self.cross_entropy(step, step.attacked)
 
 
 class Free(Adversarial):
@@ -73,6 +75,8 @@ class Free(Adversarial):
     Args:
         replays: m, steps of the optimiser on each mini-batch.
     """
+
+    attacks_by_step = False
 
     def __init__(self, replays: int, auxiliary: float = 0.0) -> None:
         super().__init__(auxiliary)
@@ -102,7 +106,7 @@ class Free(Adversarial):
         delta = self._start(step)
         for _ in range(self.updates):
             point = (step.images + delta).requires_grad_(threat.epsilon != 0)
-            yield self.cross_entropy(step, point)
+            yield self.cross_entropy(step, partial(step.model, point))
             if point.grad is not None:
                 ops.pgd_step_(
                     delta,
@@ -134,6 +138,7 @@ class Trades(Adversarial):
     """
 
     moving_passes = 2  # the images and the attacked ones
+    attacks_by_step = False
 
     def __init__(self, beta: float, auxiliary: float = 0.0) -> None:
         super().__init__(auxiliary)
@@ -145,7 +150,7 @@ class Trades(Adversarial):
         point = step.images
         if step.threat.attacks:
             point = point + perturb_away(step)
-        natural, logits = self.cross_entropy(step, step.images)
+        natural, logits = self.cross_entropy(step, partial(step.model, step.images))
         moved = step.model(point)
         divergence = F.kl_div(
             F.log_softmax(moved, dim=1), F.softmax(logits, dim=1), reduction="batchmean"

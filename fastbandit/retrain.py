@@ -31,7 +31,6 @@ from fastbandit._cli import ConfigError
 from fastbandit._graphs import Choice, Graphs
 from fastbandit._progress import Progress
 from fastbandit._running import (
-    FirstBatches,
     accounting,
     check_group_device,
     check_same,
@@ -1242,13 +1241,12 @@ def dry_run(
 
         def train(batches: int) -> float:
             cost = current.cost = Cost()
-            current.train(FirstBatches(setup.weights, batches))
+            current.train(setup.weights.first(batches))
             return cost.seconds["train"] / cost.images_trained * len(setup.weights.index)
 
         def validate(batches: int, loader: Loader, threat: ThreatModel) -> float:
             cost = Cost()
-            few: Any = FirstBatches(loader, batches)
-            evaluate(current.evaluated, few, threat, seed=0, cost=cost)
+            evaluate(current.evaluated, loader.first(batches), threat, seed=0, cost=cost)
             return cost.seconds["validate"] / cost.images_evaluated * len(loader.index)
 
         train(1)

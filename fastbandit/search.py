@@ -32,7 +32,6 @@ from fastbandit._cli import ConfigError
 from fastbandit._graphs import Choice, Graphs
 from fastbandit._progress import Progress
 from fastbandit._running import (
-    FirstBatches,
     OutOfMemoryError,
     accounting,
     check_group_device,
@@ -1235,14 +1234,14 @@ def _measure(current: _Search, choice: Tensor) -> dict[str, float]:
     threat = current.training_threat
 
     def train(batches: int) -> Cost:
-        few, cost = FirstBatches(setup.weights, batches), Cost()
+        few, cost = setup.weights.first(batches), Cost()
         train_epoch(
             model, few, 0, optimizer, threat, seed=0, cost=cost, grad_clip=config.grad_clip, **path
         )
         return cost
 
     def validate(batches: int, threat: ThreatModel) -> Cost:
-        few, cost = FirstBatches(setup.validation, batches), Cost()
+        few, cost = setup.validation.first(batches), Cost()
         evaluate(model, few, threat, seed=0, cost=cost, **path)
         return cost
 

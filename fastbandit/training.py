@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastbandit._graphs import Graphs, Recorded, Recorder
-from fastbandit.attacks import perturb
+from fastbandit._inputs import Batches, Input, ReadyInput, Start, input_of
+from fastbandit.attacks import perturb, perturb_from
 from fastbandit.distributed import Team
 from fastbandit.nn.layers import BatchNorm2d
 from fastbandit.threat import ThreatModel
@@ -39,7 +39,6 @@ __all__ = [
     "train_epoch",
 ]
 
-Batch = tuple[Tensor, Tensor, Tensor]
 Precision = Literal["float32", "bfloat16"]
 
 
@@ -70,6 +69,11 @@ class Engine:
         return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 
     @property
+    def input_dtype(self) -> torch.dtype:
+        """What the first layer of a model computes in."""
+        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+
+    @property
     def records(self) -> bool:
         """Whether steps are recorded as graphs."""
         return self.graphs is not None and self.graphs.reason is None
@@ -78,19 +82,14 @@ class Engine:
 _EAGER = Engine()
 
 
-class Batches(Protocol):
-    """What a loader offers: its batches (images, labels, image ids) of a numbered epoch."""
-
-    def epoch(self, number: int) -> Iterator[Batch]: ...
-
-
 @dataclass(frozen=True)
 class Step:
     """One mini-batch as an :class:`Objective` sees it.
 
     images: [N, C, H, W] in [0, 1]; labels, index: [N] int64, index the images' ids; seed, index
     and offset (a number, or an int64 tensor on the device) key the random start; modules and
-    parameters are those that the forward pass uses.
+    parameters are those that the forward pass uses; start: the beginning of the attack, where
+    one pass over the bytes has drawn it, for one use.
     """
 
     model: nn.Module
@@ -102,9 +101,41 @@ class Step:
     offset: int | Tensor
     modules: list[nn.Module]
     parameters: list[nn.Parameter]
+    start: Start | None = None
+
+    def attacked(self, **options: Any) -> Any:
+        """The model's logits at the images that the threat model's attack gives; without an
+        attack, at the images.
+
+        options: further arguments of the model's ``forward``.
+        """
+        if not self.threat.attacks:
+            return self.model(self.images, **options)
+        taken = None if self.start is None else self.start.take()
+        if taken is None:
+            return self.model(self.images + self.perturb(), **options)
+        point = self._continue(*taken)
+        return self.model.forward_normalized(point, **options)  # type: ignore[operator]
+
+    def _continue(self, delta: Tensor, point: Tensor) -> Tensor:
+        """The attack from a start that is drawn; changes delta, returns the model's input."""
+        return perturb_from(
+            self.model,
+            self.images,
+            self.labels,
+            self.threat,
+            delta,
+            point,
+            modules=self.modules,
+            parameters=self.parameters,
+        )
 
     def perturb(self) -> Tensor:
         """The perturbation that the threat model finds for this batch."""
+        taken = None if self.start is None else self.start.take()
+        if taken is not None:
+            self._continue(*taken)
+            return taken[0]
         return perturb(
             self.model,
             self.images,
@@ -127,6 +158,8 @@ class Objective:
 
     #: Forward passes of a step that move the running statistics of batch norm.
     moving_passes = 1
+    #: Whether :meth:`losses` asks the step for its attack, which may then be drawn beforehand.
+    attacks_by_step = True
 
     def losses(self, step: Step) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (loss, logits [N, classes]) once for each step of the optimiser on this batch.
@@ -134,10 +167,7 @@ class Objective:
         The optimiser has made its step, and ``.grad`` of what the loss depends on is filled, when
         the generator goes on after a yield.
         """
-        point = step.images
-        if step.threat.attacks:
-            point = point + step.perturb()
-        logits = step.model(point)
+        logits = step.attacked()
         yield F.cross_entropy(logits, step.labels), logits
 
     @property
@@ -238,9 +268,42 @@ def _count_correct(engine: Engine, task: Step) -> tuple[Tensor, Tensor]:
             clean = (task.model(task.images).argmax(1) == task.labels).sum()
         if not task.threat.attacks:
             return clean, torch.zeros_like(clean)
-        delta = task.perturb()
         with torch.no_grad():
-            return clean, (task.model(task.images + delta).argmax(1) == task.labels).sum()
+            return clean, (task.attacked().argmax(1) == task.labels).sum()
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What the steps of an epoch have in common."""
+
+    source: Input
+    model: nn.Module
+    threat: ThreatModel
+    seed: int
+    modules: list[nn.Module]
+    parameters: list[nn.Parameter]
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for work that one recorded step can do."""
+        parameters = tuple(map(id, self.parameters))
+        return self.source.key, id(self.model), self.threat, self.seed, parameters
+
+    def step(self, tensors: tuple[Tensor, ...], offset: int | Tensor) -> Step:
+        """The step on the batch that the source makes of ``tensors``."""
+        x, y, ids, start = self.source.batch(tensors, self.seed, offset)
+        return Step(
+            self.model,
+            x,
+            y,
+            ids,
+            self.threat,
+            self.seed,
+            offset,
+            self.modules,
+            self.parameters,
+            start,
+        )
 
 
 def _fill_momentum(optimizer: torch.optim.Optimizer) -> None:
@@ -271,17 +334,18 @@ class _RecordedTraining:
         self,
         recorder: Recorder,
         engine: Engine,
-        step: Step,
+        work: _Work,
+        tensors: tuple[Tensor, ...],
         optimizer: torch.optim.Optimizer,
         grad_clip: float | None,
         objective: Objective,
     ) -> None:
-        device = step.images.device
+        device = tensors[-1].device
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.correct = torch.zeros((), dtype=torch.int64, device=device)
         self._rate = torch.zeros((), device=device)
         self._offset = torch.zeros((), dtype=torch.int64, device=device)
-        self._norms = [m for m in step.modules if isinstance(m, BatchNorm2d)]
+        self._norms = [m for m in work.modules if isinstance(m, BatchNorm2d)]
         self._factors: dict[torch.dtype, Tensor] = {}
         self._values: tuple[float, ...] = ()
 
@@ -289,21 +353,21 @@ class _RecordedTraining:
             if (mean := norm.running_mean) is not None:
                 self._factors.setdefault(mean.dtype, mean.new_zeros(()))
 
-        def run(x: Tensor, y: Tensor, ids: Tensor) -> None:
-            task = dataclasses.replace(step, images=x, labels=y, index=ids, offset=self._offset)
+        def run(*buffers: Tensor) -> None:
+            step = work.step(buffers, self._offset)
             with self._numbers_on_the_device(optimizer):
                 with engine.autocast(device):
-                    loss, logits = next(objective.losses(task))
+                    loss, logits = next(objective.losses(step))
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 if grad_clip is not None:
-                    nn.utils.clip_grad_norm_(step.parameters, grad_clip)
+                    nn.utils.clip_grad_norm_(work.parameters, grad_clip)
                 optimizer.step()
             with torch.no_grad():
-                self.loss_sum += loss.double() * len(y)
-                self.correct += (logits.argmax(1) == y).sum()
+                self.loss_sum += loss.double() * len(step.labels)
+                self.correct += (logits.argmax(1) == step.labels).sum()
 
-        self._step = Recorded(recorder, (step.images, step.labels, step.index), run)
+        self._step = Recorded(recorder, tensors, run)
 
     @contextmanager
     def _numbers_on_the_device(self, optimizer: torch.optim.Optimizer) -> Iterator[None]:
@@ -327,7 +391,7 @@ class _RecordedTraining:
         self.loss_sum.zero_()
         self.correct.zero_()
 
-    def __call__(self, x: Tensor, y: Tensor, ids: Tensor, *, rate: float, offset: int) -> None:
+    def __call__(self, tensors: tuple[Tensor, ...], *, rate: float, offset: int) -> None:
         factor = 0.0
         for norm in self._norms:
             if norm.momentum is not None:
@@ -342,19 +406,20 @@ class _RecordedTraining:
             for tensor in self._factors.values():
                 tensor.fill_(factor)
             self._values = values
-        self._step(x, y, ids)
+        self._step(*tensors)
 
 
 def _recorded_training(
     engine: Engine,
-    step: Step,
+    work: _Work,
+    tensors: tuple[Tensor, ...],
     optimizer: torch.optim.Optimizer,
     grad_clip: float | None,
     objective: Objective,
 ) -> _RecordedTraining | None:
     """The step of this path as a graph; None where one factor does not serve its batch norms."""
     assert engine.graphs is not None
-    norms = [m for m in step.modules if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [m for m in work.modules if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     kinds = {(m.momentum, m.batches) if isinstance(m, BatchNorm2d) else None for m in norms}
     if None in kinds or len(kinds) > 1 or len(optimizer.param_groups) != 1:
         return None
@@ -362,11 +427,8 @@ def _recorded_training(
     if objective.moving_passes > 1 and any(m.momentum is None for m in norms):
         return None
     key = (
-        id(step.model),
-        tuple(map(id, step.parameters)),
-        step.images.shape,
-        step.threat,
-        step.seed,
+        work.key,
+        tuple(tensor.shape for tensor in tensors),
         id(optimizer),
         grad_clip,
         engine.precision,
@@ -376,7 +438,9 @@ def _recorded_training(
     found: _RecordedTraining = engine.graphs.recorded(
         "train",
         key,
-        lambda recorder: _RecordedTraining(recorder, engine, step, optimizer, grad_clip, objective),
+        lambda recorder: _RecordedTraining(
+            recorder, engine, work, tensors, optimizer, grad_clip, objective
+        ),
     )
     found.start()
     return found
@@ -385,41 +449,43 @@ def _recorded_training(
 class _RecordedEvaluation:
     """One batch of an evaluation on fixed buffers; the model is in evaluation mode."""
 
-    def __init__(self, recorder: Recorder, engine: Engine, task: Step) -> None:
-        device = task.images.device
+    def __init__(
+        self,
+        recorder: Recorder,
+        engine: Engine,
+        work: _Work,
+        tensors: tuple[Tensor, ...],
+    ) -> None:
+        device = tensors[-1].device
         self.clean = torch.zeros((), dtype=torch.int64, device=device)
         self.robust = torch.zeros((), dtype=torch.int64, device=device)
         self._offset = torch.zeros((), dtype=torch.int64, device=device)
 
-        def run(x: Tensor, y: Tensor, ids: Tensor) -> None:
-            batch = dataclasses.replace(task, images=x, labels=y, index=ids, offset=self._offset)
-            found, withstood = _count_correct(engine, batch)
+        def run(*buffers: Tensor) -> None:
+            found, withstood = _count_correct(engine, work.step(buffers, self._offset))
             self.clean += found
             self.robust += withstood
 
-        self._step = Recorded(recorder, (task.images, task.labels, task.index), run)
+        self._step = Recorded(recorder, tensors, run)
 
-    def __call__(self, x: Tensor, y: Tensor, ids: Tensor, *, offset: int) -> None:
+    def __call__(self, tensors: tuple[Tensor, ...], *, offset: int) -> None:
         self._offset.fill_(offset)
-        self._step(x, y, ids)
+        self._step(*tensors)
 
     def start(self) -> None:
         self.clean.zero_()
         self.robust.zero_()
 
 
-def _recorded_evaluation(engine: Engine, task: Step) -> _RecordedEvaluation:
+def _recorded_evaluation(
+    engine: Engine, work: _Work, tensors: tuple[Tensor, ...]
+) -> _RecordedEvaluation:
     assert engine.graphs is not None
-    key = (
-        id(task.model),
-        tuple(map(id, task.parameters)),
-        task.images.shape,
-        task.threat,
-        task.seed,
-        engine.precision,
-    )
+    key = (work.key, tuple(tensor.shape for tensor in tensors), engine.precision)
     found: _RecordedEvaluation = engine.graphs.recorded(
-        "evaluate", key, lambda recorder: _RecordedEvaluation(recorder, engine, task)
+        "evaluate",
+        key,
+        lambda recorder: _RecordedEvaluation(recorder, engine, work, tensors),
     )
     found.start()
     return found
@@ -481,39 +547,39 @@ def train_epoch(
     _fill_momentum(optimizer)
     recorded, usual = None, torch.Size()
     records = engine.records and objective.recordable
-    for x, y, ids in batches.epoch(epoch):
+    source: Input = ReadyInput(batches)
+    if objective.attacks_by_step:
+        source = input_of(batches, model, threat, engine.input_dtype)
+    work = _Work(source, model, threat, seed, used, learned)
+    for tensors in source.epoch(epoch):
         batch_count += 1
+        n = len(tensors[-1])
         if batch_count == 1:
-            usual = x.shape
-        elif records and x.shape == usual:
+            usual = tensors[0].shape
+        elif records and tensors[0].shape == usual:
             if recorded is None:
                 recorded = _recorded_training(
-                    engine,
-                    Step(model, x, y, ids, threat, seed, epoch, used, learned),
-                    optimizer,
-                    grad_clip,
-                    objective,
+                    engine, work, tensors, optimizer, grad_clip, objective
                 )
                 records = recorded is not None
             if recorded is not None:
                 rate = optimizer.param_groups[0]["lr"]
                 if learning_rate is not None:
                     rate = learning_rate(steps)
-                recorded(x, y, ids, rate=rate, offset=epoch)
+                recorded(tensors, rate=rate, offset=epoch)
                 steps += 1
                 if after_step is not None:
                     after_step()
-                images += len(y)
+                images += n
                 continue
         weight, counts = 1.0, True
         sharing: AbstractContextManager[None] = nullcontext()
         if team is not None:
-            n = len(y)
             part, weight, counts = team.part(n), team.weight(n), team.counts(n)
             sharing = team.batch(n, used)
-            x, y, ids = x[part], y[part], ids[part]
+            tensors = tuple(tensor[part] for tensor in tensors)
         with sharing:
-            step = Step(model, x, y, ids, threat, seed, epoch, used, learned)
+            step = work.step(tensors, epoch)
             losses = objective.losses(step)
             while True:
                 # Forward passes and attacks only: the backward pass of a step knows by itself.
@@ -538,9 +604,9 @@ def train_epoch(
         if counts:
             # The last loss and logits of a batch, where it has several steps.
             with torch.no_grad():
-                loss_sum += loss.double() * len(y)
-                correct += (logits.argmax(1) == y).sum()
-            images += len(y)
+                loss_sum += loss.double() * len(step.labels)
+                correct += (logits.argmax(1) == step.labels).sum()
+            images += len(step.labels)
         # The nodes of a backward pass remember their stream, and a graph is recorded on another.
         del step, losses, loss, logits
     if recorded is not None:
@@ -596,25 +662,27 @@ def evaluate(
     try:
         for module, _ in modes:
             module.training = False
-        for x, y, ids in batches.epoch(0):
+        work = _Work(
+            input_of(batches, model, threat, engine.input_dtype), model, threat, seed, used, learned
+        )
+        for tensors in work.source.epoch(0):
             steps += 1
             if team is not None:
-                part = team.share(len(y))
-                x, y, ids = x[part], y[part], ids[part]
-                if not len(y):
-                    continue
-            task = Step(model, x, y, ids, threat, seed, offset, used, learned)
-            if steps == 1:
-                usual = x.shape
-            elif engine.records and x.shape == usual:
-                recorded = recorded or _recorded_evaluation(engine, task)
-                recorded(x, y, ids, offset=offset)
-                images += len(y)
+                part = team.share(len(tensors[-1]))
+                tensors = tuple(tensor[part] for tensor in tensors)
+            n = len(tensors[-1])
+            if not n:
                 continue
-            found, withstood = _count_correct(engine, task)
+            images += n
+            if steps == 1:
+                usual = tensors[0].shape
+            elif engine.records and tensors[0].shape == usual:
+                recorded = recorded or _recorded_evaluation(engine, work, tensors)
+                recorded(tensors, offset=offset)
+                continue
+            found, withstood = _count_correct(engine, work.step(tensors, offset))
             clean += found
             robust += withstood
-            images += len(y)
     finally:
         for module, was in modes:
             module.training = was
@@ -667,19 +735,17 @@ def reestimate_batchnorm(
     reset_batchnorm(used)
     model.train()
     steps = 0
-    for x, y, ids in batches.epoch(0):
+    source = input_of(batches, model, threat, engine.input_dtype)
+    work = _Work(source, model, threat, seed, used, learned)
+    for tensors in source.epoch(0):
         sharing: AbstractContextManager[None] = nullcontext()
         if team is not None:
-            part, sharing = team.part(len(y)), team.batch(len(y), used)
-            x, y, ids = x[part], y[part], ids[part]
-        with sharing, engine.autocast(x.device):
-            point = x
-            if threat.attacks:
-                point = x + perturb(
-                    model, x, y, threat, seed=seed, index=ids, modules=used, parameters=learned
-                )
-            with torch.no_grad():
-                model(point)
+            n = len(tensors[-1])
+            part, sharing = team.part(n), team.batch(n, used)
+            tensors = tuple(tensor[part] for tensor in tensors)
+        step = work.step(tensors, 0)
+        with sharing, engine.autocast(step.images.device), torch.no_grad():
+            step.attacked()
         steps += 1
         if steps == count:
             break

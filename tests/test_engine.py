@@ -11,7 +11,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastbandit._graphs import Graphs
+from fastbandit._inputs import Start
 from fastbandit.data import Augment, ImageSet, Loader
+from fastbandit.genotype import Genotype
+from fastbandit.nn.network import Network
 from fastbandit.nn.supernet import Supernet
 from fastbandit.objectives import Adversarial, Free, Trades
 from fastbandit.search import SearchConfig, search
@@ -263,6 +266,157 @@ def test_cuda_graphs(precision):
         assert got.loss == pytest.approx(expected.loss, rel=2e-3)
         first, second = plain.accuracy(engine=Engine(precision)), other.accuracy(engine=engine)
         assert abs(first.clean_correct - second.clean_correct) <= 1
+
+
+# --- One pass over the bytes ----------------------------------------------------------------------
+
+
+class Ready:
+    """A loader's batches as they are, which no pass goes round."""
+
+    def __init__(self, loader) -> None:
+        self.loader = loader
+
+    def epoch(self, number):
+        return self.loader.epoch(number)
+
+
+def two_ways(device=CPU):
+    """The same run with its loaders, and with batches that come ready."""
+    runs = []
+    for ready in (False, True):
+        run = Run(device, dtype=torch.float32)
+        run.model.normalize.mean.copy_(torch.tensor([0.3, 0.4, 0.5]).view(3, 1, 1))
+        run.model.normalize.std.copy_(torch.tensor([0.2, 1.5, 0.3]).view(3, 1, 1))
+        if ready:
+            run.train, run.test = Ready(run.train), Ready(run.test)
+        runs.append(run)
+    return runs
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Counts the passes over the bytes."""
+    seen = []
+    whole = Loader.started
+    monkeypatch.setattr(
+        Loader, "started", lambda *a, **options: seen.append(len(a[1])) or whole(*a, **options)
+    )
+    return seen
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_one_pass_gives_the_bits_of_the_single_operations(device, passes, precision):
+    one, other = two_ways(device)
+    engine = Engine(precision)
+    for number in range(2):
+        assert one.epoch(number, engine=engine).loss == other.epoch(number, engine=engine).loss
+        first, second = (run.accuracy(number, engine=engine) for run in (one, other))
+        assert (first.clean_correct, first.robust_correct) == (
+            second.clean_correct, second.robust_correct
+        )  # fmt: skip
+    for run in (one, other):
+        reestimate_batchnorm(
+            run.model, run.train, THREAT, count=3, seed=5, cost=run.cost, **run.path, engine=engine
+        )
+    same(one, other, rtol=0, atol=0)
+    # Twice an epoch of five batches and an evaluation of three; then the statistics.
+    assert len(passes) == 2 * (5 + 3) + 3
+    assert passes[:8] == [5, 5, 5, 5, 2, 8, 8, 6]
+
+
+def test_recorded_steps_make_their_own_batches(passes):
+    one, other = two_ways()
+    for run in (one, other):
+        run.set_momentum(0.1)
+    engine, recorder = graphs()
+    for number in range(3):
+        one.epoch(number, engine=engine)
+        other.epoch(number)
+        assert one.accuracy(number, engine=engine).robust_correct == (
+            other.accuracy(number).robust_correct
+        )
+    # A step of training and one of evaluation are recorded once: new draws go where the old ones
+    # were.
+    assert recorder.recorded == 2
+    assert len(passes) == 3 * (5 + 3)
+    same(one, other, rtol=1e-5, atol=1e-7)  # the recorded rate is a float32
+
+
+@pytest.mark.parametrize("auxiliary", [0.0, 0.4])
+def test_a_network_with_another_objective_takes_the_pass_too(passes, auxiliary):
+    genotype = Genotype.published("ABANDIT_CIFAR_1")
+    networks = []
+    for ready in (False, True):
+        torch.manual_seed(0)
+        network = Network(
+            genotype, in_channels=3, classes=4, channels=4, cells=3, auxiliary=auxiliary > 0,
+            mean=0.4, std=0.3,
+        )  # fmt: skip
+        run = Run(dtype=torch.float32)
+        loader = Ready(run.train) if ready else run.train
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+        train_epoch(
+            network, loader, 1, optimizer, THREAT, seed=3, cost=Cost(),
+            objective=Adversarial(auxiliary),
+        )  # fmt: skip
+        networks.append(network.state_dict())
+    for name, value in networks[0].items():
+        assert torch.equal(value, networks[1][name]), name
+    assert len(passes) == 5
+
+
+@pytest.mark.parametrize(
+    "threat",
+    [
+        dataclasses.replace(THREAT, norm="l2"),
+        dataclasses.replace(THREAT, random_start=False),
+        dataclasses.replace(THREAT, steps=0),
+    ],
+)
+def test_another_attack_takes_batches_as_they_come(passes, threat):
+    run = Run(dtype=torch.float32)
+    train_epoch(
+        run.model, run.train, 0, run.optimizer, threat, seed=3, cost=run.cost, **run.path
+    )  # fmt: skip
+    assert not passes
+
+
+def test_what_looks_at_the_model_or_draws_by_itself_takes_batches_as_they_come(passes):
+    run = Run(dtype=torch.float32)
+    for objective in (Trades(beta=1.0), Free(2)):
+        run.epoch(0, objective=objective)
+    inputs = []
+    for module in (run.model, run.model.normalize):
+        hook = module.register_forward_hook(lambda _, given, result: inputs.append(given[0]))
+        run.epoch(0)
+        hook.remove()
+    assert not passes
+    assert inputs
+    assert all(x.min() >= 0 and x.max() <= 1 for x in inputs)
+    run.epoch(0)
+    assert passes
+
+
+def test_a_start_is_taken_once():
+    start = Start(torch.zeros(1), torch.ones(1))
+    assert start.take() is not None
+    assert start.take() is None
+
+
+def test_an_objective_may_ask_for_its_attack_twice(passes):
+    """The second one is drawn again, and so the same."""
+    found = []
+
+    class Curious(Objective):
+        def losses(self, step):
+            found.append((step.perturb().clone(), step.perturb().clone()))
+            yield from super().losses(step)
+
+    Run(dtype=torch.float32).epoch(0, objective=Curious())
+    assert passes
+    assert all(torch.equal(first, second) for first, second in found)
+    assert any(first.any() for first, _ in found)
 
 
 # --- Momentum -------------------------------------------------------------------------------------

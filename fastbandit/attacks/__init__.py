@@ -11,7 +11,7 @@ Functions: :func:`fgsm` (and ``norm="l2"``, the fast gradient method), :func:`mi
 """
 
 from fastbandit.attacks._apgd import apgd_ce, apgd_t
-from fastbandit.attacks._gradient import fgsm, mifgsm, perturb, pgd
+from fastbandit.attacks._gradient import fgsm, mifgsm, perturb, perturb_from, pgd
 from fastbandit.attacks._model import attack_mode, check_images
 from fastbandit.attacks._square import square
 from fastbandit.attacks.classes import (
@@ -43,6 +43,7 @@ __all__ = [
     "fgsm",
     "mifgsm",
     "perturb",
+    "perturb_from",
     "pgd",
     "square",
 ]

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastbandit import ops
 from fastbandit.attacks import _ball
 from fastbandit.attacks._model import (
     Attacked,
@@ -96,6 +97,58 @@ def perturb(
                 upper=upper,
             )
     return delta
+
+
+def perturb_from(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    threat: ThreatModel,
+    delta: Tensor,
+    point: Tensor,
+    *,
+    modules: Iterable[nn.Module] | None = None,
+    parameters: Iterable[nn.Parameter] | None = None,
+) -> Tensor:
+    """:func:`perturb` of a model whose first layer normalises, from a start that is already drawn.
+
+    The gradient with respect to the normalised input has the signs of that with respect to the
+    image, so delta is the same; each step also writes the next input.
+
+    Args:
+        model: has ``normalize`` and ``forward_normalized``.
+        threat: in the L-infinity norm.
+        delta: the start, of the shape of ``images``; changed to the perturbation.
+        point: the normalised images + delta, in the dtype that the first layer computes in.
+
+    Returns:
+        The normalised images + delta at the end, in the dtype and layout of ``point``.
+    """
+    mean, std = model.normalize.mean.flatten(), model.normalize.std.flatten()  # type: ignore
+    last = point.is_contiguous(memory_format=torch.channels_last)
+    with (
+        attack_mode(model, threat.bn_mode, modules=modules, parameters=parameters),
+        torch.enable_grad(),
+    ):
+        for _ in range(threat.steps):
+            point.requires_grad_(True)
+            logits = model.forward_normalized(point)  # type: ignore[operator]
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, point)
+            point = ops.pgd_step_normalize_(
+                delta,
+                gradient.to(delta.dtype),
+                images,
+                mean,
+                std,
+                step_size=threat.step_value,
+                epsilon=threat.epsilon_value,
+                lower=threat.lower,
+                upper=threat.upper,
+                out_dtype=point.dtype,
+                memory_format=torch.channels_last if last else torch.contiguous_format,
+            )
+    return point
 
 
 class _Iterates:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -112,11 +114,20 @@ class Loader:
         self.memory_format = memory_format
         fill = self.augment.cutout_fill if self.augment is not None else ()
         self._fill = torch.tensor(fill, device=self.device) if fill else None
+        self._draws: Tensor | None = None
+        self._limit: int | None = None
 
     def __len__(self) -> int:
         """Number of batches in an epoch."""
-        batches = len(self.index) / self.batch_size
-        return math.floor(batches) if self.drop_last else math.ceil(batches)
+        exact = len(self.index) / self.batch_size
+        batches = math.floor(exact) if self.drop_last else math.ceil(exact)
+        return batches if self._limit is None else min(batches, self._limit)
+
+    def first(self, batches: int) -> Loader:
+        """This loader, of which each epoch ends after so many batches."""
+        few = copy.copy(self)
+        few._limit, few._draws = batches, None
+        return few
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield the batches of one epoch.
@@ -128,15 +139,61 @@ class Loader:
             images float32 ``[n, C, H, W]`` in [0, 1], labels int64 ``[n]`` and ids int64 ``[n]``,
             the positions of the images in the set; all on the device.
         """
+        draws = None if self.augment is None else self._table(self.augment, number)
+        for ids in self._order(number):
+            yield self._images(ids, draws), self.images.labels[ids], ids
+
+    def ids(self, number: int) -> Iterator[Tensor]:
+        """Yield the ids of the batches of one epoch, for :meth:`started`.
+
+        The epoch's draws go into one tensor that every epoch uses, where a recorded step finds
+        them; so epochs that are begun here cannot be mixed.
+        """
+        if self.augment is not None:
+            drawn = self._table(self.augment, number)
+            self._draws = drawn if self._draws is None else self._draws.copy_(drawn)
+        yield from self._order(number)
+
+    def started(
+        self,
+        ids: Tensor,
+        mean: Tensor,
+        std: Tensor,
+        *,
+        epsilon: float,
+        seed: int,
+        offset: int | Tensor,
+        lower: float | None,
+        upper: float | None,
+        out_dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The images ``ids`` of the epoch that :meth:`ids` began, the start of their attack and
+        the model's input: :func:`fastbandit.ops.augment_start_normalize`."""
+        return ops.augment_start_normalize(
+            self.images.images,
+            ids,
+            mean,
+            std,
+            epsilon=epsilon,
+            seed=seed,
+            offset=offset,
+            lower=lower,
+            upper=upper,
+            draws=self._draws,
+            out_dtype=out_dtype,
+            memory_format=self.memory_format,
+            **self._changes(),
+        )
+
+    def _order(self, number: int) -> Iterator[Tensor]:
+        """The ids of one epoch, batch by batch, on the device."""
         order = self.index
         if self.shuffle:
             generator = keyed_generator("order", self.seed, number)
             order = order[torch.randperm(len(order), generator=generator)]
         order = order.to(self.device)
-        draws = None if self.augment is None else self._table(self.augment, number)
         for batch in range(len(self)):
-            ids = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield self._images(ids, draws), self.images.labels[ids], ids
+            yield order[batch * self.batch_size : (batch + 1) * self.batch_size]
 
     def _draw(self, augment: Augment, number: int) -> dict[str, Tensor]:
         """Draw for all images of the set, int64 ``[N]`` each, so that a row belongs to an id.
@@ -169,14 +226,20 @@ class Loader:
 
     def _images(self, ids: Tensor, draws: Tensor | None) -> Tensor:
         """Return the images ``ids`` as float32 ``[n, C, H, W]``, augmented by their draws."""
-        augment = self.augment or Augment()
         return ops.augment_images(
             self.images.images,
             ids,
             draws=draws,
-            crop_padding=augment.crop_padding,
-            flip=augment.flip,
-            cutout_length=augment.cutout_length,
-            cutout_fill=self._fill,
             memory_format=self.memory_format,
+            **self._changes(),
         )
+
+    def _changes(self) -> dict[str, Any]:
+        """What the ops that make batches want to know of the augmentation."""
+        augment = self.augment or Augment()
+        return {
+            "crop_padding": augment.crop_padding,
+            "flip": augment.flip,
+            "cutout_length": augment.cutout_length,
+            "cutout_fill": self._fill,
+        }

@@ -233,11 +233,17 @@ class Network(nn.Module):
         Raises:
             ValueError: ``with_auxiliary``, but the network was built without that head.
         """
+        return self.forward_normalized(self.normalize(x), with_auxiliary)
+
+    def forward_normalized(
+        self, x: Tensor, with_auxiliary: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """:meth:`forward` after its first layer: x is what ``normalize`` makes of the images."""
         if with_auxiliary and self.auxiliary is None:
             raise ValueError("Network: with_auxiliary: the network has no auxiliary head")
         drop_path_prob = self.drop_path_prob if self.training else 0.0
         second: Tensor | None = None
-        x = self.stem_bn(self.stem(self.normalize(x)))
+        x = self.stem_bn(self.stem(x))
         output = [x]
         for index, cell in enumerate(self.cells):
             output = cell(output, drop_path_prob)

@@ -206,9 +206,13 @@ class Supernet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [N, classes] of images [N, in_channels, H, W] in [0, 1], by the current path."""
+        return self.forward_normalized(self.normalize(x))
+
+    def forward_normalized(self, x: Tensor) -> Tensor:
+        """:meth:`forward` after its first layer: x is what ``normalize`` makes of the images."""
         if self._path is None:
             raise RuntimeError("Supernet: no path is set: call set_path(choice) before forward")
-        x = self.stem_bn(self.stem(self.normalize(x)))
+        x = self.stem_bn(self.stem(x))
         output = [x]
         for cell in self.cells:
             output = cell(output)
