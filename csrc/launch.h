@@ -33,6 +33,10 @@ constexpr const char* kTooManyDims = "more than 8 dimensions with unrelated stri
 constexpr const char* kUnknownDtype = "no kernel for this dtype";
 
 constexpr int kThreads = 256;  // threads of a block in the elementwise kernels
+// Blocks that a multiprocessor is to hold, where a kernel names them: left to itself, ptxas aims at
+// so many that on one architecture or another it spills a few registers. Four with a few 16-byte
+// loads for each thread are enough in flight.
+constexpr int kBlocks = 4;
 
 // The error of the launch just made, without waiting for the kernel.
 inline const char* launch_error() {

@@ -85,7 +85,8 @@ std::tuple<Tensor, Tensor, Tensor> augment_start_normalize(
       // 3. What the model reads, in the order of memory.
       const auto block = [&](int64_t at, int64_t count, const float* m, const float* s, auto step) {
         constexpr int64_t kStep = decltype(step)::value;
-        with_isa(FB_BODY { normalize_run<true>(d + at, 1, x + at, 1, m, s, kStep, result, count); });
+        with_isa(
+            FB_BODY { normalize_run<true>(d + at, 1, x + at, 1, m, s, kStep, result, count); });
         write_results(kOp, result, out_data, out_dtype, n * elements + at, 1, count);
       };
       const float* const means = pattern.mean.data();

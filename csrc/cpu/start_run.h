@@ -49,9 +49,9 @@ void start_chunk(const Layout<kStartTensors>& layout, int64_t begin, int64_t end
   if (!layout.unit_inner()) {
     const int inner = layout.dims - 1;
     for_each_run(layout, begin, end, [&](const int64_t* at, int64_t count) {
-      start_run<kSomeBounds>(delta + at[kStartDelta], layout.stride[kStartDelta][inner], image + at[kStartImage],
-                             layout.stride[kStartImage][inner], words + (at[kStartNumber] - begin), count,
-                             bounds);
+      start_run<kSomeBounds>(delta + at[kStartDelta], layout.stride[kStartDelta][inner],
+                             image + at[kStartImage], layout.stride[kStartImage][inner],
+                             words + (at[kStartNumber] - begin), count, bounds);
     });
   } else if (bounds.kind() == kNoBounds) {
     vectorised(std::integral_constant<Bounds, kNoBounds>{});

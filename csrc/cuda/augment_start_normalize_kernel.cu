@@ -19,10 +19,9 @@ struct Statistics {
   int64_t mean_stride, std_stride;
 };
 
-// Four blocks on a multiprocessor leave 64 registers for a thread, which none exceeds.
 // kPacked: the order in memory is that of the numbering, and four elements are one access.
 template <bool kPacked, class O>
-__global__ void __launch_bounds__(kThreads, 4) augment_start_normalize_kernel(
+__global__ void __launch_bounds__(kThreads, kBlocks) augment_start_normalize_kernel(
     float* __restrict__ image, float* __restrict__ delta, O* __restrict__ out, AugmentBatch batch,
     int channels_last, Draw draw, Statistics statistics, ProjectionBounds<float> bounds) {
   const int plane = batch.height * batch.width;

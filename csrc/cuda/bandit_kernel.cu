@@ -78,7 +78,7 @@ __device__ __forceinline__ double find_weights(const Row& row, int64_t arms, dou
 }
 
 template <class T, class N>
-__global__ void __launch_bounds__(kRowsOfBlock)
+__global__ void __launch_bounds__(kRowsOfBlock, kBlocks)
     bandit_kernel(BanditTask task, int rows_of_tile, int64_t pitch) {
   const int64_t arms = task.arms;
   // [rows_of_tile][pitch] each; a pitch that is odd spreads a column over the banks.

@@ -195,9 +195,8 @@ __device__ __forceinline__ void write_rows(const float* staged, const PlanarArgs
   }
 }
 
-// Named, the blocks keep ptxas from aiming at so many of them that it spills (on sm_80, at K = 3).
 template <int K>
-__global__ void __launch_bounds__(kPlanarThreads, 4) planar_kernel(PlanarArgs a) {
+__global__ void __launch_bounds__(kPlanarThreads, kBlocks) planar_kernel(PlanarArgs a) {
   constexpr int kSegment = segment_of<K>();
   FB_DYNAMIC_SHARED(float, tile);
   const int plane0 = blockIdx.x * a.planes, d = a.g.dilation;
@@ -291,7 +290,7 @@ struct PlanarWeightArgs {
 };
 
 template <int K>
-__global__ void __launch_bounds__(kPlanarThreads) planar_weight_kernel(PlanarWeightArgs a) {
+__global__ void __launch_bounds__(kPlanarThreads, kBlocks) planar_weight_kernel(PlanarWeightArgs a) {
   constexpr int kSegment = segment_of<K>();
   FB_DYNAMIC_SHARED(float, shared);
   float* const grad_tile = shared;
@@ -609,7 +608,7 @@ __global__ void __launch_bounds__(kThreads) general_kernel(GeneralArgs a) {
 
 // from = grad, mask = x; a block for each tap of each channel.
 template <class C>
-__global__ void __launch_bounds__(kThreads) general_weight_kernel(GeneralArgs a) {
+__global__ void __launch_bounds__(kThreads, kBlocks) general_weight_kernel(GeneralArgs a) {
   __shared__ C shared[kThreads / 32];
   const int64_t* s = a.shape;
   const int64_t taps = s[kConvKernelH] * s[kConvKernelW], pixels = s[kConvOutH] * s[kConvOutW];

@@ -80,7 +80,7 @@ struct SumArgs {
 
 // Channels apart: kCount neighbouring pixels of a row for each thread, one pack for each channel.
 template <class T, int kCount>
-__global__ void __launch_bounds__(kThreads) channel_sum_planar_kernel(SumArgs a) {
+__global__ void __launch_bounds__(kThreads, kBlocks) channel_sum_planar_kernel(SumArgs a) {
   using C = compute_t<T>;
   const int64_t groups = (a.w + kCount - 1) / kCount, total = a.n * a.h * groups;
   for (int64_t item = thread_in_grid(); item < total; item += threads_of_grid()) {
@@ -141,7 +141,7 @@ struct BackwardArgs {
 
 // One pixel for 2^lane_bits threads, which share the channels (channels-last) or are one (planar).
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     gabor_backward_input_kernel(BackwardArgs a, int lane_bits) {
   using C = compute_t<T>;
   const int* s = a.shape;

@@ -8,10 +8,6 @@
 namespace fastbandit {
 namespace {
 
-// Left to itself, ptxas saves registers for more resident blocks and spills one. Four blocks of
-// 256 threads with three 16-byte loads each are enough in flight.
-constexpr int kBlocks = 4;
-
 // Dense tensors of equal strides: element i of each is at i. kCount elements make one 16-byte
 // access of delta; what is left of the last pack is done one by one.
 template <int kCount, class T, class X>
