@@ -59,16 +59,17 @@ inline __attribute__((always_inline)) void find_bounds(int64_t arms, const Lane*
                                                        const Lane* __restrict count,
                                                        Lane* __restrict lower,
                                                        Lane* __restrict upper, double bonus) {
-  Lane log_total = {};
+  Lane log_total = {}, scale;
   for (int64_t k = 0; k < arms; ++k)
     for (int r = 0; r < kRows; ++r) log_total[r] += count[k][r];
   // twice_log_total in two loops: in one, gcc branches around the logarithm of 1 and stays scalar.
   for (int r = 0; r < kRows; ++r) log_total[r] = log_total[r] > 1.0 ? log_total[r] : 1.0;
   for (int r = 0; r < kRows; ++r) log_total[r] = 2.0 * log_from_one(log_total[r]);
+  for (int r = 0; r < kRows; ++r) scale[r] = bonus * __builtin_sqrt(log_total[r]);
   for (int64_t k = 0; k < arms; ++k) {
     for (int r = 0; r < kRows; ++r) {
       const double n = count[k][r] > 0.0 ? count[k][r] : 1.0;
-      const double width = bonus * __builtin_sqrt(log_total[r] / n);
+      const double width = scale[r] * inverse_root(n);
       lower[k][r] = count[k][r] > 0.0 ? mean[k][r] - width : -kInfinity;
       upper[k][r] = count[k][r] > 0.0 ? mean[k][r] + width : kInfinity;
     }

@@ -20,28 +20,26 @@ struct Row {
   bool* alive;
 };
 
-__device__ __forceinline__ double lower_bound(const Row& row, int64_t k, double log_total,
-                                              double bonus) {
+// scale: bonus * sqrt(2 ln N) of the row.
+__device__ __forceinline__ double lower_bound(const Row& row, int64_t k, double scale) {
   const double n = row.count[k];
-  return n > 0.0 ? row.mean[k] - bonus * sqrt(log_total / n) : -kInfinity;
+  return n > 0.0 ? row.mean[k] - scale * inverse_root(n) : -kInfinity;
 }
 
-__device__ __forceinline__ double upper_bound(const Row& row, int64_t k, double log_total,
-                                              double bonus) {
+__device__ __forceinline__ double upper_bound(const Row& row, int64_t k, double scale) {
   const double n = row.count[k];
-  return n > 0.0 ? row.mean[k] + bonus * sqrt(log_total / n) : kInfinity;
+  return n > 0.0 ? row.mean[k] + scale * inverse_root(n) : kInfinity;
 }
 
 // Eq. 4.13: the arm to drop, or -1.
-__device__ __forceinline__ int64_t arm_to_drop(const Row& row, int64_t arms, double log_total,
-                                               double bonus) {
+__device__ __forceinline__ int64_t arm_to_drop(const Row& row, int64_t arms, double scale) {
   int64_t dropped = -1;
   int left = 0;
   double smallest = kInfinity;
   for (int64_t k = 0; k < arms; ++k) {
     if (!row.alive[k]) continue;
     ++left;
-    const double bound = upper_bound(row, k, log_total, bonus);
+    const double bound = upper_bound(row, k, scale);
     if (dropped < 0 || bound < smallest) {
       dropped = k;
       smallest = bound;
@@ -51,14 +49,13 @@ __device__ __forceinline__ int64_t arm_to_drop(const Row& row, int64_t arms, dou
 }
 
 // Eq. 4.10 without the normalisation; the count of arm k is overwritten by its weight.
-__device__ __forceinline__ double find_weights(const Row& row, int64_t arms, double log_total,
-                                               double bonus) {
+__device__ __forceinline__ double find_weights(const Row& row, int64_t arms, double scale) {
   bool untried = false;
   double smallest = kInfinity;
   for (int64_t k = 0; k < arms; ++k) {
     if (!row.alive[k]) continue;
     untried |= !(row.count[k] > 0.0);
-    const double bound = lower_bound(row, k, log_total, bonus);
+    const double bound = lower_bound(row, k, scale);
     smallest = bound < smallest ? bound : smallest;
   }
   double total = 0.0;
@@ -68,7 +65,7 @@ __device__ __forceinline__ double find_weights(const Row& row, int64_t arms, dou
       if (untried) {
         weight = row.count[k] > 0.0 ? 0.0 : 1.0;
       } else {
-        weight = exp_to_zero(smallest - lower_bound(row, k, log_total, bonus));
+        weight = exp_to_zero(smallest - lower_bound(row, k, scale));
       }
     }
     row.count[k] = weight;
@@ -133,20 +130,20 @@ __global__ void __launch_bounds__(kRowsOfBlock, kBlocks)
 
       double total = 0.0;
       for (int64_t k = 0; k < arms; ++k) total += row.count[k];
-      const double log_total = twice_log_total(total);
+      const double scale = task.bonus * sqrt(twice_log_total(total));
 
       if (bounds) {
         for (int64_t k = 0; k < arms; ++k) {
           const int64_t to = (first + r) * arms + k;
           static_cast<T*>(task.lower)[to] =
-              static_cast<T>(lower_bound(row, k, log_total, task.bonus));
+              static_cast<T>(lower_bound(row, k, scale));
           static_cast<T*>(task.upper)[to] =
-              static_cast<T>(upper_bound(row, k, log_total, task.bonus));
+              static_cast<T>(upper_bound(row, k, scale));
         }
       }
 
       if (task.prune_all || (task.prune != nullptr && task.prune[at[kPrune]])) {
-        const int64_t arm = arm_to_drop(row, arms, log_total, task.bonus);
+        const int64_t arm = arm_to_drop(row, arms, scale);
         if (arm >= 0) {
           row.alive[arm] = false;
           task.alive[at[kAlive] + arm * task.arm_stride[kAlive]] = false;
@@ -154,7 +151,7 @@ __global__ void __launch_bounds__(kRowsOfBlock, kBlocks)
       }
 
       if (probabilities) {
-        const double weights = find_weights(row, arms, log_total, task.bonus);
+        const double weights = find_weights(row, arms, scale);
         if (task.probabilities != nullptr)
           for (int64_t k = 0; k < arms; ++k)
             static_cast<T*>(task.probabilities)[(first + r) * arms + k] =
