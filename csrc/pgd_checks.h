@@ -71,8 +71,8 @@ inline bool is_channels_last(const char* op, torch::headeronly::MemoryFormat for
 }
 
 // The numbers of a draw: on the host, or each in an int64 tensor of one element.
-inline void check_draw(const char* op, const Tensor& image, int64_t seed, int64_t offset,
-                       const std::optional<Tensor>& seed_tensor,
+inline void check_draw(const char* op, const char* like_name, const Tensor& like, int64_t seed,
+                       int64_t offset, const std::optional<Tensor>& seed_tensor,
                        const std::optional<Tensor>& offset_tensor) {
   FB_CHECK(seed >= 0, op, "seed: expected an integer in [0, 2^63), got ", seed);
   FB_CHECK(offset >= 0 && offset < (int64_t{1} << 32), op,
@@ -82,7 +82,7 @@ inline void check_draw(const char* op, const Tensor& image, int64_t seed, int64_
     check_dtype(op, name, *tensor, ScalarType::Long);
     FB_CHECK(tensor->numel() == 1, op, name, ": expected one element, got shape ",
              shape_text(*tensor));
-    check_same_device(op, name, *tensor, "image", image);
+    check_same_device(op, name, *tensor, like_name, like);
   };
   check_word("seed", seed_tensor);
   check_word("offset", offset_tensor);
@@ -98,7 +98,7 @@ inline void check_random_start(const char* op, const Tensor& image, double epsil
            "image: expected float32, float64, bfloat16, float16 or uint8, got ",
            dtype_name(dtype));
   FB_CHECK(image.dim() > 0, op, "image: expected shape [N, ...], got []");
-  check_draw(op, image, seed, offset, seed_tensor, offset_tensor);
+  check_draw(op, "image", image, seed, offset, seed_tensor, offset_tensor);
   if (index) {
     check_dtype(op, "index", *index, ScalarType::Long);
     FB_CHECK(index->dim() == 1 && index->size(0) == image.size(0), op,

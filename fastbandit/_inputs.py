@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from fastbandit.data import Loader
+from fastbandit.nn.layers import Normalize
+from fastbandit.nn.network import Network
+from fastbandit.nn.supernet import Supernet
 from fastbandit.threat import ThreatModel
 
 __all__ = ["Batch", "Batches", "BytesInput", "Input", "ReadyInput", "Start", "input_of"]
@@ -80,7 +83,16 @@ class BytesInput:
 
     @property
     def key(self) -> Hashable:
-        return id(self.loader), self.mean.data_ptr(), self.dtype
+        # What a recorded step has taken from here for good; the contents of the tensors may change.
+        images = self.loader.images
+        tensors = (images.images, images.labels, self.mean, self.std)
+        return (
+            id(self.loader),
+            self.loader.augment,
+            self.loader.memory_format,
+            self.dtype,
+            tuple(tensor.data_ptr() for tensor in tensors),
+        )
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, ...]]:
         for ids in self.loader.ids(number):
@@ -111,27 +123,40 @@ def input_of(batches: Batches, model: nn.Module, threat: ThreatModel, dtype: tor
     """The one pass where it applies.
 
     That is: a loader of ours, an attack in L-infinity from a random start, and a model of ours in
-    float32 that nothing looks into, because the pass goes round its ``forward``.
+    float32 that nothing looks into or changes, because the pass goes round its ``forward``.
 
     Args:
         dtype: what the model's first layer computes in.
     """
-    if type(batches) is not Loader:
+    if type(batches) is not Loader or type(model) not in (Supernet, Network):
         return ReadyInput(batches)
-    normalize: Any = getattr(model, "normalize", None)
+    normalize: Any = model.normalize
     applies = (
         threat.attacks
         and threat.norm == "linf"
         and threat.random_start
-        and hasattr(type(model), "forward_normalized")
+        and type(normalize) is Normalize
         and normalize.mean.dtype == torch.float32
         and normalize.mean.device == batches.device
-        and not any(
-            hooks
-            for module in (model, normalize)
-            for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
-        )
+        and not any(map(_watched, (model, normalize)))
+        and not nn.modules.module._has_any_global_hook()
     )
     if not applies:
         return ReadyInput(batches)
     return BytesInput(batches, threat, normalize.mean.flatten(), normalize.std.flatten(), dtype)
+
+
+def _watched(module: nn.Module) -> bool:
+    """Whether a call of the module does more, or other, than its class says."""
+    return (
+        "forward" in vars(module)
+        or module._compiled_call_impl is not None
+        or any(
+            (
+                module._forward_hooks,
+                module._forward_pre_hooks,
+                module._backward_hooks,
+                module._backward_pre_hooks,
+            )
+        )
+    )

@@ -88,8 +88,8 @@ class Step:
 
     images: [N, C, H, W] in [0, 1]; labels, index: [N] int64, index the images' ids; seed, index
     and offset (a number, or an int64 tensor on the device) key the random start; modules and
-    parameters are those that the forward pass uses; start: the beginning of the attack, where
-    one pass over the bytes has drawn it, for one use.
+    parameters are those that the forward pass uses. start: the beginning of the attack, where one
+    pass over the bytes has drawn it, for one use.
     """
 
     model: nn.Module
@@ -101,7 +101,8 @@ class Step:
     offset: int | Tensor
     modules: list[nn.Module]
     parameters: list[nn.Parameter]
-    start: Start | None = None
+    # Only for this step as it is: dataclasses.replace leaves it out.
+    start: Start | None = field(default=None, init=False, repr=False, compare=False)
 
     def attacked(self, **options: Any) -> Any:
         """The model's logits at the images that the threat model's attack gives; without an
@@ -292,7 +293,7 @@ class _Work:
     def step(self, tensors: tuple[Tensor, ...], offset: int | Tensor) -> Step:
         """The step on the batch that the source makes of ``tensors``."""
         x, y, ids, start = self.source.batch(tensors, self.seed, offset)
-        return Step(
+        step = Step(
             self.model,
             x,
             y,
@@ -302,8 +303,9 @@ class _Work:
             offset,
             self.modules,
             self.parameters,
-            start,
         )
+        object.__setattr__(step, "start", start)  # the class is frozen
+        return step
 
 
 def _fill_momentum(optimizer: torch.optim.Optimizer) -> None:

@@ -1065,3 +1065,23 @@ def test_epoch_order_is_pinned():
     # Exact resume on another machine or version needs the same order; a change here breaks it.
     loader = Loader(some_images(8), range(8), batch_size=8, seed=1, shuffle=True)
     assert next(iter(loader.epoch(0)))[2].tolist() == [5, 0, 1, 4, 2, 7, 6, 3]
+
+
+def test_the_first_batches_of_a_loader():
+    pixels = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1).expand(10, 1, 4, 4)
+    images = ImageSet(pixels.contiguous(), torch.arange(10))
+    loader = Loader(images, range(10), batch_size=3, shuffle=True, augment=Augment(flip=True))
+    own = loader.ids(0)
+    next(own)
+    few = loader.first(2)
+    assert (len(few), len(loader), len(loader.first(9))) == (2, 4, 4)
+    whole = list(loader.epoch(1))
+    for mine, other in zip(few.epoch(1), whole[:2], strict=True):
+        assert all(map(torch.equal, mine, other))
+    # Draws of their own: ids that are asked for here leave the other's where they are.
+    other = few.ids(1)
+    kept = loader._draws.clone()
+    next(other)
+    assert torch.equal(loader._draws, kept)
+    assert not torch.equal(few._draws, kept)
+    assert len(list(other)) == 1

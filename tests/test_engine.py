@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from fastbandit._graphs import Graphs
 from fastbandit._inputs import Start
@@ -64,24 +65,29 @@ class Double:
 class Run:
     """A small supernet, its optimiser and data; 22 images in batches of 5, so the last has 2."""
 
-    def __init__(self, device=CPU, *, images=22, dtype=torch.float64) -> None:
+    def __init__(
+        self, device=CPU, *, images=22, dtype=torch.float64, channels=3, layout=None,
+        model_layout=torch.channels_last,
+    ) -> None:  # fmt: skip
         torch.manual_seed(0)
         space = get("robust9-light", nodes=2, cell_types=2)
-        self.model = Supernet(space, in_channels=3, classes=4, channels=4).to(device)
+        self.model = Supernet(space, in_channels=channels, classes=4, channels=4).to(device)
         # In float64 no sign of the attack hangs on how a gradient next to nothing is rounded.
         self.model.to(dtype)
-        self.model.to(memory_format=torch.channels_last)
+        self.model.to(memory_format=model_layout)
         self.model.set_path([row % self.model.arms for row in range(self.model.rows)])
         generator = torch.Generator().manual_seed(1)
-        pixels = torch.randint(0, 256, (images, 3, 8, 8), generator=generator).to(torch.uint8)
+        pixels = torch.randint(0, 256, (images, channels, 8, 8), generator=generator)
+        pixels = pixels.to(torch.uint8)
         labels = torch.randint(0, 4, (images,), generator=generator)
         data = ImageSet(pixels, labels)
         augment = Augment(crop_padding=1, flip=True, cutout_length=2)
         loader = Double if dtype == torch.float64 else Loader
+        same = {"device": device, "memory_format": layout or torch.contiguous_format}
         self.train = loader(
-            data, range(images), batch_size=5, device=device, shuffle=True, augment=augment
+            data, range(images), batch_size=5, shuffle=True, augment=augment, **same
         )
-        self.test = loader(data, range(images), batch_size=8, device=device)
+        self.test = loader(data, range(images), batch_size=8, **same)
         self.path = {
             "modules": list(self.model.path_modules()),
             "parameters": list(self.model.path_parameters()),
@@ -281,13 +287,14 @@ class Ready:
         return self.loader.epoch(number)
 
 
-def two_ways(device=CPU):
+def two_ways(device=CPU, channels=3, **layouts):
     """The same run with its loaders, and with batches that come ready."""
     runs = []
     for ready in (False, True):
-        run = Run(device, dtype=torch.float32)
-        run.model.normalize.mean.copy_(torch.tensor([0.3, 0.4, 0.5]).view(3, 1, 1))
-        run.model.normalize.std.copy_(torch.tensor([0.2, 1.5, 0.3]).view(3, 1, 1))
+        run = Run(device, dtype=torch.float32, channels=channels, **layouts)
+        statistics = (torch.tensor([0.3, 0.4, 0.5]), torch.tensor([0.2, 1.5, 0.3]))
+        for name, values in zip(("mean", "std"), statistics, strict=True):
+            getattr(run.model.normalize, name).copy_(values[:channels].view(-1, 1, 1))
         if ready:
             run.train, run.test = Ready(run.train), Ready(run.test)
         runs.append(run)
@@ -325,22 +332,172 @@ def test_one_pass_gives_the_bits_of_the_single_operations(device, passes, precis
     assert passes[:8] == [5, 5, 5, 5, 2, 8, 8, 6]
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("model_layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_one_pass_keeps_the_layout_of_the_maps(passes, channels, layout, model_layout):
+    """The layout decides which kernels run, and so how sums round; one channel has both."""
+    one, other = two_ways(channels=channels, layout=layout, model_layout=model_layout)
+    seen = []
+    for run in (one, other):
+        strides = []
+        note = lambda *given, to=strides: to.append(given[-1].stride())  # noqa: E731
+        hook = run.model.stem.register_forward_hook(note)
+        run.epoch(0)
+        run.accuracy()
+        hook.remove()
+        seen.append(strides)
+    assert seen[0] == seen[1]
+    assert passes
+    same(one, other, rtol=0, atol=0)
+
+
 def test_recorded_steps_make_their_own_batches(passes):
     one, other = two_ways()
+    counts = []
     for run in (one, other):
         run.set_momentum(0.1)
-    engine, recorder = graphs()
-    for number in range(3):
-        one.epoch(number, engine=engine)
-        other.epoch(number)
-        assert one.accuracy(number, engine=engine).robust_correct == (
-            other.accuracy(number).robust_correct
-        )
-    # A step of training and one of evaluation are recorded once: new draws go where the old ones
-    # were.
-    assert recorder.recorded == 2
+        engine, recorder = graphs()
+        counts.append([])
+        for number in range(3):
+            run.epoch(number, engine=engine)
+            counts[-1].append(run.accuracy(number, engine=engine).robust_correct)
+        # A step of training and one of evaluation, once.
+        assert recorder.recorded == 2
     assert len(passes) == 3 * (5 + 3)
-    same(one, other, rtol=1e-5, atol=1e-7)  # the recorded rate is a float32
+    assert counts[0] == counts[1]
+    same(one, other, rtol=0, atol=0)
+
+
+class Operations(TorchDispatchMode):
+    """Notes each operation with the tensors that it was given and that it made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noted = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.noted.append((function, args, kwargs or {}, result))
+        return result
+
+
+class ReplayingRecorder:
+    """Replays the recorded operations on the recorded tensors, as a CUDA graph does.
+
+    Recording runs them, unlike there, so the tests that use it leave the weights alone.
+    """
+
+    def __init__(self) -> None:
+        self.recorded = 0
+
+    def record(self, function):
+        self.recorded += 1
+        with Operations() as operations:
+            function()
+
+        def replay():
+            with torch.no_grad(), torch._C._AutoDispatchBelowAutograd():
+                for operation, args, kwargs, result in operations.noted:
+                    again = operation(*args, **kwargs)
+                    for new, old in zip(tree_leaves(again), tree_leaves(result), strict=True):
+                        if isinstance(old, torch.Tensor) and new.data_ptr() != old.data_ptr():
+                            old.copy_(new)
+
+        return replay
+
+
+def without_learning(**options) -> Run:
+    run = Run(dtype=torch.float32, **options)
+    run.optimizer.param_groups[0]["lr"] = 0.0
+    run.set_momentum(0.1)
+    return run
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_replay_takes_the_draws_and_ids_of_its_epoch(passes, precision):
+    recorder = ReplayingRecorder()
+    engine = Engine(precision, graphs=Graphs("yes", CPU, recorder=recorder))
+    run, eager = without_learning(), without_learning()
+    losses = []
+    for number in range(4):
+        if number == 3:  # what a recorded step has taken for good is recorded anew
+            run.train.augment = eager.train.augment = None
+        got = run.epoch(number, engine=engine)
+        losses.append(eager.epoch(number, engine=Engine(precision)).loss)
+        assert got.loss == pytest.approx(losses[-1], rel=1e-6)
+        # The extra step of recording has moved the statistics that an evaluation uses.
+        run.model.load_state_dict(eager.model.state_dict())
+        first, second = run.accuracy(number, engine=engine), eager.accuracy(number)
+        if precision == "float32":
+            assert (first.clean_correct, first.robust_correct) == (
+                second.clean_correct, second.robust_correct
+            )  # fmt: skip
+    assert len(set(losses)) == 4
+    assert recorder.recorded == 3
+    assert passes
+
+
+def test_other_images_and_other_draws_are_recorded_apart():
+    recorder = ReplayingRecorder()
+    engine = Engine(graphs=Graphs("yes", CPU, recorder=recorder))
+    run, eager = without_learning(), without_learning()
+    for number in range(3):
+        for r in (run, eager):
+            images = r.train.images
+            if number == 1:  # the same loader
+                r.train.images = ImageSet(255 - images.images, images.labels)
+            if number == 2:  # the same images
+                r.train = Loader(
+                    images, range(22), batch_size=5, seed=7, augment=r.train.augment
+                )  # fmt: skip
+        got, expected = run.epoch(number, engine=engine), eager.epoch(number)
+        assert got.loss == pytest.approx(expected.loss, rel=1e-6)
+    assert recorder.recorded == 3
+
+
+def test_an_epoch_within_an_epoch_leaves_its_draws_alone():
+    one, other = two_ways()
+
+    def evaluates(run):
+        inner = Run(dtype=torch.float32)
+        return lambda: evaluate(
+            inner.model, run.train, dataclasses.replace(THREAT, bn_mode="eval"), seed=9,
+            cost=Cost(), **inner.path,
+        )  # fmt: skip
+
+    losses = [run.epoch(1, after_step=evaluates(run)).loss for run in (one, other)]
+    assert losses[0] == losses[1]
+    same(one, other, rtol=0, atol=0)
+
+
+def test_a_step_that_is_changed_has_no_start(passes):
+    """It belongs to the images, the threat and the draw that it was made for."""
+    norms, losses = [], []
+
+    class Reversed(Objective):
+        def losses(self, step):
+            order = torch.arange(len(step.labels) - 1, -1, -1)
+            other = dataclasses.replace(
+                step, images=step.images[order], labels=step.labels[order], index=step.index[order]
+            )
+            for loss, logits in super().losses(other):
+                losses.append(loss.item())
+                yield loss, logits
+
+    class InABall(Objective):
+        def losses(self, step):
+            ball = dataclasses.replace(step.threat, norm="l2", epsilon="1/20")
+            delta = dataclasses.replace(step, threat=ball).perturb()
+            norms.append(delta.flatten(1).norm(dim=1).max())
+            yield from super().losses(step)
+
+    for run in two_ways():
+        run.epoch(0, objective=Reversed())
+        run.epoch(1, objective=InABall())
+    assert passes
+    assert losses[:5] == losses[5:]
+    assert max(norms) <= 0.05 + 1e-6
 
 
 @pytest.mark.parametrize("auxiliary", [0.0, 0.4])
@@ -387,15 +544,47 @@ def test_what_looks_at_the_model_or_draws_by_itself_takes_batches_as_they_come(p
     for objective in (Trades(beta=1.0), Free(2)):
         run.epoch(0, objective=objective)
     inputs = []
+    note = lambda _, given, *__: inputs.append(given[0])  # noqa: E731
     for module in (run.model, run.model.normalize):
-        hook = module.register_forward_hook(lambda _, given, result: inputs.append(given[0]))
+        hook = module.register_forward_hook(note)
         run.epoch(0)
         hook.remove()
-    assert not passes
-    assert inputs
     assert all(x.min() >= 0 and x.max() <= 1 for x in inputs)
+    for register in (
+        run.model.register_full_backward_pre_hook,
+        nn.modules.module.register_module_forward_hook,
+    ):
+        seen, hook = len(inputs), register(note)
+        run.epoch(0)
+        hook.remove()
+        assert len(inputs) > seen
+    assert not passes
     run.epoch(0)
     assert passes
+
+
+def test_another_model_takes_batches_as_they_come(passes):
+    class Quantised(Supernet):
+        def forward(self, x):
+            calls.append(1)
+            return super().forward((x * 8).round() / 8)
+
+    calls = []
+    run = Run(dtype=torch.float32)
+    run.model.__class__ = Quantised
+    run.epoch(0)
+    assert len(calls) == 5 * 3
+    run = Run(dtype=torch.float32)
+    run.model.normalize = nn.Identity()
+    run.epoch(0)
+    run = Run(dtype=torch.float32)
+    run.model.forward = lambda x, forward=run.model.forward: calls.append(1) or forward(x)
+    run.epoch(0)
+    assert len(calls) == 2 * 5 * 3
+    run = Run(dtype=torch.float32)
+    run.model.double()  # the normalisation turns the images into float64 there
+    run.epoch(0)
+    assert not passes
 
 
 def test_a_start_is_taken_once():

@@ -302,14 +302,28 @@ def test_choices_for_given_uniforms(device, uniform, choice):
     assert ops.bandit_sample(mean, count, alive, number)[0].item() == choice
 
 
-def test_last_arm_alive_when_rounding_leaves_none(device):
-    # Ten times 0.1, summed, is the largest number below 1.
+@pytest.mark.parametrize("arms", [3, 5, 9, 11, 12, 49])
+def test_choices_where_the_uniform_number_is_an_edge(device, arms):
+    """Untried arms share all: u = j / K is where arm j begins, on every implementation."""
+    mean = torch.zeros(arms, arms, dtype=torch.float64, device=device)
+    alive = torch.ones(arms, arms, dtype=torch.bool, device=device)
+    uniform = torch.arange(arms, dtype=torch.float64, device=device) / arms
+    choice, probability = ops.bandit_sample(mean, torch.zeros_like(mean), alive, uniform)
+    # u * K may be rounded to just below j.
+    expected = [min(k for k in range(arms) if k + 1 > float(u) * arms) for u in uniform.cpu()]
+    assert choice.tolist() == expected
+    assert torch.equal(probability, torch.full_like(probability, 1.0) / arms)
+
+
+def test_last_arm_alive_where_none_is_reached(device):
     alive = torch.tensor([True] * 10 + [False], device=device)
     mean = torch.zeros(11, dtype=torch.float64, device=device)
-    uniform = torch.tensor(1 - 2**-53, dtype=torch.float64, device=device)
-    choice, probability = ops.bandit_sample(mean, mean, alive, uniform)
-    assert choice.item() == 9
-    assert probability.item() == 0.1
+    # The largest number below 1 is within the last arm; 1 itself is not allowed, and NaN no number.
+    for uniform in (1 - 2**-53, 1.0, math.nan):
+        drawn = torch.tensor(uniform, dtype=torch.float64, device=device)
+        choice, probability = ops.bandit_sample(mean, mean, alive, drawn)
+        assert choice.item() == 9
+        assert probability.item() == 0.1
 
 
 def test_update_credits_only_arms(device):

@@ -40,7 +40,7 @@ std::tuple<Tensor, Tensor, Tensor> augment_start_normalize(
     ScalarType out_dtype, torch::headeronly::MemoryFormat memory_format) {
   check_augment(kOp, images, ids, draws, fill, crop_padding, flip, cutout_length);
   check_ids(kOp, ids, images.size(0));
-  check_draw(kOp, images, seed, offset, seed_tensor, offset_tensor);
+  check_draw(kOp, "images", images, seed, offset, seed_tensor, offset_tensor);
   check_bounds(kOp, epsilon, lower, upper);
   check_statistics(kOp, "images", images, ScalarType::Float, mean, std);
   check_out_dtype(kOp, out_dtype);

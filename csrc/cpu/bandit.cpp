@@ -130,9 +130,10 @@ inline __attribute__((always_inline)) void find_weights(int64_t arms, const Lane
 }
 
 // The first arm alive whose cumulative probability exceeds the uniform number; the last arm alive
-// where rounding leaves none; -1 where no arm is alive. Weights are compared with uniform * total,
-// because divisions are the slowest part of a row, and the arm is a minimum or a maximum of
-// candidates: of a choice between two values gcc makes a store behind a branch.
+// for a number not below 1; -1 where no arm is alive. Weights are compared with uniform * total:
+// that saves divisions, and for a number below 1 the product is below the total in any rounding.
+// The arm is a minimum or a maximum of candidates: of a choice between two values gcc makes a store
+// behind a branch.
 inline __attribute__((always_inline)) void draw(int64_t arms, const Lane& uniform,
                                                 const Lane* __restrict alive,
                                                 const Lane* __restrict weight, const Lane& total,

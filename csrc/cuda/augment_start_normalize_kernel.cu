@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) augment_start_normalize_ker
     int channels_last, Draw draw, Statistics statistics, ProjectionBounds<float> bounds) {
   const int plane = batch.height * batch.width;
   const int elements = batch.channels * plane;
-  const int quarters = (elements + 3) / 4;
+  const int quarters = elements / 4 + (elements % 4 != 0);
   // Read here, not on the host: a captured graph draws anew when their values change.
   const int64_t seed = draw.seed_tensor ? *draw.seed_tensor : draw.seed;
   const int64_t offset = draw.offset_tensor ? *draw.offset_tensor : draw.offset;
@@ -36,7 +36,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks) augment_start_normalize_ker
     const int quarter = static_cast<int>(i - n * quarters);
     const int64_t id = augment_id(batch, n);
     const bool fits = augment_id_fits(batch, id);
-    const Augmentation change = augmentation_of(batch, fits ? id : 0);
+    const Augmentation change =
+        fits ? augmentation_of(batch, id) : Augmentation{0, 0, false, 0, 0, 0};
     PhiloxWords words =
         philox_quarter(philox_stream(seed, offset, id), static_cast<uint32_t>(quarter));
     Pack<float, 4> x, d;
@@ -47,7 +48,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) augment_start_normalize_ker
     // Unrolled, the scattered stores would take more registers than there are.
 #pragma unroll(kPacked ? 4 : 1)
     for (int j = 0; j < 4; ++j) {
-      if (!kPacked && quarter * 4 + j >= elements) break;
+      if (!kPacked && j >= elements - quarter * 4) break;
       const uint32_t word = words.word[0];
       words.word[0] = words.word[1];
       words.word[1] = words.word[2];

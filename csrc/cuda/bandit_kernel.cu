@@ -162,7 +162,7 @@ __global__ void __launch_bounds__(kRowsOfBlock, kBlocks)
           // Weights against uniform * total, as on the CPU: one division for a row.
           const double limit = uniform * weights;
           double sum = 0.0, weight = 0.0;
-          // The last arm alive stays chosen where rounding leaves none above the number.
+          // The last arm alive stays chosen for a number that is not below 1.
           for (int64_t k = 0; k < arms && !(sum > limit); ++k) {
             sum += row.count[k];
             if (row.alive[k]) {

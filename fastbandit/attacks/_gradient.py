@@ -113,7 +113,8 @@ def perturb_from(
     """:func:`perturb` of a model whose first layer normalises, from a start that is already drawn.
 
     The gradient with respect to the normalised input has the signs of that with respect to the
-    image, so delta is the same; each step also writes the next input.
+    image, which is the same divided by the (positive) std, so delta is the same; each step also
+    writes the next input.
 
     Args:
         model: has ``normalize`` and ``forward_normalized``.
@@ -125,7 +126,8 @@ def perturb_from(
         The normalised images + delta at the end, in the dtype and layout of ``point``.
     """
     mean, std = model.normalize.mean.flatten(), model.normalize.std.flatten()  # type: ignore
-    last = point.is_contiguous(memory_format=torch.channels_last)
+    # What has both layouts, as with one channel, goes on as contiguous: so would image + delta.
+    layout = torch.contiguous_format if point.is_contiguous() else torch.channels_last
     with (
         attack_mode(model, threat.bn_mode, modules=modules, parameters=parameters),
         torch.enable_grad(),
@@ -146,7 +148,7 @@ def perturb_from(
                 lower=threat.lower,
                 upper=threat.upper,
                 out_dtype=point.dtype,
-                memory_format=torch.channels_last if last else torch.contiguous_format,
+                memory_format=layout,
             )
     return point
 

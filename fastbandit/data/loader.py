@@ -115,6 +115,7 @@ class Loader:
         fill = self.augment.cutout_fill if self.augment is not None else ()
         self._fill = torch.tensor(fill, device=self.device) if fill else None
         self._draws: Tensor | None = None
+        self._placed: int | None = None
         self._limit: int | None = None
 
     def __len__(self) -> int:
@@ -126,7 +127,7 @@ class Loader:
     def first(self, batches: int) -> Loader:
         """This loader, of which each epoch ends after so many batches."""
         few = copy.copy(self)
-        few._limit, few._draws = batches, None
+        few._limit, few._draws, few._placed = batches, None, None
         return few
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -147,12 +148,22 @@ class Loader:
         """Yield the ids of the batches of one epoch, for :meth:`started`.
 
         The epoch's draws go into one tensor that every epoch uses, where a recorded step finds
-        them; so epochs that are begun here cannot be mixed.
+        them. Use the ids of a batch before the next ones are asked for, from any epoch.
         """
-        if self.augment is not None:
-            drawn = self._table(self.augment, number)
-            self._draws = drawn if self._draws is None else self._draws.copy_(drawn)
-        yield from self._order(number)
+        drawn = None if self.augment is None else self._table(self.augment, number)
+        for ids in self._order(number):
+            self._place(number, drawn)
+            yield ids
+
+    def _place(self, number: int, drawn: Tensor | None) -> None:
+        """Put the draws of an epoch where a recorded step finds them, if others lie there."""
+        if drawn is None:
+            self._draws = None
+        elif self._draws is None:
+            self._draws = drawn.clone()
+        elif self._placed != number:
+            self._draws.copy_(drawn)
+        self._placed = number
 
     def started(
         self,
@@ -169,7 +180,7 @@ class Loader:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The images ``ids`` of the epoch that :meth:`ids` began, the start of their attack and
         the model's input: :func:`fastbandit.ops.augment_start_normalize`."""
-        return ops.augment_start_normalize(
+        image, delta, point = ops.augment_start_normalize(
             self.images.images,
             ids,
             mean,
@@ -184,6 +195,11 @@ class Loader:
             memory_format=self.memory_format,
             **self._changes(),
         )
+        # With one channel or one pixel a tensor has both layouts, and only its strides say which is
+        # meant. Of image + delta torch makes a contiguous one then, so the input is one, too.
+        if point.is_contiguous():
+            point = point.flatten().view(point.shape)
+        return image, delta, point
 
     def _order(self, number: int) -> Iterator[Tensor]:
         """The ids of one epoch, batch by batch, on the device."""

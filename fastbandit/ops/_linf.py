@@ -95,7 +95,9 @@ def check_output(op: str, out_dtype: torch.dtype, memory_format: torch.memory_fo
         )
 
 
-def check_draw(op: str, image: Tensor, seed: int | Tensor, offset: int | Tensor) -> None:
+def check_draw(
+    op: str, like_name: str, like: Tensor, seed: int | Tensor, offset: int | Tensor
+) -> None:
     """The two numbers of a draw, each an int or an int64 tensor of one element."""
     for name, value, limit in (("seed", seed, 63), ("offset", offset, 32)):
         if isinstance(value, Tensor):
@@ -108,7 +110,7 @@ def check_draw(op: str, image: Tensor, seed: int | Tensor, offset: int | Tensor)
                     f"{op}: {name}: expected a tensor of one element, "
                     f"got shape {tuple(value.shape)}"
                 )
-            check_device(op, name, value, "image", image)
+            check_device(op, name, value, like_name, like)
         elif not isinstance(value, int) or isinstance(value, bool):
             raise TypeError(
                 f"{op}: {name}: expected an int or a torch.int64 tensor, got {type(value).__name__}"

@@ -17,7 +17,15 @@ DRAWS = ("crop_row", "crop_column", "flip", "cutout_row", "cutout_column")
 # --- Reference ------------------------------------------------------------------------------------
 
 
-def _reference(
+def check_ids(op: str, ids: Tensor, total: int) -> None:
+    """Ids outside a set of ``total`` images: an error on a CPU, where indexing would take those
+    below zero. On a GPU looking would wait for the device, and indexing itself raises there."""
+    if ids.device.type == "cpu":
+        for bad in ids[(ids < 0) | (ids >= total)].tolist():
+            raise RuntimeError(f"{op}: ids: expected 0 to {total - 1}, got {bad}")
+
+
+def make_batch(
     images: Tensor,  # uint8 [M, C, H, W]
     ids: Tensor,  # [N]
     draws: Tensor | None,  # int64 [M, 5]
@@ -28,12 +36,8 @@ def _reference(
     out_dtype: torch.dtype,
     memory_format: torch.memory_format,
 ) -> Tensor:
-    total, channels, height, width = images.shape
+    _, channels, height, width = images.shape
     device = images.device
-    # On a GPU looking would wait for the device, and indexing itself raises there.
-    if device.type == "cpu":
-        for bad in ids[(ids < 0) | (ids >= total)].tolist():
-            raise RuntimeError(f"augment_images: ids: expected 0 to {total - 1}, got {bad}")
     row = torch.arange(height, device=device)
     column = torch.arange(width, device=device)
     rows = row.expand(len(ids), -1)  # [N, H]: the row of the source behind each row
@@ -64,6 +68,31 @@ def _reference(
         colour = x.new_zeros(channels) if fill is None else fill.to(x.dtype)
         x = torch.where(hole, colour.view(1, -1, 1, 1), x)
     return x.to(out_dtype).contiguous(memory_format=memory_format)
+
+
+def _reference(
+    images: Tensor,
+    ids: Tensor,
+    draws: Tensor | None,
+    fill: Tensor | None,
+    crop_padding: int,
+    flip: bool,
+    cutout_length: int,
+    out_dtype: torch.dtype,
+    memory_format: torch.memory_format,
+) -> Tensor:
+    check_ids("augment_images", ids, images.shape[0])
+    return make_batch(
+        images,
+        ids,
+        draws,
+        fill,
+        crop_padding,
+        flip,
+        cutout_length,
+        out_dtype,
+        memory_format,
+    )
 
 
 # --- Fake kernel ----------------------------------------------------------------------------------

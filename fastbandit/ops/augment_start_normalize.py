@@ -7,8 +7,7 @@ from torch import Tensor
 
 from fastbandit.ops import _linf
 from fastbandit.ops._register import MISS, NativeCall, define
-from fastbandit.ops.augment_images import _reference as augment_reference
-from fastbandit.ops.augment_images import check_batch
+from fastbandit.ops.augment_images import check_batch, check_ids, make_batch
 from fastbandit.ops.random_start import _reference as start_reference
 
 __all__ = ["augment_start_normalize"]
@@ -37,7 +36,8 @@ def _reference(
     out_dtype: torch.dtype,
     memory_format: torch.memory_format,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    image = augment_reference(
+    check_ids("augment_start_normalize", ids, images.shape[0])
+    image = make_batch(
         images, ids, draws, fill, crop_padding, flip, cutout_length, torch.float32, memory_format
     )
     delta = start_reference(
@@ -151,7 +151,7 @@ def augment_start_normalize(
             return result
     op = "augment_start_normalize"
     check_batch(op, *batch)
-    _linf.check_draw(op, images, seed, offset)
+    _linf.check_draw(op, "images", images, seed, offset)
     _linf.check_epsilon(op, epsilon)
     _linf.check_bounds(op, lower, upper)
     _linf.check_statistics(op, "images", images, torch.float32, mean, std)

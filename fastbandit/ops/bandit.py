@@ -62,8 +62,9 @@ def _bounds(mean: Tensor, count: Tensor, bonus: float) -> tuple[Tensor, Tensor]:
     return lower, upper
 
 
-def _probabilities(mean: Tensor, count: Tensor, alive: Tensor, bonus: float) -> Tensor:
-    """Eq. 4.10 in float64: softmax of -s_L over the arms alive, exactly zero elsewhere."""
+def _weights(mean: Tensor, count: Tensor, alive: Tensor, bonus: float) -> tuple[Tensor, Tensor]:
+    """Eq. 4.10 in float64: softmax of -s_L over the arms alive, exactly zero elsewhere, as weights
+    [..., K] and the total [..., 1] that they are to be divided by."""
     lower, _ = _bounds(mean, count, bonus)
     untried = alive & (count <= 0)
     any_untried = untried.any(-1, keepdim=True)
@@ -75,16 +76,19 @@ def _probabilities(mean: Tensor, count: Tensor, alive: Tensor, bonus: float) -> 
     weight = torch.where(any_untried, untried.double(), weight)
     # In the order of the arms, as a kernel adds them: sum() adds in another order for each layout.
     total = weight.cumsum(-1)[..., -1:]
-    return weight / torch.where(total > 0, total, 1.0)  # a row with no arm alive stays at zero
+    return weight, torch.where(total > 0, total, 1.0)  # a row with no arm alive stays at zero
 
 
-def _inverse_cdf(probability: Tensor, alive: Tensor, uniform: Tensor) -> Tensor:
-    """First arm alive whose cumulative probability exceeds `uniform`; -1 with no arm alive."""
+def _inverse_cdf(weight: Tensor, total: Tensor, alive: Tensor, uniform: Tensor) -> Tensor:
+    """First arm alive whose cumulative probability exceeds `uniform`; -1 with no arm alive.
+
+    The weights are compared with uniform * total, which saves a kernel its divisions.
+    """
     arms = alive.shape[-1]
     arm = torch.arange(arms, device=alive.device)
-    reached = alive & (probability.cumsum(-1) > uniform.double().unsqueeze(-1))
+    reached = alive & (weight.cumsum(-1) > uniform.double().unsqueeze(-1) * total)
     first = torch.where(reached, arm, arms).amin(-1)
-    # The sum of all probabilities can round to just below a uniform near 1.
+    # None is reached where the uniform number is not below 1.
     last = torch.where(alive, arm, -1).amax(-1)
     return torch.where(first < arms, first, last)
 
@@ -110,15 +114,16 @@ def _bandit_bounds_reference(mean: Tensor, count: Tensor, bonus: float) -> tuple
 def _bandit_probabilities_reference(
     mean: Tensor, count: Tensor, alive: Tensor, bonus: float
 ) -> Tensor:
-    return _probabilities(mean, count, alive, bonus).to(mean.dtype).contiguous()
+    weight, total = _weights(mean, count, alive, bonus)
+    return (weight / total).to(mean.dtype).contiguous()
 
 
 def _bandit_sample_reference(
     mean: Tensor, count: Tensor, alive: Tensor, uniform: Tensor, bonus: float
 ) -> tuple[Tensor, Tensor]:
-    probability = _probabilities(mean, count, alive, bonus)
-    choice = _inverse_cdf(probability, alive, uniform)
-    chosen = probability.gather(-1, choice.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    weight, total = _weights(mean, count, alive, bonus)
+    choice = _inverse_cdf(weight, total, alive, uniform)
+    chosen = (weight / total).gather(-1, choice.clamp(min=0).unsqueeze(-1)).squeeze(-1)
     return choice.contiguous(), chosen.to(mean.dtype).contiguous()
 
 
@@ -369,7 +374,7 @@ def bandit_sample(
     """Draws one arm per row from :func:`bandit_probabilities` by inversion.
 
     The choice is the first arm alive, in the order of the arms, whose cumulative probability is
-    greater than ``uniform``; the last arm alive should rounding leave none.
+    greater than ``uniform``; the last arm alive for a number that is not below 1.
 
     Args:
         mean, count, alive, bonus: as in :func:`bandit_probabilities`.

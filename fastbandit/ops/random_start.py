@@ -100,7 +100,7 @@ def _check(
         )
     if image.dim() == 0:
         raise ValueError(f"{op}: image: expected shape (N, ...), got ()")
-    _linf.check_draw(op, image, seed, offset)
+    _linf.check_draw(op, "image", image, seed, offset)
     if index is not None:
         if index.dtype != torch.int64:
             raise TypeError(f"{op}: index: expected torch.int64, got {index.dtype}")

@@ -85,7 +85,8 @@ class Case:
 
 def near_an_edge(case: Case, state, before) -> Tensor:
     """Rows whose uniform number lies within 1e-12 of an edge of the distribution."""
-    law = bandit._probabilities(*state, 1.0)
+    weight, total = bandit._weights(*state, 1.0)
+    law = weight / total
     return ((law.cumsum(-1) - before.unsqueeze(-1)).abs() < 1e-12).any(-1)
 
 
