@@ -5,7 +5,8 @@
 Each search is a process of its own with one thread, so that several can run side by side
 (``--at-once``) and that what else the machine does changes no result; time is therefore the
 processor's, not the clock's. A search that is finished in the folder is read, not run again, and
-one that was stopped goes on; its time is then that of all its processes.
+one that was stopped goes on; its time is then that of all its processes. Searches of several
+commits or configurations are refused.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from fastbandit._files import write_atomic
 
@@ -35,7 +37,7 @@ def run(folder: Path, backend: str, seed: int, options: list[str]) -> None:
     summary, clock = folder / "summary.json", folder.with_suffix(".seconds")
     if summary.exists() and clock.exists():
         return
-    before = float(clock.read_text()) if clock.exists() else 0.0
+    before = float(clock.read_text().split()[0]) if clock.exists() else 0.0
     command = [sys.executable, "-m", "fastbandit.search"]
     command += ["--resume", str(folder)] if folder.exists() else ["--out", str(folder)]
     command += [] if folder.exists() else ["--seed", str(seed), "--threads", "1", *options]
@@ -48,18 +50,38 @@ def run(folder: Path, backend: str, seed: int, options: list[str]) -> None:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
-    write_atomic(clock, f"{before + usage.ru_utime + usage.ru_stime:.2f}\n")
+    write_atomic(clock, f"{before + usage.ru_utime + usage.ru_stime:.2f} {commit()}\n")
     if process.returncode:
         raise SystemExit(f"{folder} ended with {process.returncode}; see {log.name}")
-    print(f"{backend} {seed}: {clock.read_text().strip()} s", flush=True)
+    print(f"{backend} {seed}: {clock.read_text().split()[0]} s", flush=True)
+
+
+def commit() -> str:
+    command = ["git", "describe", "--always", "--dirty"]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
 
 
 def read(folder: Path, seed: int) -> dict[str, Any]:
     summary = json.loads((folder / "summary.json").read_text())
-    seconds = float(folder.with_suffix(".seconds").read_text())
-    return {"seed": seed, "processor_seconds": seconds} | {
-        key: summary[key] for key in ("final", "test", "genotype_hash", "commit") if key in summary
-    }
+    seconds, made_by = folder.with_suffix(".seconds").read_text().split()
+    kept = {key: summary[key] for key in ("final", "test", "genotype_hash", "versions")}
+    return {"seed": seed, "commit": made_by, "processor_seconds": float(seconds)} | kept
+
+
+def check_same(rows: list[dict[str, Any]], folders: list[Path]) -> None:
+    """All searches are those of one commit and, but for the seed, of one configuration."""
+    configs = []
+    for folder in folders:
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        del config["seed"]
+        configs.append(config)
+    for folder, row, config in zip(folders, rows, configs, strict=True):
+        if row["commit"] != rows[0]["commit"] or config != configs[0]:
+            raise SystemExit(
+                f"{folder}: expected the commit ({rows[0]['commit']}) and the configuration of "
+                f"{folders[0]}, got another ({row['commit']})"
+            )
 
 
 def interval(values: list[float]) -> dict[str, float]:
@@ -89,6 +111,8 @@ def main() -> None:
     rows: dict[str, list[dict[str, Any]]] = {backend: [] for backend in BACKENDS}
     for folder, backend, seed in tasks:
         rows[backend].append(read(folder, seed))
+    in_order = [rows[backend][at // len(BACKENDS)] for at, (_, backend, _) in enumerate(tasks)]
+    check_same(in_order, [folder for folder, *_ in tasks])
     result: dict[str, Any] = {
         "command": " ".join(
             ["python -m fastbandit.search --threads 1 --seed SEED", *arguments.options]
