@@ -2,6 +2,8 @@
 // so that the stores of a warp are one access; the bytes it reads lie close together.
 #include "cuda/augment_images.h"
 
+#include "cuda/augment_pixel.h"
+
 namespace fastbandit {
 namespace {
 

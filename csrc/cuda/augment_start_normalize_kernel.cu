@@ -2,6 +2,7 @@
 // it makes four neighbouring elements of an image in C, H, W order, and all that belongs to them.
 #include "cuda/augment_start_normalize.h"
 
+#include "cuda/augment_pixel.h"
 #include "math/philox.h"
 
 namespace fastbandit {
