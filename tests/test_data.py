@@ -1085,3 +1085,20 @@ def test_the_first_batches_of_a_loader():
     assert torch.equal(loader._draws, kept)
     assert not torch.equal(few._draws, kept)
     assert len(list(other)) == 1
+
+
+def test_draws_follow_the_augmentation():
+    """The same epoch again, with another augmentation, is drawn for that one."""
+    pixels = torch.randint(0, 256, (6, 1, 4, 4), generator=torch.Generator().manual_seed(0))
+    images = ImageSet(pixels.to(torch.uint8), torch.arange(6))
+    loader = Loader(images, range(6), batch_size=6, augment=Augment(flip=True), seed=3)
+    one = torch.ones(1)
+    for augment in (loader.augment, Augment(crop_padding=2, cutout_length=2), None):
+        loader.augment = augment
+        (ids,) = loader.ids(0)
+        (expected,) = loader.epoch(0)
+        image, _, _ = loader.started(
+            ids, 0 * one, one, epsilon=0.1, seed=0, offset=0, lower=0.0, upper=1.0,
+            out_dtype=torch.float32,
+        )  # fmt: skip
+        assert torch.equal(image, expected[0])

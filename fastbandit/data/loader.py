@@ -115,7 +115,7 @@ class Loader:
         fill = self.augment.cutout_fill if self.augment is not None else ()
         self._fill = torch.tensor(fill, device=self.device) if fill else None
         self._draws: Tensor | None = None
-        self._placed: int | None = None
+        self._placed: Tensor | None = None
         self._limit: int | None = None
 
     def __len__(self) -> int:
@@ -152,18 +152,18 @@ class Loader:
         """
         drawn = None if self.augment is None else self._table(self.augment, number)
         for ids in self._order(number):
-            self._place(number, drawn)
+            self._place(drawn)
             yield ids
 
-    def _place(self, number: int, drawn: Tensor | None) -> None:
+    def _place(self, drawn: Tensor | None) -> None:
         """Put the draws of an epoch where a recorded step finds them, if others lie there."""
         if drawn is None:
             self._draws = None
         elif self._draws is None:
             self._draws = drawn.clone()
-        elif self._placed != number:
+        elif self._placed is not drawn:
             self._draws.copy_(drawn)
-        self._placed = number
+        self._placed = drawn
 
     def started(
         self,
