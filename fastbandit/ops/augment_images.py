@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -17,15 +19,8 @@ DRAWS = ("crop_row", "crop_column", "flip", "cutout_row", "cutout_column")
 # --- Reference ------------------------------------------------------------------------------------
 
 
-def check_ids(op: str, ids: Tensor, total: int) -> None:
-    """Ids outside a set of ``total`` images: an error on a CPU, where indexing would take those
-    below zero. On a GPU looking would wait for the device, and indexing itself raises there."""
-    if ids.device.type == "cpu":
-        for bad in ids[(ids < 0) | (ids >= total)].tolist():
-            raise RuntimeError(f"{op}: ids: expected 0 to {total - 1}, got {bad}")
-
-
 def make_batch(
+    op: str,
     images: Tensor,  # uint8 [M, C, H, W]
     ids: Tensor,  # [N]
     draws: Tensor | None,  # int64 [M, 5]
@@ -36,7 +31,13 @@ def make_batch(
     out_dtype: torch.dtype,
     memory_format: torch.memory_format,
 ) -> Tensor:
-    _, channels, height, width = images.shape
+    """The batch, for ``op`` as messages are to call it."""
+    total, channels, height, width = images.shape
+    # On a CPU indexing would take ids below zero. On a GPU looking would wait for the device, and
+    # indexing itself raises there.
+    if ids.device.type == "cpu":
+        for bad in ids[(ids < 0) | (ids >= total)].tolist():
+            raise RuntimeError(f"{op}: ids: expected 0 to {total - 1}, got {bad}")
     device = images.device
     row = torch.arange(height, device=device)
     column = torch.arange(width, device=device)
@@ -70,29 +71,7 @@ def make_batch(
     return x.to(out_dtype).contiguous(memory_format=memory_format)
 
 
-def _reference(
-    images: Tensor,
-    ids: Tensor,
-    draws: Tensor | None,
-    fill: Tensor | None,
-    crop_padding: int,
-    flip: bool,
-    cutout_length: int,
-    out_dtype: torch.dtype,
-    memory_format: torch.memory_format,
-) -> Tensor:
-    check_ids("augment_images", ids, images.shape[0])
-    return make_batch(
-        images,
-        ids,
-        draws,
-        fill,
-        crop_padding,
-        flip,
-        cutout_length,
-        out_dtype,
-        memory_format,
-    )
+_reference = partial(make_batch, "augment_images")
 
 
 # --- Fake kernel ----------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastbandit.ops import _linf
 from fastbandit.ops._register import MISS, NativeCall, define
-from fastbandit.ops.augment_images import check_batch, check_ids, make_batch
+from fastbandit.ops.augment_images import check_batch, make_batch
 from fastbandit.ops.random_start import _reference as start_reference
 
 __all__ = ["augment_start_normalize"]
@@ -36,9 +36,17 @@ def _reference(
     out_dtype: torch.dtype,
     memory_format: torch.memory_format,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    check_ids("augment_start_normalize", ids, images.shape[0])
     image = make_batch(
-        images, ids, draws, fill, crop_padding, flip, cutout_length, torch.float32, memory_format
+        "augment_start_normalize",
+        images,
+        ids,
+        draws,
+        fill,
+        crop_padding,
+        flip,
+        cutout_length,
+        torch.float32,
+        memory_format,
     )
     delta = start_reference(
         image, epsilon, seed, offset, seed_tensor, offset_tensor, ids, lower, upper
