@@ -33,7 +33,7 @@ class BanditCall {
       logical_[d] = step;
       step *= sizes[d] > 1 ? sizes[d] : 1;
     }
-    for (auto& strides : strides_) strides = zeros_;
+    for (auto& strides : strides_) strides = kZeros;
     strides_[kRowIndex] = logical_;
     task.arms = mean.size(rows_);
     task.bonus = bonus;
@@ -113,6 +113,7 @@ class BanditCall {
   // Strides of a tensor that broadcasts to the rows.
   void use_broadcast(int which, const char* name, const Tensor& tensor, int64_t* strides) {
     const int64_t lead = rows_ - tensor.dim();
+    for (int64_t d = 0; d < lead; ++d) strides[d] = 0;
     bool fits = lead >= 0;
     for (int64_t d = 0; fits && d < tensor.dim(); ++d) {
       fits = tensor.size(d) == 1 || tensor.size(d) == mean_.size(lead + d);
@@ -136,10 +137,11 @@ class BanditCall {
   const Tensor& count_;
   int64_t rows_;  // number of leading dimensions
   const int64_t* strides_[kBanditTensors];
-  int64_t logical_[kMaxRowDims] = {};
-  int64_t zeros_[kMaxRowDims] = {};
-  int64_t reward_strides_[kMaxRowDims] = {};
-  int64_t prune_strides_[kMaxRowDims] = {};
+  // The first rows_ entries are used; to clear four whole arrays would show in a small call.
+  static constexpr int64_t kZeros[kMaxRowDims] = {};
+  int64_t logical_[kMaxRowDims];
+  int64_t reward_strides_[kMaxRowDims];
+  int64_t prune_strides_[kMaxRowDims];
 };
 
 // The six ops on top of Run(op, mean, count, task), which walks the rows on one device.

@@ -172,6 +172,25 @@ void compute(Block& block, bool prune, bool weights, bool sample, double bonus) 
   });
 }
 
+// Where the rows [first, first + count) lie in each tensor but the row numbers themselves.
+using Offsets = int64_t[kBanditTensors][kRows];
+
+inline __attribute__((always_inline)) void find_offsets(const Layout<kBanditTensors>& layout,
+                                                        int64_t first, int count, Offsets& at) {
+  if (layout.dims == 1) {
+    for (int t = kMean; t < kBanditTensors; ++t) {
+      int64_t offset = first * layout.stride[t][0];
+      for (int r = 0; r < count; ++r, offset += layout.stride[t][0]) at[t][r] = offset;
+    }
+    return;
+  }
+  for (int r = 0; r < count; ++r) {
+    int64_t offset[kBanditTensors];
+    layout_offsets(layout, first + r, offset);
+    for (int t = kMean; t < kBanditTensors; ++t) at[t][r] = offset[t];
+  }
+}
+
 // One row into column r of [arm][row], as doubles. Flags come as bytes of 0 and 1 and are converted:
 // a branch on each of them is a guess that fails.
 template <class T, class N>
@@ -209,29 +228,29 @@ void run_rows(const BanditTask& task, int64_t begin, int64_t end) {
 
   for (int64_t first = begin; first < end; first += kRows) {
     const int rows = static_cast<int>(std::min<int64_t>(kRows, end - first));
-    int64_t at[kRows][kBanditTensors];
-    for (int r = 0; r < rows; ++r) layout_offsets(task.rows, first + r, at[r]);
+    Offsets at;
+    find_offsets(task.rows, first, rows, at);
 
     if (task.choice != nullptr) {
       for (int r = 0; r < rows; ++r) {
-        const int64_t arm = task.choice[at[r][kChoice]];
+        const int64_t arm = task.choice[at[kChoice][r]];
         if (arm < 0 || arm >= arms) continue;
-        T& m = mean[at[r][kMean] + arm * step[kMean]];
-        const double reward = real_at(task.reward, task.reward_is_double, at[r][kReward]);
+        T& m = mean[at[kMean][r] + arm * step[kMean]];
+        const double reward = real_at(task.reward, task.reward_is_double, at[kReward][r]);
         m = static_cast<T>(credited(static_cast<double>(m), reward, task.rate));
-        count[at[r][kCount] + arm * step[kCount]] += N(1);
+        count[at[kCount][r] + arm * step[kCount]] += N(1);
       }
     }
     if (!computes) continue;
 
     for (int r = 0; r < rows; ++r) {
-      spread(mean + at[r][kMean], step[kMean], count + at[r][kCount], step[kCount],
-             alive != nullptr ? alive + at[r][kAlive] : &nothing, alive_step, arms, means, counts,
+      spread(mean + at[kMean][r], step[kMean], count + at[kCount][r], step[kCount],
+             alive != nullptr ? alive + at[kAlive][r] : &nothing, alive_step, arms, means, counts,
              alives, r);
       block.prune[r] =
-          task.prune != nullptr ? (task.prune[at[r][kPrune]] ? 1.0 : 0.0) : task.prune_all;
+          task.prune != nullptr ? (task.prune[at[kPrune][r]] ? 1.0 : 0.0) : task.prune_all;
       block.uniform[r] =
-          sample ? real_at(task.uniform, task.uniform_is_double, at[r][kUniform]) : 0.0;
+          sample ? real_at(task.uniform, task.uniform_is_double, at[kUniform][r]) : 0.0;
     }
     for (int r = rows; r < kRows; ++r) {  // rows past the end compute on harmless numbers
       for (int64_t k = 0; k < arms; ++k) {
@@ -248,7 +267,7 @@ void run_rows(const BanditTask& task, int64_t begin, int64_t end) {
     for (int r = 0; r < rows; ++r) {
       const int64_t row = first + r;
       if (prunes_here && block.dropped[r] >= 0.0)
-        task.alive[at[r][kAlive] + static_cast<int64_t>(block.dropped[r]) * step[kAlive]] = false;
+        task.alive[at[kAlive][r] + static_cast<int64_t>(block.dropped[r]) * step[kAlive]] = false;
       if (bounds) {
         const Lane* const lower = block.field(Block::kLowers);
         const Lane* const upper = block.field(Block::kUppers);

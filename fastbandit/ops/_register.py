@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
-from fastbandit._native import served
+from fastbandit import _native
 
 _LIBRARY = torch.library.Library("fastbandit", "DEF")
 
@@ -76,58 +76,59 @@ def refuse_second_derivative(name: str) -> None:
         )
 
 
-# Looked up once: a small op is called in a few microseconds.
-_Tensor = torch.Tensor
-_BelowAutograd = torch._C._AutoDispatchBelowAutograd
-_is_compiling = torch.compiler.is_compiling
-_is_grad_enabled = torch.is_grad_enabled
-_increment_version = torch.autograd.graph.increment_version
-_increment_versions = torch._C._increment_version  # the same without a look at the type
-
 MISS = object()
-"""What a :class:`NativeCall` returns where it does not apply."""
+"""What :func:`native_call` returns where it does not apply."""
+
+_is_compiling = torch.compiler.is_compiling
 
 
-class NativeCall:
+def native_call(op: torch._ops.OpOverload) -> Callable[..., Any]:
     """The short way to an op without gradient: below autograd, arguments checked by the kernel.
 
     On small tensors the checks in Python and the kernel on the Autograd key take three times as
-    long as the op itself (26 us against 9 us for ``bandit_step_`` on 60 rows). A native kernel
-    checks all its arguments before it changes anything, so where one serves the device it can be
-    called at once. Wherever that does not hold, or the call fails, the answer is :data:`MISS`:
-    the caller then goes the long way, which finds the error and names it.
+    long as the op itself. A native kernel checks all its arguments before it changes anything, so
+    where one serves the device it can be called at once: csrc/native_call.cpp looks that the first
+    argument is a plain tensor (a subclass may mean something else by the call) on a device with
+    kernels, that every other tensor is on a device of that type (otherwise they would go to a
+    kernel of another device, or to none) and that no gradient is asked for. Afterwards it moves
+    the version counters of what was mutated, as :func:`_no_gradient` does.
+
+    Args:
+        op: the op, declared with :func:`define`.
+
+    Returns:
+        A function of the op's arguments, by position. Where the short way does not apply, the call
+        fails or the package was built without it, it returns :data:`MISS`: the caller then goes
+        the long way, which finds the error and names it.
     """
+    if _native.NativeCall is None:
+        return _no_native_call
+    tensors, mutated = _tensor_arguments(op)
+    run = _native.NativeCall(
+        op=op._op,  # what OpOverload.__call__ does nothing but call
+        arguments=len(op._schema.arguments),
+        tensors=sum(1 << index for index, _ in tensors),
+        mutated=sum(1 << index for index in mutated),
+        tensor_type=torch.Tensor,
+        served=_native.served,
+        is_grad_enabled=torch.is_grad_enabled,
+        below_autograd=torch._C._AutoDispatchBelowAutograd,
+        # torch.autograd.graph.increment_version without a look at the type.
+        increment_versions=torch._C._increment_version,
+        miss=MISS,
+    )
 
-    def __init__(self, op: torch._ops.OpOverload) -> None:
-        self._call = op._op  # what OpOverload.__call__ does nothing but call
-        tensors, self._mutated = _tensor_arguments(op)
-        self._tensors = tuple(index for index, _ in tensors)
+    def call(*args: Any) -> Any:
+        return MISS if _is_compiling() else run(*args)
 
-    def __call__(self, *args: Any) -> Any:
-        first = args[0]
-        # A subclass (a fake tensor, a parameter) may mean something else by the call.
-        if type(first) is not _Tensor or _is_compiling():
-            return MISS
-        try:
-            cpu, grad = first.is_cpu, _is_grad_enabled()
-            if not (cpu or first.is_cuda) or ("cpu" if cpu else "cuda") not in served:
-                return MISS
-            # Tensors of several devices would go to a kernel of another device, or to none.
-            for index in self._tensors:
-                argument = args[index]
-                if argument is not None and (
-                    argument.is_cpu is not cpu or (grad and argument.requires_grad)
-                ):
-                    return MISS
-            with _BelowAutograd():
-                result = self._call(*args)
-        except (RuntimeError, TypeError, AttributeError):
-            return MISS
-        # As in _no_gradient below.
-        if self._mutated:
-            _increment_versions([args[index] for index in self._mutated])
-        return result
+    return call
 
+
+def _no_native_call(*args: Any) -> Any:
+    return MISS
+
+
+_increment_version = torch.autograd.graph.increment_version
 
 # Both kernels below are Python and run at every eager call of an op. Measured on a 2-core CPU with
 # an op of the schema of pgd_step_ that does nothing: 2.7 us without a kernel on the Autograd key,

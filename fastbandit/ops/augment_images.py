@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastbandit.ops import _linf
-from fastbandit.ops._register import MISS, NativeCall, define
+from fastbandit.ops._register import MISS, define, native_call
 
 __all__ = ["augment_images"]
 
@@ -104,7 +104,7 @@ _op = define(
     _fake,
 )
 
-_native = NativeCall(_op)
+_native = native_call(_op)
 
 
 # --- Public function ------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ import math
 import torch
 from torch import Tensor
 
-from fastbandit.ops._register import MISS, NativeCall, define
+from fastbandit.ops._register import MISS, define, native_call
 
 __all__ = [
     "bandit_bounds",
@@ -240,12 +240,12 @@ _bandit_step_ = define(
     _bandit_step_fake,
 )
 
-_native_bounds = NativeCall(_bandit_bounds)
-_native_probabilities = NativeCall(_bandit_probabilities)
-_native_sample = NativeCall(_bandit_sample)
-_native_update_ = NativeCall(_bandit_update_)
-_native_prune_ = NativeCall(_bandit_prune_)
-_native_step_ = NativeCall(_bandit_step_)
+_native_bounds = native_call(_bandit_bounds)
+_native_probabilities = native_call(_bandit_probabilities)
+_native_sample = native_call(_bandit_sample)
+_native_update_ = native_call(_bandit_update_)
+_native_prune_ = native_call(_bandit_prune_)
+_native_step_ = native_call(_bandit_step_)
 
 
 # --- Arguments: one function per op; nothing here waits for the device --------------------------
