@@ -54,10 +54,10 @@ ROUNDS = 1 if SMOKE else int(os.environ.get("FASTBANDIT_BENCH_ROUNDS", "3"))
 
 
 @pytest.fixture(scope="module")
-def network() -> nn.Module:
+def network(device: torch.device) -> nn.Module:
     named = os.environ.get("FASTBANDIT_BENCH_MODEL")
     if named:
-        return load_model(Path(named)).network
+        return load_model(Path(named)).network.to(device)
     torch.manual_seed(0)
     found, generator = space.get("robust9-light"), np.random.default_rng(0)
     choices = [int(generator.integers(9)) for _ in range(found.rows)]
@@ -65,9 +65,14 @@ def network() -> nn.Module:
     train = load("digits").train
     mean, std = statistics(train)
     made = Architecture(1, 10, 4, 1 if SMOKE else 6).build(genotype, mean=mean, std=std)
-    made.to(memory_format=torch.channels_last)
+    made.to(device, memory_format=torch.channels_last)
     loader = Loader(
-        train, range(256 if SMOKE else len(train)), batch_size=128, seed=0, shuffle=True
+        train,
+        range(256 if SMOKE else len(train)),
+        batch_size=128,
+        seed=0,
+        shuffle=True,
+        device=device,
     )
     optimizer = torch.optim.SGD(made.parameters(), lr=0.05, momentum=0.9, weight_decay=3e-4)
     threat = ThreatModel(epsilon="0.2", steps=1, bn_mode="train")
@@ -78,10 +83,10 @@ def network() -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def images() -> tuple[Tensor, Tensor]:
+def images(device: torch.device) -> tuple[Tensor, Tensor]:
     test = load("digits").test
     n = 64 if SMOKE else len(test)
-    return test.images[:n].float() / 255, test.labels[:n]
+    return (test.images[:n].float() / 255).to(device), test.labels[:n].to(device)
 
 
 @contextmanager
@@ -135,7 +140,7 @@ def ours(
     pgd = ThreatModel(epsilon=str(EPSILON), step_size=str(STEP), steps=STEPS)
     fgsm = ThreatModel(epsilon=str(EPSILON), steps=1, random_start=False)
     with Oracle(fast, batch_size=BATCH, exact=exact) as oracle:
-        rows = torch.arange(len(x))
+        rows = torch.arange(len(x), device=x.device)
         if drop:
             rows = (oracle.logits(x, exact=True).argmax(1) == y).nonzero()[:, 0]
         for threat in (fgsm, pgd) if first_fgsm else (pgd,):
@@ -163,22 +168,24 @@ RIVALS = (
 @pytest.mark.parametrize("rival", RIVALS)
 def test_pgd20_of_a_test_set(
     benchmark: Any,
+    device: torch.device,
     network: nn.Module,
     images: tuple[Tensor, Tensor],
     rival: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     x, y = images
-    benchmark.group = f"PGD-{STEPS} of {len(x)} images [cpu]"
+    benchmark.group = f"PGD-{STEPS} of {len(x)} images [{device.type}]"
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
     last = "our kernels" not in rival or "layout" in rival
     layout = torch.channels_last if last and "plain" not in rival else torch.contiguous_format
     model = copy.deepcopy(network).to(memory_format=layout)
     fast = freeze(copy.deepcopy(model))
     if rival == "no cycles":
         monkeypatch.setattr(
-            _gradient._Iterates, "repeats", lambda self, d: torch.zeros(len(d), dtype=torch.bool)
+            _gradient._Iterates, "repeats", lambda self, d: d.new_zeros(len(d), dtype=torch.bool)
         )
 
     def run() -> int:
@@ -197,12 +204,12 @@ def test_pgd20_of_a_test_set(
         torch.set_num_threads(threads)
     benchmark.extra_info.update(
         rival=rival,
-        device=conftest._processor(),
-        threads=1,
+        device=conftest.device_name(device),
+        threads=1 if device.type == "cpu" else threads,
         torch=str(torch.__version__),
-        cuda=None,
+        cuda=torch.version.cuda,
         commit=conftest.COMMIT,
-        goals={"torchattacks, plain ops": 3.0} if rival == OURS else {},
+        goals={"torchattacks, plain ops": 3.0} if rival == OURS and device.type == "cpu" else {},
         bytes=None,
         images=len(x),
         batch=BATCH,

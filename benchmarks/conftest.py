@@ -53,7 +53,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = kept
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+@pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def device(request: pytest.FixtureRequest) -> torch.device:
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
@@ -86,6 +86,10 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+
+
 @pytest.fixture
 def measure(benchmark: Any) -> Callable[..., None]:
     """``measure(function, rival=, group=, device=, goals=, moved=, **facts)`` times one rival.
@@ -116,7 +120,7 @@ def measure(benchmark: Any) -> Callable[..., None]:
         benchmark.group = f"{group} [{device.type}]"
         benchmark.extra_info.update(
             rival=rival,
-            device=torch.cuda.get_device_name(device) if cuda else _processor(),
+            device=device_name(device),
             threads=torch.get_num_threads(),
             torch=str(torch.__version__),
             cuda=torch.version.cuda,

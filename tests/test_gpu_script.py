@@ -29,6 +29,20 @@ def test_script_is_sound():
     assert subprocess.run(["bash", "-n", str(SCRIPT)]).returncode == 0
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_benchmark_has_entries_for_the_device(device):
+    # pytest fails where -k leaves nothing of a file, and a part of the script with it.
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--collect-only"]
+    done = subprocess.run(
+        [*command, "-k", device, "benchmarks"],
+        capture_output=True,
+        text=True,
+        cwd=BENCHMARKS.parent,
+    )
+    found = {line.split("::")[0] for line in done.stdout.splitlines() if "::" in line}
+    assert found == {f"benchmarks/{file.name}" for file in BENCHMARKS.glob("bench_*.py")}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
