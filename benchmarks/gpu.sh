@@ -108,9 +108,12 @@ part_test() {
   local -a suite=(-q -p no:cacheprovider --maxfail=20)
   if ((check)); then
     suite+=(tests/test_ops_philox.py -k 'not cuda')
+  elif has_module xdist; then
+    # One after another the tests take longer than this part has.
+    suite+=(-n 8)
   fi
   # Two thirds for the suite, so that the sanitizers have their turn.
-  timeout --kill-after=10 $(($(left) * 2 / 3)) "$python" -m pytest "${suite[@]}" \
+  OMP_NUM_THREADS=2 timeout --kill-after=10 $(($(left) * 2 / 3)) "$python" -m pytest "${suite[@]}" \
     >"$out/test.log" 2>&1 || status=1
   printf '%-12s %s\n' suite "$(tail -1 "$out/test.log")"
   grep -E '^(FAILED|ERROR)' "$out/test.log" | head -20

@@ -44,6 +44,19 @@ inline const char* launch_error() {
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
+// run(T{}) with T the element type of `dtype`, which is to launch; then the error of that launch.
+template <class Run>
+const char* launch_floating(int dtype, const Run& run) {
+  switch (dtype) {
+    case kFloat32: run(float{}); break;
+    case kFloat64: run(double{}); break;
+    case kBFloat16: run(bfloat16{}); break;
+    case kFloat16: run(float16{}); break;
+    default: return kUnknownDtype;
+  }
+  return launch_error();
+}
+
 // Multiprocessors of the current device.
 inline int multiprocessors() {
   int device = 0, count = 1;

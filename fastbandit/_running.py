@@ -1,29 +1,132 @@
-"""What the commands that train share: process-wide settings, memory that ran out, the ledger."""
+"""What the commands that train share: data by use, settings, memory that ran out, the ledger."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor, nn
 
 from fastbandit._cli import ConfigError
 from fastbandit._progress import Progress
+from fastbandit.data import DataSource, ImageSet, split, statistics
 from fastbandit.distributed import Group, Team
-from fastbandit.run import RunError, RunFolder
+from fastbandit.overfitting import GuardConfig
+from fastbandit.run import RunError, RunFolder, derive_seed
 from fastbandit.training import Cost, is_out_of_memory
 
 __all__ = [
     "OutOfMemoryError",
+    "Parts",
     "accounting",
     "check_group_device",
     "check_same",
+    "divide",
     "memory_enough_for",
     "note_changes",
     "resolve_device",
+    "sgd",
     "torch_settings",
 ]
+
+
+class TrainingConfig(Protocol):
+    """The settings that the search and the retraining have in common."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def train_limit(self) -> int | None: ...
+    @property
+    def test_limit(self) -> int | None: ...
+    @property
+    def train_portion(self) -> float: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def momentum(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+    @property
+    def guard(self) -> GuardConfig: ...
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The images of a run by what they are for.
+
+    Every index holds positions in the whole set, so that the stored split names images for good.
+    """
+
+    train: ImageSet
+    weights: Tensor
+    validation: Tensor
+    guard: Tensor
+    """images of the validation part, some of every class and always the same"""
+    test: ImageSet | None
+    test_index: Tensor | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    splits: dict[str, Any]
+    """what a run folder stores of it"""
+
+
+def divide(source: DataSource, config: TrainingConfig) -> Parts:
+    """The images of ``source`` by what they are for.
+
+    Raises:
+        ConfigError: fewer than two images are left to train on.
+    """
+    train, test = source.train, source.test
+    kept = train.limit_index(config.train_limit or len(train))
+    weights, validation = (
+        kept[part]
+        for part in split(
+            train.labels[kept], config.train_portion, derive_seed(config.seed, "split")
+        )
+    )
+    if len(weights) < 2:
+        raise ConfigError(
+            f"train_portion: expected at least 2 images to train on, got {len(weights)}"
+        )
+    test_index = None
+    if test is not None:
+        test_index = test.limit_index(config.test_limit or len(test))
+    mean, std = statistics(train.images[weights])
+    return Parts(
+        train,
+        weights,
+        validation,
+        validation[train.subset(validation).limit_index(config.guard.images)],
+        test,
+        test_index,
+        mean,
+        std,
+        splits={
+            "data": source.name,
+            "digest": source.digest,
+            "weights": weights.tolist(),
+            "validation": validation.tolist(),
+            "test": [] if test_index is None else test_index.tolist(),
+        },
+    )
+
+
+def sgd(network: nn.Module, config: TrainingConfig, device: torch.device) -> torch.optim.SGD:
+    """The optimiser of all weights."""
+    return torch.optim.SGD(
+        network.parameters(),
+        lr=config.learning_rate,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        # One launch for all weights, which also takes the learning rate of a graph from the device.
+        # On a CPU it is four times as slow as one operation for all weights at a time.
+        fused=device.type == "cuda",
+        foreach=device.type != "cuda",
+    )
 
 
 def resolve_device(device: str, deterministic: bool | None) -> tuple[str, bool]:

@@ -34,13 +34,15 @@ from fastbandit._running import (
     accounting,
     check_group_device,
     check_same,
+    divide,
     memory_enough_for,
     note_changes,
     resolve_device,
+    sgd,
     torch_settings,
 )
 from fastbandit.averaging import WeightAverage
-from fastbandit.data import Augment, DataSource, Loader, load, split, statistics
+from fastbandit.data import Augment, DataSource, Loader, load
 from fastbandit.distributed import Group, Team, first_to_speak, launched, synchronise_batchnorm
 from fastbandit.genotype import Genotype, GenotypeError
 from fastbandit.models import BEST, LAST, Architecture, multiply_adds, save_model
@@ -541,39 +543,16 @@ def _build(
 ) -> _Setup:
     device = torch.device(config.device) if group is None else group.device
     source = load(config.data) if source is None else source
-    train, test = source.train, source.test
-    # Positions in the whole set throughout, so that the stored split names images for good.
-    kept = train.limit_index(config.train_limit or len(train))
-    weights_index, validation_index = (
-        kept[part]
-        for part in split(
-            train.labels[kept], config.train_portion, derive_seed(config.seed, "split")
-        )
-    )
-    if len(weights_index) < 2:
-        raise ConfigError(
-            f"train_portion: expected at least 2 images to train on, got {len(weights_index)}"
-        )
-    test_index = None
-    if test is not None:
-        test_index = test.limit_index(config.test_limit or len(test))
-    mean, std = statistics(train.images[weights_index])
-    splits = {
-        "data": source.name,
-        "digest": source.digest,
-        "weights": weights_index.tolist(),
-        "validation": validation_index.tolist(),
-        "test": [] if test_index is None else test_index.tolist(),
-    }
-    # The guard's images: of every class alike, and always the same.
-    checked = train.subset(validation_index).limit_index(config.guard.images)
-    train = train.to(device)
+    parts = divide(source, config)
+    train = parts.train.to(device)
     evaluated = partial(Loader, batch_size=config.evaluation_batch_size, device=device)
     architecture = config.architecture(genotype, train.images.shape[1], source.classes)
     # The initial weights come from the run's own seed, whatever was drawn before.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "weights"))
-        network = architecture.build(genotype, mean=mean, std=std, auxiliary=config.auxiliary)
+        network = architecture.build(
+            genotype, mean=parts.mean, std=parts.std, auxiliary=config.auxiliary
+        )
     # Channels-last is the faster layout for the depthwise and the dense convolutions alike.
     network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if group is not None and config.sync_batchnorm:
@@ -584,30 +563,25 @@ def _build(
         architecture,
         device,
         source,
-        splits,
+        parts.splits,
         network,
-        torch.optim.SGD(
-            network.parameters(),
-            lr=config.learning_rate,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            fused=device.type == "cuda",
-            foreach=device.type != "cuda",
-        ),
+        sgd(network, config, device),
         weights=Loader(
             train,
-            weights_index,
+            parts.weights,
             batch_size=config.batch_size,
             device=device,
             augment=Augment(config.crop_padding, config.flip, config.cutout_length),
             seed=derive_seed(config.seed, "order"),
             shuffle=True,
             # A last batch of one image has no batch statistics on 1 x 1 maps.
-            drop_last=len(weights_index) % config.batch_size == 1,
+            drop_last=len(parts.weights) % config.batch_size == 1,
         ),
-        validation=evaluated(train, validation_index),
-        guard=evaluated(train, validation_index[checked]),
-        test=None if test is None or test_index is None else evaluated(test, test_index),
+        validation=evaluated(train, parts.validation),
+        guard=evaluated(train, parts.guard),
+        test=None
+        if parts.test is None or parts.test_index is None
+        else evaluated(parts.test, parts.test_index),
     )
 
 

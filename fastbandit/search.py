@@ -36,13 +36,15 @@ from fastbandit._running import (
     accounting,
     check_group_device,
     check_same,
+    divide,
     memory_enough_for,
     note_changes,
     resolve_device,
+    sgd,
     torch_settings,
 )
 from fastbandit.bandit import POLICIES, AntiBandit, replay
-from fastbandit.data import Augment, DataSource, ImageSet, Loader, load, split, statistics
+from fastbandit.data import Augment, DataSource, ImageSet, Loader, load
 from fastbandit.distributed import Group, Team, first_to_speak, launched, synchronise_batchnorm
 from fastbandit.genotype import Genotype
 from fastbandit.nn.supernet import Supernet
@@ -435,33 +437,8 @@ def _build(
 ) -> _Setup:
     device = torch.device(config.device) if group is None else group.device
     source = load(config.data) if source is None else source
-    train, test = source.train, source.test
-    # Positions in the whole set throughout, so that the stored split names images for good.
-    kept = train.limit_index(config.train_limit or len(train))
-    weights_index, validation_index = (
-        kept[part]
-        for part in split(
-            train.labels[kept], config.train_portion, derive_seed(config.seed, "split")
-        )
-    )
-    if len(weights_index) < 2:
-        raise ConfigError(
-            f"train_portion: expected at least 2 images to train on, got {len(weights_index)}"
-        )
-    test_index = None
-    if test is not None:
-        test_index = test.limit_index(config.test_limit or len(test))
-    # The guard's images: some of every class, and always the same.
-    guard_index = validation_index[train.subset(validation_index).limit_index(config.guard.images)]
-    mean, std = statistics(train.images[weights_index])
-    splits = {
-        "data": source.name,
-        "digest": source.digest,
-        "weights": weights_index.tolist(),
-        "validation": validation_index.tolist(),
-        "test": [] if test_index is None else test_index.tolist(),
-    }
-    train = train.to(device)
+    parts = divide(source, config)
+    train = parts.train.to(device)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
 
     def loader(images: ImageSet, index: Tensor, purpose: str, shuffle: bool) -> Loader:
@@ -492,8 +469,8 @@ def _build(
             in_channels=train.images.shape[1],
             classes=source.classes,
             channels=config.init_channels,
-            mean=mean,
-            std=std,
+            mean=parts.mean,
+            std=parts.std,
             denoise=config.denoise,
             gabor=config.gabor,
         )
@@ -502,30 +479,20 @@ def _build(
     supernet.to(device).to(memory_format=layout)  # type: ignore[call-overload]
     if group is not None and config.sync_batchnorm:
         synchronise_batchnorm(supernet, group)
-    optimizer = torch.optim.SGD(
-        supernet.parameters(),
-        lr=config.learning_rate,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        # One launch for all weights, which also takes the learning rate of a graph from the device.
-        # On a CPU it is four times as slow as one operation for all weights at a time.
-        fused=device.type == "cuda",
-        foreach=device.type != "cuda",
-    )
     test_loader = None
-    if test is not None and test_index is not None:
-        test_loader = loader(test.to(device), test_index, "test", False)
+    if parts.test is not None and parts.test_index is not None:
+        test_loader = loader(parts.test.to(device), parts.test_index, "test", False)
     return _Setup(
         config,
         device,
         source,
-        splits,
+        parts.splits,
         supernet,
-        optimizer,
-        weights=loader(train, weights_index, "order", True),
-        statistics=loader(train, weights_index, "statistics", True),
-        validation=loader(train, validation_index, "validation", False),
-        guard=loader(train, guard_index, "guard", False),
+        sgd(supernet, config, device),
+        weights=loader(train, parts.weights, "order", True),
+        statistics=loader(train, parts.weights, "statistics", True),
+        validation=loader(train, parts.validation, "validation", False),
+        guard=loader(train, parts.guard, "guard", False),
         test=test_loader,
     )
 

@@ -46,17 +46,9 @@ FB_LAUNCHER launch_augment_images(void* out, int dtype, int channels_last,
   using namespace fastbandit;
   if (batch->count == 0) return nullptr;
   const int64_t work = batch->count * batch->channels * batch->height * batch->width;
-  const auto run = [&](auto zero) {
+  return launch_floating(dtype, [&](auto zero) {
     using T = decltype(zero);
     FB_LAUNCH((augment_images_kernel<T>), grid_size(work, kThreads), kThreads, 0, stream,
               static_cast<T*>(out), *batch, channels_last);
-  };
-  switch (dtype) {
-    case kFloat32: run(float{}); break;
-    case kFloat64: run(double{}); break;
-    case kBFloat16: run(bfloat16{}); break;
-    case kFloat16: run(float16{}); break;
-    default: return kUnknownDtype;
-  }
-  return launch_error();
+  });
 }

@@ -103,7 +103,7 @@ FB_LAUNCHER launch_augment_start_normalize(
   const Draw draw{seed, offset, seed_tensor, offset_tensor};
   const Statistics statistics{mean, std, mean_stride, std_stride};
   const auto bounds = projection_bounds<float>(epsilon, has_lower, lower, has_upper, upper);
-  const auto run = [&](auto zero) {
+  return launch_floating(dtype, [&](auto zero) {
     using O = decltype(zero);
     O* const to = static_cast<O*>(out);
     const bool ordered = !channels_last || batch->channels == 1;
@@ -117,13 +117,5 @@ FB_LAUNCHER launch_augment_start_normalize(
       FB_LAUNCH((augment_start_normalize_kernel<false, O>), grid, kThreads, 0, stream, image,
                 delta, to, *batch, channels_last, draw, statistics, bounds);
     }
-  };
-  switch (dtype) {
-    case kFloat32: run(float{}); break;
-    case kFloat64: run(double{}); break;
-    case kBFloat16: run(bfloat16{}); break;
-    case kFloat16: run(float16{}); break;
-    default: return kUnknownDtype;
-  }
-  return launch_error();
+  });
 }

@@ -112,12 +112,5 @@ FB_LAUNCHER launch_pgd_step(void* delta, const void* grad, const void* image, in
                     upper,     stream};
   if (!a.layout.fits) return kTooManyDims;
   if (a.layout.numel == 0) return nullptr;
-  switch (dtype) {
-    case kFloat32: launch<float>(a, dtype); break;
-    case kFloat64: launch<double>(a, dtype); break;
-    case kBFloat16: launch<bfloat16>(a, dtype); break;
-    case kFloat16: launch<float16>(a, dtype); break;
-    default: return kUnknownDtype;
-  }
-  return launch_error();
+  return launch_floating(dtype, [&](auto zero) { launch<decltype(zero)>(a, dtype); });
 }

@@ -169,19 +169,11 @@ FB_LAUNCHER launch_pgd_step_normalize(
   const Statistics statistics{mean, std, mean_dtype, std_dtype, mean_stride, std_stride};
   // With one pixel, or one channel, the two formats are the same and either reading is right.
   const bool channels_inner = delta_strides[1] == 1 && sizes[1] > 1;
-  const auto run = [&](auto zero) {
+  return launch_floating(dtype, [&](auto zero) {
     using T = decltype(zero);
     launch<T>(delta, grad, image, image_dtype, out, out_dtype, statistics, sizes, data, layout,
               channels_inner, step,
               projection_bounds<compute_t<T>>(epsilon, has_lower, lower, has_upper, upper),
               stream);
-  };
-  switch (dtype) {
-    case kFloat32: run(float{}); break;
-    case kFloat64: run(double{}); break;
-    case kBFloat16: run(bfloat16{}); break;
-    case kFloat16: run(float16{}); break;
-    default: return kUnknownDtype;
-  }
-  return launch_error();
+  });
 }

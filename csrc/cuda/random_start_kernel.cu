@@ -111,16 +111,8 @@ FB_LAUNCHER launch_random_start(void* delta, const void* image, int dtype, int i
   if (!layout.fits) return kTooManyDims;
   const Draw draw{seed,  offset,       seed_tensor, offset_tensor,
                   index, index_stride, sizes[0],    elements,      (elements + 3) / 4};
-  const auto run = [&](auto zero) {
+  return launch_floating(dtype, [&](auto zero) {
     launch<decltype(zero)>(delta, image, image_dtype, draw, layout, delta_strides[0],
                            image_strides[0], epsilon, has_lower, lower, has_upper, upper, stream);
-  };
-  switch (dtype) {
-    case kFloat32: run(float{}); break;
-    case kFloat64: run(double{}); break;
-    case kBFloat16: run(bfloat16{}); break;
-    case kFloat16: run(float16{}); break;
-    default: return kUnknownDtype;
-  }
-  return launch_error();
+  });
 }
