@@ -403,7 +403,9 @@ def write_ninja(plan: Plan, folder: Path, targets: dict[str, Path]) -> None:
         write_if_changed(folder / "stub" / "empty.cpp", "")
         empty = ninja.build(stub.with_name("empty.o"), "cxx", [stub.with_name("empty.cpp")])
         ninja.build(stub, "link", [empty], flags="-Wl,-soname,libtorch_cuda.so")
-        flags = [f"-L{torch_lib}", "-ltorch_cpu", f"-L{plan.toolkit.root / 'lib64'}"]
+        flags = [f"-L{torch_lib}", "-ltorch_cpu"]
+        # An installer's toolkit has lib64, one of conda or of pip's wheels lib.
+        flags += [f"-L{plan.toolkit.root / name}" for name in ("lib64", "lib")]
         flags += ["-lcudart_static", "-lrt", "-lpthread", "-ldl"]
         ninja.build(targets[CUDA], "link", [*built, stub], flags=shell(flags))
 

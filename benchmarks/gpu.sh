@@ -1,43 +1,50 @@
 #!/usr/bin/env bash
 # Everything that is to be measured on a GPU, in parts that can be called one by one:
 #
-#   benchmarks/gpu.sh --out DIR build test                 # each of these three calls ends
+#   benchmarks/gpu.sh --out DIR build test sanitize        # each of these three calls ends
 #   benchmarks/gpu.sh --out DIR --data DIR kernels step    # within --seconds, 540 by default
 #   benchmarks/gpu.sh --out DIR --data DIR mnist
 #   benchmarks/gpu.sh --out DIR --data DIR cifar10         # again with the same DIR: it goes on
+#   benchmarks/gpu.sh --out DIR rest                       # the tests that need no GPU
 #
-# --data holds mnist/ (the four IDX files) and cifar10/. Raw files go to --out; every part ends
-# with a short table, which is also in PART.txt there. A part whose time is up stops, says what
-# is missing and fails; what has been written stays.
+# --data holds mnist/ (the four IDX files) and cifar10/. Raw files go to --out, and with --archive
+# FILE into one .tar.gz as well; every part ends with a short table, which is also in PART.txt.
+# The parts of a call share its time: each may take an equal share of what is left. A part whose
+# time is up stops, says what is missing and fails; what has been written stays. Where the kernels
+# are not built, they are built first.
 #
 # --check runs each part small on the CPU, with the embedded digits: does the script still work?
 # Nothing it prints is a measurement.
 set -uo pipefail
 
-usage() { sed -n '2,15p' "${BASH_SOURCE[0]}" | sed 's/^# \{0,1\}//'; }
+usage() { sed -n '2,19p' "${BASH_SOURCE[0]}" | sed 's/^# \{0,1\}//'; }
 die() { printf 'gpu.sh: %s\n' "$*" >&2; exit 2; }
 say() { printf '\n== %s (%d s)\n' "$*" "$SECONDS"; }
 skip() { printf 'skipped: %s\n' "$*"; }
 
-out='' data='' seconds=540 check=0 parts=()
+all='build, test, sanitize, rest, kernels, step, mnist, cifar10'
+out='' data='' archive='' seconds=540 check=0 parts=()
 while (($#)); do
   case $1 in
-    --out | --data | --seconds)
+    --out | --data | --archive | --seconds)
       (($# > 1)) || die "$1: expected a value, got nothing"
-      case $1 in --out) out=$2 ;; --data) data=$2 ;; *) seconds=$2 ;; esac
+      case $1 in
+        --out) out=$2 ;; --data) data=$2 ;; --archive) archive=$2 ;; *) seconds=$2 ;;
+      esac
       shift 2
       ;;
     --check) check=1; shift ;;
     -h | --help) usage; exit 0 ;;
-    build | test | kernels | step | mnist | cifar10) parts+=("$1"); shift ;;
-    *) die "expected build, test, kernels, step, mnist, cifar10 or an option, got '$1'" ;;
+    build | test | sanitize | rest | kernels | step | mnist | cifar10) parts+=("$1"); shift ;;
+    *) die "expected $all or an option, got '$1'" ;;
   esac
 done
-((${#parts[@]})) || die "expected at least one part: build, test, kernels, step, mnist, cifar10"
+((${#parts[@]})) || die "expected at least one part: $all"
 [[ $out ]] || die "--out: expected a folder for the raw files, got nothing"
 [[ $seconds =~ ^[1-9][0-9]*$ ]] || die "--seconds: expected a whole number, got '$seconds'"
 mkdir -p "$out" || die "--out $out: cannot be made"
 out=$(cd "$out" && pwd)
+[[ $archive ]] && archive=$(realpath -m "$archive")
 if [[ $data ]]; then
   [[ -d $data ]] || die "--data $data: expected a folder, there is none"
   data=$(cd "$data" && pwd)
@@ -46,9 +53,15 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 python=${PYTHON:-python3}
 
-# Fractions of the call's time that are left: a step may take what the others do not need.
-left() { echo $((seconds - SECONDS > 5 ? seconds - SECONDS : 5)); }
-limited() { timeout --kill-after=10 "$(left)" "$@"; }
+part_end=$seconds # of the part that runs, in seconds since the script began
+left() { echo $((part_end - SECONDS > 5 ? part_end - SECONDS : 5)); }
+# An interrupt, not the end: Python then still says and writes what it has.
+within() { # $1: seconds at most; the rest: a command
+  local most=$1
+  shift
+  timeout --signal=INT --kill-after=15 "$((most < $(left) ? most : $(left)))" "$@"
+}
+limited() { within "$(left)" "$@"; }
 has_module() { "$python" -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('$1') is None)" 2>/dev/null; }
 
 need() { # every module that a part cannot do without
@@ -65,9 +78,20 @@ need_data() { # $1: folder below --data
 
 gpu_or_check() {
   ((check)) && return
-  "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null && return
-  echo "cannot run: torch finds no CUDA device (--check runs small on the CPU)"
-  return 1
+  "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null || {
+    echo "cannot run: torch finds no CUDA device (--check runs small on the CPU)"
+    return 1
+  }
+  # Without its libraries the package would quietly measure its plain-PyTorch reference.
+  kernels_load || { part_build && kernels_load; } || {
+    echo "cannot run: the CUDA kernels do not load"
+    return 1
+  }
+}
+
+kernels_load() {
+  "$python" -c 'import sys; from fastbandit._native import status
+sys.exit(not (status()["cuda"]["loaded"] and status()["cpu"]["loaded"]))' 2>/dev/null
 }
 
 # --- parts ---------------------------------------------------------------------------------
@@ -101,36 +125,70 @@ if not cuda.get("loaded"):
 PY
 }
 
-part_test() {
+run_suite() { # $1: name of the log; the rest: arguments of pytest
+  local log=$out/$1.log status=0
+  shift
+  local -a suite=(-q -p no:cacheprovider --maxfail=60 --tb=short)
+  # One after another the tests take longer than a part has.
+  if ! ((check)) && has_module xdist; then suite+=(-n 6); fi
+  OMP_NUM_THREADS=2 limited "$python" -m pytest "${suite[@]}" "$@" >"$log" 2>&1 || status=1
+  printf '%-12s %s\n' suite "$(tail -1 "$log")"
+  grep -E '^(FAILED|ERROR)' "$log" | head -40
+  return $status
+}
+
+part_test() { # what runs on the GPU
   need torch pytest hypothesis tyro pydantic rich safetensors yaml || return
   gpu_or_check || return
-  local status=0 tool line
-  local -a suite=(-q -p no:cacheprovider --maxfail=20)
   if ((check)); then
-    suite+=(tests/test_ops_philox.py -k 'not cuda')
-  elif has_module xdist; then
-    # One after another the tests take longer than this part has.
-    suite+=(-n 8)
+    run_suite test tests/test_ops_philox.py -k 'not cuda'
+  else
+    run_suite test -m cuda tests
   fi
-  # Two thirds for the suite, so that the sanitizers have their turn.
-  OMP_NUM_THREADS=2 timeout --kill-after=10 $(($(left) * 2 / 3)) "$python" -m pytest "${suite[@]}" \
-    >"$out/test.log" 2>&1 || status=1
-  printf '%-12s %s\n' suite "$(tail -1 "$out/test.log")"
-  grep -E '^(FAILED|ERROR)' "$out/test.log" | head -20
+}
+
+part_rest() { # what needs no GPU, and where a device left open means the CPU
+  need torch pytest hypothesis tyro pydantic rich safetensors yaml || return
+  if ((check)); then
+    run_suite rest tests/test_ops_philox.py -k 'not cuda'
+  else
+    CUDA_VISIBLE_DEVICES='' run_suite rest -m 'not cuda' tests
+  fi
+}
+
+part_sanitize() {
+  need torch pytest hypothesis || return
+  gpu_or_check || return
+  local tool line status=0 share=$(($(left) / 4))
+  if ((check)); then
+    skip "compute-sanitizer: there are no kernels to check on a CPU"
+    return
+  fi
   if ! command -v compute-sanitizer >/dev/null; then
     skip "compute-sanitizer is not on this machine: no memcheck, racecheck, initcheck, synccheck"
-    return $status
+    return
   fi
-  ((check)) && { skip "compute-sanitizer: there are no kernels to check on a CPU"; return $status; }
-  for tool in memcheck racecheck initcheck synccheck; do
+  for tool in memcheck racecheck synccheck initcheck; do
+    # torch asks the driver for what it may not have; that is no error of a kernel.
+    local -a flags=(--tool "$tool" --error-exitcode 9 --target-processes all)
+    [[ $tool == memcheck ]] && flags+=(--report-api-errors no)
+    # Our kernels alone, but for initcheck: that has to see what torch's kernels write.
+    [[ $tool == initcheck ]] || flags+=(--kernel-regex kns=fastbandit)
     # Torch's cache of memory would hide an access beyond a tensor's end.
-    PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout --kill-after=10 $(($(left) / 4)) \
-      compute-sanitizer --tool "$tool" --error-exitcode 9 --target-processes all \
-      "$python" -m pytest -q -x -p no:cacheprovider -k 'cuda and not compile and not opcheck' \
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 within $share \
+      compute-sanitizer "${flags[@]}" "$python" -m pytest -q -p no:cacheprovider \
+      -k "cuda and ($sanitized) and not compile and not gradcheck" \
       tests/test_ops_*.py >"$out/$tool.log" 2>&1
     case $? in
       0) line='clean' ;;
-      9) line="found errors: see $tool.log"; status=1 ;;
+      9)
+        if [[ $tool == initcheck ]] && ! grep -q 'fastbandit::' "$out/$tool.log"; then
+          line="reports none of our kernels: see $tool.log"
+        else
+          line="found errors: see $tool.log"
+          status=1
+        fi
+        ;;
       124 | 137) line='its time was up: not checked whole'; status=1 ;;
       *) line="could not run or a test failed: $(tail -1 "$out/$tool.log")"; status=1 ;;
     esac
@@ -138,68 +196,98 @@ part_test() {
   done
   return $status
 }
+# Each kernel on odd sizes, views and layouts; a sanitizer makes them a hundred times as slow.
+sanitized='values or views or layout or leading or gradients_in_other or step_is_update or table_by_hand'
 
-benchmark() { # $1: name of the files; the rest: what pytest is to run
-  local name=$1
-  shift
+benchmark() { # $1: name of the files; $2: its share of the time, in percent; $3: more for -k; files
+  local name=$1 most=$(($(left) * $2 / 100)) chosen=$3
+  shift 3
   if ((check)); then
     # Without the compilers, whose minutes say nothing about this script.
     FASTBANDIT_BENCH_SMOKE=1 limited "$python" -m pytest -q -p no:cacheprovider \
       -k 'cpu and not compile' "$@" \
       --benchmark-json "$out/$name.json" >"$out/$name.log" 2>&1
   else
-    limited "$python" -m pytest -q -p no:cacheprovider -k cuda "$@" \
-      --benchmark-max-time=0.2 --benchmark-json "$out/$name.json" >"$out/$name.log" 2>&1
-  fi
+    # It stops by itself between two entries, and then still writes those that it has.
+    FASTBANDIT_BENCH_SECONDS=$most within $((most + 60)) "$python" -m pytest -q \
+      -p no:cacheprovider -k "cuda$chosen" "$@" --benchmark-max-time=0.2 \
+      --benchmark-json "$out/$name.json" >"$out/$name.log" 2>&1
+  fi || {
+    printf '%s: %s\n' "$name" "$(tail -1 "$out/$name.log")"
+    return 1
+  }
+}
+
+tables() { # names of the files
+  local name files=()
+  for name in "$@"; do [[ -s $out/$name.json ]] && files+=("$out/$name.json"); done
+  ((${#files[@]})) && "$python" benchmarks/tables.py kernels "${files[@]}"
 }
 
 part_kernels() {
   need torch pytest pytest_benchmark || return
   gpu_or_check || return
-  local status=0 file name files=()
+  local status=0
   local -a small=()
   ((check)) && small=(--check)
   # First what the library can do: it decides what is worth a kernel.
-  limited "$python" benchmarks/gpu_ceilings.py "${small[@]}" --out "$out/ceilings.json" \
-    2>&1 | tee "$out/ceilings.log" || status=1
-  for file in benchmarks/bench_*.py; do
-    name=$(basename "$file" .py)
-    case $name in bench_search_step | bench_evaluate) continue ;; esac
-    # In --check one file shows that the way through works; CI runs them all.
-    if ((check)) && [[ $name != bench_pgd ]]; then continue; fi
-    benchmark "$name" "$file" || { status=1; printf '%s: %s\n' "$name" "$(tail -1 "$out/$name.log")"; }
-    [[ -s $out/$name.json ]] && files+=("$out/$name.json")
-  done
-  ((${#files[@]})) && "$python" benchmarks/tables.py kernels "${files[@]}"
+  within $(($(left) / 4)) "$python" benchmarks/gpu_ceilings.py "${small[@]}" \
+    --seconds $(($(left) / 5)) --out "$out/ceilings.json" 2>&1 | tee "$out/ceilings.log"
+  ((PIPESTATUS[0] == 0)) || status=1
+  benchmark bench_pgd 25 '' benchmarks/bench_pgd.py || status=1
+  # In --check one file shows that the way through works; CI runs them all.
+  if ! ((check)); then
+    benchmark bench_bandit 15 '' benchmarks/bench_bandit.py || status=1
+    benchmark bench_gabor 25 ' and not compile' benchmarks/bench_gabor.py || status=1
+    benchmark bench_depthwise 60 ' and float32 and not compile' benchmarks/bench_depthwise.py ||
+      status=1
+    benchmark bench_depthwise_bfloat16 90 ' and bfloat16 and not compile' \
+      benchmarks/bench_depthwise.py || status=1
+  fi
+  tables bench_pgd bench_bandit bench_gabor bench_depthwise bench_depthwise_bfloat16
   return $status
-}
-
-step_benchmark() { # $1: name of the file
-  benchmark "$1" "benchmarks/$1.py" && return
-  printf '%s: %s\n' "$1" "$(tail -1 "$out/$1.log")"
-  return 1
 }
 
 part_step() {
   need torch pytest pytest_benchmark tyro || return
   gpu_or_check || return
   local status=0
-  local -a what=(--preset smoke --space general7-light --init-channels 2 --train-limit 64)
-  if ! ((check)); then
-    need_data mnist || return
-    what=(--preset mnist --data "$data/mnist")
+  if ((check)); then
+    profile_steps --preset smoke --space general7-light --init-channels 2 --train-limit 64 ||
+      status=1
+  elif need_data mnist; then
+    profile_steps --preset mnist --data "$data/mnist" || status=1
+  else
+    status=1
   fi
-  step_benchmark bench_search_step || status=1
-  limited "$python" benchmarks/profile_step.py --out "$out/profile.json" -- "${what[@]}" \
-    2>&1 | tee "$out/profile.log" | tail -14 || status=1
+  benchmark bench_search_step 60 ' and not compile' benchmarks/bench_search_step.py || status=1
+  # One round: the network it attacks is launch-bound.
+  FASTBANDIT_BENCH_ROUNDS=1 benchmark bench_evaluate 50 '' benchmarks/bench_evaluate.py || status=1
+  # Last: the compiler takes minutes for a supernet.
+  if ! ((check)); then
+    benchmark bench_search_step_compiled 100 ' and (compile or fastbandit)' \
+      benchmarks/bench_search_step.py || status=1
+  fi
+  tables bench_search_step bench_search_step_compiled bench_evaluate
+  return $status
+}
+
+profile_steps() { # arguments of the search whose steps are looked at
+  local status=0
+  within $(($(left) / 3)) "$python" benchmarks/profile_step.py --out "$out/profile.json" -- "$@" \
+    2>&1 | tee "$out/profile.log" | tail -14
+  ((PIPESTATUS[0] == 0)) || status=1
   if ! command -v ncu >/dev/null; then
     skip "Nsight Compute (ncu) is not on this machine: torch's profiler alone"
-  elif ((check)); then
+    return $status
+  fi
+  if ((check)); then
     skip "Nsight Compute: there are no kernels to look at on a CPU"
-  else
-    # The three kernels of ours that took longest: what bounds each of them.
-    local kernels
-    kernels=$("$python" - "$out/profile.json" <<'PY'
+    return $status
+  fi
+  # The three kernels of ours that took longest: what bounds each of them.
+  local kernels
+  kernels=$("$python" - "$out/profile.json" <<'PY'
 import json, re, sys
 names = []
 for row in json.load(open(sys.argv[1]))["rows"]:
@@ -208,23 +296,16 @@ for row in json.load(open(sys.argv[1]))["rows"]:
         names.append(found.group(1))
 print("|".join(names[:3]))
 PY
-    )
-    if [[ $kernels ]]; then
-      limited ncu --clock-control none --kernel-name "regex:$kernels" --launch-count 12 \
-        --section SpeedOfLight --section MemoryWorkloadAnalysis --section Occupancy --csv \
-        "$python" -m fastbandit.search "${what[@]}" --dry-run >"$out/ncu.csv" 2>"$out/ncu.log" ||
-        { status=1; printf 'ncu: %s\n' "$(tail -1 "$out/ncu.log")"; }
-    else
-      skip "Nsight Compute: the profile names no kernel of ours"
-    fi
+  )
+  if [[ ! $kernels ]]; then
+    skip "Nsight Compute: the profile names no kernel of ours"
+    return $status
   fi
-  # Last, with the time that the others leave: the network it attacks is launch-bound.
-  FASTBANDIT_BENCH_ROUNDS=1 step_benchmark bench_evaluate || status=1
-  local name files=()
-  for name in bench_search_step bench_evaluate; do
-    [[ -s $out/$name.json ]] && files+=("$out/$name.json")
-  done
-  ((${#files[@]})) && "$python" benchmarks/tables.py kernels "${files[@]}"
+  within $(($(left) / 3)) ncu --clock-control none --kernel-name "regex:$kernels" \
+    --launch-count 12 --section SpeedOfLight --section MemoryWorkloadAnalysis \
+    --section Occupancy --csv \
+    "$python" -m fastbandit.search "$@" --graphs no --dry-run >"$out/ncu.csv" 2>"$out/ncu.log" ||
+    { status=1; printf 'ncu: %s\n' "$(tail -1 "$out/ncu.log")"; }
   return $status
 }
 
@@ -316,7 +397,12 @@ part_cifar10() {
 # --- all ------------------------------------------------------------------------------------
 
 failed=()
-for part in "${parts[@]}"; do
+pack() { [[ $archive ]] && tar -czf "$archive" -C "$out" --exclude=checkpoints . 2>/dev/null; }
+trap 'pack' EXIT
+for index in "${!parts[@]}"; do
+  part=${parts[$index]}
+  remaining=$((${#parts[@]} - index))
+  part_end=$((SECONDS + (seconds - SECONDS) / remaining))
   say "$part"
   "part_$part" 2>&1 | tee "$out/$part.txt"
   ((PIPESTATUS[0] == 0)) || failed+=("$part")

@@ -123,9 +123,13 @@ def make_calls(
 
 
 def convolutions(
-    device: torch.device, rounds: int, check: bool, bandwidth: float
+    device: torch.device, rounds: int, check: bool, bandwidth: float, seconds: float
 ) -> list[dict[str, Any]]:
-    """Every route at every shape; an entry without a median says why it has none."""
+    """Every route at every shape; an entry without a median says why it has none.
+
+    No shape is begun after ``seconds`` seconds; the common ones and float32 come first.
+    """
+    begun = time.monotonic()
     images = 2 if check else 256
     maps = [(16, 8)] if check else [(16, 32), (64, 32), (128, 16), (256, 8)]
     kernels = [3] if check else [3, 5, 7]
@@ -134,9 +138,14 @@ def convolutions(
         dtypes.append(torch.float16)
     routes = ["contiguous", "channels-last", "channels-last, searched", "phase split"]
     found = []
-    for (c, h), k, dtype, what in itertools.product(
-        maps, kernels, dtypes, ("forward", "grad input", "grad weight")
+    for dtype, k, (c, h), what in itertools.product(
+        dtypes, kernels, maps, ("forward", "grad input", "grad weight")
     ):
+        if time.monotonic() - begun > seconds:
+            print(
+                f"{seconds:.0f} s are over; missing: {str(dtype)[6:]} k {k} C {c} and what follows"
+            )
+            break
         moved = 2 * images * c * h * h * dtype.itemsize
         copies_needed = 1 + (2 if check else COLD_BYTES // moved)
         wanted = None
@@ -204,6 +213,7 @@ def show(result: dict[str, Any]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--seconds", type=float, default=1e9, help="for the convolutions, at most")
     parser.add_argument("--check", action="store_true", help="small sizes on any device")
     arguments = parser.parse_args()
     if not torch.cuda.is_available() and not arguments.check:
@@ -220,7 +230,7 @@ def main() -> int:
         "cudnn": torch.backends.cudnn.version(),
         "check": arguments.check,
         "ceilings": ceilings,
-        "convolutions": convolutions(device, rounds, arguments.check, bandwidth),
+        "convolutions": convolutions(device, rounds, arguments.check, bandwidth, arguments.seconds),
     }
     arguments.out.write_text(json.dumps(result) + "\n", encoding="utf-8")
     show(result)

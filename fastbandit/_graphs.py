@@ -28,14 +28,24 @@ class Recorder(Protocol):
 class CudaRecorder:
     """Records into CUDA graphs that share one memory pool: they are replayed one at a time."""
 
-    def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        with torch.cuda.device(device):
+            self._pool = torch.cuda.graph_pool_handle()
+        # A pool without a graph cannot be recorded into again while gradients still lie in it, and
+        # a recording may be given up before the next one is made. So this one stays.
+        self._keeper = self._graph(lambda: torch.zeros(1, device=device))
+
+    def _graph(self, function: Callable[[], Any]) -> torch.cuda.CUDAGraph:
+        # torch records on the current device, whatever the tensors' is.
+        with torch.cuda.device(self._device):
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool):
+                function()
+        return graph
 
     def record(self, function: Callable[[], None]) -> Callable[[], None]:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            function()
-        return graph.replay
+        return self._graph(function).replay
 
 
 class Recorded:
@@ -86,7 +96,7 @@ class Graphs:
             raise ValueError(f"graphs: expected auto or no here, got yes: {self.reason}")
         self._recorder: Recorder | None = None
         if self.reason is None:
-            self._recorder = CudaRecorder() if recorder is None else recorder
+            self._recorder = CudaRecorder(device) if recorder is None else recorder
         self._kept: dict[str, tuple[Hashable, Any]] = {}
 
     @staticmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -185,8 +186,14 @@ def torch_settings(threads: int, deterministic: bool) -> Iterator[None]:
     # Ours does not, and a run makes tens of thousands of buffers in an epoch.
     memory: Any = torch.utils.deterministic
     fill = memory.fill_uninitialized_memory
+    # Left to itself cuDNN computes float32 convolutions in TF32, with ten bits of mantissa. Who
+    # wants that asks for bfloat16; what is called float32 here is float32.
+    tf32 = torch.backends.cudnn.allow_tf32
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or torch refuses a product
     try:
         memory.fill_uninitialized_memory = False
+        torch.backends.cudnn.allow_tf32 = False
         if threads:
             torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)
@@ -195,6 +202,7 @@ def torch_settings(threads: int, deterministic: bool) -> Iterator[None]:
         torch.set_num_threads(before)
         torch.use_deterministic_algorithms(was, warn_only=warn_only)
         memory.fill_uninitialized_memory = fill
+        torch.backends.cudnn.allow_tf32 = tf32
 
 
 @contextmanager

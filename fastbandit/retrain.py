@@ -1003,6 +1003,8 @@ class _Retraining:
                 seed=derive_seed(config.seed, "attack", "final", "test"),
                 cost=self.cost,
                 team=self.team,
+                # In float32 whatever the training's precision, but recorded where that was.
+                engine=Engine(graphs=self.engine.graphs),
             )
         self.cost.add_seconds("test", self.cost.seconds["validate"] - before)
         self.cost.seconds["validate"] = before

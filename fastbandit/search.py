@@ -588,8 +588,10 @@ class _Search:
             ) from None
         named = dict(self.supernet.named_parameters())
         for name, buffer in parts["momentum"].items():
+            # In the layout of the weight, which a file does not keep: the fused step asks for it.
             parameter = named[name]
-            self.setup.optimizer.state[parameter]["momentum_buffer"] = buffer.to(parameter.device)
+            momentum = torch.empty_like(parameter, requires_grad=False).copy_(buffer)
+            self.setup.optimizer.state[parameter]["momentum_buffer"] = momentum
         self.cost.load_state_dict(state["cost"])
         self.round = state["round"]
         self.overfitting = state.get("overfitting", [])

@@ -347,6 +347,7 @@ class _RecordedTraining:
         self.correct = torch.zeros((), dtype=torch.int64, device=device)
         self._rate = torch.zeros((), device=device)
         self._offset = torch.zeros((), dtype=torch.int64, device=device)
+        self._work = work  # a graph holds what it reads by address alone
         self._norms = [m for m in work.modules if isinstance(m, BatchNorm2d)]
         self._factors: dict[torch.dtype, Tensor] = {}
         self._values: tuple[float, ...] = ()
@@ -462,6 +463,7 @@ class _RecordedEvaluation:
         self.clean = torch.zeros((), dtype=torch.int64, device=device)
         self.robust = torch.zeros((), dtype=torch.int64, device=device)
         self._offset = torch.zeros((), dtype=torch.int64, device=device)
+        self._work = work  # a graph holds what it reads by address alone
 
         def run(*buffers: Tensor) -> None:
             found, withstood = _count_correct(engine, work.step(buffers, self._offset))
@@ -568,6 +570,8 @@ def train_epoch(
                 rate = optimizer.param_groups[0]["lr"]
                 if learning_rate is not None:
                     rate = learning_rate(steps)
+                    for group in optimizer.param_groups:
+                        group["lr"] = rate
                 recorded(tensors, rate=rate, offset=epoch)
                 steps += 1
                 if after_step is not None:

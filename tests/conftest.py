@@ -5,6 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+if torch.cuda.is_available():
+    # Convolutions in float32, and the same bits each time: what the tests of our ops compare with.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
+
 # Relative and absolute tolerance by dtype: about 16 units in the last place of the dtype, the
 # room that a different order of summation over a few hundred terms takes.
 TOLERANCES = {

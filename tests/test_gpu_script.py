@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -46,7 +47,7 @@ def test_every_benchmark_has_entries_for_the_device(device):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "expected at least one part: build, test, kernels"),
+        ([], "expected at least one part: build, test, sanitize, rest, kernels"),
         (["kernel"], "got 'kernel'"),
         (["build"], "--out: expected a folder for the raw files, got nothing"),
         (["build", "--out"], "--out: expected a value, got nothing"),
@@ -61,14 +62,49 @@ def test_what_is_wrong_is_said(tmp_path, arguments, message):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_table_of_kernels(tmp_path):
-    def entry(group: str, rival: str, median: float, **extra):
-        return {
-            "group": group,
-            "stats": {"median": median},
-            "extra_info": {"rival": rival, **extra},
-        }
+def entry(group: str, rival: str, median: float, **extra):
+    return {
+        "group": group,
+        "stats": {"median": median},
+        "extra_info": {"rival": rival, **extra},
+    }
 
+
+def test_table_goes_by_the_time_on_the_device_where_all_have_it(tmp_path):
+    file = tmp_path / "a.json"
+    entries = [
+        entry("a [cuda]", "fastbandit", 9e-6, device_seconds=2e-6, goals={"copy": 0.8}),
+        entry("a [cuda]", "copy", 9e-6, device_seconds=1e-6),
+        entry("b [cuda]", "fastbandit", 9e-6, device_seconds=2e-6),
+        entry("b [cuda]", "copy", 9e-6, device_seconds=None),
+    ]
+    file.write_text(json.dumps({"benchmarks": entries}))
+    lines = [line.split() for line in table("kernels", file).splitlines()]
+    assert lines[1] == ["a", "[cuda]", "2.0", "0.50x", "copy", "*", "below", "its", "goal",
+                        "against", "copy"]  # fmt: skip
+    assert lines[2] == ["b", "[cuda]", "9.0", "1.00x", "copy"]
+    assert lines[4][:4] == ["*", "on", "the", "device"]
+
+
+def test_a_benchmark_whose_time_is_up_writes_what_it_has(tmp_path):
+    file = tmp_path / "a.json"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "one_bandit"]
+    done = subprocess.run(
+        [*command, "benchmarks/bench_bandit.py", "--benchmark-json", str(file)],
+        capture_output=True,
+        text=True,
+        cwd=BENCHMARKS.parent,
+        env={
+            **os.environ,
+            "FASTBANDIT_BENCH_SMOKE": "1",
+            "FASTBANDIT_BENCH_SECONDS": "0",
+        },
+    )
+    assert done.returncode == 2, done.stdout
+    assert "0 seconds are over; not measured: benchmarks/bench_bandit.py::" in done.stdout
+
+
+def test_table_of_kernels(tmp_path):
     file = tmp_path / "a.json"
     entries = [
         entry("op [cuda]", "fastbandit", 2e-6, goals={"eager": 3.0, "torch.compile": 1.0}),

@@ -65,7 +65,8 @@ def test_values_and_gradients(device, shape, layout, affine):
 def test_table_by_hand(device):
     x = torch.tensor([1.0, 3.0, 10.0, 30.0], device=device).view(1, 2, 2, 1)
     y = ops.batch_norm(x.contiguous(memory_format=torch.channels_last), eps=0.0)
-    assert y.flatten().tolist() == [-1.0, 1.0, -1.0, 1.0]
+    # CUDA's reciprocal root may be 2 units in the last place off.
+    assert y.flatten().tolist() == pytest.approx([-1.0, 1.0, -1.0, 1.0], rel=3e-7)
 
 
 @pytest.mark.skipif(

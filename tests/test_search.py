@@ -34,6 +34,7 @@ TINY = {
     "batch_size": 24,
     "evaluation_batch_size": 24,
     "threads": 1,
+    "device": "cpu",
     "bandit": {"rounds": 1},
     "final": {"steps": 2, "step_size": "0.1"},
 }

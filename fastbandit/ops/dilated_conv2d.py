@@ -85,7 +85,10 @@ def dilated_conv2d(
     if _splits(x, weight, stride, padding, dilation):
         result: Tensor = _SplitWeightGradient.apply(activated, weight, padding)
         return result
-    return F.conv2d(activated, weight, None, stride, padding, dilation)
+    y = F.conv2d(activated, weight, None, stride, padding, dilation)
+    if x.is_cuda and x.dtype == torch.float64:  # cuDNN has no channels-last convolution of these
+        y = y.contiguous(memory_format=_convolution.memory_format(x))
+    return y
 
 
 def _splits(
