@@ -149,3 +149,33 @@ def test_depthwise(measure: Callable[..., None], device, what, dtype, c, h, k, r
         dtype=str(dtype),
         floor_us=floor_us,
     )
+
+
+@pytest.mark.parametrize("rival", ["fastbandit", "F.conv2d channels-last", "F.conv2d contiguous"])
+@pytest.mark.parametrize("k", [3, 5])
+@pytest.mark.parametrize(("c", "h"), [(32, 32), (64, 16)])
+def test_depthwise_stride_2(measure: Callable[..., None], device, c, h, k, rival):
+    """Forward and backward where a cell halves its maps; dilation 2, float32."""
+    pad = DILATION * (k - 1) // 2
+    layout = torch.contiguous_format if rival.endswith("contiguous") else torch.channels_last
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(N, c, h, h, generator=generator).to(device).contiguous(memory_format=layout)
+    weight = torch.randn(c, 1, k, k, generator=generator).to(device)
+    x.requires_grad_()
+    weight.requires_grad_()
+
+    def forward() -> Tensor:
+        if rival == "fastbandit":
+            return ops.depthwise_conv2d(x, weight, stride=2, padding=pad, dilation=DILATION)
+        return F.conv2d(x, weight, None, 2, pad, DILATION, c)
+
+    grad = torch.randn_like(forward())
+    measure(
+        lambda: torch.autograd.grad(forward(), (x, weight), grad),
+        rival=rival,
+        group=f"forward and backward, stride 2, float32 C {c} H {h} k {k}",
+        device=device,
+        shape=[N, c, h, h],
+        kernel=k,
+        dtype="torch.float32",
+    )

@@ -239,7 +239,7 @@ part_kernels() {
   if ! ((check)); then
     benchmark bench_bandit 15 '' benchmarks/bench_bandit.py || status=1
     benchmark bench_gabor 25 ' and not compile' benchmarks/bench_gabor.py || status=1
-    benchmark bench_depthwise 60 ' and float32 and not compile' benchmarks/bench_depthwise.py ||
+    benchmark bench_depthwise 60 ' and (float32 or stride_2) and not compile' benchmarks/bench_depthwise.py ||
       status=1
     benchmark bench_depthwise_bfloat16 90 ' and bfloat16 and not compile' \
       benchmarks/bench_depthwise.py || status=1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ from fastbandit.training import Cost, is_out_of_memory
 
 __all__ = [
     "OutOfMemoryError",
+    "Pace",
     "Parts",
     "accounting",
     "check_group_device",
@@ -28,6 +29,7 @@ __all__ = [
     "divide",
     "memory_enough_for",
     "note_changes",
+    "pace",
     "resolve_device",
     "sgd",
     "torch_settings",
@@ -203,6 +205,32 @@ def torch_settings(threads: int, deterministic: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(was, warn_only=warn_only)
         memory.fill_uninitialized_memory = fill
         torch.backends.cudnn.allow_tf32 = tf32
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long something takes that is done to images: seconds once, and for each image."""
+
+    once: float
+    per_image: float
+
+    def of(self, images: int) -> float:
+        return self.once + self.per_image * images
+
+
+def pace(run: Callable[[int], tuple[float, int]], batches: int, *, recorded: bool) -> Pace:
+    """The pace of ``run``, which does a number of batches and returns seconds and images.
+
+    Where steps are recorded the first two batches are not like the others: one is computed as
+    ever, one recorded. The others are then told by the difference of two longer runs.
+    """
+    seconds, images = run(batches)
+    if not recorded:
+        return Pace(0.0, seconds / images)
+    again, same = run(batches)
+    more, further = run(batches + 10)
+    per_image = max(more - again, 0.0) / (further - same) if further > same else again / same
+    return Pace(max(seconds - per_image * images, 0.0), per_image)
 
 
 @contextmanager

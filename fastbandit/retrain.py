@@ -37,6 +37,7 @@ from fastbandit._running import (
     divide,
     memory_enough_for,
     note_changes,
+    pace,
     resolve_device,
     sgd,
     torch_settings,
@@ -984,6 +985,10 @@ class _Retraining:
             },
         )
 
+    def test_engine(self) -> Engine:
+        """In float32 whatever the precision of the training, but recorded where that is."""
+        return Engine(graphs=self.engine.graphs)
+
     def test(self) -> dict[str, Any] | None:
         """Accuracy of the best weights on the test images."""
         setup, config = self.setup, self.config
@@ -1003,8 +1008,7 @@ class _Retraining:
                 seed=derive_seed(config.seed, "attack", "final", "test"),
                 cost=self.cost,
                 team=self.team,
-                # In float32 whatever the training's precision, but recorded where that was.
-                engine=Engine(graphs=self.engine.graphs),
+                engine=self.test_engine(),
             )
         self.cost.add_seconds("test", self.cost.seconds["validate"] - before)
         self.cost.seconds["validate"] = before
@@ -1215,27 +1219,37 @@ def dry_run(
         for group in setup.optimizer.param_groups:
             group["lr"] = 0.0
 
-        def train(batches: int) -> float:
+        def train(batches: int) -> tuple[float, int]:
             cost = current.cost = Cost()
             current.train(setup.weights.first(batches))
-            return cost.seconds["train"] / cost.images_trained * len(setup.weights.index)
+            return cost.seconds["train"], cost.images_trained
 
-        def validate(batches: int, loader: Loader, threat: ThreatModel) -> float:
+        def validate(
+            loader: Loader, threat: ThreatModel, engine: Engine, batches: int
+        ) -> tuple[float, int]:
             cost = Cost()
-            evaluate(current.evaluated, loader.first(batches), threat, seed=0, cost=cost)
-            return cost.seconds["validate"] / cost.images_evaluated * len(loader.index)
+            few = loader.first(batches)
+            evaluate(current.evaluated, few, threat, seed=0, cost=cost, engine=engine)
+            return cost.seconds["validate"], cost.images_evaluated
+
+        def validation(loader: Loader, threat: ThreatModel, batches: int) -> float:
+            run = partial(validate, loader, threat, current.engine)
+            return pace(run, batches, recorded=current.engine.records).of(len(loader.index))
 
         train(1)
-        seconds = train(3)
-        validate(1, setup.validation, current.selection)
-        seconds += validate(2, setup.validation, current.selection) / config.selection.every
+        training = pace(train, 3, recorded=current.training_engine.records)
+        seconds = training.of(len(setup.weights.index))
+        validation(setup.validation, current.selection, 1)
+        seconds += validation(setup.validation, current.selection, 2) / config.selection.every
         if current.guard is not None:
             attacks = current.guard.attacks(current.threat)
-            checked = sum(validate(2, setup.guard, attack) for attack in attacks)
+            checked = sum(validation(setup.guard, attack, 2) for attack in attacks)
             seconds += checked / config.guard.every
         test = 0.0
         if setup.test is not None:
-            test = validate(1, setup.test, config.final_threat())
+            engine = current.test_engine()
+            final = partial(validate, setup.test, config.final_threat(), engine)
+            test = pace(final, 1, recorded=engine.records).of(len(setup.test.index))
         with tempfile.TemporaryDirectory() as folder:
             started = time.perf_counter()
             tensors, state = current.state()

@@ -39,6 +39,7 @@ from fastbandit._running import (
     divide,
     memory_enough_for,
     note_changes,
+    pace,
     resolve_device,
     sgd,
     torch_settings,
@@ -1202,45 +1203,40 @@ def _measure(current: _Search, choice: Tensor) -> dict[str, float]:
     optimizer.param_groups[0]["lr"] = 0.0
     threat = current.training_threat
 
-    def train(batches: int) -> Cost:
+    def train(batches: int) -> tuple[float, int]:
         few, cost = setup.weights.first(batches), Cost()
         train_epoch(
             model, few, 0, optimizer, threat, seed=0, cost=cost, grad_clip=config.grad_clip, **path
         )
-        return cost
+        return cost.seconds["train"], cost.images_trained
 
-    def validate(batches: int, threat: ThreatModel) -> Cost:
+    def validate(threat: ThreatModel, batches: int) -> tuple[float, int]:
         few, cost = setup.validation.first(batches), Cost()
         evaluate(model, few, threat, seed=0, cost=cost, **path)
-        return cost
+        return cost.seconds["validate"], cost.images_evaluated
 
+    recorded = current.engine.records
     reset_batchnorm(path["modules"])
     train(1)
-    trained = train(3)
-    per_image = {"train": trained.seconds["train"] / trained.images_trained}
+    training = pace(train, 3, recorded=recorded)
     # An evaluation is two forward passes and the steps of its attack.
-    clean = dataclasses.replace(current.reward_threat, steps=0)
-    validate(1, clean)
-    for name, threat_of, batches in (
-        ("clean", clean, 2),
-        ("reward", current.reward_threat, 3),
-    ):
-        cost = validate(batches, threat_of)
-        per_image[name] = cost.seconds["validate"] / cost.images_evaluated
-    step = (per_image["reward"] - 2 * per_image["clean"]) / current.reward_threat.steps
-    step = max(step, per_image["clean"])
-    final = 2 * per_image["clean"] + step * config.final.steps
+    without = dataclasses.replace(current.reward_threat, steps=0)
+    validate(without, 1)
+    clean = pace(partial(validate, without), 2, recorded=recorded).per_image
+    reward = pace(partial(validate, current.reward_threat), 3, recorded=recorded)
+    step = max((reward.per_image - 2 * clean) / current.reward_threat.steps, clean)
+    final = 2 * clean + step * config.final.steps
     checked = 0.0
     if current.guard is not None:
         attacks = current.guard.attacks(threat)
-        checked = sum(2 * per_image["clean"] + step * attack.steps for attack in attacks)
+        checked = sum(2 * clean + step * attack.steps for attack in attacks)
     cost = Cost()
     reestimate_batchnorm(model, setup.statistics, threat, count=2, seed=0, cost=cost, **path)
     batches = min(2, len(setup.statistics))
     test = 0 if setup.test is None else len(setup.test.index)
     return {
-        "train": per_image["train"] * len(setup.weights.index),
-        "validate": per_image["reward"] * len(setup.validation.index)
+        "train": training.of(len(setup.weights.index)),
+        "validate": reward.of(len(setup.validation.index))
         + checked * len(setup.guard.index) / config.guard.every,
         "statistics": cost.seconds["statistics"]
         * min(_FEW_STATISTICS_BATCHES, len(setup.statistics))

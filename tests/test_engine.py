@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
+import weakref
 
 import pytest
 import torch
@@ -132,6 +134,35 @@ def same(plain: Run, other: Run, **tolerance) -> None:
         torch.testing.assert_close(
             other.model.state_dict()[name], value, **tolerance, msg=lambda m, n=name: f"{n}: {m}"
         )
+
+
+class ForgetfulRecorder:
+    """Keeps nothing of what was recorded but what it does to tensors, as a CUDA graph."""
+
+    def record(self, function):
+        return lambda: None
+
+
+def test_what_a_recorded_step_reads_lives_as_long_as_it():
+    run = Run(dtype=torch.float32)
+    engine, _ = graphs(ForgetfulRecorder())
+    run.epoch(0, engine=engine)
+    run.accuracy(engine=engine)
+    loaders = [weakref.ref(run.train), weakref.ref(run.test)]
+    del run.train, run.test
+    gc.collect()
+    assert all(loader() is not None for loader in loaders)
+    del engine
+    gc.collect()
+    assert all(loader() is None for loader in loaders)
+
+
+def test_the_rate_of_a_replayed_step_is_told():
+    run = Run(images=20)
+    engine, recorder = graphs()
+    run.epoch(0, learning_rate=lambda step: 0.1 / (1 + step), engine=engine)
+    assert recorder.replayed == 3
+    assert run.optimizer.param_groups[0]["lr"] == 0.1 / 4
 
 
 def test_recorded_steps_give_the_numbers_of_eager_ones():

@@ -15,9 +15,10 @@ import yaml
 from fastbandit import data
 from fastbandit import search as module
 from fastbandit._cli import ConfigError, merge
+from fastbandit._running import pace, torch_settings
 from fastbandit.bandit import replay
 from fastbandit.genotype import Genotype
-from fastbandit.run import CheckpointError, RunError, load_tensors, run_id
+from fastbandit.run import CheckpointError, RunError, load_tensors, run_id, save_tensors
 from fastbandit.search import PRESETS, SearchConfig, dry_run, main, parse, search
 from fastbandit.training import DivergenceError, is_out_of_memory
 
@@ -184,6 +185,88 @@ def test_same_seed_same_bytes_other_seed_other_bytes(finished, tmp_path):
 
 def test_torch_settings_are_undone(finished):
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_float32_is_float32_within_a_run(monkeypatch, before):
+    cudnn = torch.backends.cudnn
+    monkeypatch.setattr(cudnn, "allow_tf32", before)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    with torch_settings(0, False):
+        assert not cudnn.allow_tf32
+        assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    assert cudnn.allow_tf32 == before
+    with torch_settings(0, True):  # without it torch refuses matrix products on a GPU
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+
+
+def test_pace_of_batches_that_are_all_alike():
+    told = pace(lambda batches: (0.5 * batches, 8 * batches), 3, recorded=False)
+    assert (told.once, told.per_image) == (0.0, 0.0625)
+    assert told.of(100) == 6.25
+
+
+def test_pace_where_the_first_batches_are_eager_and_recorded():
+    calls = []
+
+    def run(batches):
+        calls.append(batches)
+        eager, record = 4.0, 7.0 if len(calls) == 1 else 0.0
+        return eager + record + 0.5 * (batches - 1), 8 * batches
+
+    told = pace(run, 3, recorded=True)
+    assert calls == [3, 3, 13]
+    # An epoch of 50 batches: one eager, one recording, 49 replayed.
+    assert told.of(400) == pytest.approx(4.0 + 7.0 + 0.5 * 49)
+
+
+def test_pace_of_a_set_without_further_batches():
+    told = pace(lambda batches: (2.0, 16), 3, recorded=True)
+    assert told.of(16) == pytest.approx(2.0)
+
+
+def test_momenta_come_back_in_the_layout_of_their_weights(tmp_path):
+    """The fused step of a GPU takes no others; a file keeps values, not strides."""
+    setup = module._build(tiny(space="robust9", init_channels=4).resolve())
+    one = module._Search(setup, None)
+    optimizer = setup.optimizer
+    for parameter in setup.supernet.parameters():
+        optimizer.state[parameter]["momentum_buffer"] = torch.randn_like(parameter)
+    before = {p: dict(optimizer.state[p]) for p in setup.supernet.parameters()}
+    tensors, state = one.state()
+    save_tensors(tmp_path / "file", tensors, "checkpoint", {})
+    stored, _ = load_tensors(tmp_path / "file", "checkpoint")
+    optimizer.state.clear()
+    module._Search(setup, None).restore(stored, state)
+    strides = set()
+    for parameter in setup.supernet.parameters():
+        momentum = optimizer.state[parameter]["momentum_buffer"]
+        assert momentum.stride() == parameter.stride()
+        assert torch.equal(momentum, before[parameter]["momentum_buffer"])
+        assert not momentum.requires_grad
+        strides.add(parameter.is_contiguous())
+    assert strides == {True, False}
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(
+    ("precision", "evaluation_batch_size"), [("float32", 256), ("bfloat16", 24)]
+)
+def test_a_search_on_a_gpu_is_stopped_and_goes_on(
+    tmp_path, monkeypatch, precision, evaluation_batch_size
+):
+    """Many paths, one after another, as graphs; of the large batch no evaluation is recorded."""
+    config = tiny(
+        device="cuda", graphs="yes", precision=precision, space="robust9", init_channels=4,
+        train_limit=192, evaluation_batch_size=evaluation_batch_size,
+    )  # fmt: skip
+    interrupted(config, tmp_path / "run", 4, monkeypatch)
+    path, summary = search(config, tmp_path / "run")
+    assert summary["cost"]["epochs"] > 4
+    assert replay(lines(path / "bandit.jsonl"))
+    assert Genotype.load(path / "genotype.json")
 
 
 def start(config_file, out):
