@@ -111,6 +111,19 @@ class Graphs:
             return f"{processes} processes exchange gradients within a step"
         return None
 
+    def _made(self, kind: str, make: Callable[[Recorder], Any]) -> Any:
+        assert self._recorder is not None
+        try:
+            return make(self._recorder)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+            raise RuntimeError(
+                f"graphs: the step '{kind}' could not be recorded as a CUDA graph ({reason}); "
+                "--graphs no computes the same without"
+            ) from error
+
     def recorded(
         self,
         kind: str,
@@ -118,11 +131,15 @@ class Graphs:
         make: Callable[[Recorder], Any],
     ) -> Any:
         """What ``make`` returned for this ``kind`` and ``key``, made now if the last one of that
-        kind had another key; that one is given up first, and its memory with it."""
+        kind had another key; that one is given up first, and its memory with it.
+
+        Raises:
+            RuntimeError: the step cannot be recorded.
+        """
         assert self._recorder is not None
         kept = self._kept.pop(kind, None)
         if kept is None or kept[0] != key:
             del kept
-            kept = (key, make(self._recorder))
+            kept = (key, self._made(kind, make))
         self._kept[kind] = kept
         return kept[1]

@@ -42,7 +42,7 @@ from fastbandit.models import Model, find_model, load_model
 from fastbandit.nn.frozen import freeze
 from fastbandit.run import RunError, RunFolder, derive_seed
 from fastbandit.threat import ThreatModel, format_fraction, parse_fraction
-from fastbandit.training import is_out_of_memory
+from fastbandit.training import is_out_of_memory, synchronise
 
 __all__ = ["PRESETS", "EvaluateConfig", "dry_run", "evaluate_model", "main"]
 
@@ -1152,11 +1152,11 @@ def dry_run(model: nn.Module | str | Path, config: EvaluateConfig) -> dict[str, 
                 ("both", lambda: oracle.gradient(x, _evaluation.cross_entropy, y)),
             ):
                 action()
+                synchronise(device)
                 started = time.perf_counter()
                 for _ in range(3):
                     action()
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
+                synchronise(device)
                 times[name] = (time.perf_counter() - started) / 3 / len(few)
         backward = max(times["both"] - times["forward"], 0.0)
         most = 0.0

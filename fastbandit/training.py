@@ -257,7 +257,8 @@ def cosine(epoch: int, epochs: int, peak: float, lowest: float = 0.0) -> float:
     return lowest + (peak - lowest) * 0.5 * (1.0 + math.cos(math.pi * epoch / epochs))
 
 
-def _synchronise(device: torch.device) -> None:
+def synchronise(device: torch.device) -> None:
+    """Wait for what was launched, before a clock is read."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -624,7 +625,7 @@ def train_epoch(
         sums = team.total(torch.stack([loss_sum, correct.double(), loss_sum.new_tensor(images)]))
         loss_sum, correct, images = sums[0], sums[1], int(sums[2])
     mean_loss = float(loss_sum) / images
-    _synchronise(device)
+    synchronise(device)
     seconds = time.perf_counter() - started
     forward, backward = objective.passes(threat)
     cost.forward_passes += batch_count * forward
@@ -760,4 +761,5 @@ def reestimate_batchnorm(
     passes = threat.steps if threat.attacks else 0
     cost.forward_passes += steps * (passes + 1)
     cost.backward_passes += steps * passes
+    synchronise(learned[0].device)
     cost.add_seconds("statistics", time.perf_counter() - started)

@@ -157,6 +157,24 @@ def test_what_a_recorded_step_reads_lives_as_long_as_it():
     assert all(loader() is None for loader in loaders)
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RuntimeError("operation not permitted\nand more"), r"'train' could not .*\(operation not "
+         r"permitted\); --graphs no"),
+        (torch.OutOfMemoryError("out of memory"), "^out of memory$"),
+    ],
+)  # fmt: skip
+def test_a_step_that_cannot_be_recorded_says_what_to_do(error, message):
+    class Refusing:
+        def record(self, function):
+            raise error
+
+    engine, _ = graphs(Refusing())
+    with pytest.raises(RuntimeError, match=message):
+        Run(dtype=torch.float32).epoch(0, engine=engine)
+
+
 def test_the_rate_of_a_replayed_step_is_told():
     run = Run(images=20)
     engine, recorder = graphs()
