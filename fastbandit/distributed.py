@@ -17,6 +17,7 @@ numbers; rank 0 alone writes files.
 from __future__ import annotations
 
 import datetime
+import importlib
 import json
 import os
 import re
@@ -115,6 +116,9 @@ class Group:
             device = torch.device("cuda", local_rank)
             torch.cuda.set_device(device)
         group = cls(rank, size, local_rank, device)
+        # Imported later, by an optimiser for one, this module keeps the process group as a default
+        # argument. The group's threads then meet the end of the interpreter, which can abort.
+        importlib.import_module("torch.distributed.nn.functional")
         group._guarded(
             lambda: dist.init_process_group(
                 "nccl" if kind == "cuda" else "gloo",

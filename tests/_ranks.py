@@ -1,5 +1,6 @@
-"""What the processes of test_distributed.py run: ``python _ranks.py checks|search ...``."""
+"""What the processes of test_distributed.py run: ``python _ranks.py checks|threads|search ...``."""
 
+import json
 import os
 import signal
 import sys
@@ -151,9 +152,26 @@ def run_search(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def threads_left() -> None:
+    """Prints the threads of the process group's backend: within the group, and after it."""
+
+    def found() -> list[str]:
+        names = (path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm"))
+        return sorted(name for name in names if "gloo" in name)
+
+    with Group.join("cpu", timeout=60) as group:
+        group.barrier()
+        # A first optimiser imports modules of torch that would keep the group.
+        torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+        within = found()
+    print(json.dumps([within, found()]))
+
+
 if __name__ == "__main__":
     cut_space()
     if sys.argv[1] == "checks":
         checks(Path(sys.argv[2]))
+    elif sys.argv[1] == "threads":
+        threads_left()
     else:
         raise SystemExit(run_search(sys.argv[2:]))

@@ -60,6 +60,16 @@ def pair(*arguments, **more):
     return [(process, *process.communicate(timeout=300)) for process in processes]
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="no /proc")
+def test_the_threads_of_a_group_end_with_it():
+    """Those left when the interpreter ends can abort the process after a finished run."""
+    for process, printed, said in pair("threads"):
+        assert process.returncode == 0, said
+        within, after = json.loads(printed)
+        assert within
+        assert after == []
+
+
 @pytest.fixture(scope="module")
 def checked(tmp_path_factory):
     """What two processes under torchrun computed; see _ranks.checks."""

@@ -257,7 +257,8 @@ def test_two_processes_give_the_same(done, model, tmp_path):
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
          "--master-port", port, "-m", "fastbandit.evaluate", str(model),
          "--config", str(file), "--device", "cpu", "--out", str(tmp_path / "two"), "--json"],
-        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1",
+             "PYTHONFAULTHANDLER": "1"},
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
