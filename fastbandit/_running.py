@@ -191,8 +191,10 @@ def torch_settings(threads: int, deterministic: bool) -> Iterator[None]:
     # Left to itself cuDNN computes float32 convolutions in TF32, with ten bits of mantissa. Who
     # wants that asks for bfloat16; what is called float32 here is float32.
     tf32 = torch.backends.cudnn.allow_tf32
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or torch refuses a product
+    workspace = "CUBLAS_WORKSPACE_CONFIG"
+    sets_workspace = deterministic and workspace not in os.environ
+    if sets_workspace:
+        os.environ[workspace] = ":4096:8"  # or torch refuses a matrix product on a GPU
     try:
         memory.fill_uninitialized_memory = False
         torch.backends.cudnn.allow_tf32 = False
@@ -205,6 +207,8 @@ def torch_settings(threads: int, deterministic: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(was, warn_only=warn_only)
         memory.fill_uninitialized_memory = fill
         torch.backends.cudnn.allow_tf32 = tf32
+        if sets_workspace:
+            os.environ.pop(workspace, None)
 
 
 @dataclass(frozen=True)

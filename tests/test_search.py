@@ -198,7 +198,11 @@ def test_float32_is_float32_within_a_run(monkeypatch, before):
     assert cudnn.allow_tf32 == before
     with torch_settings(0, True):  # without it torch refuses matrix products on a GPU
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    with torch_settings(0, True):
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
 
 
 def test_pace_of_batches_that_are_all_alike():
