@@ -6,7 +6,7 @@ Each rival runs the same path with the same weights on the same images and rando
                      ``loss.backward()``, which computes weight gradients that nobody reads
 ``eager``            channels-last; F.conv2d, the Gabor filters as a channel sum and a convolution;
                      the attack asks for the gradient of the input alone; multi-tensor optimiser
-``torch.compile``    the model of ``eager``, compiled
+``torch.compile``    the model of ``eager``, compiled as one graph
 ``fastbandit``       what ``python -m fastbandit.search`` runs
 ``single ops``       the same with ReLU, depthwise and 1x1 convolution and batch norm one by one
 ``torch's batch norm``  that without the batch-norm kernel of this package
@@ -50,6 +50,13 @@ RIVALS = [OURS, AUTHORS, EAGER, COMPILED, SINGLE, TORCH_NORM]
 batch_norm = importlib.import_module("fastbandit.ops.batch_norm")
 LEAST_ELEMENTS = batch_norm._LEAST_ELEMENTS
 SERVES = layers.conv_block_serves
+
+
+def never(*_: Any) -> bool:
+    """In place of SERVES: layers are computed one by one, as they are written."""
+    return False
+
+
 # Small enough in a smoke run that compiling and checking take seconds.
 BATCH = int(os.environ.get("FASTBANDIT_BENCH_BATCH", "8" if SMOKE else "128"))
 CHANNELS, SIZE, RATE = (4, 16, 0.025) if SMOKE else (16, 32, 0.025)
@@ -215,7 +222,7 @@ class Task:
         self.forward: Callable[[Tensor], Tensor] = model
         if rival == COMPILED:
             torch._dynamo.reset()
-            self.forward = torch.compile(model)  # type: ignore[assignment]
+            self.forward = torch.compile(model, fullgraph=True)  # type: ignore[assignment]
         self.cost = Cost()
         model.train()
         layers.reset_running_stats(self.modules)
@@ -236,10 +243,10 @@ class Task:
 
     def step(self) -> float | Tensor:
         """The loss on the attacked images, before the optimiser's step."""
+        layers.conv_block_serves = SERVES if self.rival == OURS else never
         if self.rival in (OURS, SINGLE, TORCH_NORM):
             least = 1 << 62 if self.rival == TORCH_NORM else LEAST_ELEMENTS
             batch_norm._LEAST_ELEMENTS = least
-            layers.conv_block_serves = SERVES if self.rival == OURS else lambda *_: False
             return train_epoch(
                 self.model,
                 self,

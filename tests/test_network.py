@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fastbandit.attacks import pgd
 from fastbandit.genotype import Genotype
 from fastbandit.nn import network
 from fastbandit.nn.network import AuxiliaryHead, Network, cell_sequence
 from fastbandit.nn.supernet import Supernet
+from fastbandit.space import get
 
 
 def count(module: torch.nn.Module) -> int:
@@ -207,3 +209,38 @@ def test_errors():
         published(channels=-4)
     with pytest.raises(ValueError, match=r"drop_path_prob: expected in \[0, 1\), got 1"):
         published(drop_path_prob=1)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_a_network_compiles_as_one_graph(device, training):
+    """torch.compile stops nowhere within a network, and computes what the network computes."""
+    space = get("robust9", nodes=3, cell_types=2)
+    genotype = Genotype.from_choices(space, torch.arange(space.rows) % 9)  # every operation
+    torch.manual_seed(0)
+    net = Network(genotype, in_channels=1, classes=10, channels=4, cells=2, auxiliary=True)
+    net.drop_path_prob = 0.0
+    net = net.to(device, memory_format=torch.channels_last).train(training)
+    state = {key: value.clone() for key, value in net.state_dict().items()}
+    x = torch.rand(8, 1, 8, 8, device=device, requires_grad=True)
+    torch._dynamo.reset()
+    results = []
+    for call in (net, torch.compile(net, fullgraph=True, backend="aot_eager")):
+        net.load_state_dict(state)
+        logits, second = call(x, with_auxiliary=True)
+        loss = (logits.square() + second).sum()
+        gradients = torch.autograd.grad(loss, [x, *net.parameters()])
+        results.append([logits, second, *gradients, *net.buffers()])
+        results[-1] = [tensor.detach().clone() for tensor in results[-1]]
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-3, atol=1e-5)
+
+
+def test_attack_on_a_compiled_network(device):
+    net = published().to(device).eval()
+    x, y = torch.rand(4, 1, 8, 8, device=device), torch.arange(4, device=device)
+    torch._dynamo.reset()
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    settings = {"epsilon": 0.1, "step_size": 0.04, "steps": 3}
+    torch.testing.assert_close(
+        pgd(compiled, x, y, **settings), pgd(net, x, y, **settings), rtol=0, atol=1e-6
+    )

@@ -39,6 +39,8 @@ def accumulate(total: Tensor | None, term: Tensor, nodes: Sequence[Tensor]) -> T
     autocast terms differ in dtype, and the sum has the wider one."""
     if total is None:
         return term
+    if torch.compiler.is_compiling():  # a compiler reuses memory itself, and stops at _is_view
+        return total + term
     if total._is_view() or total.dtype != term.dtype or any(total is node for node in nodes):
         return total + term
     return total.add_(term)
