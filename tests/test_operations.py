@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from fastbandit import ops
-from fastbandit.nn import operations
+from fastbandit import _native, ops
+from fastbandit.nn import layers, operations
 from fastbandit.nn.layers import BatchNorm2d
 from fastbandit.nn.operations import OPERATIONS, make
 from fastbandit.space import OPERATION_NAMES
 
+pooling = importlib.import_module("fastbandit.ops.max_pool2d")
 VARIANTS = [
     *((name, {}) for name in OPERATIONS),
     ("gab_filt_3x3", {"gabor": "released"}),
@@ -22,6 +25,9 @@ VARIANTS = [
 ]
 IDS = ["-".join([name, *map(str, options.values())]) for name, options in VARIANTS]
 every_variant = pytest.mark.parametrize(("name", "options"), VARIANTS, ids=IDS)
+
+
+needs_kernels = pytest.mark.skipif("cpu" not in _native.served, reason="needs the CPU kernels")
 
 
 def awake(name: str, channels: int, stride: int, affine: bool = False, **options) -> nn.Module:
@@ -174,6 +180,56 @@ def test_skip_is_the_input_itself_or_halves_it_by_two_shifted_grids():
         dim=1,
     )
     torch.testing.assert_close(operation(x), plain_batch_norm(y), rtol=1e-5, atol=1e-5)
+
+
+@needs_kernels
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("name", ["avg_pool_3x3", "max_pool_3x3", "skip_connect", "sep_conv_m_3x3"])
+@pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 5), (5, 6), (6, 4), (9, 9)], ids=str)
+def test_routes_through_kernels_compute_the_same(name, stride, size, monkeypatch):
+    """What an operation becomes where the kernels serve it, against the operation as written."""
+    monkeypatch.setattr(pooling, "_LEAST_OUTPUTS", 0)
+    torch.manual_seed(0)
+    operation = make(name, 5, stride, True)
+    state = {key: value.clone() for key, value in operation.state_dict().items()}
+    x = torch.randn(3, 5, *size).contiguous(memory_format=torch.channels_last).requires_grad_()
+    grad, results = None, []
+    for serves in (layers.conv_block_serves, lambda *_: False):
+        monkeypatch.setattr(layers, "conv_block_serves", serves)
+        operation.load_state_dict(state)
+        for training in (True, False):  # the second with the statistics of the first
+            y = operation.train(training)(x)
+            grad = torch.randn_like(y) if grad is None else grad
+            gradients = torch.autograd.grad(y, [x, *operation.parameters()], grad)
+            results.append([y, *gradients, *operation.buffers()])
+            results[-1] = [tensor.detach().clone() for tensor in results[-1]]
+    for ours, written in zip(results[:2], results[2:], strict=True):
+        assert ours[0].is_contiguous(memory_format=torch.channels_last)
+        for one, other in zip(ours, written, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("name", "stride", "function"),
+    [("avg_pool_3x3", 1, "avg_pool2d"), ("skip_connect", 2, "conv2d")],
+)
+def test_routes_through_kernels_are_taken(name, stride, function, monkeypatch):
+    monkeypatch.setattr(pooling, "_LEAST_OUTPUTS", 0)
+    calls = []
+    original = getattr(F, function)
+
+    def spy(*args, **kwargs):
+        calls.append(function)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(F, function, spy)
+    operation = make(name, 4, stride)
+    x = torch.randn(2, 4, 6, 6)
+    operation(x.contiguous(memory_format=torch.channels_last))
+    assert not calls
+    operation(x)
+    assert calls
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from fastbandit.ops.conv_block import conv_block
 from fastbandit.ops.depthwise_conv2d import depthwise_conv2d
 from fastbandit.ops.dilated_conv2d import dilated_conv2d
 from fastbandit.ops.gabor import gabor_conv2d, gabor_filters
+from fastbandit.ops.max_pool2d import max_pool2d
 from fastbandit.ops.pgd_step import pgd_step_, pgd_step_normalize_
 from fastbandit.ops.random_start import random_start
 
@@ -39,6 +40,7 @@ __all__ = [
     "dilated_conv2d",
     "gabor_conv2d",
     "gabor_filters",
+    "max_pool2d",
     "pgd_step_",
     "pgd_step_normalize_",
     "random_start",
