@@ -49,6 +49,8 @@ SINGLE, TORCH_NORM = "single ops", "torch's batch norm"  # ours but for somethin
 RIVALS = [OURS, AUTHORS, EAGER, COMPILED, SINGLE, TORCH_NORM]
 batch_norm = importlib.import_module("fastbandit.ops.batch_norm")
 LEAST_ELEMENTS = batch_norm._LEAST_ELEMENTS
+max_pool2d = importlib.import_module("fastbandit.ops.max_pool2d")
+LEAST_OUTPUTS = max_pool2d._LEAST_OUTPUTS
 SERVES = layers.conv_block_serves
 
 
@@ -244,7 +246,9 @@ class Task:
     def step(self) -> float | Tensor:
         """The loss on the attacked images, before the optimiser's step."""
         layers.conv_block_serves = SERVES if self.rival == OURS else never
-        if self.rival in (OURS, SINGLE, TORCH_NORM):
+        ours = self.rival in (OURS, SINGLE, TORCH_NORM)
+        max_pool2d._LEAST_OUTPUTS = LEAST_OUTPUTS if ours else 1 << 62  # for all layers of a rival
+        if ours:
             least = 1 << 62 if self.rival == TORCH_NORM else LEAST_ELEMENTS
             batch_norm._LEAST_ELEMENTS = least
             return train_epoch(
