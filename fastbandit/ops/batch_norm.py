@@ -117,6 +117,8 @@ _backward = define(
 
 def _ours(x: Tensor) -> bool:
     """Whether the kernel of this package serves ``x``; see the note at the top."""
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return False  # shown the plain operation, and asked nothing about sizes, which may be open
     return (
         x.is_cpu
         and "cpu" in _native.served
@@ -125,8 +127,6 @@ def _ours(x: Tensor) -> bool:
         and x.numel() >= _LEAST_ELEMENTS
         and x.is_contiguous(memory_format=torch.channels_last)
         and _convolution.memory_format(x) == torch.channels_last
-        and not torch.compiler.is_compiling()  # a compiler is shown the plain operation
-        and not torch.compiler.is_exporting()
     )
 
 

@@ -113,6 +113,8 @@ _backward = define(
 
 def serves(x: Tensor, stride: int) -> bool:
     """Whether the kernel of this package serves ``x``, and is faster."""
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return False  # shown the plain operation, and asked nothing about sizes, which may be open
     return (
         x.is_cpu
         and "cpu" in _native.served
@@ -121,8 +123,6 @@ def serves(x: Tensor, stride: int) -> bool:
         and x.numel() >= max(1, _LEAST_OUTPUTS * stride**2)
         and x.is_contiguous(memory_format=torch.channels_last)
         and _convolution.memory_format(x) == torch.channels_last
-        and not torch.compiler.is_compiling()  # a compiler is shown the plain operation
-        and not torch.compiler.is_exporting()
     )
 
 
