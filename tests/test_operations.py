@@ -188,14 +188,14 @@ def test_skip_is_the_input_itself_or_halves_it_by_two_shifted_grids():
 @pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 5), (5, 6), (6, 4), (9, 9)], ids=str)
 def test_routes_through_kernels_compute_the_same(name, stride, size, monkeypatch):
     """What an operation becomes where the kernels serve it, against the operation as written."""
-    monkeypatch.setattr(pooling, "_LEAST_OUTPUTS", 0)
     torch.manual_seed(0)
     operation = make(name, 5, stride, True)
     state = {key: value.clone() for key, value in operation.state_dict().items()}
     x = torch.randn(3, 5, *size).contiguous(memory_format=torch.channels_last).requires_grad_()
     grad, results = None, []
-    for serves in (layers.conv_block_serves, lambda *_: False):
+    for serves, least in ((layers.conv_block_serves, 0), (lambda *_: False, 1 << 62)):
         monkeypatch.setattr(layers, "conv_block_serves", serves)
+        monkeypatch.setattr(pooling, "_LEAST_OUTPUTS", least)
         operation.load_state_dict(state)
         for training in (True, False):  # the second with the statistics of the first
             y = operation.train(training)(x)

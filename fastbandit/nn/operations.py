@@ -47,6 +47,7 @@ from fastbandit.nn.layers import (
     conv_block,
     conv_weight,
 )
+from fastbandit.ops._convolution import autocast_dtype
 from fastbandit.ops.max_pool2d import serves as pool_serves
 
 __all__ = [
@@ -80,7 +81,7 @@ def _average(channels: int, height: int, width: int, stride: int) -> tuple[Tenso
 
 def average_pool2d(x: Tensor, stride: int) -> Tensor:
     """``F.avg_pool2d(x, 3, stride, 1, count_include_pad=False)``."""
-    if pool_serves(x, stride) and layers.conv_block_serves([x], x):
+    if pool_serves(x, stride) and autocast_dtype(x) is None:
         weight, factor = _average(*x.shape[1:], stride)
         return ops.depthwise_conv2d(x, weight, stride=stride, padding=1).mul_(factor)
     return F.avg_pool2d(x, 3, stride, 1, count_include_pad=False)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastbandit import _native
 from fastbandit.ops._linf import FLOAT_TYPES
 
 Pair = int | Sequence[int]
@@ -82,6 +83,22 @@ def memory_format(x: Tensor) -> torch.memory_format:
     if channels > 1 and strides[1] == 1 and channels <= strides[3] <= strides[2]:
         return torch.channels_last
     return torch.contiguous_format
+
+
+def has_kernel(x: Tensor) -> bool:
+    """Whether x is what the CPU kernels for one layout serve: float32 [N, C, H, W], channels-last,
+    C > 1; outside a compiler or exporter, which is shown the plain operations and is asked nothing
+    about sizes that may be open."""
+    return (
+        x.is_cpu
+        and "cpu" in _native.served
+        and not torch.compiler.is_compiling()
+        and not torch.compiler.is_exporting()
+        and x.dtype == torch.float32
+        and x.dim() == 4
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and memory_format(x) == torch.channels_last
+    )
 
 
 def gradient_wanted(ctx: Any, *edges: int) -> bool:

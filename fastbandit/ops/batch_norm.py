@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastbandit import _native
 from fastbandit.ops import _convolution
 from fastbandit.ops._register import below_autograd, define, refuse_second_derivative
 
@@ -117,17 +116,7 @@ _backward = define(
 
 def _ours(x: Tensor) -> bool:
     """Whether the kernel of this package serves ``x``; see the note at the top."""
-    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
-        return False  # shown the plain operation, and asked nothing about sizes, which may be open
-    return (
-        x.is_cpu
-        and "cpu" in _native.served
-        and x.dtype == torch.float32
-        and x.dim() == 4
-        and x.numel() >= _LEAST_ELEMENTS
-        and x.is_contiguous(memory_format=torch.channels_last)
-        and _convolution.memory_format(x) == torch.channels_last
-    )
+    return _convolution.has_kernel(x) and x.numel() >= _LEAST_ELEMENTS
 
 
 def batch_norm(

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from fastbandit import _native
 from fastbandit.ops import _convolution
 from fastbandit.ops._register import below_autograd, define, refuse_second_derivative
 from fastbandit.ops.batch_norm import batch_norm, update_running
@@ -277,23 +276,10 @@ def _backward_flops(
 
 def serves(xs: Sequence[Tensor], pointwise: Tensor) -> bool:
     """Whether the kernel of this package serves these tensors; see :func:`conv_block`."""
-    if "cpu" not in _native.served:
-        return False
-    for x in xs:
-        if not (
-            x.is_cpu
-            and x.dtype == torch.float32
-            and x.dim() == 4
-            and x.shape[1] > 1
-            and x.is_contiguous(memory_format=torch.channels_last)
-        ):
-            return False
     return (
-        pointwise.dtype == torch.float32
-        and _convolution.memory_format(xs[0]) == torch.channels_last
+        all(map(_convolution.has_kernel, xs))
+        and pointwise.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()  # a compiler is shown the plain operations
-        and not torch.compiler.is_exporting()
     )
 
 

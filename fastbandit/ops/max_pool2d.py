@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastbandit import _native
 from fastbandit.ops import _convolution
 from fastbandit.ops._register import below_autograd, define, refuse_second_derivative
 
@@ -113,17 +112,7 @@ _backward = define(
 
 def serves(x: Tensor, stride: int) -> bool:
     """Whether the kernel of this package serves ``x``, and is faster."""
-    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
-        return False  # shown the plain operation, and asked nothing about sizes, which may be open
-    return (
-        x.is_cpu
-        and "cpu" in _native.served
-        and x.dtype == torch.float32
-        and x.dim() == 4
-        and x.numel() >= max(1, _LEAST_OUTPUTS * stride**2)
-        and x.is_contiguous(memory_format=torch.channels_last)
-        and _convolution.memory_format(x) == torch.channels_last
-    )
+    return _convolution.has_kernel(x) and x.numel() >= max(1, _LEAST_OUTPUTS * stride**2)
 
 
 def max_pool2d(x: Tensor, stride: int = 1) -> Tensor:
