@@ -15,8 +15,8 @@ __all__ = ["max_pool2d"]
 
 _KERNEL, _PADDING = 3, 1
 # Below this many outputs a Python-declared op with a gradient costs what its kernel saves. Forward
-# and backward, torch / ours, 2 threads and 1 of a Xeon (Emerald Rapids; bench_pool.py), stride 1:
-# 64 x 8 x 8 x 8 0.9 and 1.2, 64 x 16 x 4 x 4 0.7 and 1.0, 64 x 16 x 14 x 14 2.7 and 2.6.
+# and backward, torch / ours, 2 threads of a Xeon (Emerald Rapids; bench_pool.py), stride 1:
+# 64 x 8 x 8 x 8 1.2, 64 x 16 x 4 x 4 0.8, 64 x 16 x 14 x 14 3.0.
 _LEAST_OUTPUTS = 1 << 15
 
 
