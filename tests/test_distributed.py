@@ -2,13 +2,13 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import yaml
 from _ranks import CONFIG, batchnorm_case, configure, first_epochs
 from safetensors.torch import load_file
@@ -32,23 +32,27 @@ def environment(**more):
     }
 
 
-def free_port() -> str:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return str(found.getsockname()[1])
-
-
 def torchrun(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
-         "--master-port", free_port(), SCRIPT, *arguments],
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+         SCRIPT, *arguments],
         capture_output=True, text=True, timeout=300, env=environment(),
     )  # fmt: skip
 
 
 def pair(*arguments, **more):
-    """Two processes with the variables that torchrun sets, without its own messages."""
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2", **more}
+    """Two processes with what torchrun gives them, without its own messages.
+
+    Like torchrun, this process keeps the store: it is there for one rank after the other has gone.
+    """
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    where = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "WORLD_SIZE": "2",
+        **more,
+    }
     processes = [
         subprocess.Popen(
             [sys.executable, SCRIPT, *arguments], text=True,
