@@ -68,35 +68,45 @@ FB_TARGET_AVX512 void draw_words_avx512(const PhiloxStream& stream, uint32_t qua
   draw_words_baseline(stream, quarter, words + i, count - i);
 }
 
-FB_TARGET_AVX2 void draw_words_avx2(const PhiloxStream& stream, uint32_t quarter, uint32_t* words,
-                                    int64_t count) {
+// The words of kGroups times four counters at once, as often as they fit; returns how many. More
+// groups hide more of the latency of the multiplications: 0.99, 0.77, 0.68 and 0.65 ns for a word
+// with one to four, though four do not fit the registers.
+template <int kGroups>
+FB_TARGET_AVX2 int64_t draw_groups_avx2(const PhiloxStream& stream, uint32_t quarter,
+                                        uint32_t* words, int64_t count) {
   const __m256i multiplier0 = _mm256_set1_epi64x(kPhiloxMultiplier0);
   const __m256i multiplier1 = _mm256_set1_epi64x(kPhiloxMultiplier1);
   const __m256i lane = _mm256_setr_epi64x(0, 1, 2, 3);
+  __m256i key0[kPhiloxRounds], key1[kPhiloxRounds];
+  for (uint32_t round = 0; round < kPhiloxRounds; ++round) {
+    key0[round] = _mm256_set1_epi64x(stream.key0 + round * kPhiloxIncrement0);
+    key1[round] = _mm256_set1_epi64x(stream.key1 + round * kPhiloxIncrement1);
+  }
   int64_t i = 0;
-  for (; i + 32 <= count; i += 32, quarter += 8) {
-    __m256i c0[2], c1[2], c2[2], c3[2];
-    for (int g = 0; g < 2; ++g) {
+  for (; i + 16 * kGroups <= count; i += 16 * kGroups, quarter += 4 * kGroups) {
+    __m256i c0[kGroups], c1[kGroups], c2[kGroups], c3[kGroups];
+    for (int g = 0; g < kGroups; ++g) {
       c0[g] = _mm256_add_epi64(_mm256_set1_epi64x(quarter + 4u * static_cast<uint32_t>(g)), lane);
       c1[g] = _mm256_set1_epi64x(stream.offset);
       c2[g] = _mm256_set1_epi64x(stream.index0);
       c3[g] = _mm256_set1_epi64x(stream.index1);
     }
-    uint32_t k0 = stream.key0, k1 = stream.key1;
+    // Unrolled, so that the keys are operands in memory.
+#pragma GCC unroll 10
     for (int round = 0; round < kPhiloxRounds; ++round) {
-      const __m256i key0 = _mm256_set1_epi64x(k0), key1 = _mm256_set1_epi64x(k1);
-      for (int g = 0; g < 2; ++g) {
+      for (int g = 0; g < kGroups; ++g) {
         const __m256i product0 = _mm256_mul_epu32(c0[g], multiplier0);
         const __m256i product1 = _mm256_mul_epu32(c2[g], multiplier1);
-        c0[g] = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(product1, 32), c1[g]), key0);
-        c2[g] = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(product0, 32), c3[g]), key1);
+        // The key first: it does not wait for the product.
+        c0[g] = _mm256_xor_si256(_mm256_xor_si256(c1[g], key0[round]),
+                                 _mm256_srli_epi64(product1, 32));
+        c2[g] = _mm256_xor_si256(_mm256_xor_si256(c3[g], key1[round]),
+                                 _mm256_srli_epi64(product0, 32));
         c1[g] = product1;
         c3[g] = product0;
       }
-      k0 += kPhiloxIncrement0;
-      k1 += kPhiloxIncrement1;
     }
-    for (int g = 0; g < 2; ++g) {
+    for (int g = 0; g < kGroups; ++g) {
       const __m256i low = _mm256_blend_epi32(c0[g], _mm256_slli_epi64(c1[g], 32), 0xaa);
       const __m256i high = _mm256_blend_epi32(c2[g], _mm256_slli_epi64(c3[g], 32), 0xaa);
       const __m256i even = _mm256_unpacklo_epi64(low, high);  // counters 0 and 2
@@ -106,7 +116,18 @@ FB_TARGET_AVX2 void draw_words_avx2(const PhiloxStream& stream, uint32_t quarter
       _mm256_storeu_si256(to + 1, _mm256_permute2x128_si256(even, odd, 0x31));
     }
   }
-  draw_words_baseline(stream, quarter, words + i, count - i);
+  return i;
+}
+
+void draw_words_avx2(const PhiloxStream& stream, uint32_t quarter, uint32_t* words,
+                     int64_t count) {
+  int64_t done = draw_groups_avx2<4>(stream, quarter, words, count);
+  if (count - done >= 16) {
+    done += draw_groups_avx2<1>(stream, quarter + static_cast<uint32_t>(done / 4), words + done,
+                                count - done);
+  }
+  draw_words_baseline(stream, quarter + static_cast<uint32_t>(done / 4), words + done,
+                      count - done);
 }
 #endif
 

@@ -53,10 +53,12 @@ void start_chunk(const Layout<kStartTensors>& layout, int64_t begin, int64_t end
                              image + at[kStartImage], layout.stride[kStartImage][inner],
                              words + (at[kStartNumber] - begin), count, bounds);
     });
-  } else if (bounds.kind() == kNoBounds) {
-    vectorised(std::integral_constant<Bounds, kNoBounds>{});
-  } else {
-    vectorised(std::integral_constant<Bounds, kSomeBounds>{});
+    return;
+  }
+  switch (bounds.kind()) {
+    case kNoBounds: return vectorised(std::integral_constant<Bounds, kNoBounds>{});
+    case kBothBounds: return vectorised(std::integral_constant<Bounds, kBothBounds>{});
+    case kSomeBounds: return vectorised(std::integral_constant<Bounds, kSomeBounds>{});
   }
 }
 
