@@ -7,14 +7,11 @@ through what only the native kernels have: unrolled shapes, tiles, lanes, instru
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from _instruction_sets import OTHERS, run_again
 from torch import Tensor
 
 from fastbandit import _native, ops  # noqa: F401
@@ -189,18 +186,10 @@ def test_same_bits_for_every_run_and_number_of_threads(dtype, layout):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-@pytest.mark.parametrize("instruction_set", ["baseline", "avx2"])
+@OTHERS
 def test_other_instruction_sets(instruction_set):
-    """The sets that this CPU would not choose; it is decided once for a process."""
-    if os.environ.get("FASTBANDIT_CPU"):
-        pytest.skip("already one of them")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
-    command += ["-k", "(unrolled or large or nan) and (contiguous or channels_last or nan)"]
-    done = subprocess.run(
-        command,
-        cwd=Path(__file__).parents[1],
-        env={**os.environ, "FASTBANDIT_CPU": instruction_set},
-        capture_output=True,
-        text=True,
+    run_again(
+        __file__,
+        instruction_set,
+        "(unrolled or large or nan) and (contiguous or channels_last or nan)",
     )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]

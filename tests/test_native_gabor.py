@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import importlib
 import itertools
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from _instruction_sets import OTHERS, run_again
 from test_native_depthwise import LAYOUTS, TOLERANCE, place
 from torch import Tensor
 
@@ -157,17 +154,6 @@ def test_no_images():
     assert all(torch.equal(r, torch.zeros(4)) for r in results[1:])
 
 
-@pytest.mark.parametrize("instruction_set", ["baseline", "avx2"])
+@OTHERS
 def test_other_instruction_sets(instruction_set):
-    if os.environ.get("FASTBANDIT_CPU"):
-        pytest.skip("already one of them")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
-    command += ["-k", "(gradients or large) and (contiguous or channels_last)"]
-    done = subprocess.run(
-        command,
-        cwd=Path(__file__).parents[1],
-        env={**os.environ, "FASTBANDIT_CPU": instruction_set},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    run_again(__file__, instruction_set, "(gradients or large) and (contiguous or channels_last)")

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from _instruction_sets import OTHERS, run_again
 
 from fastbandit import ops
 from fastbandit.ops._register import OPERATORS
@@ -242,6 +243,19 @@ def test_first_sample_has_no_bonus(device):
     assert upper.tolist() == [0.25, math.inf]
 
 
+def test_counts_of_any_size(device):
+    # 2^53 and more: converted with one rounding, also where a CPU has no instruction for it.
+    count = torch.tensor(
+        [[1, 2**31 + 5, 2**48 - 1], [2**48, 2**52 + 1, 2**53 + 1], [2**60 + 129, 3, 2**61]],
+        device=device,
+    )
+    mean = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64, device=device).repeat(3, 1)
+    for ours, as_real in zip(
+        ops.bandit_bounds(mean, count), ops.bandit_bounds(mean, count.double()), strict=True
+    ):
+        assert torch.equal(ours, as_real)
+
+
 def test_untried_arms_share_all(device):
     mean, count, alive = table(device)
     count[:2] = 0
@@ -466,6 +480,11 @@ def test_views_and_what_lies_around_them(device, name):
     for key, view in state.items():
         view.fill_(SENTINEL[view.dtype])
         assert (around[key] == SENTINEL[view.dtype]).all(), key
+
+
+@OTHERS
+def test_other_instruction_sets(instruction_set):
+    run_again(__file__, instruction_set, "values or hand or scalar or step or choices or count")
 
 
 def test_results_are_contiguous(device):

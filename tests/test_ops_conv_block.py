@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from _instruction_sets import OTHERS, run_again
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -107,20 +106,9 @@ def test_values_and_gradients(device, case, layout, normalize):
 
 
 @native
-@pytest.mark.parametrize("instruction_set", ["baseline", "avx2"])
+@OTHERS
 def test_other_instruction_sets(instruction_set):
-    """The sets that this CPU would not choose; it is decided once for a process."""
-    if os.environ.get("FASTBANDIT_CPU"):
-        pytest.skip("already one of them")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(
-        [*command, "-k", "values or bits or number"],
-        cwd=Path(__file__).parents[1],
-        env={**os.environ, "FASTBANDIT_CPU": instruction_set},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    run_again(__file__, instruction_set, "values or bits or number")
 
 
 @pytest.mark.parametrize("normalize", [False, True])

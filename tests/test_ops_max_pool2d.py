@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
+from _instruction_sets import OTHERS, run_again
 from torch import Tensor
 
 from fastbandit import _native, ops
@@ -126,17 +124,9 @@ def test_the_number_of_threads_changes_nothing():
 
 
 @needs_kernels
-@pytest.mark.parametrize("instruction_set", ["baseline", "avx2"])
-def test_every_instruction_set(instruction_set):
-    if os.environ.get("FASTBANDIT_CPU"):
-        pytest.skip("this is the process for one")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", __file__, "-k", "bits or finite"],
-        env={**os.environ, "FASTBANDIT_CPU": instruction_set},
-        capture_output=True,
-        text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+@OTHERS
+def test_other_instruction_sets(instruction_set):
+    run_again(__file__, instruction_set, "bits or finite")
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -10,20 +10,30 @@
 
 namespace fastbandit {
 
+// The formulas work on numbers one by one, which these functions serve, and on vectors of numbers,
+// which bring their own (cpu/bandit_kernels.h).
+FB_HOST_DEVICE uint64_t bits_of(double value) { return bit_cast<uint64_t>(value); }
+FB_HOST_DEVICE double from_bits(uint64_t bits) { return bit_cast<double>(bits); }
+FB_HOST_DEVICE double select(bool condition, double yes, double no) {
+  return condition ? yes : no;
+}
+// b where either is NaN.
+FB_HOST_DEVICE double larger(double a, double b) { return a > b ? a : b; }
+FB_HOST_DEVICE double smaller(double a, double b) { return a < b ? a : b; }
+
 // Natural logarithm of a finite value >= 1.
-FB_HOST_DEVICE double log_from_one(double value) {
+template <class D>
+FB_HOST_DEVICE D log_from_one(D value) {
   // value = 2^exponent * m with m in [sqrt(1/2), sqrt(2)), and ln m = 2 artanh((m - 1) / (m + 1)),
   // whose series in s^2 <= 0.0295 is below half a unit after these terms.
-  const uint64_t bits = bit_cast<uint64_t>(value);
-  const uint64_t shifted = bits - 0x3fe6a09e667f3bcdull;  // the bits of sqrt(1/2)
+  const auto shifted = bits_of(value) - 0x3fe6a09e667f3bcdull;  // the bits of sqrt(1/2)
   // The exponent as a double without a conversion from 64-bit integers, which AVX2 lacks:
   // 2^52 + e has e in its lowest bits.
-  const double exponent = bit_cast<double>((shifted >> 52) | 0x4330000000000000ull) - 0x1p52;
-  const double m =
-      bit_cast<double>((shifted & 0x000fffffffffffffull) + 0x3fe6a09e667f3bcdull);
-  const double s = (m - 1.0) / (m + 1.0);
-  const double z = s * s;
-  double sum = 1.0 / 23.0;
+  const D exponent = from_bits((shifted >> 52) | 0x4330000000000000ull) - 0x1p52;
+  const D m = from_bits((shifted & 0x000fffffffffffffull) + 0x3fe6a09e667f3bcdull);
+  const D s = (m - 1.0) / (m + 1.0);
+  const D z = s * s;
+  D sum = 1.0 / 23.0;
   sum = fused(sum, z, 1.0 / 21.0);
   sum = fused(sum, z, 1.0 / 19.0);
   sum = fused(sum, z, 1.0 / 17.0);
@@ -34,7 +44,7 @@ FB_HOST_DEVICE double log_from_one(double value) {
   sum = fused(sum, z, 1.0 / 7.0);
   sum = fused(sum, z, 1.0 / 5.0);
   sum = fused(sum, z, 1.0 / 3.0);
-  const double two_s = s + s;
+  const D two_s = s + s;
   // ln 2 in two parts; the first has its low 32 bits clear, so exponent * high is exact.
   const double high = 0x1.62e42feep-1;
   const double low = 0x1.a39ef35793c76p-33;
@@ -42,44 +52,48 @@ FB_HOST_DEVICE double log_from_one(double value) {
 }
 
 // e^x for x <= 0; below -708, where it leaves the normal range, 0.
-FB_HOST_DEVICE double exp_to_zero(double x) {
-  const double clamped = x > -708.0 ? x : -708.0;
+template <class D>
+FB_HOST_DEVICE D exp_to_zero(D x) {
+  const D clamped = larger(x, -708.0);
   // x = whole * ln 2 + r with |r| <= ln(2) / 2; adding 1.5 * 2^52 rounds to a whole number and
   // leaves it in the low bits.
   const double magic = 0x1.8p52;
-  const double shifted = clamped * 0x1.71547652b82fep0 + magic;
-  const double whole = shifted - magic;
-  const double r = fused(-whole, 0x1.a39ef35793c76p-33, fused(-whole, 0x1.62e42feep-1, clamped));
+  const D shifted = clamped * 0x1.71547652b82fep0 + magic;
+  const D whole = shifted - magic;
+  const D r = fused(-whole, 0x1.a39ef35793c76p-33, fused(-whole, 0x1.62e42feep-1, clamped));
   // The Taylor series up to r^13, in pairs: short chains of dependent operations.
-  const double z = r * r;
-  const double z2 = z * z;
-  const double a = fused(fused(1.0 / 120.0, r, 1.0 / 24.0), z, fused(1.0 / 6.0, r, 0.5));
-  const double b = fused(fused(1.0 / 362880.0, r, 1.0 / 40320.0), z,
-                         fused(1.0 / 5040.0, r, 1.0 / 720.0));
-  const double c = fused(fused(1.0 / 6227020800.0, r, 1.0 / 479001600.0), z,
-                         fused(1.0 / 39916800.0, r, 1.0 / 3628800.0));
-  const double sum = fused(fused(c, z2, b), z2, a);
-  const double mantissa = 1.0 + fused(z, sum, r);
-  const uint64_t scale = (bit_cast<uint64_t>(shifted) + 1023u) << 52;
-  return x < -708.0 ? 0.0 : mantissa * bit_cast<double>(scale);
+  const D z = r * r;
+  const D z2 = z * z;
+  const D a = fused(fused(1.0 / 120.0, r, 1.0 / 24.0), z, fused(1.0 / 6.0, r, 0.5));
+  const D b = fused(fused(1.0 / 362880.0, r, 1.0 / 40320.0), z,
+                    fused(1.0 / 5040.0, r, 1.0 / 720.0));
+  const D c = fused(fused(1.0 / 6227020800.0, r, 1.0 / 479001600.0), z,
+                    fused(1.0 / 39916800.0, r, 1.0 / 3628800.0));
+  const D sum = fused(fused(c, z2, b), z2, a);
+  const D mantissa = 1.0 + fused(z, sum, r);
+  const auto scale = (bits_of(shifted) + 1023ull) << 52;
+  return select(-708.0 > x, 0.0, mantissa * from_bits(scale));
 }
 
 // 2 ln N, the numerator under the root of both bounds; counts below one sample have no bonus.
-FB_HOST_DEVICE double twice_log_total(double total) {
-  return 2.0 * log_from_one(total > 1.0 ? total : 1.0);
+template <class D>
+FB_HOST_DEVICE D twice_log_total(D total) {
+  return 2.0 * log_from_one(larger(total, 1.0));
 }
 
 // y of value -> 1 / sqrt(value): with u = 1 - value y^2, the series of 1 / sqrt(1 - u) up to u^3.
-FB_HOST_DEVICE double nearer_inverse_root(double value, double y) {
-  const double u = fused(-(value * y), y, 1.0);
-  const double series = fused(fused(u, 5.0 / 16.0, 3.0 / 8.0), u, 0.5);
+template <class D>
+FB_HOST_DEVICE D nearer_inverse_root(D value, D y) {
+  const D u = fused(-(value * y), y, 1.0);
+  const D series = fused(fused(u, 5.0 / 16.0, 3.0 / 8.0), u, 0.5);
   return fused(y, series * u, y);
 }
 
 // 1 / sqrt(value), value normal and > 0: a division and a root together are the slowest part of an
 // arm. Half the exponent, negated, by arithmetic on the bits is 3.5 % off at most.
-FB_HOST_DEVICE double inverse_root(double value) {
-  const double y = bit_cast<double>(0x5fe6eb50c7b537a9ull - (bit_cast<uint64_t>(value) >> 1));
+template <class D>
+FB_HOST_DEVICE D inverse_root(D value) {
+  const D y = from_bits(0x5fe6eb50c7b537a9ull - (bits_of(value) >> 1));
   return nearer_inverse_root(value, nearer_inverse_root(value, y));
 }
 
