@@ -116,6 +116,16 @@ def test_unrolled_shapes(dtype, layout):
     assert checked > 70
 
 
+@pytest.mark.parametrize("k", [3, 5, 7])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_unrolled_shapes_at_every_width_channels_last(k, dilation):
+    """Where tiles meet the edges: a convolution that keeps its size has loops of its own there."""
+    same = dilation * (k // 2)
+    for width, pad in itertools.product(range(1, 42), (0, same - 1, same, same + 3)):
+        settings = ((1, 1), (same, pad), (dilation,) * 2, width % 2 == 0)
+        check((1, 16, 3, width), (k, k), *settings, torch.float32, "channels_last", width)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("settings", GENERAL, ids=str)
 def test_general_shapes(settings, layout):

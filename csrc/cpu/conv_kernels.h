@@ -14,8 +14,10 @@
 
 #include <cstdlib>
 #include <new>
+#include <type_traits>
 
 #include "conv_problem.h"
+#include "cpu/isa.h"
 #include "conv_simd.h"
 
 namespace fastbandit::cpu::FB_ISA_NAMESPACE {
@@ -277,14 +279,42 @@ constexpr int kTile = 16;  // 16 sums, up to 7 taps and the input in 32 register
 constexpr int kTile = 8;
 #endif
 
-// y[u] = sum_ij weight[i][j] * x[i][u * S + j * D - pad] for `count` <= T pixels from x column x0.
-// BX: the input is one value for all lanes (Gabor).
-template <int K, int D, int S, int T, bool RELU, bool BX, bool EDGE>
+// A tile looks at some positions of a row. Which of them lie in the map is known to the compiler
+// (all but the first LOW and the last HIGH), or is asked at each: tests that cost as much as the
+// products. In the maps of a small network nearly every tile touches an edge.
+template <int LOW, int HIGH>
+struct Inside {
+  static constexpr bool kKnown = true;
+  static constexpr bool at(int t, int span, uint64_t /*valid*/) {
+    return t >= LOW && t < span - HIGH;
+  }
+};
+struct Asked {
+  static constexpr bool kKnown = false;
+  static FB_INLINE bool at(int t, int /*span*/, uint64_t valid) { return valid >> t & 1; }
+};
+
+// Calls run(edge) for a tile whose first position is `low`, with `over` positions past the end;
+// PAD: how many lie outside on either side of a convolution that keeps the size of its map.
+template <int PAD, class F>
+FB_INLINE void with_edge(int64_t low, int64_t over, const F& run) {
+  if (low >= 0 && over <= 0) return run(Inside<0, 0>{});
+  if constexpr (PAD > 0) {
+    if (low == -PAD && over <= 0) return run(Inside<PAD, 0>{});
+    if (low >= 0 && over == PAD) return run(Inside<0, PAD>{});
+    if (low == -PAD && over == PAD) return run(Inside<PAD, PAD>{});
+  }
+  run(Asked{});
+}
+
+// y[u] = sum_ij weight[i][j] * x[i][u * S + j * D - pad] for `count` <= T pixels from x column x0,
+// all of them where the tile is Inside. BX: the input is one value for all lanes (Gabor).
+template <int K, int D, int S, int T, bool RELU, bool BX, class Edge>
 FB_INLINE void forward_tile(const float* const* rows, int64_t pixel, int64_t x0, int64_t width,
                             const float* weight, float* out, int64_t out_pixel, int64_t count) {
   constexpr int kSpan = (T - 1) * S + (K - 1) * D + 1;
   static_assert(kSpan <= 63, "valid_bits holds 63 positions");
-  const uint64_t valid = EDGE ? valid_bits(x0, width) : 0;
+  const uint64_t valid = Edge::kKnown ? 0 : valid_bits(x0, width);
   Vec sum[T];
   FB_UNROLL
   for (int u = 0; u < T; ++u) sum[u] = zero();
@@ -298,7 +328,7 @@ FB_INLINE void forward_tile(const float* const* rows, int64_t pixel, int64_t x0,
     FB_UNROLL
     for (int t = 0; t < kSpan; ++t, p += pixel) {
       opaque(p);
-      if (EDGE && !(valid >> t & 1)) continue;
+      if (!Edge::at(t, kSpan, valid)) continue;
       Vec v = BX ? broadcast(*p) : load(p);
       if (RELU) v = relu(v);
       keep(v);
@@ -312,7 +342,7 @@ FB_INLINE void forward_tile(const float* const* rows, int64_t pixel, int64_t x0,
   FB_UNROLL
   for (int u = 0; u < T; ++u, out += out_pixel) {
     opaque(out);
-    if (!EDGE || u < count) store(out, sum[u]);
+    if (Edge::kKnown || u < count) store(out, sum[u]);
   }
 }
 
@@ -323,22 +353,26 @@ template <int K, int D, int S, bool RELU, bool BX>
 void forward_row(const ConvProblem& p, const float* const* rows, int64_t pixel, const float* weight,
                  float* out, int64_t out_pixel) {
   constexpr int kFull = S == 1 ? kTile : kTile / 2, kHalf = kFull / 2;
+  constexpr int kPad = S == 1 ? (K - 1) * D / 2 : 0;
   for (int64_t u = 0; u < p.ow;) {
     const int64_t left = p.ow - u, x0 = u * S - p.pad_w;
     float* o = out + u * out_pixel;
-    if (left > kHalf) {
-      if (left >= kFull && x0 >= 0 && x0 + (kFull - 1) * S + (K - 1) * D < p.w) {
-        forward_tile<K, D, S, kFull, RELU, BX, false>(
-            rows, pixel, x0, p.w, weight, o, out_pixel, left);
-      } else {
-        forward_tile<K, D, S, kFull, RELU, BX, true>(
-            rows, pixel, x0, p.w, weight, o, out_pixel, left);
-      }
-      u += kFull;
-    } else {
-      forward_tile<K, D, S, kHalf, RELU, BX, true>(
+    const auto run = [&](auto tile, auto edge) FB_INLINE_LAMBDA {
+      forward_tile<K, D, S, tile(), RELU, BX, decltype(edge)>(
           rows, pixel, x0, p.w, weight, o, out_pixel, left);
-      u += kHalf;
+      u += tile();
+    };
+    const std::integral_constant<int, kFull> full;
+    const std::integral_constant<int, kHalf> half;
+    if (left >= kFull) {
+      with_edge<kPad>(x0, x0 + (kFull - 1) * S + (K - 1) * D + 1 - p.w,
+                      [&](auto edge) FB_INLINE_LAMBDA { run(full, edge); });
+    } else if (left > kHalf) {
+      run(full, Asked{});
+    } else if (kPad > 0 && left == kHalf && x0 == -kPad && p.w == kHalf) {
+      run(half, Inside<kPad, kPad>{});  // a whole row of a small map
+    } else {
+      run(half, Asked{});
     }
   }
 }
@@ -364,14 +398,14 @@ void forward_row_any(const ConvProblem& p, const float* const* rows, int64_t pix
 
 // grad_x[u] = sum_ij weight[i][j] * grad[i][v] with v * S + j * D = u, seen from a tile whose first
 // column is a multiple of S after the padding. ADD: added to out (sums over blocks of channels).
-template <int K, int D, int S, int T, bool MASK, bool ADD, bool EDGE>
+template <int K, int D, int S, int T, bool MASK, bool ADD, class Edge>
 FB_INLINE void backward_input_tile(const float* const* rows, int64_t pixel, int64_t v0,
                                    int64_t width, const float* weight, float* out,
                                    int64_t out_pixel, const float* mask, int64_t mask_pixel,
                                    int64_t first, int64_t count) {
   constexpr int kLow = (K - 1) * D / S, kSpan = kLow + (T - 1) / S + 1;
   static_assert(kSpan <= 63, "valid_bits holds 63 positions");
-  const uint64_t valid = EDGE ? valid_bits(v0 - kLow, width) : 0;
+  const uint64_t valid = Edge::kKnown ? 0 : valid_bits(v0 - kLow, width);
   Vec sum[T];
   FB_UNROLL
   for (int u = 0; u < T; ++u) sum[u] = zero();
@@ -385,7 +419,7 @@ FB_INLINE void backward_input_tile(const float* const* rows, int64_t pixel, int6
     FB_UNROLL
     for (int t = 0; t < kSpan; ++t, p += pixel) {
       opaque(p);
-      if (EDGE && !(valid >> t & 1)) continue;
+      if (!Edge::at(t, kSpan, valid)) continue;
       Vec g = load(p);
       keep(g);
       FB_UNROLL
@@ -398,7 +432,7 @@ FB_INLINE void backward_input_tile(const float* const* rows, int64_t pixel, int6
   FB_UNROLL
   for (int u = 0; u < T; ++u, out += out_pixel, mask += MASK ? mask_pixel : 0) {
     opaque(out);
-    if (EDGE && (u < first || u >= count)) continue;
+    if (!Edge::kKnown && (u < first || u >= count)) continue;
     Vec value = sum[u];
     if (MASK) value = where_positive(load(mask), value);
     if (ADD) value = add(load(out), value);
@@ -415,24 +449,29 @@ void backward_input_row(const ConvProblem& p, const float* const* rows, int64_t 
                         const float* weight, float* out, int64_t out_pixel, const float* mask,
                         int64_t mask_pixel) {
   static_assert(kTile / 2 % S == 0);
+  constexpr int kPad = S == 1 ? (K - 1) * D / 2 : 0, kHalf = kTile / 2;
   const int64_t start = -(p.pad_w % S);
   for (int64_t u = start; u < p.w;) {
     const int64_t left = p.w - u, v0 = (u + p.pad_w) / S, first = u < 0 ? -u : 0;
     float* o = out + u * out_pixel;
     const float* m = MASK ? mask + u * mask_pixel : nullptr;
-    if (left > kTile / 2) {
-      if (S == 1 && left >= kTile && v0 >= (K - 1) * D && v0 + kTile <= p.ow) {
-        backward_input_tile<K, D, S, kTile, MASK, ADD, S != 1>(
-            rows, pixel, v0, p.ow, weight, o, out_pixel, m, mask_pixel, first, left);
-      } else {
-        backward_input_tile<K, D, S, kTile, MASK, ADD, true>(
-            rows, pixel, v0, p.ow, weight, o, out_pixel, m, mask_pixel, first, left);
-      }
-      u += kTile;
-    } else {
-      backward_input_tile<K, D, S, kTile / 2, MASK, ADD, true>(
+    const auto run = [&](auto tile, auto edge) FB_INLINE_LAMBDA {
+      backward_input_tile<K, D, S, tile(), MASK, ADD, decltype(edge)>(
           rows, pixel, v0, p.ow, weight, o, out_pixel, m, mask_pixel, first, left);
-      u += kTile / 2;
+      u += tile();
+    };
+    const std::integral_constant<int, kTile> full;
+    const std::integral_constant<int, kHalf> half;
+    const int64_t low = v0 - (K - 1) * D;
+    if (S == 1 && left >= kTile) {
+      with_edge<kPad>(low, v0 + kTile - p.ow,
+                      [&](auto edge) FB_INLINE_LAMBDA { run(full, edge); });
+    } else if (left > kHalf) {
+      run(full, Asked{});
+    } else if (kPad > 0 && left == kHalf && low == -kPad && p.ow == kHalf) {
+      run(half, Inside<kPad, kPad>{});
+    } else {
+      run(half, Asked{});
     }
   }
 }
@@ -460,18 +499,18 @@ void backward_input_row_any(const ConvProblem& p, const float* const* rows, int6
 
 // sums[i][j] += sum_u grad[u] * x[i][u * S + j * D - pad] over rows [h0, h1) of the output map.
 // R rows of taps are summed in registers at once, T values of grad held beside them.
-template <int K, int D, int S, int R, int T, bool RELU, bool BX, bool EDGE>
+template <int K, int D, int S, int R, int T, bool RELU, bool BX, class Edge>
 FB_INLINE void backward_weight_tile(const float* const* rows, int64_t pixel, int64_t x0,
                                     int64_t width, const float* grad, int64_t grad_pixel,
                                     int64_t count, Vec (&sum)[R][K]) {
   constexpr int kSpan = (T - 1) * S + (K - 1) * D + 1;
   static_assert(kSpan <= 63, "valid_bits holds 63 positions");
-  const uint64_t valid = EDGE ? valid_bits(x0, width) : 0;
+  const uint64_t valid = Edge::kKnown ? 0 : valid_bits(x0, width);
   Vec g[T];
   FB_UNROLL
   for (int u = 0; u < T; ++u, grad += grad_pixel) {
     opaque(grad);
-    g[u] = !EDGE || u < count ? load(grad) : zero();
+    g[u] = Edge::kKnown || u < count ? load(grad) : zero();
   }
   FB_UNROLL
   for (int r = 0; r < R; ++r) {
@@ -481,7 +520,7 @@ FB_INLINE void backward_weight_tile(const float* const* rows, int64_t pixel, int
     FB_UNROLL
     for (int t = 0; t < kSpan; ++t, p += pixel) {
       opaque(p);
-      if (EDGE && !(valid >> t & 1)) continue;
+      if (!Edge::at(t, kSpan, valid)) continue;
       Vec v = BX ? broadcast(*p) : load(p);
       if (RELU) v = relu(v);
       keep(v);
@@ -515,12 +554,14 @@ void backward_weight_rows(const ConvProblem& p, View x, View grad, int64_t h0, i
     const float* g = grad.data + h * grad.row;
     for (int64_t u = 0; u < p.ow; u += T, g += T * grad.pixel) {
       const int64_t x0 = u * S - p.pad_w;
-      if (p.ow - u >= T && x0 >= 0 && x0 + (T - 1) * S + (K - 1) * D < p.w) {
-        backward_weight_tile<K, D, S, R, T, RELU, BX, false>(
+      const auto run = [&](auto edge) FB_INLINE_LAMBDA {
+        backward_weight_tile<K, D, S, R, T, RELU, BX, decltype(edge)>(
             rows, x.pixel, x0, p.w, g, grad.pixel, p.ow - u, sum);
+      };
+      if (p.ow - u >= T) {
+        with_edge<S == 1 ? (K - 1) * D / 2 : 0>(x0, x0 + (T - 1) * S + (K - 1) * D + 1 - p.w, run);
       } else {
-        backward_weight_tile<K, D, S, R, T, RELU, BX, true>(
-            rows, x.pixel, x0, p.w, g, grad.pixel, p.ow - u, sum);
+        run(Asked{});
       }
     }
   }
