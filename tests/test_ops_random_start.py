@@ -243,6 +243,20 @@ def test_layout_is_kept_and_does_not_change_the_numbers(device):
     assert torch.equal(ops.random_start(image, index=every_other, **arguments), expected)
 
 
+@pytest.mark.parametrize(("pixel", "epsilon", "upper"), [(0.5, 0.0, 1.0), (math.inf, 0.1, 1e39)])
+def test_layout_does_not_change_the_bits_of_special_numbers(device, pixel, epsilon, upper):
+    # The sign of a zero, and NaN from a bound that float32 does not hold, which equality hides.
+    image = torch.full((2, 3, 4, 5), pixel, device=device)
+    wide = torch.full((2, 3, 4, 10), pixel, device=device)[..., ::2]
+    bits = [
+        ops.random_start(x, epsilon=epsilon, seed=0, lower=0.0, upper=upper)
+        .contiguous()
+        .view(torch.int32)
+        for x in (image, wide)
+    ]
+    assert torch.equal(*bits)
+
+
 @pytest.mark.parametrize("shape", [(0,), (0, 3, 4, 4), (2, 0, 4), (3,)])
 def test_empty_and_flat(device, shape):
     delta = ops.random_start(torch.zeros(shape, device=device), epsilon=0.1, seed=0)

@@ -42,7 +42,11 @@ struct ProjectionBounds {
   bool has_lower, has_upper;
 
   Bounds kind() const {
-    return has_lower && has_upper ? kBothBounds : has_lower || has_upper ? kSomeBounds : kNoBounds;
+    // A bound that is finite as double can be infinite here; then it takes the careful clamp.
+    const bool finite = lower - lower == C(0) && upper - upper == C(0);
+    return has_lower && has_upper && finite ? kBothBounds
+           : has_lower || has_upper         ? kSomeBounds
+                                            : kNoBounds;
   }
 };
 
@@ -64,7 +68,8 @@ FB_HOST_DEVICE C clamp_nan(C delta, C low, C high) {
   }
   const C raised = delta > low ? delta : low;
   if (kBounds == kBothBounds) {  // low and high are NaN together, where the image is
-    const C clamped = high < raised ? high : raised;
+    // Of equal numbers it is high, as below: -0 and 0 differ in their bits.
+    const C clamped = raised < high ? raised : high;
     return delta != delta ? delta : clamped;
   }
   const C raised_or_nan = delta != delta ? delta : raised;
