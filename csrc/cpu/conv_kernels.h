@@ -294,8 +294,21 @@ struct Asked {
   static FB_INLINE bool at(int t, int /*span*/, uint64_t valid) { return valid >> t & 1; }
 };
 
-// Calls run(edge) for a tile whose first position is `low`, with `over` positions past the end;
-// PAD: how many lie outside on either side of a convolution that keeps the size of its map.
+// Each kind of edge costs compile time; vectors without a multiply-add are slow enough to ask.
+#if defined(FB_ISA_AVX512) || defined(FB_ISA_AVX2)
+constexpr bool kKnowsEdges = true;
+#else
+constexpr bool kKnowsEdges = false;
+#endif
+
+// How many positions lie outside on either side of a stride-1 convolution that keeps the size of
+// its map; 0 where it makes no difference.
+constexpr int same_padding(int k, int d, int s) {
+  return kKnowsEdges && s == 1 ? (k - 1) * d / 2 : 0;
+}
+
+// Calls run(edge) for a tile whose first position is `low`, with `over` positions past the end.
+// PAD: same_padding.
 template <int PAD, class F>
 FB_INLINE void with_edge(int64_t low, int64_t over, const F& run) {
   if (low >= 0 && over <= 0) return run(Inside<0, 0>{});
@@ -353,7 +366,7 @@ template <int K, int D, int S, bool RELU, bool BX>
 void forward_row(const ConvProblem& p, const float* const* rows, int64_t pixel, const float* weight,
                  float* out, int64_t out_pixel) {
   constexpr int kFull = S == 1 ? kTile : kTile / 2, kHalf = kFull / 2;
-  constexpr int kPad = S == 1 ? (K - 1) * D / 2 : 0;
+  constexpr int kPad = same_padding(K, D, S);
   for (int64_t u = 0; u < p.ow;) {
     const int64_t left = p.ow - u, x0 = u * S - p.pad_w;
     float* o = out + u * out_pixel;
@@ -449,7 +462,7 @@ void backward_input_row(const ConvProblem& p, const float* const* rows, int64_t 
                         const float* weight, float* out, int64_t out_pixel, const float* mask,
                         int64_t mask_pixel) {
   static_assert(kTile / 2 % S == 0);
-  constexpr int kPad = S == 1 ? (K - 1) * D / 2 : 0, kHalf = kTile / 2;
+  constexpr int kPad = same_padding(K, D, S), kHalf = kTile / 2;
   const int64_t start = -(p.pad_w % S);
   for (int64_t u = start; u < p.w;) {
     const int64_t left = p.w - u, v0 = (u + p.pad_w) / S, first = u < 0 ? -u : 0;
@@ -559,7 +572,8 @@ void backward_weight_rows(const ConvProblem& p, View x, View grad, int64_t h0, i
             rows, x.pixel, x0, p.w, g, grad.pixel, p.ow - u, sum);
       };
       if (p.ow - u >= T) {
-        with_edge<S == 1 ? (K - 1) * D / 2 : 0>(x0, x0 + (T - 1) * S + (K - 1) * D + 1 - p.w, run);
+        with_edge<same_padding(K, D, S)>(
+            x0, x0 + (T - 1) * S + (K - 1) * D + 1 - p.w, run);
       } else {
         run(Asked{});
       }
