@@ -5,8 +5,7 @@
 // the arms.
 #pragma once
 
-#include <cmath>
-#include <cstring>
+#include <algorithm>
 #include <limits>
 #include <memory>
 #include <type_traits>
