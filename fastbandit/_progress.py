@@ -52,6 +52,11 @@ class Progress:
         if self.console is not None:
             self.console.print(f"note: {text}", markup=False, soft_wrap=True)
 
+    def result(self, text: str) -> None:
+        """One line with a result, that stays."""
+        if self.console is not None:
+            self.console.print(text, markup=False, soft_wrap=True)
+
     @contextmanager
     def running(
         self, path: Path, space: str, rows: int, bandit: AntiBandit, *, resumed: bool
@@ -102,7 +107,14 @@ class Progress:
 
     @contextmanager
     def training(
-        self, path: Path, title: str, epochs: int, done: int, *, resumed: bool
+        self,
+        path: Path,
+        title: str,
+        epochs: int,
+        done: int,
+        *,
+        resumed: bool,
+        what: str = "retraining",
     ) -> Iterator[Show]:
         """As :meth:`running`, for the training of one network over a number of epochs."""
         console = self.console
@@ -111,7 +123,7 @@ class Progress:
             return
         begins = f"goes on after epoch {done}" if resumed and done else "begins"
         console.print(
-            f"retraining {begins}: {title}, {epochs} epochs; run folder {path}",
+            f"{what} {begins}: {title}, {epochs} epochs; run folder {path}",
             markup=False,
             soft_wrap=True,
         )

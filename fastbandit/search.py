@@ -16,8 +16,8 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,8 +27,9 @@ import torch
 import tyro
 from torch import Tensor
 
-from fastbandit import _cli, run, space
+from fastbandit import _cli, _final, retrain, run, space
 from fastbandit._cli import ConfigError
+from fastbandit._final import EDGES_PER_NODE, Networks
 from fastbandit._graphs import Choice, Graphs
 from fastbandit._progress import Progress
 from fastbandit._running import (
@@ -58,6 +59,7 @@ from fastbandit.training import (
     Engine,
     Evaluation,
     Precision,
+    TrainingResult,
     cosine,
     evaluate,
     reestimate_batchnorm,
@@ -72,8 +74,6 @@ __all__ = ["PRESETS", "OutOfMemoryError", "SearchConfig", "dry_run", "main", "se
 _STATISTICS_BATCHES = 8
 # Fewer for the paths that are only evaluated during the search, which are meant to be cheap.
 _FEW_STATISTICS_BATCHES = 4
-
-_EDGES_PER_NODE: dict[str, Literal["all", 1, 2]] = {"all": "all", "1": 1, "2": 2}
 
 
 @dataclass(frozen=True)
@@ -116,12 +116,23 @@ class BanditConfig:
 
 @dataclass(frozen=True)
 class FinalConfig:
-    """The attack that measures the found path at the end (PGD, eval mode)."""
+    """What follows the last pruning, and the attack that measures it (PGD, eval mode)."""
 
     steps: int = 20
     """gradient steps"""
     step_size: str | None = "0.02"
     """step along the gradient's sign; None: 2.5 epsilon / steps"""
+    tune_epochs: int = 3
+    """epochs that the found path is trained for with the shared weights after the last pruning,
+    which leaves a path that was never trained; 0: none, the algorithm as printed"""
+    network_epochs: int = 6
+    """epochs of training from scratch, for the found network and for each random one; 0: none, and
+    the search ends with the accuracy of shared weights, which does not judge an architecture"""
+    random_networks: int = 1
+    """random networks of the found one's size that are trained from scratch beside it"""
+    reference: bool = True
+    """train a random network of any size from scratch before the search: the first result, and
+    what the search has to beat"""
 
 
 @dataclass(frozen=True)
@@ -275,6 +286,14 @@ class SearchConfig:
                 self.bandit.evaluations_per_epoch >= 0,
                 "0 or more",
             ),
+            *(
+                (f"final.{name}", value, value >= 0, "0 or more")
+                for name, value in (
+                    ("tune_epochs", self.final.tune_epochs),
+                    ("network_epochs", self.final.network_epochs),
+                    ("random_networks", self.final.random_networks),
+                )
+            ),
         )
         for name, value, good, expected in checks:
             if not good:
@@ -287,6 +306,8 @@ class SearchConfig:
         self.guard.check()
         self.training_threat()
         self.final_threat()
+        if self.final.network_epochs:
+            _final.retrain_config(self, _final.FOUND)
         self._bandit(1, 2)
 
     def _bandit(self, rows: int, arms: int) -> AntiBandit:
@@ -349,7 +370,8 @@ class SearchConfig:
 # batches of 64 instead of 128 and a floor under the learning rate the shared weights reached 60 to
 # 74 % clean and 30 to 38 % robust accuracy late in a search, instead of 20 % and 10 %.
 PRESETS: dict[str, dict[str, Any]] = {
-    "digits": {},
+    "digits": {"bandit": {"rounds": 1}},
+    "digits-full": {"final": {"network_epochs": 30}},
     "smoke": {
         "name": "smoke",
         "init_channels": 4,
@@ -357,7 +379,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "test_limit": 256,
         "batch_size": 64,
         "bandit": {"rounds": 1},
-        "final": {"steps": 5, "step_size": "0.05"},
+        "final": {"steps": 5, "step_size": "0.05", "tune_epochs": 1, "network_epochs": 6},
     },
     "mnist": {
         "name": "mnist",
@@ -369,7 +391,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 0.025,
         "learning_rate_min": 0.0,
         "attack": {"epsilon": "0.3"},
-        "final": {"steps": 40, "step_size": "0.01"},
+        "final": {"steps": 40, "step_size": "0.01", "network_epochs": 5},
     },
     "cifar10": {
         "name": "cifar10",
@@ -384,7 +406,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "flip": True,
         "cutout_length": 16,
         "attack": {"epsilon": "8/255"},
-        "final": {"steps": 20, "step_size": "2/255"},
+        "final": {"steps": 20, "step_size": "2/255", "network_epochs": 10},
     },
 }
 
@@ -529,6 +551,8 @@ class _Search:
         # Each time that catastrophic overfitting was found.
         self.overfitting: list[dict[str, Any]] = []
         self.round = 0
+        # Epochs of the found path after the last pruning.
+        self.tuned = 0
         self.peak_memory = 0.0
         self.last: Evaluation | None = None
 
@@ -550,6 +574,7 @@ class _Search:
         tensors |= {f"bandit.{k}": v for k, v in bandit.items() if isinstance(v, Tensor)}
         state = {
             "round": self.round,
+            "tuned": self.tuned,
             "cost": self.cost.state_dict(),
             "peak_memory_mb": self.peak_memory,
             "overfitting": self.overfitting,
@@ -595,6 +620,7 @@ class _Search:
             self.setup.optimizer.state[parameter]["momentum_buffer"] = momentum
         self.cost.load_state_dict(state["cost"])
         self.round = state["round"]
+        self.tuned = state.get("tuned", 0)
         self.overfitting = state.get("overfitting", [])
         self.training_threat = self.config.training_threat()
         self.reward_threat = self.config.reward_threat()
@@ -720,6 +746,18 @@ class _Search:
         self.overfitting.append(line)
         return line
 
+    @contextmanager
+    def noting_overfitting(self, progress: Progress) -> Iterator[None]:
+        """Show what the guard finds within the context."""
+        before = len(self.overfitting)
+        yield
+        for line in self.overfitting[before:]:
+            progress.note(
+                f"catastrophic overfitting in epoch {line['epoch']}: accuracy "
+                f"{100 * line['trained']:.1f} % under the training attack, "
+                f"{100 * line['strong']:.1f} % under a stronger one; on with {line['attack']}"
+            )
+
     def credit(
         self, choice: Tensor, probability: Tensor, evaluation: Evaluation, *, trained: bool
     ) -> dict[str, Any]:
@@ -782,28 +820,7 @@ class _Search:
         mine = number if team is None else number + team.path
         path = self.use_path(choices, team)
         rate = cosine(number, bandit.total_samples, config.learning_rate, config.learning_rate_min)
-        self.setup.optimizer.param_groups[0]["lr"] = rate
-        reset_batchnorm(path["modules"])
-        with self.accounting(team):
-            trained = train_epoch(
-                self.supernet,
-                self.setup.weights,
-                mine,
-                self.setup.optimizer,
-                self.training_threat,
-                seed=derive_seed(config.seed, "attack", "train"),
-                cost=self.cost,
-                grad_clip=config.grad_clip,
-                **path,
-            )
-            evaluation = self.validate(path, mine)
-        verdict = self.check(number, paths, path)
-        lines = []
-        if verdict is not None and verdict.overfitted and self.training_threat.steps < MOST_STEPS:
-            lines.append(self.overfitted(number, verdict))
-            # A path is not credited with an accuracy that the overfitting has made up.
-            with self.accounting(team):
-                evaluation = self.validate(path, mine)
+        trained, evaluation, verdict, lines = self.train_path(path, number, mine, paths, rate)
         results = [trained]
         if team is not None:
             values = team.collect([trained.loss, trained.accuracy, trained.images])
@@ -864,6 +881,78 @@ class _Search:
         self.save()
         return metrics[-1]
 
+    def train_path(
+        self, path: dict[str, Any], number: int, mine: int, paths: int, rate: float
+    ) -> tuple[TrainingResult, Evaluation, Verdict | None, list[dict[str, Any]]]:
+        """One epoch of this process's path, epoch ``mine`` of the ``paths`` from ``number`` on.
+
+        Returns:
+            The training, the validation, what the guard found where it looked, and its lines for
+            the bandit's log.
+        """
+        self.setup.optimizer.param_groups[0]["lr"] = rate
+        reset_batchnorm(path["modules"])
+        with self.accounting(path["team"]):
+            trained = train_epoch(
+                self.supernet,
+                self.setup.weights,
+                mine,
+                self.setup.optimizer,
+                self.training_threat,
+                seed=derive_seed(self.config.seed, "attack", "train"),
+                cost=self.cost,
+                grad_clip=self.config.grad_clip,
+                **path,
+            )
+            evaluation = self.validate(path, mine)
+        verdict = self.check(number, paths, path)
+        lines = []
+        if verdict is not None and verdict.overfitted and self.training_threat.steps < MOST_STEPS:
+            lines.append(self.overfitted(number, verdict))
+            # A path is not credited with an accuracy that the overfitting has made up.
+            with self.accounting(path["team"]):
+                evaluation = self.validate(path, mine)
+        return trained, evaluation, verdict, lines
+
+    def tune(self) -> dict[str, Any]:
+        """Train the found path for one more epoch; log and save. Returns the metrics.
+
+        The last pruning leaves a path that was never trained as a whole: its accuracy would say
+        nothing. The learning rate falls from that of the search's beginning to 0.
+        """
+        config, tuning = self.config, self.config.final.tune_epochs
+        started, accounted = time.perf_counter(), sum(self.cost.seconds.values())
+        number, steps = self.bandit.trained + self.tuned, self.training_threat.steps
+        path = self.use_path([self.bandit.final()], self.team(1))
+        rate = cosine(self.tuned, tuning, config.learning_rate)
+        # The bandit's log has ended; a stronger attack is in the metrics and in the summary.
+        trained, evaluation, verdict, _ = self.train_path(path, number, number, 1, rate)
+        self.tuned += 1
+        seconds = time.perf_counter() - started
+        self.cost.add_seconds("other", seconds - (sum(self.cost.seconds.values()) - accounted))
+        self.peak_memory = max(self.peak_memory, run.peak_memory_mb(self.setup.device))
+        metrics = {
+            "epoch": number,
+            "phase": "tuning",
+            "arms": self.bandit.arms_left,
+            "samples": self.bandit.samples,
+            "loss": trained.loss,
+            "train_accuracy": trained.accuracy,
+            "clean_accuracy": evaluation.clean_accuracy,
+            "robust_accuracy": evaluation.robust_accuracy,
+            "attack_steps": steps,
+            "overfitting": None if verdict is None else verdict.to_dict(),
+            "learning_rate": rate,
+            "seconds_train": trained.seconds,
+            "seconds_validate": evaluation.seconds,
+            "seconds_total": seconds,
+            "images_per_second": trained.images / trained.seconds,
+            "peak_memory_mb": self.peak_memory,
+        }
+        self.append("metrics.jsonl", metrics)
+        self.save()
+        return metrics
+
     def prune(self) -> list[dict[str, Any]]:
         """Abandon one arm on every edge; returns the lines that say which and why."""
         bandit = self.bandit
@@ -912,7 +1001,7 @@ class _Search:
             self.space,
             self.bandit.final().tolist(),
             mean=self.bandit.score().tolist(),
-            edges_per_node=_EDGES_PER_NODE[self.config.edges_per_node],
+            edges_per_node=EDGES_PER_NODE[self.config.edges_per_node],
             options={"denoise": self.config.denoise, "gabor": self.config.gabor},
             macro={"layers": self.space.cell_types, "channels": self.config.init_channels},
             search={
@@ -929,8 +1018,9 @@ class _Search:
     def folder_id(self) -> str:
         return run.run_id(_cli.to_plain(self.config))
 
-    def finish(self) -> dict[str, Any]:
-        """Check that the log explains the result, measure the found path, write the last files."""
+    def finish(self, networks: Networks) -> dict[str, Any]:
+        """Check that the log explains the result, measure the found path, train the found network
+        and random ones from scratch, write the last files."""
         bandit, config, folder = self.bandit, self.config, self.folder
         if folder is not None:
             explained = replay(folder.read_lines("bandit.jsonl")).final()
@@ -941,8 +1031,9 @@ class _Search:
                 )
         team = self.team(1)
         path = self.use_path([bandit.final()], team)
-        with self.accounting(team):
-            self.reestimate(path, _STATISTICS_BATCHES)
+        if not self.tuned:
+            with self.accounting(team):
+                self.reestimate(path, _STATISTICS_BATCHES)
 
         def measure(name: str, loader: Loader, threat: ThreatModel) -> dict[str, Any]:
             with self.accounting(team):
@@ -965,16 +1056,18 @@ class _Search:
         threat = config.final_threat()
         final = measure("validation", self.setup.validation, threat)
         test = None if self.setup.test is None else measure("test", self.setup.test, threat)
+        genotype = self.genotype()
+        if folder is not None:
+            genotype.save(folder.path / "genotype.json")
+            run.save_tensors(
+                folder.path / "weights.safetensors",
+                dict(self.supernet.state_dict()),
+                "supernet",
+                {"run_id": self.folder_id, "genotype": genotype.to_dict()},
+            )
+        trained = [*networks.reference(), *networks.compare(genotype)]
         if folder is None:
             return self.told_summary(None)
-        genotype = self.genotype()
-        genotype.save(folder.path / "genotype.json")
-        run.save_tensors(
-            folder.path / "weights.safetensors",
-            dict(self.supernet.state_dict()),
-            "supernet",
-            {"run_id": self.folder_id, "genotype": genotype.to_dict()},
-        )
         self.peak_memory = max(self.peak_memory, run.peak_memory_mb(self.setup.device))
         cost = self.cost
         summary = {
@@ -991,15 +1084,17 @@ class _Search:
                 "test": len(self.setup.splits["test"]),
                 "classes": self.setup.source.classes,
             },
-            "selection": "the last arm on every edge, weights of the search's last epoch; "
-            "the test set is looked at once, after that",
+            "selection": "the last arm on every edge; nothing is chosen by the test images",
             "threat": config.training_threat().to_dict(),
             "overfitting": self.overfitting,
             "reward": config.reward,
+            "networks": trained,
+            "chance": _final.chance(self.setup.source, config),
             "final": final,
             "test": test,
             "cost": {
                 "epochs": bandit.trained,
+                "epochs_tuning": self.tuned,
                 "paths_only_evaluated": bandit.samples - bandit.trained,
                 "seconds_total": sum(cost.seconds.values()),
                 **{f"seconds_{phase}": value for phase, value in cost.seconds.items()},
@@ -1105,6 +1200,7 @@ def search(
             if resumed:
                 note_changes(progress, folder.read_json("env.json"), environment)
             else:
+                Networks(config, path, setup.source, progress, group).clear()
                 folder.write_json("env.json", environment)
                 folder.append("bandit.jsonl", current.start_line())
                 current.cost.add_seconds("setup", time.perf_counter() - started)
@@ -1114,24 +1210,31 @@ def search(
             group.check_same("the data", torch.tensor(digest))
             facts = current.share({"path": str(folder.path) if folder else ""})
             path = Path(facts["path"])
+        networks = Networks(config, path, setup.source, progress, group)
+        networks.reference()
         bandit = current.bandit
         with progress.running(
             path, config.space, current.space.rows, bandit, resumed=resumed
         ) as show:
             while not bandit.finished:
-                with enough(f"in epoch {bandit.trained}"):
-                    before = len(current.overfitting)
+                with enough(f"in epoch {bandit.trained}"), current.noting_overfitting(progress):
                     metrics = current.epoch()
-                for line in current.overfitting[before:]:
-                    progress.note(
-                        f"catastrophic overfitting in epoch {line['epoch']}: accuracy "
-                        f"{100 * line['trained']:.1f} % under the training attack, "
-                        f"{100 * line['strong']:.1f} % under a stronger one; "
-                        f"on with {line['attack']}"
-                    )
                 show(metrics)
+        tuning = config.final.tune_epochs
+        if current.tuned < tuning:
+            with progress.training(
+                path, "the path found, with the shared weights", tuning, current.tuned,
+                resumed=resumed, what="tuning",
+            ) as show:  # fmt: skip
+                while current.tuned < tuning:
+                    with (
+                        enough(f"in tuning epoch {current.tuned}"),
+                        current.noting_overfitting(progress),
+                    ):
+                        metrics = current.tune()
+                    show({**metrics, "epoch": current.tuned - 1})
         with enough("when the found path was measured"):
-            return path, current.finish()
+            return path, current.finish(networks)
 
 
 def dry_run(config: SearchConfig) -> dict[str, Any]:
@@ -1143,8 +1246,10 @@ def dry_run(config: SearchConfig) -> dict[str, Any]:
 
     Returns:
         ``epochs``; ``seconds_per_epoch`` (mean, with validation, paths that are only evaluated and
-        the checkpoint), ``seconds_per_epoch_widest``, ``seconds_setup``, ``seconds_final`` (the
-        attack on the found path) and ``seconds_total``; ``peak_memory_mb`` in MiB on those paths
+        the checkpoint), ``seconds_per_epoch_widest``, ``seconds_setup``, ``seconds_tuning`` (the
+        epochs after the last pruning), ``seconds_final`` (the attack on the found path),
+        ``networks`` that are trained from scratch, ``seconds_network`` (for each of them) and
+        ``seconds_total`` of all; ``peak_memory_mb`` in MiB on those paths
         and ``peak_memory_mb_widest`` on the widest, which a search is unlikely to meet. On a CPU
         memory is the process's, so it is right in a process that did nothing before.
 
@@ -1178,6 +1283,16 @@ def dry_run(config: SearchConfig) -> dict[str, Any]:
             return seconds["train"] + seconds["validate"] + evaluations * share * only_evaluated
 
         per_epoch = epoch(mean) + save
+        final = config.final
+        tuning = final.tune_epochs * (mean["train"] + mean["validate"] + save)
+        count, seconds_network = 0, 0.0
+        if final.network_epochs:
+            count = 1 + final.random_networks + final.reference
+            seconds_network = retrain.dry_run(
+                _final.retrain_config(config, _final.REFERENCE),
+                source=setup.source,
+                genotype=_final.random_genotype(config, "random network", 0),
+            )["seconds_total"]
         return {
             "space": config.space,
             "epochs": bandit.total_samples,
@@ -1186,8 +1301,15 @@ def dry_run(config: SearchConfig) -> dict[str, Any]:
             "seconds_setup": seconds_setup,
             "seconds_per_epoch": per_epoch,
             "seconds_per_epoch_widest": epoch(widest) + save,
+            "seconds_tuning": tuning,
             "seconds_final": mean["final"],
-            "seconds_total": seconds_setup + bandit.total_samples * per_epoch + mean["final"],
+            "networks": count,
+            "seconds_network": seconds_network,
+            "seconds_total": seconds_setup
+            + bandit.total_samples * per_epoch
+            + tuning
+            + mean["final"]
+            + count * seconds_network,
             "parameters": sum(p.numel() for p in setup.supernet.parameters()),
             "device": config.device,
             "threads": torch.get_num_threads(),
@@ -1265,6 +1387,8 @@ def parse(arguments: Sequence[str]) -> _Command:
             message of its own where a flag cannot be parsed at all.)
     """
     base = _cli.base_config(SearchConfig(), PRESETS, arguments)
+    if all(_cli.take_option(arguments, name) is None for name in ("preset", "config", "resume")):
+        base = _cli.merge(base, PRESETS["digits"], "preset digits")
     return tyro.cli(
         _Command,
         default=_Command(config=base),
@@ -1287,23 +1411,56 @@ def _print_dry_run(result: dict[str, Any]) -> None:
         f"seconds per epoch    {result['seconds_per_epoch']:.2f} "
         f"(widest path {result['seconds_per_epoch_widest']:.2f})"
     )
+    if result["networks"]:
+        print(
+            f"trained from scratch {result['networks']} networks, "
+            f"{result['seconds_network']:.0f} seconds each"
+        )
     print(
-        f"whole search         about {minutes:.1f} minutes on {result['device']}, "
+        f"whole command        about {minutes:.1f} minutes on {result['device']}, "
         f"{result['threads']} CPU threads"
     )
 
 
+def _network_table(summary: dict[str, Any]) -> list[str]:
+    """The networks trained from scratch, a line each, and what they are compared with."""
+    rows = summary["networks"]
+    if not rows:
+        return []
+    first = rows[0]
+    lines = [
+        f"{'trained from scratch, ' + str(first['epochs']) + ' epochs each':<34}"
+        f"{'parameters':>12}{'clean':>10}{'robust':>10}   {first['split']} images, "
+        f"n = {first['n']}"
+    ]
+    for row in sorted(rows, key=lambda row: row["name"] == _final.REFERENCE):
+        lines.append(
+            f"  {_final.network_name(row['name']):<32}{row['parameters']:>12,}"
+            f"{100 * row['clean_accuracy']:>8.2f} %{100 * row['robust_accuracy']:>8.2f} %"
+        )
+    chance = f"{100 * summary['chance']:>8.2f} %"
+    lines.append(f"  {'chance (the most frequent class)':<32}{'':>12}{chance}{chance}")
+    return lines
+
+
 def _print_summary(path: Path, summary: dict[str, Any]) -> None:
     cost, final, test = summary["cost"], summary["final"], summary["test"]
+    networks = sum(row["seconds_total"] for row in summary["networks"])
+    trained = f", {networks / 60:.1f} minutes for the networks" if networks else ""
     print(
-        f"search finished: {cost['epochs']} epochs in {cost['seconds_total'] / 60:.1f} minutes, "
-        f"{cost['images_per_second']:.0f} images/s in training, "
+        f"search finished: {cost['epochs']} epochs in {cost['seconds_total'] / 60:.1f} minutes"
+        f"{trained}, {cost['images_per_second']:.0f} images/s in training, "
         f"peak memory {cost['peak_memory_mb']:.0f} MiB"
     )
+    for line in _network_table(summary):
+        print(line)
+    if summary["networks"]:
+        print("  (one training of each: a difference of a few points may be chance)")
+    print("with the supernet's shared weights, which do not judge an architecture:")
     for found in (final, test):
         if found is not None:
             print(
-                f"found path, {found['split']:<10} clean {100 * found['clean_accuracy']:.2f} %  "
+                f"  found path, {found['split']:<10} clean {100 * found['clean_accuracy']:.2f} %  "
                 f"robust {100 * found['robust_accuracy']:.2f} %  (n = {found['n']})"
             )
     print(f"attack: {final['attack']}")

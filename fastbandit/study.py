@@ -33,12 +33,13 @@ import tyro
 from fastbandit import _cli, data, run, space
 from fastbandit._cli import ConfigError
 from fastbandit._files import FileError, read_json, write_atomic
+from fastbandit._final import random_genotype
 from fastbandit._statistics import mann_whitney, mean_interval, standard_error, wilcoxon
 from fastbandit._study_page import make_page
 from fastbandit.genotype import Genotype
 from fastbandit.nn.network import Network
 from fastbandit.run import RunError, RunFolder, canonical_json, derive_seed
-from fastbandit.search import SearchConfig, search
+from fastbandit.search import FinalConfig, SearchConfig, search
 from fastbandit.simulation import BanditSettings, World, simulate
 from fastbandit.training import Cost, cosine, evaluate, train_epoch
 
@@ -188,7 +189,9 @@ class StudyConfig:
     """CPU threads, 0: as torch chooses; one is best for the simulation where others compute too"""
     simulated: SimulatedConfig = field(default_factory=SimulatedConfig)
     real: RealConfig = field(default_factory=RealConfig)
-    search: SearchConfig = field(default_factory=SearchConfig)
+    search: SearchConfig = field(
+        default_factory=lambda: SearchConfig(final=FinalConfig(tune_epochs=0, network_epochs=0))
+    )
     """settings of the searches on real data, and of the training from scratch"""
 
     def __post_init__(self) -> None:
@@ -203,6 +206,11 @@ class StudyConfig:
                     f"search.{name}: the study sets it, give {instead}; "
                     f"got {getattr(self.search, name)!r}"
                 )
+        if self.search.final.network_epochs:
+            raise ConfigError(
+                "search.final.network_epochs: the study trains the networks itself, give "
+                f"real.epochs; got {self.search.final.network_epochs}"
+            )
         if self.search.bandit.policy != default.bandit.policy:
             raise ConfigError(
                 "search.bandit.policy: the entries of real.policies set it, got "
@@ -573,21 +581,7 @@ def train_from_scratch(
 
 def _random_genotype(config: SearchConfig, number: int) -> Genotype:
     """A network drawn uniformly from the space of a search."""
-    searched = space.get(config.space)
-    generator = torch.Generator().manual_seed(derive_seed(config.seed, "random network", number))
-    size = (searched.rows, len(searched.operations))
-    choice = torch.randint(size[1], (size[0],), generator=generator)
-    return Genotype.from_choices(
-        searched,
-        choice.tolist(),
-        # Only the rank of the edges is used, where a node keeps one or two: a random one.
-        mean=torch.rand(size, generator=generator).tolist(),
-        edges_per_node="all" if config.edges_per_node == "all" else _EDGES[config.edges_per_node],
-        options={"denoise": config.denoise, "gabor": config.gabor},
-    )
-
-
-_EDGES: dict[str, Any] = {"1": 1, "2": 2}
+    return random_genotype(config, "random network", number)
 
 
 def _slug(text: str) -> str:

@@ -28,7 +28,7 @@ CONFIG = {
     "evaluation_batch_size": 21,
     "threads": 1,
     "bandit": {"rounds": 1},
-    "final": {"steps": 1, "step_size": "0.1"},
+    "final": {"steps": 1, "step_size": "0.1", "tune_epochs": 0, "network_epochs": 0},
 }
 
 
@@ -126,13 +126,17 @@ def checks(folder: Path) -> None:
         current = []
         original = module._Search.finish
 
-        def finish(self):
+        def finish(self, networks):
             current.append(self)
-            return original(self)
+            return original(self, networks)
 
         module._Search.finish = finish
         config = configure(parallel="paths", bandit={"evaluations_per_epoch": 1})
         search(config, folder / "paths", group=group)
+
+        ends = {"tune_epochs": 1, "network_epochs": 1}
+        _, summary = search(configure(final=ends), folder / "networks", group=group)
+        (folder / f"networks{rank}.json").write_text(json.dumps(summary))
         tensors, state = current[0].state()
         kept = {k: v for k, v in tensors.items() if "running" not in k and "tracked" not in k}
         save_file(kept, folder / f"paths{rank}.safetensors")

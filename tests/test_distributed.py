@@ -181,6 +181,24 @@ def test_paths_in_parallel(checked):
     assert all(sorted(row) == [0, 1, 2] for row in zip(*choices, strict=True))
 
 
+def test_networks_of_several_processes(checked):
+    """Tuning and the training from scratch are shared too, and counted once."""
+    first, second = (
+        json.loads((checked / f"networks{rank}.json").read_text()) for rank in range(2)
+    )
+    assert first == second
+    rows = first["networks"]
+    assert [row["name"] for row in rows] == ["reference", "found", "random-1"]
+    assert first["cost"]["epochs_tuning"] == 1
+    for row in rows:
+        assert row["n"] == 33
+        # 43 of 48 images train the weights.
+        assert row["images_trained"] == 43
+        stored = json.loads((checked / "networks" / row["folder"] / "summary.json").read_text())
+        assert stored["test"]["robust_accuracy"] == row["robust_accuracy"]
+        assert stored["cost"]["processes"] == 2
+
+
 @pytest.mark.parametrize("parallel", ["data", "paths"])
 def test_a_process_that_dies_ends_the_run_and_it_resumes_alone(parallel, tmp_path, small_space):
     file, out = tmp_path / "tiny.yaml", tmp_path / "run"

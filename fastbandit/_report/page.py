@@ -25,8 +25,9 @@ _MOST_NOTES = 20
 def make_page(run: Run) -> str:
     """The page of one search."""
     # Sections first: reading for them may add notes that the header shows.
-    sections = "\n".join(make(run) for _, _, make in search.SECTIONS)
-    links = [(name, title) for name, title, _ in search.SECTIONS]
+    made = [(name, title, make(run)) for name, title, make in search.SECTIONS]
+    sections = "\n".join(body for *_, body in made if body)
+    links = [(name, title) for name, title, body in made if body]
     return _document(
         f"{_name(run)}: fastbandit search", search.header(run), links, sections, pictures=False
     )
@@ -40,7 +41,7 @@ def make_joint_page(found: Collection) -> str:
             parts.append(make(found))
             links.append((name, title))
     # What the joint sections already hold is not repeated.
-    own = {"figures", "curves", "arms", "survival", "abandoned"}
+    own = {"networks", "figures", "curves", "arms", "survival", "abandoned"}
     for run in found.searches:
         parts += [make(run) for name, _, make in search.SECTIONS if name in own]
         links.append((f"{run.key}-figures", f"Search {run.key}"))

@@ -339,6 +339,8 @@ def _read_bandit(run: Run) -> None:
     }
     for position, value in read_lines(run, name):
         event = value.get("event")
+        if event == "attack":  # a stronger adversary; the summary lists them
+            continue
         kind = kinds.get(event) if isinstance(event, str) else None
         if kind is None:
             run.notes.append(f"{name}: line {position}: unknown event {event!r}; it is left out")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastbandit._charts import STYLES
+from fastbandit._final import FOUND
 from fastbandit._report.folders import (
     EVALUATION,
     Evaluation,
@@ -18,6 +19,7 @@ from fastbandit._report.folders import (
     radius_of,
 )
 from fastbandit._report.html import get, pairs, percent, show, table
+from fastbandit._report.networks import trained_networks
 from fastbandit._report.reading import Folder, Run
 from fastbandit._report.search import accuracy_rows
 
@@ -137,11 +139,25 @@ def _searched(run: Run) -> list[Row]:
         entry[kind] = make_share(value, n, where="", notes=[])
         entry["attack"] = attack or entry["attack"]
     threat = get(run.summary, "threat")
-    return [
+    words = threat_words(threat) if isinstance(threat, Mapping) else ""
+    scratch = [
+        Row(
+            run,
+            f"{one.split} images, trained from scratch in {one.epochs} epochs after the search",
+            words,
+            one.attack,
+            make_share(one.clean, one.n, where="", notes=[]),
+            make_share(one.robust, one.n, where="", notes=[]),
+            f"{run.label}: summary.json (networks)",
+        )
+        for one in trained_networks(run)
+        if one.name == FOUND
+    ]
+    return scratch + [
         Row(
             run,
             f"{split} images, weights shared in the search",
-            threat_words(threat) if isinstance(threat, Mapping) else "",
+            words,
             entry["attack"],
             entry.get("clean"),
             entry.get("robust"),

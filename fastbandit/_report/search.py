@@ -22,6 +22,7 @@ from fastbandit._report.html import (
     table,
     tile,
 )
+from fastbandit._report.networks import networks, trained_networks
 from fastbandit._report.reading import Abandon, Run, Start, read_lines, without_folder
 from fastbandit.threat import ThreatModel
 
@@ -185,7 +186,7 @@ def _key_figures(run: Run) -> str:
         count = "" if n is None else f", n&nbsp;=&nbsp;{n:,}"
         tiles.append(
             tile(
-                f"{kind} accuracy, {escape(split)}",
+                f"shared weights: {kind}, {escape(split)}",
                 percent(value),
                 f"95 %: {interval(value, n)}{count}",
             )
@@ -230,16 +231,16 @@ def _key_figures(run: Run) -> str:
     body = f'<dl class="tiles">{"".join(tiles)}</dl>'
     if any(kind == "robust" and split == "validation" for split, kind, *_ in accuracies):
         body += (
-            "<p>Weights are those of the search, shared by all paths; a network is judged after "
-            "retraining. The validation images gave the search its rewards, so their accuracy "
-            "is optimistic. Intervals are Wilson's, for the images alone: they hold no variance "
-            "between seeds.</p>"
+            "<p>These accuracies are those of the found path with the weights that all paths of "
+            "the search share; they do not judge the architecture. The validation images gave "
+            "the search its rewards, so their accuracy is optimistic. Intervals are Wilson's, for "
+            "the images alone: they hold no variance between seeds.</p>"
         )
     attacks = dict.fromkeys(attack for *_, attack in accuracies if attack)
     for attack in attacks:
         body += f'<p class="meta">robust: {escape(attack)}</p>'
     source = "summary.json" if run.finished else "bandit.jsonl and metrics.jsonl"
-    return _section(run, "figures", "Key figures", body, source)
+    return _section(run, "figures", "The search", body, source)
 
 
 def totals(run: Run) -> dict[str, float | None]:
@@ -338,7 +339,8 @@ def _curves(run: Run) -> str:
     # Loss and learning rate belong to the paths that were trained: their axis counts epochs.
     epochs = [line.epoch + 1 for line in run.metrics]
     by_epoch = "epochs" if mixed else "samples"
-    epoch_span = (0.0, float(run.planned_epochs))
+    # The found path's own epochs come after those of the search.
+    epoch_span = (0.0, float(max([run.planned_epochs, *epochs])))
     epoch_events = [(float(run.epoch_at(sample)), str(left)) for sample, _, left in run.prunings]
     loss = line_chart(
         [Series("loss", epochs, [line.loss for line in run.metrics], "s4")],
@@ -662,6 +664,7 @@ def _cost(run: Run) -> str:
         phases.append(["<b>total</b>", f"<b>{total:.2f}</b>", ""])
     words = {
         "epochs": "epochs",
+        "epochs_tuning": "epochs of the found path after the search",
         "paths_only_evaluated": "paths only evaluated",
         "images_per_second": "images/s in training",
         "images_trained": "images trained on",
@@ -680,8 +683,10 @@ def _cost(run: Run) -> str:
         counts.append([words.get(name, show(name)), shown])
     if not phases and not counts:
         return _section(run, "cost", "Cost", '<p class="empty">Nothing measured yet.</p>', source)
+    times = [one.seconds for one in trained_networks(run) if one.seconds is not None]
+    trained = f": {duration(sum(times))} for {len(times)} networks" if times else ""
     body = (
-        "<p>The cost of this search alone; retraining is not part of it.</p>"
+        f"<p>The cost of this search alone; training from scratch is not part of it{trained}.</p>"
         f'<div class="pair"><div>{table(["phase", "seconds", "share"], phases, text=(0,))}</div>'
         f"<div>{table(['measure', 'value'], counts, text=(0,))}</div></div>"
     )
@@ -710,9 +715,11 @@ def _configuration(run: Run) -> str:
     )
 
 
-#: (anchor, title in the navigation, function) of every section, in the order of the page.
+#: (anchor, title in the navigation, function) of every section, in the order of the page. A
+#: function returns nothing where its section does not apply.
 SECTIONS = (
-    ("figures", "Key figures", _key_figures),
+    ("networks", "Trained from scratch", networks),
+    ("figures", "The search", _key_figures),
     ("cells", "Cells", _drawing),
     ("curves", "Accuracy", _curves),
     ("arms", "Arms over time", _arms),
