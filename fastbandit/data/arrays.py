@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -39,6 +39,8 @@ def reading(where: object, kind: str) -> Iterator[None]:
         yield
     except DataError:
         raise
+    except MemoryError as error:
+        raise DataError(f"{where}: needs more memory than there is") from error
     except OSError as error:
         raise DataError(f"{where}: cannot be read as {kind}: {error}") from error
     except Exception as error:
@@ -62,11 +64,13 @@ def as_uint8(values: np.ndarray, where: str) -> np.ndarray:
     high = 1.0 if values.dtype.kind == "f" else 255
     good = (values >= 0) & (values <= high)  # False for NaN
     if not good.all():
+        hint = "images are not normalised beforehand, that is a layer of the model"
+        if values.dtype.kind == "f":
+            hint += "; pass values 0 .. 255 as integers, or divided by 255"
         position = tuple(int(i) for i in np.unravel_index(int(np.argmin(good)), good.shape))
         raise DataError(
             f"{where}: image {position[0]}: expected values in [0, 1] (float) or 0 .. 255 "
-            f"(integer), got {values[position]} as {values.dtype}; images are not normalised "
-            "beforehand, that is a layer of the model"
+            f"(integer), got {values[position]} as {values.dtype}; {hint}"
         )
     if values.dtype.kind == "f":
         return np.rint(values.astype(np.float64) * 255).astype(np.uint8)
@@ -74,7 +78,10 @@ def as_uint8(values: np.ndarray, where: str) -> np.ndarray:
 
 
 def as_nchw(values: np.ndarray, where: str) -> np.ndarray:
-    """Return ``[N, H, W]``, ``[N, H, W, C]`` or ``[N, C, H, W]`` as the last, for C = 1 or 3."""
+    """Return an array ``[N, H, W]``, ``[N, H, W, C]`` or ``[N, C, H, W]`` as the last.
+
+    C is 1 or 3, which tells the layouts apart; where both could be meant, the array is refused.
+    """
     if values.ndim == 3:
         return values[:, None]
     if values.ndim == 4:
@@ -94,13 +101,37 @@ def as_nchw(values: np.ndarray, where: str) -> np.ndarray:
     )
 
 
+def tensor_as_nchw(values: np.ndarray, where: str) -> np.ndarray:
+    """Return what was a tensor ``[N, H, W]`` or ``[N, C, H, W]`` as the last, for any C.
+
+    Tensors have their channels first. One that has 1 or 3 channels only if they are last was very
+    likely meant so, and is refused.
+    """
+    if values.ndim == 3:
+        return values[:, None]
+    if values.ndim != 4:
+        raise DataError(
+            f"{where}: expected a tensor of images [N, H, W] or [N, C, H, W], got "
+            f"{list(values.shape)}"
+        )
+    channels, height, width = values.shape[1:]
+    if channels not in (1, 3) and width in (1, 3):
+        raise DataError(
+            f"{where}: expected a tensor of images [C, H, W], got {[channels, height, width]}, "
+            f"which looks like [H, W, C]; permute the channels to the front (images that do have "
+            f"{channels} channels and a width of {width} go into an ImageSet)"
+        )
+    return values
+
+
 def as_labels(values: np.ndarray, where: str) -> np.ndarray:
     """Return labels ``[N]`` (or ``[N, 1]``) of any integer type as int64 ``[N]``."""
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
     if values.ndim != 1 or values.dtype.kind not in "iu":
+        hint = "; for labels in one-hot form pass their argmax" if values.ndim == 2 else ""
         raise DataError(
-            f"{where}: expected integer labels [N], got {values.dtype} {list(values.shape)}"
+            f"{where}: expected integer labels [N], got {values.dtype} {list(values.shape)}{hint}"
         )
     if values.size and int(values.max()) > np.iinfo(np.int64).max:
         raise DataError(f"{where}: expected labels from 0, got {values.max()}")
@@ -126,6 +157,37 @@ def _check(part: Part, classes: int, shape: tuple[int, ...]) -> None:
             f"{part.where}: label {wrong[0]}: expected 0 .. {classes - 1}, got "
             f"{part.labels[wrong[0]]}"
         )
+
+
+# The parts of a data set beside the training images, the test set of choice first.
+HELD_OUT = ("test", "val", "valid", "validation")
+
+
+def choose_test(found: Collection[str], where: object) -> tuple[str | None, str]:
+    """Return which of the parts ``found`` beside the training images is the test set, and a note.
+
+    That is ``test``; without it, the validation part, for validation images are always taken from
+    the training images. Where both are there the validation part is not read, and a warning says
+    so. The note, empty or a sentence after a space, belongs into the description.
+
+    Raises:
+        DataError: several validation parts and no test part.
+    """
+    parts = [part for part in HELD_OUT if part in found]
+    if not parts:
+        return None, ""
+    if parts[0] == "test":
+        if len(parts) == 1:
+            return "test", ""
+        note = (
+            f"{' and '.join(parts[1:])} is not read: the test images are those of test, and "
+            "validation images are taken from the training images"
+        )
+        warnings.warn(f"{where}: {note}", stacklevel=3)
+        return "test", f" {note[0].upper()}{note[1:]}."
+    if len(parts) > 1:
+        raise DataError(f"{where}: expected one part to test on, got {' and '.join(parts)}")
+    return parts[0], f" The test images are those of {parts[0]}; there are no others."
 
 
 def assemble(
@@ -162,12 +224,12 @@ def assemble(
         )
     if test is not None:
         _check(test, count, train.images.shape[1:])
-    brightest = int(train.images.max())
-    if brightest < DIM:
-        warnings.warn(
-            f"{train.where}: the brightest pixel is {brightest} of 255; is the scale right?",
-            stacklevel=3,
-        )
+    for part in (train, test):
+        if part is not None and (brightest := int(part.images.max())) < DIM:
+            warnings.warn(
+                f"{part.where}: the brightest pixel is {brightest} of 255; is the scale right?",
+                stacklevel=3,
+            )
     sets = [
         None
         if part is None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import pickle
 import pickletools
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from fastbandit.data.arrays import Part, assemble, reading
+from fastbandit.data.files import size_of
 from fastbandit.data.sets import DataError, DataSource
 
 CLASSES = (
@@ -32,6 +34,8 @@ CLASSES = (
 )
 SHAPE = (3, 32, 32)
 PIXELS = math.prod(SHAPE)
+# Of a published file, 10,000 images and, in the Python files, their names.
+LARGEST = 64 << 20  # bytes
 
 
 def read_cifar(folder: Path, suffix: str) -> DataSource:
@@ -43,7 +47,7 @@ def read_cifar(folder: Path, suffix: str) -> DataSource:
     """
     batches = [folder / f"data_batch_{i}{suffix}" for i in range(1, 6)]
     batches.append(folder / f"test_batch{suffix}")
-    missing = [path.name for path in batches if not path.is_file()]
+    missing = [path.name for path in batches if not os.path.lexists(path)]
     if missing:
         raise DataError(f"{folder}: CIFAR-10 is not complete, missing {', '.join(missing)}")
     read = _read_binary if suffix else _read_python
@@ -63,6 +67,13 @@ def read_cifar(folder: Path, suffix: str) -> DataSource:
     )
 
 
+def _read_bytes(path: Path) -> bytes:
+    size = size_of(path)
+    if size > LARGEST:
+        raise DataError(f"{path}: expected {LARGEST:,} bytes at most, got {size:,}")
+    return path.read_bytes()
+
+
 def _part(images: np.ndarray, labels: np.ndarray, path: Path) -> Part:
     wrong = np.flatnonzero((labels < 0) | (labels >= len(CLASSES)))
     if wrong.size:
@@ -75,7 +86,7 @@ def _part(images: np.ndarray, labels: np.ndarray, path: Path) -> Part:
 def _read_binary(path: Path) -> Part:
     """Records of 3,073 bytes: the label, then red, green and blue row by row."""
     with reading(path, "a CIFAR-10 binary file"):
-        data = path.read_bytes()
+        data = _read_bytes(path)
     if not data or len(data) % (PIXELS + 1):
         raise DataError(
             f"{path}: truncated: expected records of {PIXELS + 1} bytes, got {len(data)} bytes"
@@ -176,8 +187,9 @@ def restricted_loads(data: bytes) -> Any:
 def _read_python(path: Path) -> Part:
     """A dict with ``data`` uint8 [n, 3072] and ``labels``, a list of n integers."""
     with reading(path, "a CIFAR-10 Python file"):
+        content = _read_bytes(path)
         try:
-            batch = restricted_loads(path.read_bytes())
+            batch = restricted_loads(content)
             if not isinstance(batch, dict):
                 raise DataError(f"expected a dict, got {type(batch).__name__}")
             named = {k.decode() if isinstance(k, bytes) else k: v for k, v in batch.items()}

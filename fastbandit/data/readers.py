@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gzip
 import importlib.resources
 import math
 import os
 import re
-from collections.abc import Mapping
+import string
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from fastbandit.data.arrays import Part, as_labels, as_nchw, as_uint8, assemble, reading
+from fastbandit.data.arrays import (
+    HELD_OUT,
+    Part,
+    as_labels,
+    as_nchw,
+    as_uint8,
+    assemble,
+    choose_test,
+    reading,
+    tensor_as_nchw,
+)
 from fastbandit.data.cifar import CLASSES as CIFAR_CLASSES
 from fastbandit.data.cifar import read_cifar
 from fastbandit.data.encoded import (
@@ -24,28 +36,35 @@ from fastbandit.data.encoded import (
     parquet_files,
     read_image_folder,
     read_parquet,
+    read_parquet_folder,
     unpack,
 )
+from fastbandit.data.files import Npz, check_unpacked, read_bytes, size_of, what_is
 from fastbandit.data.sets import DataError, DataSource, ImageSet
 
 EMBEDDED = "digits"
 
-# (training images, training labels, test images, test labels); the last two may be absent.
-NPZ_KEYS: tuple[tuple[str, str, str | None, str | None], ...] = (
-    ("train_images", "train_labels", "test_images", "test_labels"),
-    ("x_train", "y_train", "x_test", "y_test"),
-    ("images", "labels", None, None),
-)
+# Images and labels by part; the second may be absent. "{}" stands for train, test and the like.
+NPZ_KEYS: tuple[tuple[str, str], ...] = (("{}_images", "{}_labels"), ("x_{}", "y_{}"))
 
 LOOKED_FOR = """\
   IDX files             train-images-idx3-ubyte, train-labels-idx1-ubyte (t10k-... for testing),
-                        each plain or .gz
+                        each plain or .gz, also with emnist-letters- and the like before it
   CIFAR-10              data_batch_1.bin ... data_batch_5.bin, test_batch.bin (binary), or
                         data_batch_1 ... data_batch_5, test_batch (Python)
   parquet               train*.parquet (test*.parquet), here or in data/
   CIFAR-10 JPEG copy    cifar10-jpeg.npz (cifar10-lossless-test.npz)
-  image folder          train/<class>/*.png (test/<class>/*.png), or <class>/*.png\
+  image folder          train/<class>/*.png (test/<class>/*.png), or <class>/*.png
+  the folders that torchvision makes: MNIST/raw, cifar-10-batches-py and the like\
 """
+
+# Where torchvision and the publishers' archives put their files.
+BELOW = (
+    "raw",
+    *(f"{name}/raw" for name in ("MNIST", "FashionMNIST", "KMNIST", "EMNIST")),
+    "cifar-10-batches-py",
+    "cifar-10-batches-bin",
+)
 
 # The reports name how many original test images were used; the rest of the copy is lossy.
 LOSSLESS_TEST_IMAGES = 1000
@@ -63,9 +82,12 @@ def load(
     A text or path is one of:
 
     - ``digits``: the embedded data set (a folder of that name is ``./digits``);
-    - a folder of IDX files, as MNIST and Fashion-MNIST are published, plain or ``.gz``;
+    - a folder of IDX files, as MNIST and Fashion-MNIST are published, plain or ``.gz``; where
+      it holds several sets (EMNIST), the file of the training images of one;
     - a folder with CIFAR-10's binary files, or with its Python files (read by an unpickler that
       builds nothing but arrays, dicts, lists, bytes, text and integers);
+    - the folder above these as torchvision makes it (``MNIST/raw``, ``FashionMNIST/raw``,
+      ``KMNIST/raw``, ``EMNIST/raw``, ``cifar-10-batches-py``), if there is one of them;
     - an ``.npz`` file with ``train_images``, ``train_labels`` (and ``test_images``,
       ``test_labels``), or ``x_train``, ``y_train`` (``x_test``, ``y_test``), or ``images``,
       ``labels``; images ``[N, H, W]``, ``[N, H, W, C]`` or ``[N, C, H, W]`` with 1 or 3 channels;
@@ -78,13 +100,25 @@ def load(
     - a folder with ``cifar10-jpeg.npz``; with ``cifar10-lossless-test.npz`` beside it, the test
       images are the first 1,000 originals.
 
+    A part ``val``, ``valid`` or ``validation`` is the test set where there is no part ``test``;
+    where there is, it is not read, with a warning.
+
     From Python, also a pair (images, labels) of tensors (``[N, H, W]`` or ``[N, C, H, W]``) or
     arrays (layouts as for ``.npz``), an :class:`ImageSet`, or a map-style torch Dataset of
-    (image, label): tensors ``[C, H, W]`` or ``[H, W]``, arrays ``[H, W]`` or ``[H, W, C]``, or
-    Pillow images. A dataset is read once, so it must not augment.
+    (image, label): tensors ``[C, H, W]`` or ``[H, W]``, arrays ``[H, W]``, ``[H, W, C]`` or
+    ``[C, H, W]`` with 1 or 3 channels, or Pillow images. A dataset is read once, so it must not
+    augment.
 
-    Images are uint8 0 .. 255 or float in [0, 1]; floats are stored as round(255 x). Labels are
-    integers from 0.
+    The layout of an array follows from where its 1 or 3 channels are; an array that may be either
+    is refused. A tensor is always ``[N, C, H, W]``, with any number of channels; one that has 1 or
+    3 channels only if they are last is refused.
+
+    Images are integers 0 .. 255, float in [0, 1] or bool (black and white); floats are stored as
+    round(255 x). Encoded images have 8 bits for each channel or fewer, no transparent pixel and one
+    frame; their EXIF orientation is applied. Labels are integers from 0.
+
+    Links are followed; pipes and devices are refused. A compressed file may unpack to 200 times its
+    size, or to 256 MiB if that is more; see :mod:`fastbandit.data.files`.
 
     Args:
         source: see above.
@@ -108,6 +142,8 @@ def load(
             except OSError as error:
                 raise DataError(f"{source}: cannot be read: {error}") from error
         return data if name is None else dataclasses.replace(data, name=name)
+    if classes is not None and (type(classes) is not int or classes < 2):
+        raise DataError(f"load: classes: expected an integer of at least 2, got {classes!r}")
     return assemble(
         name or "custom",
         _from_python(source, "training data"),
@@ -118,32 +154,57 @@ def load(
 
 
 def _load_path(path: Path) -> DataSource:
-    if path.is_file():
-        if path.suffix == ".npz":
+    found = what_is(path)
+    if found == "a file":
+        if path.suffix.lower() == ".npz":
             return _read_npz(path)
-        if path.suffix == ".parquet":
+        if path.suffix.lower() == ".parquet":
             return read_parquet(path.stem, [path], [])
+        match = _IDX_NAME.fullmatch(path.name)
+        if match and (match["part"], match["kind"]) == ("train", "images"):
+            return _read_idx_folder(path.parent, match["set"])
         raise DataError(
-            f"{path}: expected a .npz or .parquet file, or a folder; for IDX and CIFAR-10 files "
-            f"name the folder that holds them"
+            f"{path}: expected a .npz or .parquet file, the IDX file of training images, or a "
+            f"folder; for CIFAR-10 files name the folder that holds them"
         )
-    if not path.is_dir():
-        raise DataError(f"{path}: no such file or folder; expected {EMBEDDED} (embedded) or a path")
-    with reading(path, "a folder"):
-        names = {entry.name for entry in path.iterdir()}
-    if any(_IDX_NAME.fullmatch(name) for name in names):
-        return _read_idx_folder(path, names)
+    if found != "a folder":
+        if found.endswith("nothing"):
+            found = "no such file or folder"
+        raise DataError(f"{path}: {found}; expected {EMBEDDED} (embedded) or a path")
+    readers = _readers(path)
+    if not readers:
+        below = {name: _readers(path / name) for name in BELOW if (path / name).is_dir()}
+        readers = {f"{name}: {kind}": r for name in below for kind, r in below[name].items()}
+    if not readers and is_image_folder(path):
+        return read_image_folder(path)
+    if not readers:
+        raise DataError(f"{path}: found no data set; looked for\n{LOOKED_FOR}")
+    if len(readers) > 1:
+        raise DataError(
+            f"{path}: expected one data set, got {', '.join(readers)}; name its folder, or of IDX "
+            "files that of the training images"
+        )
+    (read,) = readers.values()
+    return read()
+
+
+def _readers(folder: Path) -> dict[str, Callable[[], DataSource]]:
+    """Return what reads the data sets of files in ``folder``, by what they are."""
+    with reading(folder, "a folder"):
+        names = {entry.name for entry in folder.iterdir()}
+    found: dict[str, Callable[[], DataSource]] = {}
+    for match in filter(None, map(_IDX_NAME.fullmatch, sorted(names))):
+        words = f"IDX files {match['set'] or ''}".rstrip(" -")
+        found[words] = functools.partial(_read_idx_folder, folder, match["set"])
     for suffix in (".bin", ""):
         if any(re.fullmatch(rf"data_batch_\d+{re.escape(suffix)}", name) for name in names):
-            return read_cifar(path, suffix)
-    train, test = parquet_files(path)
-    if train:
-        return read_parquet(path.resolve().name, train, test)
+            found["CIFAR-10"] = functools.partial(read_cifar, folder, suffix)
+            break
+    if parts := parquet_files(folder):
+        found["parquet"] = functools.partial(read_parquet_folder, folder, parts)
     if "cifar10-jpeg.npz" in names:
-        return _read_cifar_jpeg(path)
-    if is_image_folder(path):
-        return read_image_folder(path)
-    raise DataError(f"{path}: found no data set; looked for\n{LOOKED_FOR}")
+        found["cifar10-jpeg.npz"] = functools.partial(_read_cifar_jpeg, folder)
+    return found
 
 
 def _digits() -> DataSource:
@@ -175,18 +236,40 @@ def _digits() -> DataSource:
 
 # The names as published, and with the dot or dash that some tools write instead.
 _IDX_NAME = re.compile(
+    r"(?P<set>emnist-(byclass|bymerge|balanced|letters|digits|mnist)-)?"
     r"(?P<part>train|t10k|test)-(?P<kind>images|labels)[-.]idx[13][-.]ubyte(?P<gz>\.gz)?"
 )
 
+# EMNIST (Cohen et al., 2017): its lower-case letters that look like their capitals are merged.
+_MERGED = string.digits + string.ascii_uppercase + "abdefghnqrt"
+_EMNIST_CLASSES = {
+    "emnist-byclass-": string.digits + string.ascii_uppercase + string.ascii_lowercase,
+    "emnist-bymerge-": _MERGED,
+    "emnist-balanced-": _MERGED,
+    "emnist-letters-": string.ascii_lowercase,
+    "emnist-digits-": string.digits,
+    "emnist-mnist-": string.digits,
+}
 
-def _read_idx_folder(folder: Path, names: set[str]) -> DataSource:
+
+def _read_idx_folder(folder: Path, prefix: str | None) -> DataSource:
+    """Read the IDX files of ``folder`` whose names begin with ``prefix``.
+
+    EMNIST's images are stored column by column and its letters count from 1: here they stand
+    upright, as MNIST's, and labels count from 0.
+    """
     found: dict[tuple[str, str], Path] = {}
     # Sorted, the plain file comes before its .gz and is the one kept.
-    for name in sorted(names):
-        match = _IDX_NAME.fullmatch(name)
-        if match:
+    for path in sorted(folder.iterdir()):
+        match = _IDX_NAME.fullmatch(path.name)
+        if match and match["set"] == prefix:
             part = "train" if match["part"] == "train" else "test"
-            found.setdefault((part, match["kind"]), folder / name)
+            first = found.setdefault((part, match["kind"]), path)
+            if path.name.removesuffix(".gz") != first.name.removesuffix(".gz"):
+                raise DataError(
+                    f"{folder}: expected one IDX file of {part} {match['kind']}, got {first.name} "
+                    f"and {path.name}"
+                )
     for part in ("train", "test"):
         kinds = [kind for kind in ("images", "labels") if (part, kind) in found]
         if len(kinds) == 1 or (part == "train" and not kinds):
@@ -195,75 +278,100 @@ def _read_idx_folder(folder: Path, names: set[str]) -> DataSource:
                 f"{', '.join(kinds) or 'neither'} only"
             )
 
-    def read(part: str) -> Part:
-        images, labels = found[part, "images"], found[part, "labels"]
-        return Part(
-            _read_idx(images, 3)[:, None], _read_idx(labels, 1).astype(np.int64), str(images)
-        )
+    lowest = int(prefix == "emnist-letters-")
 
+    def read(part: str) -> Part:
+        images = _read_idx(found[part, "images"], 3)
+        labels = _read_idx(found[part, "labels"], 1).astype(np.int64)
+        if lowest and not labels.all():
+            raise DataError(f"{found[part, 'labels']}: expected labels 1 .. 26, got 0")
+        if prefix is not None:
+            images = images.transpose(0, 2, 1)
+        return Part(images[:, None], labels - lowest, str(found[part, "images"]))
+
+    train = read("train")
     test = read("test") if ("test", "images") in found else None
-    label = folder.resolve().name
-    return assemble(label, read("train"), test, f"IDX files of {label}.")
+    if prefix is None:
+        place = folder.resolve()
+        label = place.parent.name if place.name == "raw" else place.name
+        return assemble(label, train, test, f"IDX files of {label}.")
+    description = "EMNIST (Cohen et al., 2017), IDX files, images turned upright"
+    if lowest:
+        description += ", labels 1 .. 26 read as 0 .. 25"
+    names = _EMNIST_CLASSES[prefix]
+    return assemble(
+        prefix.rstrip("-"), train, test, f"{description}.", classes=len(names), class_names=names
+    )
 
 
 def _read_idx(path: Path, dimensions: int) -> np.ndarray:
     """Read an IDX file of unsigned bytes: magic 00 00 08 <dimensions>, sizes, data (big-endian)."""
-    with reading(path, "an IDX file"):
-        if path.suffix == ".gz":
-            with gzip.open(path) as file:
-                data = file.read()
-        else:
-            data = path.read_bytes()
+    stored = size_of(path)
+    packed = path.suffix == ".gz"
     header = 4 + 4 * dimensions
     magic = bytes([0, 0, 8, dimensions])
-    if data[:4] != magic:
-        raise DataError(f"{path}: expected magic {magic.hex()}, got {data[:4].hex() or 'nothing'}")
-    if len(data) < header:
-        raise DataError(f"{path}: truncated: expected a header of {header} bytes, got {len(data)}")
-    shape = [int.from_bytes(data[i : i + 4], "big") for i in range(4, header, 4)]
-    if len(data) != header + math.prod(shape):
-        raise DataError(
-            f"{path}: expected {header + math.prod(shape)} bytes for {shape}, got {len(data)}"
-        )
-    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
-
-
-def _arrays(path: Path) -> Mapping[str, np.ndarray]:
-    """Read all arrays of an ``.npz``; pickled objects are never read."""
-    with reading(path, ".npz (pickled objects are never read)"):
-        file = np.load(path, allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise DataError(f"{path}: expected .npz, got a single array")
-        with file:
-            return {key: file[key] for key in file.files}
+    with (
+        reading(path, "an IDX file"),
+        gzip.open(path) if packed else path.open("rb") as file,
+    ):
+        head = file.read(header)
+        if head[:4] != magic:
+            raise DataError(
+                f"{path}: expected magic {magic.hex()}, got {head[:4].hex() or 'nothing'}"
+            )
+        if len(head) < header:
+            raise DataError(
+                f"{path}: truncated: expected a header of {header} bytes, got {len(head)}"
+            )
+        shape = [int.from_bytes(head[i : i + 4], "big") for i in range(4, header, 4)]
+        size = math.prod(shape)
+        # What the header claims is checked before memory is taken for it.
+        if packed:
+            check_unpacked(size, stored, path)
+        elif stored != header + size:
+            raise DataError(f"{path}: expected {header + size} bytes for {shape}, got {stored}")
+        data = read_bytes(file, size)
+        more = " and more" if file.read(1) else ""
+        if more or len(data) < size:
+            raise DataError(
+                f"{path}: expected {header + size} bytes for {shape}, got "
+                f"{header + len(data)}{more}"
+            )
+    return data.reshape(shape)
 
 
 def _read_npz(path: Path) -> DataSource:
-    arrays = _arrays(path)
-    if "train_jpeg" in arrays:
-        return _unpack_all(arrays, path)
-    for train_images, train_labels, test_images, test_labels in NPZ_KEYS:
-        if train_images not in arrays:
-            continue
+    with Npz(path) as arrays:
+        if "train_jpeg" in arrays:
+            return _unpack_all(arrays, path)
+        sets = [keys for keys in NPZ_KEYS if keys[0].format("train") in arrays]
+        if not sets and "images" in arrays:
+            sets, parts = [("images", "labels")], []
+        elif len(sets) == 1:
+            (keys,) = sets
+            parts = [p for p in HELD_OUT if any(key.format(p) in arrays for key in keys)]
+        else:
+            expected = "; ".join(
+                ", ".join(key.format(part) for part in ("train", "test") for key in keys)
+                for keys in NPZ_KEYS
+            )
+            raise DataError(
+                f"{path}: expected the arrays {expected}; images, labels; or train_jpeg, "
+                f"train_offsets, train_labels; got {', '.join(sorted(arrays)) or 'none'}"
+            )
+        images, labels = sets[0]
+        train = _npz_part(arrays, images.format("train"), labels.format("train"), path)
+        chosen, note = choose_test(parts, path)
         test = None
-        if test_images in arrays and test_images is not None and test_labels is not None:
-            test = _npz_part(arrays, test_images, test_labels, path)
-        return assemble(
-            path.stem,
-            _npz_part(arrays, train_images, train_labels, path),
-            test,
-            f"Arrays of {path.name}.",
-        )
-    expected = "; ".join(", ".join(filter(None, keys)) for keys in NPZ_KEYS)
-    raise DataError(
-        f"{path}: expected the arrays {expected}; or train_jpeg, train_offsets, train_labels; got "
-        f"{', '.join(sorted(arrays)) or 'none'}"
-    )
+        if chosen is not None:
+            test = _npz_part(arrays, images.format(chosen), labels.format(chosen), path)
+        return assemble(path.stem, train, test, f"Arrays of {path.name}.{note}")
 
 
 def _npz_part(arrays: Mapping[str, np.ndarray], images: str, labels: str, path: Path) -> Part:
-    if labels not in arrays:
-        raise DataError(f"{path}: expected the array {labels} beside {images}, got none")
+    for one, other in ((images, labels), (labels, images)):
+        if one not in arrays:
+            raise DataError(f"{path}: expected the array {one} beside {other}, got none")
     where = f"{path}: {images}"
     return Part(
         as_uint8(as_nchw(arrays[images], where), where),
@@ -273,13 +381,14 @@ def _npz_part(arrays: Mapping[str, np.ndarray], images: str, labels: str, path: 
 
 
 def _unpack_all(
-    arrays: Mapping[str, np.ndarray],
+    arrays: Npz,
     path: Path,
     parts: tuple[str, ...] = ("train", "test"),
     **options: Any,
 ) -> DataSource:
     """Decode the parts of an ``.npz`` of encoded files; ``options`` may bring another test set."""
     decode = Decoder(path)
+    decode.stored = arrays.stored
     read: dict[str, Part] = {}
     for part in parts:
         keys = [f"{part}_{key}" for key in ("jpeg", "offsets", "labels")]
@@ -306,19 +415,20 @@ def _read_cifar_jpeg(folder: Path) -> DataSource:
         "classes": len(CIFAR_CLASSES),
         "class_names": CIFAR_CLASSES,
     }
-    if not lossless.is_file():
-        return _unpack_all(
-            _arrays(path),
-            path,
-            **options,
-            description="CIFAR-10 (Krizhevsky, 2009), trained and evaluated on a lossy JPEG copy; "
-            "not the published benchmark.",
-        )
-    originals = _arrays(lossless)
-    index = originals.get("index")
-    if index is None:
-        raise DataError(f"{lossless}: expected the array index, got {sorted(originals)}")
-    test = _npz_part(originals, "images", "labels", lossless)
+    if not os.path.lexists(lossless):
+        with Npz(path) as arrays:
+            return _unpack_all(
+                arrays,
+                path,
+                **options,
+                description="CIFAR-10 (Krizhevsky, 2009), trained and evaluated on a lossy JPEG "
+                "copy; not the published benchmark.",
+            )
+    with Npz(lossless) as originals:
+        if "index" not in originals:
+            raise DataError(f"{lossless}: expected the array index, got {sorted(originals)}")
+        index = originals["index"]
+        test = _npz_part(originals, "images", "labels", lossless)
     if index.shape != test.labels.shape or not np.array_equal(
         index[:LOSSLESS_TEST_IMAGES], np.arange(LOSSLESS_TEST_IMAGES)
     ):
@@ -326,48 +436,51 @@ def _read_cifar_jpeg(folder: Path) -> DataSource:
             f"{lossless}: expected the first {LOSSLESS_TEST_IMAGES} test images in their order"
         )
     first = slice(LOSSLESS_TEST_IMAGES)
-    return _unpack_all(
-        _arrays(path),
-        path,
-        ("train",),
-        **options,
-        test=Part(test.images[first], test.labels[first], str(lossless)),
-        description="CIFAR-10 (Krizhevsky, 2009), trained on the lossy JPEG copy, evaluated on the "
-        f"first {LOSSLESS_TEST_IMAGES:,} original test images; not the published benchmark.",
-    )
+    with Npz(path) as arrays:
+        return _unpack_all(
+            arrays,
+            path,
+            ("train",),
+            **options,
+            test=Part(test.images[first], test.labels[first], str(lossless)),
+            description="CIFAR-10 (Krizhevsky, 2009), trained on the lossy JPEG copy, evaluated on "
+            f"the first {LOSSLESS_TEST_IMAGES:,} original test images; not the published "
+            "benchmark.",
+        )
 
 
-def _numpy(value: Any) -> np.ndarray:
+def _numpy(value: Any, where: str) -> np.ndarray:
     """Return a tensor or array as an array; numpy has no bfloat16, so floats become float32."""
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu()
-        if value.is_floating_point() and value.dtype != torch.float64:
-            value = value.to(torch.float32)
-        return value.numpy()
-    return np.asarray(value)
+    with reading(where, "numbers"):
+        if isinstance(value, torch.Tensor):
+            value = value.detach().cpu()
+            if value.is_floating_point() and value.dtype != torch.float64:
+                value = value.to(torch.float32)
+            return value.numpy()
+        return np.asarray(value)
 
 
 def _from_python(source: Any, where: str) -> Part:
     """Read a pair of arrays, an ImageSet or a map-style Dataset."""
     arrays = (torch.Tensor, np.ndarray)
     if isinstance(source, ImageSet):
-        source = (source.images, source.labels)
+        return Part(_numpy(source.images, where), _numpy(source.labels, where), where)
     if (
         isinstance(source, (tuple, list))
         and len(source) == 2
         and all(isinstance(item, arrays) for item in source)
     ):
-        images, labels = source
-        values = _numpy(images)
-        if isinstance(images, torch.Tensor) and values.ndim == 4:
-            nchw = values
-        else:
-            nchw = as_nchw(values, where)
-        return Part(as_uint8(nchw, where), as_labels(_numpy(labels), where), where)
-    if not hasattr(source, "__getitem__") or not hasattr(source, "__len__"):
+        values, labels = (_numpy(item, where) for item in source)
+        layout = tensor_as_nchw if isinstance(source[0], torch.Tensor) else as_nchw
+        return Part(as_uint8(layout(values, where), where), as_labels(labels, where), where)
+    if (
+        isinstance(source, (str, bytes, Mapping))
+        or not hasattr(source, "__getitem__")
+        or not hasattr(source, "__len__")
+    ):
         raise DataError(
-            f"{where}: expected a path, a pair (images, labels) of tensors or arrays, or a "
-            f"map-style Dataset, got {type(source).__name__}"
+            f"{where}: expected a path (of training data), a pair (images, labels) of tensors or "
+            f"arrays, an ImageSet or a map-style Dataset, got {type(source).__name__}"
         )
     return _from_dataset(source, where)
 
@@ -387,25 +500,21 @@ def _from_dataset(dataset: Any, where: str) -> Part:
             decode = decode or Decoder(where)
             chw = decode.array(image, here)
         else:
-            values = _numpy(image)
-            if isinstance(image, torch.Tensor) and values.ndim == 3:
-                nchw = values[None]
-            elif isinstance(image, torch.Tensor) or values.ndim == 2:
-                nchw = as_nchw(values[None], here)
-            elif values.ndim == 3:
-                nchw = values.transpose(2, 0, 1)[None]
-            else:
+            values = _numpy(image, here)
+            if values.ndim not in (2, 3):
                 raise DataError(
-                    f"{here}: expected an image [C, H, W] or [H, W] (tensor), or [H, W, C] or "
-                    f"[H, W] (array), got {type(image).__name__} {list(values.shape)}"
+                    f"{here}: expected an image [C, H, W] or [H, W] (tensor), or [H, W, C], "
+                    f"[C, H, W] or [H, W] (array), got {type(image).__name__} "
+                    f"{list(values.shape)}"
                 )
-            chw = as_uint8(nchw, here)[0]
+            layout = tensor_as_nchw if isinstance(image, torch.Tensor) else as_nchw
+            chw = as_uint8(layout(values[None], here), here)[0]
         if images and chw.shape != images[0].shape:
             raise DataError(
                 f"{here}: expected [C, H, W] = {list(images[0].shape)} as in item 0, got "
                 f"{list(chw.shape)}"
             )
-        value = _numpy(label)
+        value = _numpy(label, here)
         if value.size != 1 or value.dtype.kind not in "iu":
             raise DataError(f"{here}: expected an integer label, got {label!r:.40}")
         images.append(chw)
