@@ -29,6 +29,8 @@ SUFFIXES = frozenset([
 # fmt: on
 # Named to Pillow, which otherwise tries all it knows by content; some of those start programs.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+# An image takes memory and time however small it is; it counts as this many bytes more.
+OVERHEAD = 1024
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMN = "label"
 
@@ -91,7 +93,7 @@ class Decoder:
                 _refuse_more(image, where)
                 mode = self._mode(image, where)
                 # Before the pixels are decoded, so that a false size costs no memory.
-                self._unpacked += (1 if mode == "L" else 3) * math.prod(image.size)
+                self._unpacked += OVERHEAD + (1 if mode == "L" else 3) * math.prod(image.size)
                 check_unpacked(self._unpacked, self.stored, where)
                 self._turn(image, in_place=True)
                 return self._array(image, mode, where)

@@ -7,6 +7,7 @@ import functools
 import gzip
 import importlib.resources
 import math
+import operator
 import os
 import re
 import string
@@ -142,8 +143,10 @@ def load(
             except OSError as error:
                 raise DataError(f"{source}: cannot be read: {error}") from error
         return data if name is None else dataclasses.replace(data, name=name)
-    if classes is not None and (type(classes) is not int or classes < 2):
-        raise DataError(f"load: classes: expected an integer of at least 2, got {classes!r}")
+    if classes is not None:
+        if isinstance(classes, bool) or not hasattr(classes, "__index__") or classes < 2:
+            raise DataError(f"load: classes: expected an integer of at least 2, got {classes!r}")
+        classes = operator.index(classes)
     return assemble(
         name or "custom",
         _from_python(source, "training data"),
