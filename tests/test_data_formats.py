@@ -348,6 +348,7 @@ def test_parquet_parts(tmp_path):
     with pytest.warns(UserWarning, match="left out 1 other, extra.parquet for one"):
         assert "Not read: extra.parquet." in data.load(tmp_path).description
     write("test.parquet")
+    (tmp_path / "extra.parquet").unlink()
     with pytest.warns(UserWarning, match="validation is not read"):
         data.load(tmp_path)
     second.rename(tmp_path / "train-00000-of-00001.parquet")
@@ -539,16 +540,19 @@ def test_parquet_that_unpacks_to_far_more_than_its_file(tmp_path, monkeypatch):
     pa = pytest.importorskip("pyarrow")
     pq = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "a.parquet"
-    image = png(np.zeros((8, 8), np.uint8)) + bytes(2_000_000)
+    image = png(pixels(8, 8)) + bytes(2_000_000)
     table = pa.table({"image": [image, image], "label": [0, 1]})
     pq.write_table(table, path, compression="gzip")
     assert len(data.load(path).train) == 2
     monkeypatch.setattr(files, "FREE", 1000)
     refused(path, "a.parquet: expected to unpack to")
     # A dictionary names one image many times; what is decoded counts against the file.
-    image = png(pixels(8, 8))
-    pq.write_table(pa.table({"image": [image] * 20_000, "label": [0] * 20_000}), path)
+    image = png(pixels(64, 64))
+    pq.write_table(pa.table({"image": [image] * 500, "label": [0] * 500}), path)
     refused(path, r"a.parquet: row \d+: expected to unpack to")
+    # So does each row, however small its image, before any is read.
+    pq.write_table(pa.table({"image": [b""] * 9000, "label": [0] * 9000}), path)
+    refused(path, r"a.parquet: expected to unpack to .* got 9,216,000")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")

@@ -310,7 +310,8 @@ def read_parquet(
                     f"and '{LABEL_COLUMN}', got {columns}"
                 )
             groups = (file.metadata.row_group(i) for i in range(file.metadata.num_row_groups))
-            check_unpacked(sum(group.total_byte_size for group in groups), stored, path)
+            unpacked = sum(group.total_byte_size for group in groups)
+            check_unpacked(max(unpacked, OVERHEAD * file.metadata.num_rows), stored, path)
             # Few rows at a time: a dictionary may give each of them the same large value.
             for batch in file.iter_batches(batch_size=16, columns=[images[0], LABEL_COLUMN]):
                 for image, label in zip(
