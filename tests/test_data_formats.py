@@ -344,11 +344,11 @@ def test_parquet_parts(tmp_path):
     assert source.test is not None
     assert (len(source.train), len(source.test)) == (8, 4)
     assert "The test images are those of validation" in source.description
-    write("extra.parquet")
-    with pytest.warns(UserWarning, match="left out 1 other, extra.parquet for one"):
-        assert "Not read: extra.parquet." in data.load(tmp_path).description
+    write("extra-00000-of-00002.parquet")
+    with pytest.warns(UserWarning, match="left out 1 other, extra-00000-of-00002.parquet for one"):
+        assert "Not read: extra-00000-of-00002.parquet." in data.load(tmp_path).description
     write("test.parquet")
-    (tmp_path / "extra.parquet").unlink()
+    (tmp_path / "extra-00000-of-00002.parquet").unlink()
     with pytest.warns(UserWarning, match="validation is not read"):
         data.load(tmp_path)
     second.rename(tmp_path / "train-00000-of-00001.parquet")

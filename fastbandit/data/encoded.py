@@ -259,9 +259,10 @@ def parquet_files(folder: Path) -> dict[str, list[Path]]:
 
 def read_parquet_folder(folder: Path, found: Mapping[str, Sequence[Path]]) -> DataSource:
     """Read the parts that :func:`parquet_files` found."""
-    for paths in found.values():
-        _check_shards(paths)
     chosen, note = choose_test(list(found), folder)
+    train, test = found["train"], found[chosen] if chosen is not None else []
+    for paths in (train, test):
+        _check_shards(paths)
     others = found.get("", ())
     if others:
         note += f" Not read: {', '.join(path.name for path in others[:5])}"
@@ -271,9 +272,7 @@ def read_parquet_folder(folder: Path, found: Mapping[str, Sequence[Path]]) -> Da
             f"{'s' * (len(others) > 1)}, {others[0].name} for one",
             stacklevel=3,
         )
-    return read_parquet(
-        folder.resolve().name, found["train"], found[chosen] if chosen is not None else [], note
-    )
+    return read_parquet(folder.resolve().name, train, test, note)
 
 
 def _check_shards(paths: Sequence[Path]) -> None:
