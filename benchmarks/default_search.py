@@ -1,4 +1,4 @@
-"""The default search with and without kernels, over seeds: processor time and accuracies.
+"""A whole search of the digits with and without kernels, over seeds: processor time, accuracies.
 
     python benchmarks/default_search.py --runs runs/default --seeds 0 1 2 3 4 --out FILE
 
@@ -28,6 +28,9 @@ import yaml
 from fastbandit._files import write_atomic
 
 BACKENDS = ("native", "reference")
+# The search alone, as printed, without what follows the last pruning.
+SETTINGS = ["--preset", "digits-full", "--threads", "1", "--final.tune-epochs", "0"]
+SETTINGS += ["--final.network-epochs", "0"]
 # Two-sided 95 % quantiles of Student's t for n - 1 degrees of freedom, n = 2 to 10.
 STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
@@ -40,7 +43,7 @@ def run(folder: Path, backend: str, seed: int, options: list[str]) -> None:
     before = float(clock.read_text().split()[0]) if clock.exists() else 0.0
     command = [sys.executable, "-m", "fastbandit.search"]
     command += ["--resume", str(folder)] if folder.exists() else ["--out", str(folder)]
-    command += [] if folder.exists() else ["--seed", str(seed), "--threads", "1", *options]
+    command += [] if folder.exists() else ["--seed", str(seed), *SETTINGS, *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     environment.pop("FASTBANDIT_BACKEND", None)
     if backend == "reference":
@@ -115,7 +118,7 @@ def main() -> None:
     check_same(in_order, [folder for folder, *_ in tasks])
     result: dict[str, Any] = {
         "command": " ".join(
-            ["python -m fastbandit.search --threads 1 --seed SEED", *arguments.options]
+            ["python -m fastbandit.search --seed SEED", *SETTINGS, *arguments.options]
         ),
         "torch": torch.__version__,
         "runs": rows,
