@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
@@ -20,7 +20,13 @@ from torch import Tensor, nn
 from fastbandit._cli import ConfigError
 from fastbandit._intervals import sign_test
 from fastbandit.attacks import _apgd, _gradient, _square
-from fastbandit.attacks._model import Attacked, Oracle, cross_entropy
+from fastbandit.attacks._model import (
+    Attacked,
+    Oracle,
+    cross_entropy,
+    finite_images,
+    misclassified,
+)
 from fastbandit.threat import ThreatModel, format_fraction
 
 __all__ = ["ATTACKS", "Plan", "attack_plans", "check_plans", "verdicts"]
@@ -59,32 +65,44 @@ def _restarts(count: int) -> str:
 
 
 def attack_plans(
-    names: Sequence[str],
+    names: str,
     norm: str,
     epsilon: Fraction,
     *,
+    setting: str = "attacks",
     pgd: dict[str, Any],
     mifgsm: dict[str, Any],
     apgd: dict[str, Any],
     square: dict[str, Any],
     stop_early: bool = True,
 ) -> list[Plan]:
-    """The attacks that ``names`` asks for.
+    """The attacks that ``names`` asks for, in this order.
 
     Args:
+        names: one name or more, with commas between them. setting: what messages call them.
         pgd: step_size, restarts. mifgsm: steps, step_size, decay. apgd: steps, restarts, targets.
         square: queries, restarts, share.
 
     Raises:
-        ConfigError: a name that is none, or twice the same.
+        ConfigError: no name, one that is none, or twice the same.
     """
-    found = [
-        _attack_plan(name, norm, epsilon, pgd, mifgsm, apgd, square, stop_early) for name in names
-    ]
+    found = []
+    for name in names.split(","):
+        if not name.strip():
+            raise ConfigError(
+                f"{setting}: expected names with commas between them, of {', '.join(ATTACKS)}, "
+                f"got {names!r}"
+            )
+        plan = _attack_plan(name, norm, epsilon, pgd, mifgsm, apgd, square, stop_early)
+        if plan is None:
+            raise ConfigError(
+                f"{setting}: expected names of {', '.join(ATTACKS)}, got {name.strip()!r}"
+            )
+        found.append(plan)
     keys = [plan.key for plan in found]
     for key in keys:
         if keys.count(key) > 1:
-            raise ConfigError(f"attacks: expected each attack once, got {key} twice")
+            raise ConfigError(f"{setting}: expected each attack once, got {key} twice")
     return found
 
 
@@ -97,7 +115,8 @@ def _attack_plan(
     apgd: dict[str, Any],
     square: dict[str, Any],
     stop_early: bool,
-) -> Plan:
+) -> Plan | None:
+    """The attack of that name, None where there is none."""
     key = name.strip().lower().replace("mi-fgsm", "mifgsm")
     radius = float(epsilon)
     ball = f"{_norm_name(norm)}, epsilon {format_fraction(epsilon)}"
@@ -203,14 +222,14 @@ def _attack_plan(
             {"norm": norm, "queries": queries, "restarts": restarts, "share": share},
             forward=queries * restarts,
         )
-    raise ConfigError(f"attacks: expected names of {', '.join(ATTACKS)}, got {name!r}")
+    return None
 
 
 def on_another(plan: Plan, surrogate: nn.Module, name: str) -> Plan:
     """``plan`` with its images made on ``surrogate`` and judged by the model evaluated."""
 
     def transfer(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Attacked:
-        with Oracle(surrogate, batch_size=oracle.batch_size) as other:
+        with Oracle(surrogate, batch_size=oracle.batch_size, labels=y) as other:
             found = plan.run(other, x, y, ids, seed)
         oracle.forward_passes += other.forward_passes
         oracle.backward_passes += other.backward_passes
@@ -262,7 +281,7 @@ def reference_plan(norm: str, epsilon: Fraction, classes: int, device: torch.dev
                 x.contiguous(), y, batch_size=oracle.batch_size or len(x)
             )
         logits = oracle.logits(adversarial, exact=True)
-        return Attacked(adversarial, logits.argmax(1) != y)
+        return Attacked(adversarial, misclassified(logits, y) & finite_images(adversarial))
 
     return Plan(
         "reference",
@@ -320,7 +339,8 @@ def check_plans(
 
     def flat(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Attacked:
         _, _, slope = oracle.gradient(x, cross_entropy, y)
-        return Attacked(x, slope.flatten(1).abs().amax(1) == 0)
+        # NaN shows no direction either.
+        return Attacked(x, slope.nan_to_num(nan=0.0).flatten(1).abs().amax(1) == 0)
 
     def probabilities(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Attacked:
         logits = oracle.logits(x, exact=True)
@@ -329,7 +349,8 @@ def check_plans(
 
     def random(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Attacked:
         first, second = (oracle.logits(x, exact=True) for _ in range(2))
-        apart = (first - second).abs().amax(1) > _ROUNDING * first.abs().amax(1)
+        # Written so that NaN in one of the passes counts as apart.
+        apart = ~((first - second).abs().amax(1) <= _ROUNDING * first.abs().amax(1))
         return Attacked(x, apart | (first.argmax(1) != second.argmax(1)))
 
     return [

@@ -35,13 +35,13 @@ from fastbandit._evaluation import Plan
 from fastbandit._intervals import wilson
 from fastbandit._progress import Progress, format_seconds
 from fastbandit._running import check_group_device, resolve_device, torch_settings
-from fastbandit.attacks._model import Attacked, Oracle
+from fastbandit.attacks._model import Attacked, Oracle, kind, misclassified, with_autograd
 from fastbandit.data import DataSource, load
 from fastbandit.distributed import Group, first_to_speak, launched
 from fastbandit.models import Model, find_model, load_model
 from fastbandit.nn.frozen import freeze
 from fastbandit.run import RunError, RunFolder, derive_seed
-from fastbandit.threat import ThreatModel, format_fraction, parse_fraction
+from fastbandit.threat import ThreatModel, format_fraction, parse_fraction, plain_number
 from fastbandit.training import is_out_of_memory, synchronise
 
 __all__ = ["PRESETS", "EvaluateConfig", "dry_run", "evaluate_model", "main"]
@@ -166,6 +166,8 @@ class EvaluateConfig:
     checks: ChecksConfig = field(default_factory=ChecksConfig)
 
     def __post_init__(self) -> None:
+        for part in (self, self.pgd, self.mifgsm, self.apgd, self.square, self.checks):
+            _keep_plain_numbers(part)
         whole = (
             ("limit", self.limit, 1),
             ("threads", self.threads, 0),
@@ -193,22 +195,26 @@ class EvaluateConfig:
         if not (math.isfinite(self.mifgsm.decay) and self.mifgsm.decay >= 0):
             raise ConfigError(f"mifgsm.decay: expected 0 or more, got {self.mifgsm.decay}")
         radius = "0.1" if self.epsilon == "auto" else self.epsilon
-        self.plans(ThreatModel(norm=self.norm, epsilon=radius))
-        self.transfer_plans(ThreatModel(norm=self.norm, epsilon=radius))
+        threat = ThreatModel(norm=self.norm, epsilon=radius)
+        # The names are checked at radius 0 too, where no attack runs.
+        threat = threat if threat.epsilon else dataclasses.replace(threat, epsilon="0.1")
+        for setting in ("attacks", "transfer_attacks"):
+            self._plans(setting, threat)
         self.sweep()
 
     def sweep(self) -> list[ThreatModel]:
         """The further radii, ascending, each once."""
-        texts = [text for text in self.epsilons.split(",") if text.strip()]
+        texts = self.epsilons.split(",") if self.epsilons.strip() else []
         values = sorted({parse_fraction(text, "epsilons") for text in texts})
         return [ThreatModel(norm=self.norm, epsilon=value) for value in values]
 
-    def _plans(self, names: str, threat: ThreatModel) -> list[Plan]:
+    def _plans(self, setting: str, threat: ThreatModel) -> list[Plan]:
         assert isinstance(threat.epsilon, Fraction)
         return _evaluation.attack_plans(
-            [name for name in names.split(",") if name.strip()],
+            getattr(self, setting),
             threat.norm,
             threat.epsilon,
+            setting=setting,
             pgd=_cli.to_plain(self.pgd),
             mifgsm=_cli.to_plain(self.mifgsm),
             apgd=_cli.to_plain(self.apgd),
@@ -217,13 +223,13 @@ class EvaluateConfig:
 
     def plans(self, threat: ThreatModel) -> list[Plan]:
         """The attacks at one radius; none at radius 0."""
-        return self._plans(self.attacks, threat) if threat.epsilon else []
+        return self._plans("attacks", threat) if threat.epsilon else []
 
     def transfer_plans(self, threat: ThreatModel) -> list[Plan]:
         """The attacks whose images are made on the second model."""
         if not threat.epsilon or self.transfer_from is None:
             return []
-        return self._plans(self.transfer_attacks, threat)
+        return self._plans("transfer_attacks", threat)
 
     def resolve(self, training: dict[str, Any] | None = None) -> EvaluateConfig:
         """The same configuration with every ``auto`` replaced by what it means here.
@@ -248,6 +254,16 @@ class EvaluateConfig:
         return dataclasses.replace(
             self, device=device, epsilon=epsilon, deterministic=deterministic
         )
+
+
+def _keep_plain_numbers(config: Any) -> None:
+    """Scalars of numpy, tensors and Fractions among the settings as what a file can hold."""
+    for setting in dataclasses.fields(config):
+        value = getattr(config, setting.name)
+        number = None if type(value) in (int, float) else plain_number(value)
+        if number is not None:
+            plain = format_fraction(number) if isinstance(number, Fraction) else number
+            object.__setattr__(config, setting.name, plain)  # the class is frozen
 
 
 # Radii and steps are the ones that the field reports on these data.
@@ -511,6 +527,7 @@ class _Evaluation:
         self._saved = -math.inf
 
     def _classes(self) -> int:
+        # The first answer, with the checks of Oracle.
         with Oracle(self.model) as oracle:
             return oracle.logits(self.pixels(torch.arange(1))).shape[1]
 
@@ -528,10 +545,11 @@ class _Evaluation:
                 f"trained on, got {list(found)} in {self.source.name}"
             )
         classes = self._classes()
-        if int(self.labels.max()) >= classes:
+        lowest, highest = (int(bound) for bound in torch.aminmax(self.labels))
+        if lowest < 0 or highest >= classes:
             raise ConfigError(
-                f"data: expected labels below {classes}, the model's outputs, "
-                f"got {int(self.labels.max())} in {self.source.name}"
+                f"data: expected labels from 0 to below {classes}, the model's outputs, "
+                f"got {lowest if lowest < 0 else highest} in {self.source.name}"
             )
 
     def pixels(self, index: Tensor) -> Tensor:
@@ -924,8 +942,9 @@ class _Evaluation:
         ids = self.example_ids
         adversarial = self.examples
         with Oracle(self.model, batch_size=self.config.batch_size) as oracle:
+            # -1: the answer is not finite.
             predictions = [
-                oracle.logits(x, exact=True).argmax(1).cpu()
+                _prediction(oracle.logits(x, exact=True)).cpu()
                 if len(ids)
                 else torch.empty(0, dtype=torch.int64)
                 for x in (self.pixels(ids), adversarial.to(self.device))
@@ -945,6 +964,11 @@ class _Evaluation:
         )
 
 
+def _prediction(logits: Tensor) -> Tensor:
+    """The predicted class, -1 where the answer is not finite, int64 [N]."""
+    return logits.argmax(1).masked_fill(~logits.isfinite().all(1), -1)
+
+
 def _clean_plan() -> Plan:
     def wrong(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Attacked:
         logits = oracle.logits(x, exact=True)
@@ -954,7 +978,7 @@ def _clean_plan() -> Plan:
                 f"model: expected finite logits, got NaN or infinity for image "
                 f"{int(ids[~finite][0])}"
             )
-        return Attacked(x, logits.argmax(1) != y)
+        return Attacked(x, misclassified(logits, y))
 
     return Plan("clean", "clean", "clean (no attack)", wrong, forward=1)
 
@@ -982,6 +1006,10 @@ def _prepare(
     model: nn.Module | str | Path, config: EvaluateConfig
 ) -> tuple[_Subject, EvaluateConfig]:
     """The model, and the configuration with nothing left open."""
+    if not isinstance(model, (nn.Module, str, Path)):
+        raise TypeError(
+            f"model: expected a torch.nn.Module or the path of a model, got {kind(model)}"
+        )
     subject = _subject(model)
     config = config.resolve(subject.training)
     if config.transfer_from is not None:
@@ -990,6 +1018,7 @@ def _prepare(
     return subject, config
 
 
+@with_autograd
 def evaluate_model(
     model: nn.Module | str | Path,
     config: EvaluateConfig,
@@ -1021,6 +1050,7 @@ def evaluate_model(
 
     Raises:
         ValueError: settings, data, model or folder cannot be used; the message says why.
+        TypeError: the model is none, or its answer is no tensor of floating-point logits.
         OSError: a file could not be written; the evaluation goes on from its last checkpoint.
     """
     subject, config = _prepare(model, config)
@@ -1034,6 +1064,8 @@ def evaluate_model(
         except (RuntimeError, TypeError):
             subject.network = model
     with torch_settings(config.threads, bool(config.deterministic)), ExitStack() as stack:
+        # float32 is what the model decides in, whatever the caller computes in.
+        stack.enter_context(torch.autocast(device.type, enabled=False))
         subject.network = _place(subject.network, config, device)
         if subject.network is not model:
             subject.fast = freeze(copy.deepcopy(subject.network))
@@ -1130,6 +1162,7 @@ class _Show:
             self.status.stop()
 
 
+@with_autograd
 def dry_run(model: nn.Module | str | Path, config: EvaluateConfig) -> dict[str, Any]:
     """The most that the evaluation can take, from a few batches. Writes nothing.
 

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastbandit import ops
-from fastbandit.attacks import attack_mode
-from fastbandit.threat import ThreatModel
+from fastbandit.attacks import _ball, attack_mode
+from fastbandit.attacks._gradient import leaf
+from fastbandit.attacks._model import check_answer
+from fastbandit.threat import ThreatModel, parse_number, parse_whole
 from fastbandit.training import Objective, Step
 
 __all__ = ["Adversarial", "Free", "Trades", "perturb_away"]
@@ -80,9 +81,7 @@ class Free(Adversarial):
 
     def __init__(self, replays: int, auxiliary: float = 0.0) -> None:
         super().__init__(auxiliary)
-        if replays < 1:
-            raise ValueError(f"Free: replays: expected 1 or more, got {replays}")
-        self.updates = replays
+        self.updates = parse_whole(replays, "Free: replays", 1)
         self._epoch: int | Tensor | None = None
         self._delta: Tensor | None = None
 
@@ -95,23 +94,35 @@ class Free(Adversarial):
             return torch.zeros_like(images)
         if len(last) < len(images):
             last = F.pad(last, [0, 0] * 3 + [0, len(images) - len(last)])
-        point = images + last[: len(images)]
-        if threat.lower is not None or threat.upper is not None:
-            point = point.clamp(threat.lower, threat.upper)
-        return point - images
+        # The difference of two images would be rounded, and could leave the ball.
+        delta = last[: len(images)].clone()
+        _ball.step_(
+            delta,
+            torch.zeros_like(delta),
+            images,
+            norm=threat.norm,
+            step_size=0.0,
+            epsilon=threat.epsilon_value,
+            lower=threat.lower,
+            upper=threat.upper,
+        )
+        return delta
 
     def losses(self, step: Step) -> Iterator[tuple[Tensor, Tensor]]:
         threat = step.threat
         epsilon = threat.epsilon_value
         delta = self._start(step)
         for _ in range(self.updates):
-            point = (step.images + delta).requires_grad_(threat.epsilon != 0)
-            yield self.cross_entropy(step, partial(step.model, point))
+            point, own = leaf(step.images, delta)
+            if not threat.epsilon:
+                point, own = point.detach(), own.detach()
+            yield self.cross_entropy(step, partial(step.model, own))
             if point.grad is not None:
-                ops.pgd_step_(
+                _ball.step_(
                     delta,
                     point.grad,
                     step.images,
+                    norm=threat.norm,
                     step_size=epsilon if threat.step_size is None else threat.step_value,
                     epsilon=epsilon,
                     lower=threat.lower,
@@ -142,14 +153,14 @@ class Trades(Adversarial):
 
     def __init__(self, beta: float, auxiliary: float = 0.0) -> None:
         super().__init__(auxiliary)
-        if not beta >= 0:
+        self.beta = parse_number(beta, "Trades: beta")
+        if self.beta < 0:
             raise ValueError(f"Trades: beta: expected 0 or more, got {beta}")
-        self.beta = beta
 
     def losses(self, step: Step) -> Iterator[tuple[Tensor, Tensor]]:
         point = step.images
         if step.threat.attacks:
-            point = point + perturb_away(step)
+            point = _ball.moved(point, perturb_away(step))
         natural, logits = self.cross_entropy(step, partial(step.model, step.images))
         moved = step.model(point)
         divergence = F.kl_div(
@@ -167,37 +178,45 @@ def perturb_away(step: Step) -> Tensor:
 
     ``threat.steps`` times
     delta <- clip(delta + step * sign(grad_x KL(softmax f(x) || softmax f(x + delta))), +-epsilon),
-    from a random start in the ball, or next to the image where the threat model has none.
+    from a random start in the ball, or next to the image where the threat model has none. In the
+    L2 norm start, step and clip are those of :func:`fastbandit.attacks.perturb`.
 
     Returns:
         delta, of the images' shape, dtype and layout.
+
+    Raises:
+        TypeError, ValueError: the model's answer is no logits [N, classes].
     """
     threat, images = step.threat, step.images
     epsilon = threat.epsilon_value
-    delta = ops.random_start(
+    delta = _ball.start(
         images,
+        norm=threat.norm,
         epsilon=epsilon if threat.random_start else min(epsilon, _NUDGE),
         seed=step.seed,
         index=step.index,
         offset=step.offset,
         lower=threat.lower,
         upper=threat.upper,
+        reach=threat.steps * threat.step_value,
     )
     with (
         attack_mode(step.model, threat.bn_mode, modules=step.modules, parameters=step.parameters),
         torch.enable_grad(),
     ):
         with torch.no_grad():
-            target = F.softmax(step.model(images), dim=1)
+            # A copy: the model may change its input in place.
+            target = F.softmax(check_answer(step.model(images.clone()), images), dim=1)
         for _ in range(threat.steps):
-            point = (images + delta).requires_grad_(True)
-            prediction = F.log_softmax(step.model(point), dim=1)
+            point, own = leaf(images, delta)
+            prediction = F.log_softmax(check_answer(step.model(own), images), dim=1)
             divergence = F.kl_div(prediction, target, reduction="sum")
             (gradient,) = torch.autograd.grad(divergence, point)
-            ops.pgd_step_(
+            _ball.step_(
                 delta,
                 gradient,
                 images,
+                norm=threat.norm,
                 step_size=threat.step_value,
                 epsilon=epsilon,
                 lower=threat.lower,

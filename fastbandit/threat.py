@@ -7,38 +7,130 @@ reported against another.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import Any
 
-__all__ = ["ThreatModel", "format_fraction", "parse_fraction"]
+__all__ = [
+    "ThreatModel",
+    "format_fraction",
+    "parse_fraction",
+    "parse_number",
+    "parse_whole",
+    "plain_number",
+]
 
 NORMS = ("linf", "l2")
 _NORM_NAMES = {"linf": "L-infinity", "l2": "L2"}
 BN_MODES = ("eval", "train")
 
 
+# Text beyond these is no radius, and its exact value could take a gigabyte.
+_LONGEST, _LARGEST_EXPONENT = 400, 400
+# float32 holds it, with room for a few times as much.
+_LARGEST = 10**30
+
+
+def plain_number(value: object) -> int | float | Fraction | None:
+    """A number as Python's own: scalars of numpy and tensors without dimensions too; else None.
+
+    A number of less than double precision becomes the double of its shortest decimal text, so
+    ``numpy.float32(0.1)`` is 0.1.
+    """
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, (int, Fraction)):
+        return value
+    if isinstance(value, float):
+        return float(value)
+    if getattr(value, "shape", None) != () or not hasattr(value, "item"):
+        return None
+    number = value.item()
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
+        return None
+    if isinstance(number, int) or not math.isfinite(number):
+        return number
+    for digits in range(1, 10):
+        short = float(f"{number:.{digits}g}")
+        if hasattr(value, "new_tensor"):
+            same = value.new_tensor(short, device="cpu").item() == number
+        else:
+            same = value.dtype.type(short).item() == number  # type: ignore[attr-defined]
+        if same:
+            return short
+    return number
+
+
 def parse_fraction(value: object, name: str) -> Fraction:
     """``value`` as an exact fraction: ``"8/255"``, ``"0.3"``, ``0.3``, ``Fraction(8, 255)``.
 
     A float is read by its shortest decimal text, so 0.3 is exactly 3/10 and not the nearest
-    binary number.
+    binary number. Scalars of numpy and tensors without dimensions are numbers too.
 
     Raises:
         TypeError: ``value`` is neither text nor a number.
         ValueError: the text is no number, or the number is not finite.
     """
-    if isinstance(value, bool) or not isinstance(value, (str, int, float, Fraction)):
+    if isinstance(value, str):
+        text = value.replace(" ", "")
+        exponent = re.search(r"e([+-]?[0-9_]+)$", text, re.IGNORECASE)
+        if len(text) > _LONGEST or (
+            exponent is not None and abs(int(exponent[1])) > _LARGEST_EXPONENT
+        ):
+            raise ValueError(
+                f"{name}: expected a number such as 8/255 or 0.3, "
+                f"got {value if len(value) <= 40 else value[:40] + '...'!r}"
+            )
+        try:
+            return Fraction(text)
+        except (ValueError, ZeroDivisionError):
+            raise ValueError(
+                f"{name}: expected a number such as 8/255 or 0.3, got {value!r}"
+            ) from None
+    number = plain_number(value)
+    if number is None:
         raise TypeError(
             f"{name}: expected a number or text such as '8/255', got {type(value).__name__}"
         )
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{name}: expected a finite number, got {value}")
-    text = repr(value) if isinstance(value, float) else str(value)
+    if isinstance(number, float):
+        if not math.isfinite(number):
+            raise ValueError(f"{name}: expected a finite number, got {number}")
+        return Fraction(repr(number))
+    return Fraction(number)
+
+
+def parse_number(value: object, name: str) -> float:
+    """``value`` as a float: a number of any kind that :func:`parse_fraction` takes, but no text.
+
+    Raises:
+        TypeError: no number.
+        ValueError: not finite.
+    """
+    number = plain_number(value)
+    if number is None:
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     try:
-        return Fraction(text.replace(" ", ""))
-    except (ValueError, ZeroDivisionError):
-        raise ValueError(f"{name}: expected a number such as 8/255 or 0.3, got {value!r}") from None
+        found = float(number)
+    except OverflowError:
+        found = math.inf
+    if not math.isfinite(found):
+        raise ValueError(f"{name}: expected a finite number, got {found}")
+    return found
+
+
+def parse_whole(value: object, name: str, least: int = 0) -> int:
+    """``value`` as an int: an int, an integer scalar of numpy, a tensor of one, a whole Fraction.
+
+    Raises:
+        ValueError: none of these, or less than ``least``.
+    """
+    number = plain_number(value)
+    if isinstance(number, Fraction) and number.denominator == 1:
+        number = number.numerator
+    if not isinstance(number, int) or number < least:
+        raise ValueError(f"{name}: expected a whole number >= {least}, got {value!r}")
+    return int(number)
 
 
 def format_fraction(value: Fraction) -> str:
@@ -47,7 +139,7 @@ def format_fraction(value: Fraction) -> str:
     for prime in (2, 5):
         while rest % prime == 0:
             rest //= prime
-    if rest != 1:
+    if rest != 1 or abs(value) > 1 << 1000:  # beyond the doubles
         return f"{value.numerator}/{value.denominator}"
     text = repr(float(value))
     return text if Fraction(text) == value else f"{value.numerator}/{value.denominator}"
@@ -73,8 +165,12 @@ class ThreatModel:
         bn_mode: batch norm in ``"eval"`` or ``"train"`` mode while the attack runs. In train mode
             the batch's statistics are used and the running ones are left alone.
 
+    Numbers may also be scalars of numpy and tensors without dimensions; the object keeps plain
+    ones.
+
     Raises:
         ValueError: a value that cannot mean anything; the message says which and what is expected.
+        TypeError: a value that is no number.
     """
 
     norm: str = "linf"
@@ -96,22 +192,21 @@ class ThreatModel:
                 f"epsilon: expected a value in [0, 1], since images are in [0, 1], "
                 f"got {format_fraction(epsilon)}{hint}"
             )
-        if epsilon < 0:
-            expected = "a value in [0, 1]" if self.norm == "linf" else "0 or more"
+        if not 0 <= epsilon <= _LARGEST:
+            expected = "a value in [0, 1]" if self.norm == "linf" else f"0 to {_LARGEST:.0e}"
             raise ValueError(f"epsilon: expected {expected}, got {format_fraction(epsilon)}")
         object.__setattr__(self, "epsilon", epsilon)
         if self.step_size is not None:
             step = parse_fraction(self.step_size, "step_size")
-            if step < 0 or (step > 2 and self.norm == "linf"):
+            if not 0 <= step <= (2 if self.norm == "linf" else _LARGEST):
                 hint = f"; did you mean {step}/255?" if step.denominator == 1 else ""
-                expected = "a value in [0, 2]" if self.norm == "linf" else "0 or more"
+                expected = "a value in [0, 2]" if self.norm == "linf" else f"0 to {_LARGEST:.0e}"
                 raise ValueError(
                     f"step_size: expected {expected}, in units of the image range, "
                     f"got {format_fraction(step)}{hint}"
                 )
             object.__setattr__(self, "step_size", step)
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 0:
-            raise ValueError(f"steps: expected a whole number >= 0, got {self.steps!r}")
+        object.__setattr__(self, "steps", parse_whole(self.steps, "steps"))
         if not isinstance(self.random_start, bool):
             raise ValueError(f"random_start: expected true or false, got {self.random_start!r}")
         if self.bn_mode not in BN_MODES:
@@ -120,10 +215,12 @@ class ThreatModel:
             )
         for name in ("lower", "upper"):
             bound = getattr(self, name)
-            if bound is not None and not (
-                isinstance(bound, (int, float)) and math.isfinite(bound) and 0 <= bound <= 1
-            ):
+            if bound is None:
+                continue
+            number = plain_number(bound)
+            if number is None or not 0 <= number <= 1:  # NaN fails too
                 raise ValueError(f"{name}: expected None or a value in [0, 1], got {bound!r}")
+            object.__setattr__(self, name, float(number))
         if self.lower is not None and self.upper is not None and self.lower >= self.upper:
             raise ValueError(f"lower: expected less than upper ({self.upper}), got {self.lower}")
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from fastbandit._graphs import Graphs, Recorded, Recorder
 from fastbandit._inputs import Batches, Input, ReadyInput, Start, input_of
-from fastbandit.attacks import perturb, perturb_from
+from fastbandit.attacks import _ball, perturb, perturb_from
+from fastbandit.attacks._model import check_answer, misclassified, with_autograd
 from fastbandit.distributed import Team
 from fastbandit.nn.layers import BatchNorm2d
 from fastbandit.threat import ThreatModel
@@ -114,7 +115,7 @@ class Step:
             return self.model(self.images, **options)
         taken = None if self.start is None else self.start.take()
         if taken is None:
-            return self.model(self.images + self.perturb(), **options)
+            return self.model(_ball.moved(self.images, self.perturb()), **options)
         point = self._continue(*taken)
         return self.model.forward_normalized(point, **options)  # type: ignore[operator]
 
@@ -265,13 +266,16 @@ def synchronise(device: torch.device) -> None:
 
 def _count_correct(engine: Engine, task: Step) -> tuple[Tensor, Tensor]:
     """Correctly classified images, clean and attacked (0 without an attack), on the device."""
-    with engine.autocast(task.images.device):
-        with torch.no_grad():
-            clean = (task.model(task.images).argmax(1) == task.labels).sum()
+
+    def correct(logits: Any) -> Tensor:
+        return (~misclassified(check_answer(logits, task.images), task.labels)).sum()
+
+    with engine.autocast(task.images.device), torch.no_grad():
         if not task.threat.attacks:
+            clean = correct(task.model(task.images))
             return clean, torch.zeros_like(clean)
-        with torch.no_grad():
-            return clean, (task.attacked().argmax(1) == task.labels).sum()
+        # A copy: the model may change its input in place, and the attack begins at the images.
+        return correct(task.model(task.images.clone())), correct(task.attacked())
 
 
 @dataclass(frozen=True)
@@ -369,7 +373,7 @@ class _RecordedTraining:
                 optimizer.step()
             with torch.no_grad():
                 self.loss_sum += loss.double() * len(step.labels)
-                self.correct += (logits.argmax(1) == step.labels).sum()
+                self.correct += (~misclassified(logits, step.labels)).sum()
 
         self._step = Recorded(recorder, tensors, run)
 
@@ -612,7 +616,7 @@ def train_epoch(
             # The last loss and logits of a batch, where it has several steps.
             with torch.no_grad():
                 loss_sum += loss.double() * len(step.labels)
-                correct += (logits.argmax(1) == step.labels).sum()
+                correct += (~misclassified(logits, step.labels)).sum()
             images += len(step.labels)
         # The nodes of a backward pass remember their stream, and a graph is recorded on another.
         del step, losses, loss, logits
@@ -640,6 +644,7 @@ def train_epoch(
     return TrainingResult(mean_loss, int(correct) / images, images, seconds)
 
 
+@with_autograd
 def evaluate(
     model: nn.Module,
     batches: Batches,
@@ -655,7 +660,11 @@ def evaluate(
 ) -> Evaluation:
     """Accuracy on clean and on attacked images, in evaluation mode, which is undone afterwards.
 
-    Arguments as :func:`train_epoch`; ``offset`` numbers the random starts of this evaluation.
+    Arguments as :func:`train_epoch`; ``offset`` numbers the random starts of this evaluation. An
+    answer that is not finite is no correct one.
+
+    Raises:
+        TypeError, ValueError: the model's answer is no logits [N, classes].
     """
     used = list(model.modules() if modules is None else modules)
     learned = list(model.parameters() if parameters is None else parameters)

@@ -244,8 +244,14 @@ def test_radius_zero_changes_nothing():
         (lambda m, x, y: attacks.apgd_ce(m, x, y, loss="mse"), "loss: expected ce or dlr"),
         (lambda m, x, y: attacks.apgd_t(m, x, y, targets=0), "targets: expected a whole number"),
         (lambda m, x, y: attacks.square(m, x, y, share=0), r"share: expected a number in \(0, 1\]"),
-        (lambda m, x, y: attacks.pgd(m, x, y, restarts=0), "restarts: expected 1 or more"),
-        (lambda m, x, y: attacks.pgd(m, x, y, batch_size=0), "batch_size: expected 1 or more"),
+        (
+            lambda m, x, y: attacks.pgd(m, x, y, restarts=0),
+            "restarts: expected a whole number >= 1",
+        ),
+        (
+            lambda m, x, y: attacks.pgd(m, x, y, batch_size=0),
+            "batch_size: expected a whole number >= 1",
+        ),
         (lambda m, x, y: attacks.mifgsm(m, x, y, decay=-1), "decay: expected 0 or more"),
         (lambda m, x, y: attacks.pgd(m, x, y, epsilon=8), r"did you mean 8/255\?"),
         (lambda m, x, y: attacks.pgd(m, x, y, norm="l1"), "norm: expected one of linf, l2"),

@@ -182,7 +182,10 @@ def test_free_makes_a_step_of_the_optimiser_at_each_replay():
 
 @pytest.mark.parametrize(
     ("make", "message"),
-    [(lambda: Free(0), "replays: expected 1 or more"), (lambda: Trades(-1.0), "beta: expected 0")],
+    [
+        (lambda: Free(0), "replays: expected a whole number >= 1"),
+        (lambda: Trades(-1.0), "beta: expected 0"),
+    ],
 )
 def test_senseless_objectives(make, message):
     with pytest.raises(ValueError, match=message):

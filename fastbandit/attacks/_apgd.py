@@ -16,12 +16,11 @@ from fastbandit.attacks._model import (
     Attacked,
     Loss,
     Oracle,
-    check_images,
-    check_index,
-    check_labels,
+    checked,
     cross_entropy,
+    with_autograd,
 )
-from fastbandit.threat import ThreatModel
+from fastbandit.threat import ThreatModel, parse_whole
 
 # The constants of the paper: momentum, least share of steps that must improve, the first length
 # of a period, by how much periods shrink and to what.
@@ -33,7 +32,15 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     """Difference of logits ratio, Eq. (5) of the paper, [n]; it knows no scale and no shift.
 
     -(z_y - max_{i != y} z_i) / (z_1st - z_3rd), for at least three classes.
+
+    Raises:
+        ValueError: fewer classes.
     """
+    if logits.shape[1] < 3:
+        raise ValueError(
+            f"loss: dlr: expected a model of three classes or more, got {logits.shape[1]}; "
+            "ce is for any number"
+        )
     order = logits.sort(dim=1, descending=True).values
     own = labels[:, None]
     other = logits.scatter(1, own, -torch.inf).amax(1)
@@ -73,9 +80,11 @@ def ascend(
     """One run of APGD, within ``with oracle``; an image is done when it fools the model.
 
     Args:
-        loss: maximised, of (logits, *columns); ``columns``: [N] each.
+        loss: maximised, of (logits, *columns); ``columns``: [N] each. Where it is not finite the
+            iterate counts as worse than any other.
     """
     adversarial = images.clone()
+    dtype, images = images.dtype, _ball.wide(images)
     fooled = torch.zeros(len(images), dtype=torch.bool, device=images.device)
     if not len(images):
         return Attacked(adversarial, fooled)
@@ -111,15 +120,14 @@ def ascend(
 
     def ask(*, gradient: bool) -> bool:
         """Query the model at the iterate; drop who is done. False where nobody is left."""
-        point = s["x"] + s["delta"]
+        point = _ball.point(s["x"], s["delta"], dtype)
+        columns_now = (s[f"column{i}"] for i in range(len(columns)))
         if gradient:
-            columns_now = (s[f"column{i}"] for i in range(len(columns)))
             logits, value, s["gradient"] = oracle.gradient(point, loss, *columns_now)
-            s["loss"] = value
         else:
             logits = oracle.logits(point)
-            columns_now = (s[f"column{i}"] for i in range(len(columns)))
-            s["loss"] = loss(logits, *columns_now)
+            value = loss(logits, *columns_now)
+        s["loss"] = torch.where(value.isfinite(), value, -torch.inf)
         broken = oracle.fooled(point, logits, s["y"], s["id"])
         if bool(broken.any()):
             rows = s["row"][broken]
@@ -170,7 +178,7 @@ def ascend(
         s["halved"], s["checked_loss"] = halve, s["best_loss"]
         s["increases"] = torch.zeros_like(s["row"])
         period, since = max(period - shrink, least), 0
-    adversarial[s["row"]] = s["x"] + s["best"]
+    adversarial[s["row"]] = _ball.point(s["x"], s["best"], dtype)
     return Attacked(adversarial, fooled)
 
 
@@ -273,15 +281,12 @@ def _again(
     found.fooled[rows] = again.fooled
 
 
-def check_radius(norm: str, epsilon: Fraction | str | float, **counts: int) -> float:
-    """The radius as a float, after the checks of the threat model and of whole numbers >= 1."""
-    threat = ThreatModel(norm=norm, epsilon=epsilon)
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}: expected a whole number >= 1, got {value!r}")
-    return threat.epsilon_value
+def check_radius(norm: str, epsilon: Fraction | str | float) -> float:
+    """The radius as a float, after the checks of the threat model."""
+    return ThreatModel(norm=norm, epsilon=epsilon).epsilon_value
 
 
+@with_autograd
 def apgd_ce(
     model: nn.Module,
     images: Tensor,
@@ -307,18 +312,18 @@ def apgd_ce(
         For an image that fell, the first iterate that fooled the model; else that of largest loss.
 
     Raises:
-        As :func:`fastbandit.attacks.pgd`.
+        As :func:`fastbandit.attacks.pgd`; ValueError for ``"dlr"`` with two classes.
     """
-    radius = check_radius(norm, epsilon, steps=steps, restarts=restarts)
+    radius = check_radius(norm, epsilon)
+    steps, restarts = parse_whole(steps, "steps", 1), parse_whole(restarts, "restarts", 1)
+    seed = parse_whole(seed, "seed")
     if loss not in ("ce", "dlr"):
         raise ValueError(f"loss: expected ce or dlr, got {loss!r}")
-    check_images(images)
-    check_labels(images, labels)
-    index = check_index(images, index)
-    images = images.detach()
+    images, labels, index = checked(images, labels, index)
+    oracle = Oracle(model, batch_size=batch_size, labels=labels)
     if not radius:
         return images.clone()
-    with Oracle(model, batch_size=batch_size) as oracle:
+    with oracle:
         return apgd(
             oracle,
             images,
@@ -333,6 +338,7 @@ def apgd_ce(
         ).adversarial
 
 
+@with_autograd
 def apgd_t(
     model: nn.Module,
     images: Tensor,
@@ -353,14 +359,14 @@ def apgd_t(
         targets: most likely other classes to try; all of them where there are fewer.
         Others as :func:`apgd_ce`.
     """
-    radius = check_radius(norm, epsilon, steps=steps, restarts=restarts, targets=targets)
-    check_images(images)
-    check_labels(images, labels)
-    index = check_index(images, index)
-    images = images.detach()
+    radius = check_radius(norm, epsilon)
+    steps, restarts = parse_whole(steps, "steps", 1), parse_whole(restarts, "restarts", 1)
+    targets, seed = parse_whole(targets, "targets", 1), parse_whole(seed, "seed")
+    images, labels, index = checked(images, labels, index)
+    oracle = Oracle(model, batch_size=batch_size, labels=labels)
     if not radius:
         return images.clone()
-    with Oracle(model, batch_size=batch_size) as oracle:
+    with oracle:
         return targeted(
             oracle,
             images,

@@ -16,12 +16,13 @@ from fastbandit.attacks._model import (
     Attacked,
     Oracle,
     attack_mode,
-    check_images,
-    check_index,
-    check_labels,
+    check_answer,
+    checked,
     cross_entropy,
+    normal,
+    with_autograd,
 )
-from fastbandit.threat import ThreatModel
+from fastbandit.threat import ThreatModel, parse_number, parse_whole
 
 
 def _start(
@@ -43,6 +44,17 @@ def _start(
     )
 
 
+def leaf(images: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+    """What to differentiate by, and x + delta made of it for the model, which may overwrite it."""
+    if images.dtype in (torch.bfloat16, torch.float16):
+        point = _ball.moved(images, delta).requires_grad_(True)
+        return point, point.clone()
+    # The gradient by delta is that by x + delta, and the sum has memory of its own.
+    point = delta.detach().requires_grad_(True)
+    return point, images + point
+
+
+@with_autograd
 def perturb(
     model: nn.Module,
     images: Tensor,
@@ -55,7 +67,7 @@ def perturb(
     modules: Iterable[nn.Module] | None = None,
     parameters: Iterable[nn.Parameter] | None = None,
 ) -> Tensor:
-    """The perturbation delta that ``threat`` finds, without checks; lines 10 to 12 of Algorithm 8.
+    """The perturbation delta that ``threat`` finds; lines 10 to 12 of Algorithm 8.
 
     delta ~ U(-epsilon, epsilon); then ``steps`` times
     delta <- clip(delta + step * sign(grad_x loss(f(x + delta), y)), -epsilon, epsilon), and
@@ -63,7 +75,8 @@ def perturb(
     a uniform radius (:func:`_ball.start`), the step is along the normalised gradient and the clip
     is the projection onto the ball. The loss is cross-entropy, summed, so that the gradient of one
     image does not depend on the others' number. This is the loop of training: the whole batch in
-    one call of the model.
+    one call of the model, and no check of images and labels, which would wait for the device. In
+    bfloat16 and float16 the model sees x + delta rounded toward x.
 
     Args:
         images: [N, C, H, W] in [0, 1]; labels: [N] int64.
@@ -72,7 +85,11 @@ def perturb(
 
     Returns:
         delta, of the images' shape, dtype and layout.
+
+    Raises:
+        TypeError, ValueError: the model's answer is no logits [N, classes].
     """
+    images, labels = normal(images), normal(labels)
     epsilon, step = threat.epsilon_value, threat.step_value
     lower, upper = threat.lower, threat.upper
     delta = _start(images, threat, seed, index, offset)
@@ -83,8 +100,9 @@ def perturb(
         torch.enable_grad(),
     ):
         for _ in range(threat.steps):
-            point = (images + delta).requires_grad_(True)
-            loss = F.cross_entropy(model(point), labels, reduction="sum")
+            point, own = leaf(images, delta)
+            logits = check_answer(model(own), images)
+            loss = F.cross_entropy(logits, labels, reduction="sum")
             (gradient,) = torch.autograd.grad(loss, point)
             _ball.step_(
                 delta,
@@ -206,8 +224,9 @@ def descend(
     """
     epsilon, step = threat.epsilon_value, threat.step_value
     lower, upper = threat.lower, threat.upper
+    dtype, images = images.dtype, _ball.wide(images)
     delta = _start(images, threat, seed, index, offset)
-    adversarial = images + delta
+    adversarial = _ball.point(images, delta, dtype)
     fooled = torch.zeros(len(images), dtype=torch.bool, device=images.device)
     if not len(images):
         return Attacked(adversarial, fooled)
@@ -215,10 +234,10 @@ def descend(
     momentum = torch.zeros_like(images) if decay is not None else None
     # Only there is a step a function of the iterate that often comes back exactly.
     cycles = stop_early and decay is None and threat.norm == "linf" and not oracle.whole
-    iterates = _Iterates(delta) if cycles and delta.element_size() >= 4 else None
+    iterates = _Iterates(delta) if cycles else None
     x, y = images, labels
     for _ in range(threat.steps):
-        point = x + delta
+        point = _ball.point(x, delta, dtype)
         logits, _, gradient = oracle.gradient(point, cross_entropy, y)
         if stop_early:
             broken = oracle.fooled(point, logits, y, index[rows])
@@ -239,9 +258,7 @@ def descend(
                     iterates.keep(kept)
         if decay is not None:
             assert momentum is not None
-            length = gradient.flatten(1).double().abs().sum(1)
-            scale = torch.where(length > 0, 1 / length, 0.0)
-            momentum = decay * momentum + gradient * _ball.per_image(scale, gradient)
+            momentum = decay * momentum + _ball.of_sum_one(gradient)
             gradient = momentum
         _ball.step_(
             delta,
@@ -253,7 +270,7 @@ def descend(
             lower=lower,
             upper=upper,
         )
-    point = x + delta
+    point = _ball.point(x, delta, dtype)
     adversarial[rows] = point
     if judge:
         fooled[rows] = oracle.fooled(point, oracle.logits(point), y, index[rows])
@@ -306,6 +323,7 @@ def restart(
     return found
 
 
+@with_autograd
 def _attack(
     model: nn.Module,
     images: Tensor,
@@ -319,15 +337,13 @@ def _attack(
     stop_early: bool = False,
     batch_size: int | None = None,
 ) -> Tensor:
-    check_images(images)
-    check_labels(images, labels)
-    index = check_index(images, index)
-    if restarts < 1:
-        raise ValueError(f"restarts: expected 1 or more, got {restarts}")
-    images = images.detach()
+    images, labels, index = checked(images, labels, index)
+    restarts = parse_whole(restarts, "restarts", 1)
+    seed = parse_whole(seed, "seed")
+    oracle = Oracle(model, batch_size=batch_size, bn_mode=threat.bn_mode, labels=labels)
     if not threat.attacks:
         return images.clone()
-    with Oracle(model, batch_size=batch_size, bn_mode=threat.bn_mode) as oracle:
+    with oracle:
         if restarts == 1:
             return descend(
                 oracle,
@@ -378,7 +394,8 @@ def pgd(
         model: returns logits [N, classes] for images in [0, 1].
         images: [N, C, H, W], floating point in [0, 1]. labels: [N] int64.
         epsilon, step_size, steps, random_start, norm, lower, upper, bn_mode: see
-            :class:`fastbandit.threat.ThreatModel`.
+            :class:`fastbandit.threat.ThreatModel`. Numbers may also be scalars of numpy and
+            tensors without dimensions.
         restarts: random starts; those after the first are for images that still stand.
         stop_early: an image keeps the first iterate that fools the model, and stops where its
             iterate repeats; much faster, and never a weaker attack. Otherwise the last iterate.
@@ -387,11 +404,16 @@ def pgd(
         batch_size: images in one call of the model; None for all.
 
     Returns:
-        The adversarial images x + delta.
+        The adversarial images, in the dtype of ``images``: x + delta, rounded so that no pixel is
+        farther from x than delta says. In L-infinity abs(x_adv - x) is at most epsilon, both in
+        float32 (float64 for float64 images); in L2 the norm is below epsilon.
+
+        A pixel whose gradient is NaN takes no step and an infinite one that of its sign; neither
+        stops the others. An answer that is not finite counts as a wrong prediction.
 
     Raises:
-        ValueError, TypeError: images outside [0, 1], labels of another shape, or settings that
-            cannot mean anything.
+        ValueError, TypeError: images outside [0, 1]; labels that are no classes of the model; a
+            model whose answer is no logits [N, classes]; settings that cannot mean anything.
     """
     threat = ThreatModel(
         norm=norm,
@@ -475,7 +497,8 @@ def mifgsm(
     the paper's epsilon / steps. Other arguments, result and errors as :func:`pgd`.
     """
     threat = mifgsm_threat(norm, epsilon, step_size, steps, lower, upper, bn_mode)
-    if not decay >= 0:
+    decay = parse_number(decay, "decay")
+    if decay < 0:
         raise ValueError(f"decay: expected 0 or more, got {decay}")
     return _attack(
         model,
@@ -510,7 +533,7 @@ def mifgsm_threat(
         upper=upper,
         bn_mode=bn_mode,
     )
-    if step_size is None and steps:
+    if step_size is None and threat.steps:
         assert isinstance(threat.epsilon, Fraction)
-        return dataclasses.replace(threat, step_size=threat.epsilon / steps)
+        return dataclasses.replace(threat, step_size=threat.epsilon / threat.steps)
     return threat

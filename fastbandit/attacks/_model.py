@@ -2,15 +2,58 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastbandit.threat import parse_whole
+
 _BatchNorm = nn.modules.batchnorm._BatchNorm
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def with_autograd(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Decorator: ``function`` runs outside ``torch.inference_mode()``, where gradients exist.
+
+    Tensors that were made in inference mode stay as they are: see :func:`normal`.
+    """
+
+    @functools.wraps(function)
+    def outside(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        if not torch.is_inference_mode_enabled():
+            return function(*args, **kwargs)
+        # Leaving inference mode would also end a no_grad around it.
+        with torch.inference_mode(False), torch.no_grad():
+            return function(*args, **kwargs)
+
+    return outside
+
+
+def normal(tensor: Tensor) -> Tensor:
+    """A copy that autograd may save of a tensor made in inference mode; others as they are."""
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+def kind(value: object) -> str:
+    """What a value is, for a message: ``a numpy.ndarray``, ``None``."""
+    if value is None:
+        return "None"
+    cls = type(value)
+    home = "" if cls.__module__ == "builtins" else f"{cls.__module__.split('.')[0]}."
+    return f"a {home}{cls.__qualname__}"
+
+
+def _check_tensor(value: object, name: str, expected: str) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected {expected}, got {kind(value)}")
 
 
 def check_images(images: Tensor, name: str = "images") -> None:
@@ -20,6 +63,7 @@ def check_images(images: Tensor, name: str = "images") -> None:
         TypeError: not a floating-point tensor.
         ValueError: fewer than two dimensions, NaN, or values outside [0, 1].
     """
+    _check_tensor(images, name, "a floating-point tensor in [0, 1]")
     if not images.is_floating_point():
         raise TypeError(f"{name}: expected a floating-point tensor in [0, 1], got {images.dtype}")
     if images.dim() < 2:
@@ -79,11 +123,15 @@ def attack_mode(
 
 
 def check_labels(images: Tensor, labels: Tensor) -> None:
-    """Refuse labels that do not belong to ``images``.
+    """Refuse labels that do not belong to ``images``. Reads a number back from the device.
+
+    That a label is below the number of classes is checked with the model's first answer.
 
     Raises:
-        ValueError: not int64, another number, or another device.
+        TypeError: not a tensor.
+        ValueError: not int64, another number, another device, or below 0.
     """
+    _check_tensor(labels, "labels", f"an int64 tensor of shape [{images.shape[0]}]")
     if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
         raise ValueError(
             f"labels: expected int64 of shape [{images.shape[0]}], "
@@ -91,6 +139,49 @@ def check_labels(images: Tensor, labels: Tensor) -> None:
         )
     if labels.device != images.device:
         raise ValueError(f"labels: expected on {images.device} as the images, got {labels.device}")
+    if len(labels) and (least := int(labels.min())) < 0:
+        raise ValueError(f"labels: expected classes, 0 or more, got {least}")
+
+
+def check_answer(answer: object, images: Tensor) -> Tensor:
+    """The model's answer for ``images`` as logits [N, K]; float32 where it is bfloat16 or float16.
+
+    Nothing is read from the device.
+
+    Raises:
+        TypeError: not a floating-point tensor.
+        ValueError: another shape or device, or fewer than two classes.
+    """
+    n = len(images)
+    expected = f"logits, a floating-point tensor of shape [{n}, classes] for {n} images"
+    _check_tensor(answer, "model", expected)
+    assert isinstance(answer, Tensor)
+    if not answer.is_floating_point():
+        raise TypeError(f"model: expected {expected}, got {answer.dtype}")
+    if answer.dim() != 2 or answer.shape[0] != n or answer.shape[1] < 2:
+        raise ValueError(
+            f"model: expected {expected} and two classes or more, got shape {list(answer.shape)}"
+        )
+    if answer.device != images.device:
+        raise ValueError(
+            f"model: expected logits on {images.device} as the images, got {answer.device}"
+        )
+    return answer.float() if answer.dtype in (torch.bfloat16, torch.float16) else answer
+
+
+def misclassified(logits: Tensor, labels: Tensor) -> Tensor:
+    """Whether the prediction is not the label, bool [N]; so is an answer that is not finite.
+
+    NaN and infinities say nothing of a class, and an argmax over NaN would say class 0.
+    """
+    return (logits.argmax(1) != labels) | ~logits.isfinite().all(1)
+
+
+def finite_images(images: Tensor) -> Tensor:
+    """Whether all pixels are finite, bool [N]."""
+    # A sum of pixels near [0, 1] is finite where they are; it is one pass over the images.
+    kept = torch.float64 if images.dtype == torch.float64 else torch.float32
+    return images.sum(tuple(range(1, images.dim())), dtype=kept).isfinite()
 
 
 def check_index(images: Tensor, index: Tensor | None) -> Tensor:
@@ -102,12 +193,20 @@ def check_index(images: Tensor, index: Tensor | None) -> Tensor:
     n = images.shape[0]
     if index is None:
         return torch.arange(n, device=images.device)
+    _check_tensor(index, "index", f"an int64 tensor of shape [{n}]")
     if index.dtype != torch.int64 or index.shape != (n,) or index.device != images.device:
         raise ValueError(
             f"index: expected int64 of shape [{n}] on {images.device}, one id for each image, "
             f"got {index.dtype} of shape {list(index.shape)} on {index.device}"
         )
-    return index
+    return normal(index)
+
+
+def checked(images: Tensor, labels: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Images, labels and ids as an attack works on them, after the checks above."""
+    check_images(images)
+    check_labels(images, labels)
+    return normal(images.detach()), normal(labels), check_index(images, index)
 
 
 @dataclass(frozen=True)
@@ -116,7 +215,8 @@ class Attacked:
 
     adversarial: the images it ended with, shape and dtype of the originals; for an image that
         fooled the model, one that does.
-    fooled: bool [N], whether the model's prediction there is not the label.
+    fooled: bool [N], whether the model's prediction there is not the label; an answer that is not
+        finite counts as wrong, and an image that is not finite as no success.
     """
 
     adversarial: Tensor
@@ -148,10 +248,12 @@ class Oracle:
     """Answers an attack's questions to a model, in batches, and counts them.
 
     Use it as a context manager: within, the model is in the mode an attack runs in and no
-    parameter asks for a gradient.
+    parameter asks for a gradient. Every answer is checked by :func:`check_answer`. The model gets
+    copies, which it may change in place.
 
     Args:
         model: logits [N, K] for images in [0, 1].
+        labels: of all images that will be asked about; each answer must have a class for each.
         batch_size: images in one call of the model; None for all at once.
         precision: what the model computes in; anything but float32 is autocast, and what fools it
             is then asked of the model in float32 before it counts.
@@ -173,9 +275,12 @@ class Oracle:
         precision: torch.dtype = torch.float32,
         bn_mode: str = "eval",
         exact: nn.Module | None = None,
+        labels: Tensor | None = None,
     ) -> None:
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size: expected 1 or more, got {batch_size}")
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model: expected a torch.nn.Module, got {kind(model)}")
+        if batch_size is not None:
+            batch_size = parse_whole(batch_size, "batch_size", 1)
         if precision not in (torch.float32, torch.bfloat16):
             raise ValueError(f"precision: expected float32 or bfloat16, got {precision}")
         self.model, self.bn_mode, self.precision = model, bn_mode, precision
@@ -185,9 +290,18 @@ class Oracle:
         self.unconfirmed: set[int] = set()
         self.exact = model if exact is None else exact
         self._confirms = exact is not None or precision != torch.float32
+        self._largest = int(labels.max()) if labels is not None and len(labels) else 0
         self._mode = ExitStack()
 
     def __enter__(self) -> Oracle:
+        for name, tensor in itertools.chain(
+            self.model.named_parameters(), self.model.named_buffers()
+        ):
+            if tensor.is_inference():
+                raise ValueError(
+                    f"model: expected weights that were not made within torch.inference_mode(), "
+                    f"got {name}, which was; attack copy.deepcopy(model), made outside of it"
+                )
         self._mode.enter_context(attack_mode(self.model, self.bn_mode))
         if self.exact is not self.model:
             self._mode.enter_context(attack_mode(self.exact, self.bn_mode))
@@ -202,23 +316,35 @@ class Oracle:
 
     def _fill(self, rows: Tensor) -> Tensor:
         missing = 0 if self.whole else -len(rows) % _BLOCK
-        return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])]) if missing else rows
+        if not missing:
+            return rows
+        return torch.cat([rows, rows[-1:].detach().expand(missing, *rows.shape[1:])])
+
+    def _copy(self, rows: Tensor) -> Tensor:
+        """``rows`` filled up, in memory of its own."""
+        filled = self._fill(rows)
+        return filled.clone() if filled is rows else filled
 
     def _call(self, x: Tensor, *, exact: bool) -> Tensor:
-        if exact:
-            return self.exact(x)
-        if self.precision == torch.float32:
-            return self.model(x)
-        with torch.autocast(x.device.type, dtype=self.precision):
-            logits = self.model(x)
-        return logits.float()
+        """The checked answer to ``x``, which the model may overwrite."""
+        if exact or self.precision == torch.float32:
+            logits = check_answer((self.exact if exact else self.model)(x), x)
+        else:
+            with torch.autocast(x.device.type, dtype=self.precision):
+                logits = check_answer(self.model(x), x)
+        if self._largest >= logits.shape[1]:
+            raise ValueError(
+                f"labels: expected classes below {logits.shape[1]}, the model's outputs, "
+                f"got {self._largest}"
+            )
+        return logits
 
     @torch.no_grad()
     def logits(self, x: Tensor, *, exact: bool = False) -> Tensor:
         """Logits [N, K] at ``x``; ``exact``: of the exact model in float32."""
         self.forward_passes += len(x)
         parts = [
-            self._call(self._fill(x[part]), exact=exact)[: part.stop - part.start]
+            self._call(self._copy(x[part]), exact=exact)[: part.stop - part.start]
             for part in self._cut(len(x))
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -230,13 +356,13 @@ class Oracle:
         found: list[tuple[Tensor, Tensor, Tensor]] = []
         for part in self._cut(len(x)):
             n = part.stop - part.start
-            point = self._fill(x[part]).detach().requires_grad_(True)
+            point = x[part].detach().requires_grad_(True)
             with torch.enable_grad():
-                logits = self._call(point, exact=False)
+                logits = self._call(self._copy(point), exact=False)
                 losses = loss(logits, *(self._fill(column[part]) for column in columns))
                 # Of the sum: the gradient of one image does not depend on the others' number.
                 (gradient,) = torch.autograd.grad(losses.sum(), point)
-            found.append((logits.detach()[:n], losses.detach()[:n], gradient[:n]))
+            found.append((logits.detach()[:n], losses.detach()[:n], gradient))
         if len(found) == 1:
             return found[0]
         a, b, c = (torch.cat(parts) for parts in zip(*found, strict=True))
@@ -249,10 +375,10 @@ class Oracle:
             logits: what the model said at ``x``.
             index: ids of the images, to remember those that the exact model denied.
         """
-        found = logits.argmax(1) != labels
+        found = misclassified(logits, labels) & finite_images(x)
         if not self._confirms or not bool(found.any()):
             return found
         rows = found.nonzero()[:, 0]
-        truth = self.logits(x[rows], exact=True).argmax(1) != labels[rows]
+        truth = misclassified(self.logits(x[rows], exact=True), labels[rows])
         self.unconfirmed.update(index[rows[~truth]].tolist())
         return found.index_put((rows,), truth)

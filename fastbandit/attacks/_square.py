@@ -17,11 +17,11 @@ from fastbandit.attacks._apgd import check_radius
 from fastbandit.attacks._model import (
     Attacked,
     Oracle,
-    check_images,
-    check_index,
-    check_labels,
+    checked,
     margin,
+    with_autograd,
 )
+from fastbandit.threat import parse_number, parse_whole
 
 # The share of pixels that change is halved at these queries of 10,000.
 _HALVED_AT = (10, 50, 200, 1000, 2000, 4000, 6000, 8000)
@@ -116,12 +116,13 @@ def _one_start(
     index: Tensor,
     offset: int,
 ) -> None:
-    x, y, ids = images[rows], labels[rows], index[rows]
+    dtype = images.dtype
+    x, y, ids = _ball.wide(images[rows]), labels[rows], index[rows]
     channels, height, width = x.shape[1:]
     begin = _stripes if norm == "linf" else _bumps
-    best = x + _ball.project(begin(x, ids, epsilon, seed, offset), x, norm, epsilon)
+    delta = _ball.project(begin(x, ids, epsilon, seed, offset), x, norm, epsilon)
+    best = candidate = _ball.point(x, delta, dtype)
     lowest = torch.full((len(x),), math.inf, dtype=x.dtype, device=x.device)
-    candidate = best
     for query in range(queries):
         if query:
             propose = _square_linf if norm == "linf" else _square_l2
@@ -134,7 +135,8 @@ def _one_start(
             candidate = propose(x, best, epsilon, side, draws)
         logits = oracle.logits(candidate)
         value = margin(logits, y).to(x.dtype)
-        better = value < lowest
+        # An answer that is not finite has no margin.
+        better = (value < lowest) & value.isfinite()
         broken = oracle.fooled(candidate, logits, y, ids)
         lowest = torch.where(better, value, lowest)
         best = torch.where(better.view(-1, 1, 1, 1), candidate, best)
@@ -163,8 +165,8 @@ def _square_linf(x: Tensor, best: Tensor, epsilon: float, side: int, draws: Tens
     left = _draws.below(draws[:, 1], width - side + 1)
     window = _Window(top, left, side, height, width)
     signs = _draws.sign(draws[:, 5:]).to(x.dtype)[:, :, None, None]
-    changed = x + _ball.project((epsilon * signs).expand_as(x), x, "linf", epsilon)
-    return torch.where(window.mask, changed, best)
+    delta = _ball.project((epsilon * signs).expand_as(x), x, "linf", epsilon)
+    return torch.where(window.mask, _ball.point(x, delta, best.dtype), best)
 
 
 def _bumps(x: Tensor, ids: Tensor, epsilon: float, seed: int, offset: int) -> Tensor:
@@ -187,7 +189,7 @@ def _bumps(x: Tensor, ids: Tensor, epsilon: float, seed: int, offset: int) -> Te
 def _square_l2(x: Tensor, best: Tensor, epsilon: float, side: int, draws: Tensor) -> Tensor:
     """A bump in one window, paid for with the mass of another (Algorithm 3)."""
     channels, height, width = x.shape[1:]
-    delta = (best - x).double()
+    delta = (_ball.wide(best) - x).double()
     place = [
         _draws.below(draws[:, k], size - side + 1)
         for k, size in enumerate((height, width, height, width))
@@ -213,9 +215,10 @@ def _square_l2(x: Tensor, best: Tensor, epsilon: float, side: int, draws: Tensor
     changed = torch.where(first.mask, update * budget, kept)
     length = _squared(changed).sqrt().view(-1, 1, 1, 1)
     changed = epsilon * torch.where(length > 0, changed / length, 0.0)
-    return x + _ball.project(changed.to(x.dtype), x, "l2", epsilon)
+    return _ball.point(x, _ball.project(changed.to(x.dtype), x, "l2", epsilon), best.dtype)
 
 
+@with_autograd
 def square(
     model: nn.Module,
     images: Tensor,
@@ -241,22 +244,22 @@ def square(
     Returns:
         For an image that fell, what fooled the model; else the query of smallest margin.
     """
-    radius = check_radius(norm, epsilon, queries=queries, restarts=restarts)
+    radius = check_radius(norm, epsilon)
+    queries, restarts = parse_whole(queries, "queries", 1), parse_whole(restarts, "restarts", 1)
+    share, seed = parse_number(share, "share"), parse_whole(seed, "seed")
     if queries > _MOST_QUERIES:
         raise ValueError(f"queries: expected at most {_MOST_QUERIES}, got {queries}")
     if not 0 < share <= 1:
         raise ValueError(f"share: expected a number in (0, 1], got {share}")
-    check_images(images)
+    images, labels, index = checked(images, labels, index)
     if images.dim() != 4:
         raise ValueError(f"images: expected shape [N, C, H, W], got {list(images.shape)}")
     if norm == "l2" and min(images.shape[2:]) < 3:
         raise ValueError(f"images: expected at least 3 x 3 pixels, got {list(images.shape)}")
-    check_labels(images, labels)
-    index = check_index(images, index)
-    images = images.detach()
+    oracle = Oracle(model, batch_size=batch_size, labels=labels)
     if not radius:
         return images.clone()
-    with Oracle(model, batch_size=batch_size) as oracle:
+    with oracle:
         return search(
             oracle,
             images,

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastbandit.attacks import _apgd, _gradient, _square
-from fastbandit.attacks._model import Oracle, check_images, check_index, check_labels
+from fastbandit.attacks._model import Oracle, checked, misclassified, with_autograd
 
 __all__ = ["APGD", "APGDT", "FGSM", "MIFGSM", "PGD", "PGDL2", "AutoAttack", "Square"]
 
@@ -229,6 +229,7 @@ class AutoAttack(_Attack):
         )
 
 
+@with_autograd
 def ensemble(
     model: nn.Module,
     images: Tensor,
@@ -248,18 +249,19 @@ def ensemble(
     Arguments, result and errors as of the three; an image that the model has wrong already is
     returned as it is.
     """
-    check_images(images)
-    check_labels(images, labels)
-    ids = check_index(images, index)
-    adversarial = images.detach().clone()
+    _apgd.check_radius(norm, epsilon)
+    images, labels, ids = checked(images, labels, index)
+    adversarial = images.clone()
     attacks: tuple[tuple[Callable[..., Tensor], dict[str, int]], ...] = (
         (_apgd.apgd_ce, {"steps": steps}),
         (_apgd.apgd_t, {"steps": steps, "targets": targets}),
         (_square.square, {"queries": queries}),
     )
     for attack, more in attacks:
-        with Oracle(model, batch_size=batch_size) as oracle:
-            standing = (oracle.logits(adversarial).argmax(1) == labels).nonzero()[:, 0]
+        if not len(images):
+            break
+        with Oracle(model, batch_size=batch_size, labels=labels) as oracle:
+            standing = (~misclassified(oracle.logits(adversarial), labels)).nonzero()[:, 0]
         if not len(standing):
             break
         adversarial[standing] = attack(
