@@ -119,17 +119,19 @@ def parse_number(value: object, name: str) -> float:
     return found
 
 
-def parse_whole(value: object, name: str, least: int = 0) -> int:
+def parse_whole(value: object, name: str, least: int = 0, most: int | None = None) -> int:
     """``value`` as an int: an int, an integer scalar of numpy, a tensor of one, a whole Fraction.
 
     Raises:
-        ValueError: none of these, or less than ``least``.
+        ValueError: none of these, less than ``least``, or more than ``most``.
     """
     number = plain_number(value)
     if isinstance(number, Fraction) and number.denominator == 1:
         number = number.numerator
     if not isinstance(number, int) or number < least:
         raise ValueError(f"{name}: expected a whole number >= {least}, got {value!r}")
+    if most is not None and number > most:
+        raise ValueError(f"{name}: expected a whole number <= {most}, got {value!r}")
     return int(number)
 
 

@@ -454,7 +454,7 @@ def _card(examples: Examples, i: int, names: list[Any] | None) -> str:
     def name(value: int) -> str:
         if names is not None and 0 <= value < len(names):
             return f"{show(names[value])} ({value})"
-        return str(value)
+        return "not finite" if value == -1 else str(value)
 
     images = "".join(
         f'<img src="{data_uri(_picture(picture))}" width="{width}" height="{height}" '

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fastbandit.attacks import _ball, _draws
 from fastbandit.attacks._model import (
+    LARGEST_SEED,
     Attacked,
     Loss,
     Oracle,
@@ -316,7 +317,7 @@ def apgd_ce(
     """
     radius = check_radius(norm, epsilon)
     steps, restarts = parse_whole(steps, "steps", 1), parse_whole(restarts, "restarts", 1)
-    seed = parse_whole(seed, "seed")
+    seed = parse_whole(seed, "seed", most=LARGEST_SEED)
     if loss not in ("ce", "dlr"):
         raise ValueError(f"loss: expected ce or dlr, got {loss!r}")
     images, labels, index = checked(images, labels, index)
@@ -361,7 +362,7 @@ def apgd_t(
     """
     radius = check_radius(norm, epsilon)
     steps, restarts = parse_whole(steps, "steps", 1), parse_whole(restarts, "restarts", 1)
-    targets, seed = parse_whole(targets, "targets", 1), parse_whole(seed, "seed")
+    targets, seed = parse_whole(targets, "targets", 1), parse_whole(seed, "seed", most=LARGEST_SEED)
     images, labels, index = checked(images, labels, index)
     oracle = Oracle(model, batch_size=batch_size, labels=labels)
     if not radius:

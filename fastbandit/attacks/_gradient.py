@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fastbandit import ops
 from fastbandit.attacks import _ball
 from fastbandit.attacks._model import (
+    LARGEST_SEED,
     Attacked,
     Oracle,
     attack_mode,
@@ -339,7 +340,7 @@ def _attack(
 ) -> Tensor:
     images, labels, index = checked(images, labels, index)
     restarts = parse_whole(restarts, "restarts", 1)
-    seed = parse_whole(seed, "seed")
+    seed = parse_whole(seed, "seed", most=LARGEST_SEED)
     oracle = Oracle(model, batch_size=batch_size, bn_mode=threat.bn_mode, labels=labels)
     if not threat.attacks:
         return images.clone()

@@ -15,9 +15,14 @@ from torch import Tensor, nn
 
 from fastbandit.threat import parse_whole
 
+LARGEST_SEED = 2**63 - 1
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+_INFERENCE = (
+    "expected weights that autograd can use, got a tensor made within torch.inference_mode(); "
+    "attack copy.deepcopy(model), made outside of it"
+)
 
 
 def with_autograd(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -95,6 +100,9 @@ def attack_mode(
 
     ``modules`` and ``parameters`` name those the forward pass uses (default: all of the model's);
     a supernet that runs one path of many passes that path's.
+
+    Raises:
+        ValueError: a parameter was made within ``torch.inference_mode()``.
     """
     train = bn_mode == "train"
     used = list(model.modules() if modules is None else modules)
@@ -103,6 +111,9 @@ def attack_mode(
     learning = [
         p for p in (model.parameters() if parameters is None else parameters) if p.requires_grad
     ]
+    for parameter in learning:
+        if parameter.is_inference():
+            raise ValueError(f"model: {_INFERENCE}")
     try:
         for module, was in modes:
             if was is not train:
@@ -298,10 +309,7 @@ class Oracle:
             self.model.named_parameters(), self.model.named_buffers()
         ):
             if tensor.is_inference():
-                raise ValueError(
-                    f"model: expected weights that were not made within torch.inference_mode(), "
-                    f"got {name}, which was; attack copy.deepcopy(model), made outside of it"
-                )
+                raise ValueError(f"model: {name}: {_INFERENCE}")
         self._mode.enter_context(attack_mode(self.model, self.bn_mode))
         if self.exact is not self.model:
             self._mode.enter_context(attack_mode(self.exact, self.bn_mode))

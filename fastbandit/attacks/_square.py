@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fastbandit.attacks import _ball, _draws
 from fastbandit.attacks._apgd import check_radius
 from fastbandit.attacks._model import (
+    LARGEST_SEED,
     Attacked,
     Oracle,
     checked,
@@ -245,10 +246,9 @@ def square(
         For an image that fell, what fooled the model; else the query of smallest margin.
     """
     radius = check_radius(norm, epsilon)
-    queries, restarts = parse_whole(queries, "queries", 1), parse_whole(restarts, "restarts", 1)
-    share, seed = parse_number(share, "share"), parse_whole(seed, "seed")
-    if queries > _MOST_QUERIES:
-        raise ValueError(f"queries: expected at most {_MOST_QUERIES}, got {queries}")
+    queries = parse_whole(queries, "queries", 1, _MOST_QUERIES)
+    restarts = parse_whole(restarts, "restarts", 1)
+    share, seed = parse_number(share, "share"), parse_whole(seed, "seed", most=LARGEST_SEED)
     if not 0 < share <= 1:
         raise ValueError(f"share: expected a number in (0, 1], got {share}")
     images, labels, index = checked(images, labels, index)
