@@ -7,10 +7,13 @@ import socket
 import subprocess
 import sys
 import time
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import yaml
 from _digits import model_file, network
 from torch import nn
 
@@ -18,7 +21,15 @@ from fastbandit import evaluate as module
 from fastbandit._cli import ConfigError, merge
 from fastbandit._intervals import sign_test, wilson
 from fastbandit.data import load
-from fastbandit.evaluate import PRESETS, EvaluateConfig, dry_run, evaluate_model, main
+from fastbandit.evaluate import (
+    PRESETS,
+    ChecksConfig,
+    EvaluateConfig,
+    PGDConfig,
+    dry_run,
+    evaluate_model,
+    main,
+)
 from fastbandit.report import wilson as exported
 from fastbandit.run import CheckpointError, RunError, load_tensors
 
@@ -451,6 +462,15 @@ def test_quick_preset_ends_in_seconds(model, tmp_path):
         ({"attacks": "fgsm,deepfool"}, "attacks: expected names of fgsm"),
         ({"attacks": "fgsm,fgsm"}, "each attack once, got fgsm twice"),
         ({"attacks": "pgd-0"}, "attacks: expected names of"),
+        ({"attacks": ""}, "^attacks: expected names with commas between them, of fgsm.*got ''"),
+        ({"attacks": " \n"}, "^attacks: expected names with commas"),
+        ({"attacks": "fgsm,"}, "^attacks: expected names with commas between them.*got 'fgsm,'"),
+        ({"attacks": "fgsm, ,pgd-5"}, "^attacks: expected names with commas"),
+        ({"attacks": "pgd-5, PGD5"}, "^attacks: expected each attack once, got pgd-5 twice"),
+        ({"attacks": "", "epsilon": "0"}, "^attacks: expected names with commas"),
+        ({"transfer_attacks": ""}, "^transfer_attacks: expected names with commas"),
+        ({"transfer_attacks": "deepfool"}, "^transfer_attacks: expected names of fgsm"),
+        ({"epsilons": "0.1,,0.2"}, "epsilons: expected a number"),
         ({"epsilon": "8"}, r"did you mean 8/255\?"),
         ({"epsilons": "0.1,x"}, "epsilons: expected a number"),
         ({"limit": 0}, "limit: expected 1 or more"),
@@ -479,3 +499,89 @@ def test_what_does_not_fit_is_named(model, tmp_path):
     broken = Wrapped(after=lambda z: z * float("nan"))
     with pytest.raises(ConfigError, match="expected finite logits"):
         evaluate_model(broken, configure(), tmp_path / "c")
+
+
+def test_no_attack_is_no_evaluation(model, capsys, tmp_path):
+    out = tmp_path / "none"
+    for empty in ("", " ", ","):
+        assert main([str(model), "--attacks", empty, "--out", str(out)]) == 1
+        assert "attacks: expected names with commas between them" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_numbers_of_other_libraries_are_settings(tmp_path):
+    config = EvaluateConfig(
+        epsilon=np.float32(0.15),
+        limit=np.int64(12),
+        attacks="fgsm,pgd-2",
+        pgd=PGDConfig(step_size=Fraction(1, 30), restarts=torch.tensor(2)),
+        checks=ChecksConfig(images=np.int32(0)),
+        seed=np.int64(3),
+        threads=1,
+    )
+    assert type(config.limit) is int
+    folder, result = evaluate_model(network(), config, tmp_path / "e")
+    assert result["results"][0]["threat"]["epsilon"] == "0.15"
+    stored = yaml.safe_load((folder / "config.yaml").read_text())
+    assert stored["pgd"] == {"step_size": "1/30", "restarts": 2}
+    # The same settings, written as usual, are those of the folder.
+    again = EvaluateConfig(
+        epsilon="0.15", limit=12, attacks="fgsm,pgd-2", threads=1, seed=3,
+        pgd=PGDConfig(step_size="1/30", restarts=2), checks=ChecksConfig(images=0),
+    )  # fmt: skip
+    assert (
+        evaluate_model(network(), again, tmp_path / "f")[1]["results"][0]["worst_case"]
+        == (result["results"][0]["worst_case"])
+    )
+
+
+class Blind(nn.Module):
+    """Right on images of whole grey values, and NaN on any other."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        grey = x * 255
+        whole = ((grey - grey.round()).abs().flatten(1).amax(1) < 1e-3)[:, None]
+        return torch.where(whole, self.inner(x), torch.nan)
+
+
+def test_an_answer_that_is_not_finite_is_no_robust_one(tmp_path):
+    """An argmax over NaN is class 0."""
+    config = configure(attacks="fgsm,pgd-5,apgd-ce,apgd-t,square", attack_all=True, examples=90)
+    with torch.inference_mode():  # as a trainer's validation loop has it
+        folder, result = evaluate_model(Blind(network()), config, tmp_path / "blind")
+    (found,) = result["results"]
+    assert found["clean"]["correct"] > 80
+    assert found["worst_case"]["correct"] == 0
+    assert all(attack["correct"] == 0 for attack in found["attacks"])
+    examples, _ = load_tensors(folder / "examples.safetensors", "examples")
+    assert examples["adversarial"].isfinite().all()
+    assert (examples["prediction_adversarial"] == -1).all()
+    assert (examples["label"] == 0).any()
+    checks = {check["name"]: check["verdict"] for check in result["suspicion"]["checks"]}
+    assert checks["gradients not zero"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("after", "error", "message"),
+    [
+        (lambda z: z[:, :1], ValueError, "two classes or more, got shape"),
+        (lambda z: (z, z), TypeError, "model: expected logits.*got a tuple"),
+        (lambda z: z[:, :5], ValueError, "expected labels from 0 to below 5"),
+    ],
+)
+def test_what_is_no_classifier_is_refused(after, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        evaluate_model(Wrapped(after=after), configure(), tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("made", [None, len, np.zeros(3)])
+def test_what_is_no_model_is_refused(made, tmp_path):
+    with pytest.raises(
+        TypeError, match=r"model: expected a torch.nn.Module or the path of a model"
+    ):
+        evaluate_model(made, configure(), tmp_path / "a")
