@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastbandit import attacks
+from fastbandit import _evaluation, attacks
 from fastbandit.attacks import _ball, perturb
 from fastbandit.attacks._model import Oracle
 from fastbandit.objectives import Adversarial, Free, Trades, perturb_away
@@ -215,6 +215,28 @@ def test_an_image_that_is_not_finite_is_no_success():
     assert found.tolist() == [False, False, True, True]
 
 
+def test_an_image_of_the_reference_that_is_not_finite_is_no_success(monkeypatch):
+    class Reference:
+        def __init__(self, *_, **__):
+            self.apgd_targeted = self.fab = self
+
+        def run_standard_evaluation(self, x, y, batch_size):
+            found = 1 - x
+            found[::2] = torch.nan
+            return found, y
+
+    monkeypatch.setattr(pytest.importorskip("pyautoattack"), "AutoAttack", Reference)
+    x, y = batch()
+    plan = _evaluation.reference_plan("linf", Fraction(1, 10), CLASSES, torch.device("cpu"))
+    for answer in (1.0, torch.nan):
+        model = Then(after=lambda z, answer=answer: z * answer)
+        with Oracle(model) as oracle:
+            found = plan.run(oracle, x, (y + 1) % CLASSES, torch.arange(8), 0)
+        assert not found.fooled[::2].any()
+        if answer != answer:
+            assert found.fooled[1::2].all()
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_an_infinite_loss_that_the_exact_model_denies_is_not_the_best(norm):
     """A fast copy whose first answer overflows: later iterates still count as better."""
@@ -256,7 +278,7 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_point_is_the_nearest_that_is_no_farther(dtype):
+def test_a_point_is_the_nearest_that_is_no_farther(device, dtype):
     generator = torch.Generator().manual_seed(0)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     x = torch.rand(20_000, generator=generator).sub_(0.3)
@@ -266,7 +288,7 @@ def test_a_point_is_the_nearest_that_is_no_farther(dtype):
     delta = torch.randn(20_000, generator=generator, dtype=wide) * 0.1
     delta[::7] *= 1e-5
     delta[::11] = 8 / 255
-    found = _ball.point(x, delta, dtype)
+    found = _ball.point(x.to(device), delta.to(device), dtype).cpu()
     assert found.dtype == dtype
     apart = (found.to(wide) - x).abs()
     assert (apart <= delta.abs()).all()
