@@ -84,14 +84,14 @@ class BytesInput:
     @property
     def key(self) -> Hashable:
         # What a recorded step has taken from here for good; the contents of the tensors may change.
-        images = self.loader.images
-        tensors = (images.images, images.labels, self.mean, self.std)
+        images, draws = self.loader.images, self.loader._draws
+        tensors = (images.images, images.labels, self.mean, self.std, draws)
         return (
             id(self.loader),
             self.loader.augment,
             self.loader.memory_format,
             self.dtype,
-            tuple(tensor.data_ptr() for tensor in tensors),
+            tuple(0 if tensor is None else tensor.data_ptr() for tensor in tensors),
         )
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, ...]]:

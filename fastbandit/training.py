@@ -18,7 +18,7 @@ from fastbandit._inputs import Batches, Input, ReadyInput, Start, input_of
 from fastbandit.attacks import _ball, perturb, perturb_from
 from fastbandit.attacks._model import check_answer, misclassified, with_autograd
 from fastbandit.distributed import Team
-from fastbandit.nn.layers import BatchNorm2d
+from fastbandit.nn.layers import BatchNorm2d, Moves
 from fastbandit.threat import ThreatModel
 
 __all__ = [
@@ -278,6 +278,52 @@ def _count_correct(engine: Engine, task: Step) -> tuple[Tensor, Tensor]:
         return correct(task.model(task.images.clone())), correct(task.attacked())
 
 
+def _is_plain(value: object) -> bool:
+    """Whether ``value`` is a number, a text or a tuple of such, which compare by what they say."""
+    if type(value) is tuple:
+        return all(inner is None or _is_plain(inner) for inner in value)
+    return type(value) in (bool, int, float, str)
+
+
+def _place(tensor: Tensor) -> Hashable:
+    """Where a recorded step finds ``tensor``, and what it takes it for."""
+    form = tensor.dtype, tensor.shape, tensor.stride(), tensor.requires_grad
+    return id(tensor), tensor.data_ptr(), form
+
+
+def _form(tensors: Iterable[Tensor]) -> Hashable:
+    """Equal for batches that fit the same buffers."""
+    return tuple((t.shape, t.dtype, t.stride(), t.device) for t in tensors)
+
+
+def _settings(module: nn.Module) -> Hashable:
+    """What decides what ``module`` computes and is no longer asked for in a recorded step: which
+    module it is, its mode, its numbers, where its tensors lie."""
+    own = vars(module)
+    tensors = (*module._parameters.values(), *module._buffers.values())
+    return (
+        id(module),
+        type(module),
+        own.get("forward"),
+        module._compiled_call_impl,
+        tuple(_place(tensor) for tensor in tensors if tensor is not None),
+        # A count of batches is no setting. Nor is None, so that an attribute which is put back to
+        # the None of its class changes nothing.
+        tuple((n, value) for n, value in own.items() if n != "batches" and _is_plain(value)),
+    )
+
+
+def _update(optimizer: torch.optim.Optimizer) -> Hashable:
+    """The same of an optimiser, whose rate is told to a recorded step."""
+    groups = []
+    for group in optimizer.param_groups:
+        state = [s for p in group["params"] for s in optimizer.state.get(p, {}).values()]
+        tensors = [*group["params"], *(s for s in state if isinstance(s, Tensor))]
+        plain = [(n, value) for n, value in group.items() if n != "lr" and _is_plain(value)]
+        groups.append((tuple(map(_place, tensors)), tuple(plain)))
+    return id(optimizer), tuple(groups)
+
+
 @dataclass(frozen=True)
 class _Work:
     """What the steps of an epoch have in common."""
@@ -291,9 +337,26 @@ class _Work:
 
     @property
     def key(self) -> Hashable:
-        """Equal for work that one recorded step can do."""
-        parameters = tuple(map(id, self.parameters))
-        return self.source.key, id(self.model), self.threat, self.seed, parameters
+        """Equal for work that one recorded step can do: it does again what it did at first, on the
+        same tensors, so all that decided that belongs here.
+
+        Of two paths of a supernet it is the modules that differ: pools and identities have no
+        parameters.
+        """
+        modules = tuple(map(_settings, dict.fromkeys([self.model, *self.modules])))
+        parameters = tuple(map(_place, self.parameters))
+        return self.source.key, self.threat, self.seed, modules, parameters
+
+    @property
+    def watched(self) -> bool:
+        """Whether hooks look into a step. A recorded one would call them no more."""
+        watches: list[Any] = [nn.modules.module._has_any_global_hook()]
+        for module in (self.model, *self.modules):
+            watches += [module._forward_hooks, module._forward_pre_hooks]
+            watches += [module._backward_hooks, module._backward_pre_hooks]
+        for parameter in self.parameters:
+            watches += [parameter._backward_hooks, parameter._post_accumulate_grad_hooks]
+        return any(watches)
 
     def step(self, tensors: tuple[Tensor, ...], offset: int | Tensor) -> Step:
         """The step on the batch that the source makes of ``tensors``."""
@@ -352,14 +415,10 @@ class _RecordedTraining:
         self.correct = torch.zeros((), dtype=torch.int64, device=device)
         self._rate = torch.zeros((), device=device)
         self._offset = torch.zeros((), dtype=torch.int64, device=device)
-        self._work = work  # a graph holds what it reads by address alone
+        self._held = work, optimizer  # a graph holds what it reads by address alone
         self._norms = [m for m in work.modules if isinstance(m, BatchNorm2d)]
-        self._factors: dict[torch.dtype, Tensor] = {}
+        self._moves = Moves(self._norms)
         self._values: tuple[float, ...] = ()
-
-        for norm in self._norms:
-            if (mean := norm.running_mean) is not None:
-                self._factors.setdefault(mean.dtype, mean.new_zeros(()))
 
         def run(*buffers: Tensor) -> None:
             step = work.step(buffers, self._offset)
@@ -371,6 +430,7 @@ class _RecordedTraining:
                 if grad_clip is not None:
                     nn.utils.clip_grad_norm_(work.parameters, grad_clip)
                 optimizer.step()
+                self._moves.make()
             with torch.no_grad():
                 self.loss_sum += loss.double() * len(step.labels)
                 self.correct += (~misclassified(logits, step.labels)).sum()
@@ -379,13 +439,12 @@ class _RecordedTraining:
 
     @contextmanager
     def _numbers_on_the_device(self, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-        """Learning rate and factors as tensors; the counts of batches are left as they are."""
+        """Learning rate and factor as tensors; the counts of batches are left as they are."""
         seen = [norm.batches for norm in self._norms]
         rates = [group["lr"] for group in optimizer.param_groups]
         try:
             for norm in self._norms:
-                if norm.running_mean is not None:
-                    norm.factor = self._factors[norm.running_mean.dtype]
+                norm.moves = self._moves
             for group in optimizer.param_groups:
                 group["lr"] = self._rate
             yield
@@ -393,11 +452,12 @@ class _RecordedTraining:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
             for norm, count in zip(self._norms, seen, strict=True):
-                norm.factor, norm.batches = None, count
+                norm.moves, norm.batches = None, count
 
     def start(self) -> None:
         self.loss_sum.zero_()
         self.correct.zero_()
+        self._moves.start()
 
     def __call__(self, tensors: tuple[Tensor, ...], *, rate: float, offset: int) -> None:
         factor = 0.0
@@ -411,8 +471,7 @@ class _RecordedTraining:
         if values != self._values:
             self._rate.fill_(rate)
             self._offset.fill_(offset)
-            for tensor in self._factors.values():
-                tensor.fill_(factor)
+            self._moves.fill(factor)
             self._values = values
         self._step(*tensors)
 
@@ -436,8 +495,8 @@ def _recorded_training(
         return None
     key = (
         work.key,
-        tuple(tensor.shape for tensor in tensors),
-        id(optimizer),
+        _form(tensors),
+        _update(optimizer),
         grad_clip,
         engine.precision,
         type(objective),
@@ -490,7 +549,7 @@ def _recorded_evaluation(
     engine: Engine, work: _Work, tensors: tuple[Tensor, ...]
 ) -> _RecordedEvaluation:
     assert engine.graphs is not None
-    key = (work.key, tuple(tensor.shape for tensor in tensors), engine.precision)
+    key = (work.key, _form(tensors), engine.precision)
     found: _RecordedEvaluation = engine.graphs.recorded(
         "evaluate",
         key,
@@ -554,18 +613,18 @@ def train_epoch(
     objective = Objective() if objective is None else objective
     updated = [p for group in optimizer.param_groups for p in group["params"]] if team else learned
     _fill_momentum(optimizer)
-    recorded, usual = None, torch.Size()
-    records = engine.records and objective.recordable
+    recorded, usual = None, None
     source: Input = ReadyInput(batches)
     if objective.attacks_by_step:
         source = input_of(batches, model, threat, engine.input_dtype)
     work = _Work(source, model, threat, seed, used, learned)
+    records = engine.records and objective.recordable and not work.watched
     for tensors in source.epoch(epoch):
         batch_count += 1
         n = len(tensors[-1])
         if batch_count == 1:
-            usual = tensors[0].shape
-        elif records and tensors[0].shape == usual:
+            usual = _form(tensors)
+        elif records and _form(tensors) == usual:
             if recorded is None:
                 recorded = _recorded_training(
                     engine, work, tensors, optimizer, grad_clip, objective
@@ -674,13 +733,14 @@ def evaluate(
     clean = torch.zeros((), dtype=torch.int64, device=device)
     robust = torch.zeros((), dtype=torch.int64, device=device)
     images = steps = 0
-    recorded, usual = None, torch.Size()
+    recorded, usual = None, None
     try:
         for module, _ in modes:
             module.training = False
         work = _Work(
             input_of(batches, model, threat, engine.input_dtype), model, threat, seed, used, learned
         )
+        records = engine.records and not work.watched
         for tensors in work.source.epoch(0):
             steps += 1
             if team is not None:
@@ -691,8 +751,8 @@ def evaluate(
                 continue
             images += n
             if steps == 1:
-                usual = tensors[0].shape
-            elif engine.records and tensors[0].shape == usual:
+                usual = _form(tensors)
+            elif records and _form(tensors) == usual:
                 recorded = recorded or _recorded_evaluation(engine, work, tensors)
                 recorded(tensors, offset=offset)
                 continue

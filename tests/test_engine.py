@@ -17,6 +17,7 @@ from fastbandit._graphs import Graphs
 from fastbandit._inputs import Start
 from fastbandit.data import Augment, ImageSet, Loader
 from fastbandit.genotype import Genotype
+from fastbandit.nn.layers import BatchNorm2d, Moves
 from fastbandit.nn.network import Network
 from fastbandit.nn.supernet import Supernet
 from fastbandit.objectives import Adversarial, Free, Trades
@@ -200,7 +201,7 @@ def test_recorded_steps_give_the_numbers_of_eager_ones():
     assert (recorder.recorded, recorder.replayed) == (1, 6)
     batches = {m.batches for m in other.path["modules"] if hasattr(m, "batches")}
     assert batches == {5}
-    assert all(m.factor is None for m in other.path["modules"] if hasattr(m, "factor"))
+    assert all(m.moves is None for m in other.path["modules"] if hasattr(m, "moves"))
     assert plain.cost.forward_passes == other.cost.forward_passes
     assert plain.cost.backward_passes == other.cost.backward_passes
 
@@ -277,6 +278,199 @@ def test_another_path_is_recorded_anew():
             run.epoch(number, **options)
         same(plain, other, rtol=1e-5, atol=1e-7)
     assert recorder.recorded == 3
+
+
+def test_a_path_of_pools_is_not_replayed_for_another():
+    """Pools and identities have no parameters, so the parameters do not tell such paths apart."""
+    recorder = ReplayingRecorder()
+    engine = Engine(graphs=Graphs("yes", CPU, recorder=recorder))
+    run, eager = without_learning(images=16), without_learning(images=16)
+    names, parameters = run.model.space.operations, []
+    for number, name in enumerate(("max_pool_3x3", "avg_pool_3x3")):
+        for r in (run, eager):
+            r.model.set_path([names.index(name)] * r.model.rows)
+            r.path["modules"] = list(r.model.path_modules())
+            r.path["parameters"] = list(r.model.path_parameters())
+            r.optimizer.param_groups[0]["params"] = r.path["parameters"]
+            r.set_momentum(0.1)
+        parameters.append(run.path["parameters"])
+        got, expected = run.epoch(number, engine=engine), eager.epoch(number)
+        assert got.loss == pytest.approx(expected.loss, rel=1e-6)
+        # The extra step of recording has moved the statistics that an evaluation uses.
+        run.model.load_state_dict(eager.model.state_dict())
+        first, second = run.accuracy(number, engine=engine), eager.accuracy(number)
+        assert (first.clean_correct, first.robust_correct) == (
+            second.clean_correct, second.robust_correct
+        )  # fmt: skip
+    assert all(one is other for one, other in zip(*parameters, strict=True))
+    assert recorder.recorded == 4
+
+
+def stays_in_evaluation_mode(run: Run) -> None:
+    norm = run.model.stem_bn.eval()
+    norm.train = lambda mode=True: norm
+
+
+def has_other_draws(run: Run) -> None:
+    run.kept, augment = run.train._draws, run.train.augment
+    run.train.augment = None
+    run.epoch(1)
+    run.train.augment = augment
+
+
+CHANGES = {
+    "path": lambda run: run.model.set_path([run.model.arms - 1] * run.model.rows),
+    "number of a layer": lambda run: setattr(run.model.stem_bn, "eps", 0.1),
+    "class of a layer": lambda run: setattr(
+        run.model.classifier, "__class__", type("Other", (nn.Linear,), {})
+    ),
+    "forward of a layer": lambda run: setattr(
+        run.model.classifier, "forward", lambda x: nn.functional.linear(x, x.new_ones(4, x.size(1)))
+    ),
+    "mode of a layer": stays_in_evaluation_mode,
+    "place of a weight": lambda run: setattr(
+        run.model.stem.weight, "data", run.model.stem.weight.data.clone()
+    ),
+    "place of a buffer": lambda run: setattr(
+        run.model.stem_bn, "running_mean", run.model.stem_bn.running_mean.clone()
+    ),
+    "gradient of a weight": lambda run: run.model.stem.weight.requires_grad_(False),
+    "momentum": lambda run: run.optimizer.load_state_dict(
+        copy.deepcopy(run.optimizer.state_dict())
+    ),
+    "number of the optimiser": lambda run: run.optimizer.param_groups[0].update(weight_decay=0.1),
+    "optimiser": lambda run: setattr(
+        run, "optimizer", torch.optim.SGD(run.path["parameters"], lr=0.05, momentum=0.9)
+    ),
+    "place of the draws": has_other_draws,
+    "layout of the images": lambda run: setattr(run.train, "memory_format", torch.channels_last),
+    "layout of ready batches": lambda run: setattr(
+        run.train.loader, "memory_format", torch.channels_last
+    ),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_what_is_changed_between_epochs_is_recorded_anew(what):
+    run = Run(images=15, dtype=torch.float32)
+    run.path = {"modules": list(run.model.modules()), "parameters": list(run.model.parameters())}
+    run.optimizer.param_groups[0]["params"] = run.path["parameters"]
+    run.set_momentum(0.1)
+    if what == "layout of ready batches":
+        run.train = Ready(run.train)
+    engine, recorder = graphs()
+    for number in range(2):
+        run.epoch(number, engine=engine)
+    assert recorder.recorded == 1
+    CHANGES[what](run)
+    run.epoch(2, engine=engine)
+    assert recorder.recorded == 2
+
+
+def test_a_batch_of_another_layout_is_not_put_into_the_buffers_of_the_first():
+    class Mixed:
+        def epoch(self, number):
+            for count, (x, y, ids) in enumerate(Run(dtype=torch.float32).train.epoch(number)):
+                layout = torch.channels_last if count == 1 else torch.contiguous_format
+                yield x.contiguous(memory_format=layout), y, ids
+
+    run = Run(dtype=torch.float32)
+    run.train = Mixed()
+    engine, recorder = graphs()
+    run.epoch(0, engine=engine)
+    assert recorder.replayed == 2
+
+
+def _hook(*_: object) -> None:
+    """Changes nothing."""
+
+
+@pytest.mark.parametrize(
+    "register",
+    [
+        lambda run: run.model.stem_bn.register_forward_hook(_hook),
+        lambda run: run.model.register_forward_pre_hook(_hook),
+        lambda run: run.model.cells[0].register_full_backward_hook(_hook),
+        lambda run: run.model.stem.weight.register_hook(_hook),
+        lambda run: run.model.stem.weight.register_post_accumulate_grad_hook(_hook),
+        lambda run: nn.modules.module.register_module_forward_hook(_hook),
+    ],
+)
+def test_steps_with_hooks_run_eagerly(register):
+    """A replay would not call them."""
+    run = Run(images=15, dtype=torch.float32)
+    run.path["modules"] = list(run.model.modules())
+    run.set_momentum(0.1)
+    engine, recorder = graphs()
+    handle = register(run)
+    try:
+        run.epoch(0, engine=engine)
+        run.accuracy(engine=engine)
+    finally:
+        handle.remove()
+    assert recorder.recorded == 0
+    run.epoch(1, engine=engine)
+    assert recorder.recorded == 1
+
+
+def test_running_statistics_are_moved_by_one_operation():
+    """And not passed over where something reads them within the step."""
+    recorder = ReplayingRecorder()
+    names = []
+    record = recorder.record
+
+    def noted(function):
+        with Operations() as operations:
+            replay = record(function)
+        names.extend(function.__name__ for function, *_ in operations.noted)
+        return replay
+
+    recorder.record = noted
+    run = without_learning()
+    run.epoch(0, engine=Engine(graphs=Graphs("yes", CPU, recorder=recorder)))
+    assert names.count("_foreach_lerp_.List") == 1
+    assert not any(name.startswith("lerp_") for name in names)
+
+
+def test_layers_whose_statistics_are_moved_together():
+    def layers() -> list[BatchNorm2d]:
+        found = [BatchNorm2d(channels, momentum=0.3) for channels in (2, 5)]
+        return [found[0], found[1].double()]
+
+    def batches(number: int) -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(number)
+        x = torch.randn(4, 5, 3, 3, generator=generator)
+        return [x[:, :2], x.double()]
+
+    plain, other = layers(), layers()
+    moves = Moves(other)
+    for number in range(3):
+        moves.start()
+        moves.fill(0.3)
+        for one, two, x in zip(plain, other, batches(number), strict=True):
+            two.moves = moves
+            # The second pass of a layer comes after the first, and evaluation sees both.
+            for scale in (1.0, 2.0):
+                torch.testing.assert_close(two(scale * x), one(scale * x), rtol=0, atol=0)
+            torch.testing.assert_close(two.eval()(x), one.eval()(x))
+            two.train()(x)
+            one.train()(x)
+        moves.make()
+        for one, two in zip(plain, other, strict=True):
+            for name in ("running_mean", "running_var"):
+                torch.testing.assert_close(getattr(two, name), getattr(one, name))
+
+
+def test_a_nan_does_not_stay_in_the_buffers_of_a_recorded_step():
+    norm = BatchNorm2d(2, momentum=1.0)
+    norm.moves = moves = Moves([norm])
+    moves.fill(1.0)
+    for x in (torch.full((2, 2, 2, 2), torch.nan), torch.ones(2, 2, 2, 2)):
+        moves.start()
+        norm.reset_running_stats()
+        norm(x)
+        moves.make()
+    assert torch.equal(norm.running_mean, torch.ones(2))
 
 
 def test_after_step_and_another_objective_with_graphs():

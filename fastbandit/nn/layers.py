@@ -34,6 +34,7 @@ __all__ = [
     "Gabor",
     "GaborBlock",
     "GaborKind",
+    "Moves",
     "Normalize",
     "ReluConvBN",
     "classify",
@@ -112,9 +113,9 @@ class BatchNorm2d(nn.BatchNorm2d):
     """
 
     batches: int  # seen since the last reset, in cumulative mode; set by reset_running_stats
-    # The factor of the running statistics as a number on the device, for a step that is recorded
-    # once and replayed: a Python number would be replayed too. None: the Python number.
-    factor: Tensor | None = None
+    # In a step that is recorded once and replayed: what moves the running statistics, by a factor
+    # that lies on the device, since a Python number would be replayed too. None: this layer does.
+    moves: Moves | None = None
     # Normalises with the statistics of several processes: (x, weight, bias, running mean and
     # variance or None, factor, eps) -> y. None: those of the batch at hand.
     synchronise: Callable[..., Tensor] | None = None
@@ -135,6 +136,8 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
+            if self.moves is not None:
+                self.moves.make()
             return torch.batch_norm(
                 x, self.weight, self.bias, self.running_mean, self.running_var,
                 False, 0.0, self.eps, torch.backends.cudnn.enabled,
@@ -149,14 +152,10 @@ class BatchNorm2d(nn.BatchNorm2d):
                 return self.synchronise(x, self.weight, self.bias, None, 0.0, self.eps)
             return ops.batch_norm(x, self.weight, self.bias, eps=self.eps)
         factor = self.next_factor()
-        if self.factor is not None and self.running_mean is not None:
+        if self.moves is not None and self.running_mean is not None:
             # With a momentum of 1 the running statistics are those of the batch.
-            mean, var = self.running_mean.new_zeros(2, x.size(1)).unbind()
-            y = ops.batch_norm(x, self.weight, self.bias, mean, var, momentum=1.0, eps=self.eps)
-            with torch.no_grad():
-                self.running_mean.lerp_(mean, self.factor)
-                self.running_var.lerp_(var, self.factor)  # type: ignore[union-attr]
-            return y
+            mean, var = self.moves.take(self)
+            return ops.batch_norm(x, self.weight, self.bias, mean, var, momentum=1.0, eps=self.eps)
         if self.synchronise is not None:
             running = (self.running_mean, self.running_var)
             return self.synchronise(x, self.weight, self.bias, running, factor, self.eps)
@@ -190,6 +189,63 @@ class BatchNorm2d(nn.BatchNorm2d):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if self.num_batches_tracked is not None:
             self.batches = int(self.num_batches_tracked)
+
+
+class Moves:
+    """The running statistics of many batch norms, moved by one operation in place of three each.
+
+    For a step that is recorded: a layer whose ``moves`` this is has the statistics of its batch
+    written to buffers of this object, and :meth:`make` moves the running ones of all layers that
+    did. Whatever reads a running statistic in between calls it first.
+
+    Args:
+        norms: those that may take part.
+    """
+
+    def __init__(self, norms: Iterable[BatchNorm2d]) -> None:
+        self._batch: dict[BatchNorm2d, tuple[Tensor, Tensor]] = {}
+        widths: dict[torch.dtype, int] = {}
+        for norm in norms:
+            if (mean := norm.running_mean) is not None:
+                self._batch[norm] = mean.new_zeros(len(mean)), mean.new_zeros(len(mean))
+                widths[mean.dtype] = max(len(mean), widths.get(mean.dtype, 0))
+        # As many numbers as the widest layer has channels: the one operation wants its three
+        # lists alike.
+        self._factors = {
+            dtype: next(iter(self._batch)).running_mean.new_zeros(width, dtype=dtype)  # type: ignore
+            for dtype, width in widths.items()
+        }
+        self._waiting: dict[BatchNorm2d, tuple[Tensor, Tensor]] = {}
+
+    def start(self) -> None:
+        """Forget old batches: torch takes 0 times what lies in a buffer, which is NaN for a NaN."""
+        for batch in self._batch.values():
+            torch._foreach_zero_(batch)
+
+    def fill(self, factor: float) -> None:
+        """By how much the next steps move."""
+        for tensor in self._factors.values():
+            tensor.fill_(factor)
+
+    def take(self, norm: BatchNorm2d) -> tuple[Tensor, Tensor]:
+        """Mean and variance [C] for ``norm`` to write, which :meth:`make` takes account of."""
+        if norm in self._waiting:
+            self.make()
+        self._waiting[norm] = self._batch[norm]
+        return self._batch[norm]
+
+    @torch.no_grad()
+    def make(self) -> None:
+        """running <- running + factor (batch - running), for all that wait."""
+        running: list[Tensor] = []
+        batch: list[Tensor] = []
+        for norm, statistics in self._waiting.items():
+            running += [norm.running_mean, norm.running_var]  # type: ignore[list-item]
+            batch += statistics
+        self._waiting.clear()
+        if running:
+            factors = [self._factors[tensor.dtype][: len(tensor)] for tensor in running]
+            torch._foreach_lerp_(running, batch, factors)
 
 
 def use_cumulative_average(module: nn.Module) -> None:
@@ -281,7 +337,7 @@ def conv_block(
         return run_conv_block(xs, weight, bias=bias, **settings)
     if type(norm) is BatchNorm2d:
         mean, variance = norm.running_mean, norm.running_var
-        if not norm.training and mean is not None and variance is not None:
+        if not norm.training and norm.moves is None and mean is not None and variance is not None:
             scale = torch.rsqrt(variance + norm.eps)
             if norm.weight is not None:
                 scale = scale * norm.weight
@@ -289,7 +345,7 @@ def conv_block(
             return run_conv_block(xs, pointwise * scale.view(-1, 1, 1, 1), bias=bias, **settings)
         # A single value for each channel is for the batch norm to refuse.
         several = xs[0].shape[0] > 1 or max(xs[0].shape[2:]) > settings.get("stride", 1)
-        if norm.training and norm.synchronise is None and norm.factor is None and several:
+        if norm.training and norm.synchronise is None and norm.moves is None and several:
             tracking = norm.track_running_stats
             return run_conv_block(
                 xs,
