@@ -7,6 +7,7 @@ Each rival runs the same path with the same weights on the same images and rando
 ``eager``            channels-last; F.conv2d, the Gabor filters as a channel sum and a convolution;
                      the attack asks for the gradient of the input alone; multi-tensor optimiser
 ``torch.compile``    the model of ``eager``, compiled as one graph
+``eager in a graph``  on a GPU: the whole step of ``eager``, recorded by hand as a CUDA graph
 ``fastbandit``       what ``python -m fastbandit.search`` runs
 ``single ops``       the same with ReLU, depthwise and 1x1 convolution and batch norm one by one
 ``torch's batch norm``  that without the batch-norm kernel of this package
@@ -42,11 +43,12 @@ from fastbandit.nn import layers, operations
 from fastbandit.nn.supernet import Supernet
 from fastbandit.space import get
 from fastbandit.threat import ThreatModel
-from fastbandit.training import Cost, Engine, train_epoch
+from fastbandit.training import Cost, Engine, Precision, train_epoch
 
 AUTHORS, EAGER, COMPILED, OURS = "authors' style", "eager", "torch.compile", "fastbandit"
+GRAPHED = "eager in a graph"
 SINGLE, TORCH_NORM = "single ops", "torch's batch norm"  # ours but for something
-RIVALS = [OURS, AUTHORS, EAGER, COMPILED, SINGLE, TORCH_NORM]
+RIVALS = [OURS, AUTHORS, EAGER, GRAPHED, COMPILED, SINGLE, TORCH_NORM]
 batch_norm = importlib.import_module("fastbandit.ops.batch_norm")
 LEAST_ELEMENTS = batch_norm._LEAST_ELEMENTS
 max_pool2d = importlib.import_module("fastbandit.ops.max_pool2d")
@@ -186,7 +188,18 @@ def balanced_path(arms: int, rows: int) -> list[int]:
 class Task:
     """A path of ``space`` with one rival's layers, a batch, and that rival's training step."""
 
-    def __init__(self, space: str, threat: ThreatModel, rival: str, device: torch.device) -> None:
+    def __init__(
+        self,
+        space: str,
+        threat: ThreatModel,
+        rival: str,
+        device: torch.device,
+        *,
+        precision: Precision = "float32",
+        graphs: Graphs | None = None,
+        compiler: dict[str, Any] | None = None,
+    ) -> None:
+        """graphs: what records our steps; compiler: options of torch.compile."""
         self.threat, self.rival, self.device = threat, rival, device
         torch.manual_seed(0)
         searched = get(space, nodes=NODES, cell_types=CELL_TYPES)
@@ -202,15 +215,18 @@ class Task:
         self.model = model
         self.modules = list(model.path_modules())
         self.parameters = list(model.path_parameters())
-        recorded = rival == OURS and device.type == "cuda"
-        self.engine = Engine(graphs=Graphs("yes", device) if recorded else None)
+        if graphs is None and rival == OURS and device.type == "cuda":
+            graphs = Graphs("yes", device)
+        self.engine = Engine(precision, graphs)
+        # A graph takes the rate of a fused step from a tensor, and one launch is the fastest.
+        fused = device.type == "cuda" and rival in (OURS, GRAPHED)
         self.optimizer = torch.optim.SGD(
             self.parameters,
             lr=RATE,
             momentum=0.9,
             weight_decay=3e-4,
-            fused=recorded,
-            foreach=rival != AUTHORS and not recorded,
+            fused=fused,
+            foreach=rival != AUTHORS and not fused,
         )
         self.batches = 1
         generator = torch.Generator().manual_seed(2)
@@ -224,7 +240,9 @@ class Task:
         self.forward: Callable[[Tensor], Tensor] = model
         if rival == COMPILED:
             torch._dynamo.reset()
-            self.forward = torch.compile(model, fullgraph=True)  # type: ignore[assignment]
+            self.forward = torch.compile(model, fullgraph=True, **compiler or {})  # type: ignore
+        self.replay: Callable[[], None] | None = None
+        self.loss = torch.zeros((), device=device)
         self.cost = Cost()
         model.train()
         layers.reset_running_stats(self.modules)
@@ -242,6 +260,19 @@ class Task:
             return
         for _ in range(number):
             self.step()
+
+    def record(self) -> None:
+        """The step of plain PyTorch as a CUDA graph, which is replayed from now on."""
+        side = torch.cuda.Stream(self.device)
+        side.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                self.plain_step()
+        torch.cuda.current_stream(self.device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=side):
+            self.loss = self.plain_step()
+        self.replay = graph.replay
 
     def step(self) -> float | Tensor:
         """The loss on the attacked images, before the optimiser's step."""
@@ -264,19 +295,32 @@ class Task:
                 parameters=self.parameters,
                 engine=self.engine,
             ).loss
+        if self.rival == GRAPHED and self.device.type == "cuda":
+            if self.replay is None:
+                self.record()
+            assert self.replay is not None
+            self.replay()
+            return self.loss
+        return self.plain_step()
+
+    def loss_at(self, point: Tensor) -> Tensor:
+        with self.engine.autocast(self.device):
+            return F.cross_entropy(self.forward(point), self.y)
+
+    def plain_step(self) -> Tensor:
+        """The step in plain PyTorch, without a read from the device."""
         delta, threat = self.start.clone(), self.threat
         for _ in range(threat.steps):
             if self.rival == AUTHORS:
                 delta.requires_grad_()
                 self.optimizer.zero_grad()
-                F.cross_entropy(self.forward(self.x + delta), self.y).backward()
+                self.loss_at(self.x + delta).backward()
                 gradient = delta.grad
             else:
                 for parameter in self.parameters:
                     parameter.requires_grad_(False)
                 point = (self.x + delta).requires_grad_()
-                loss = F.cross_entropy(self.forward(point), self.y)
-                (gradient,) = torch.autograd.grad(loss, point)
+                (gradient,) = torch.autograd.grad(self.loss_at(point), point)
                 for parameter in self.parameters:
                     parameter.requires_grad_()
             with torch.no_grad():
@@ -284,7 +328,7 @@ class Task:
                 delta = delta.clamp(-threat.epsilon_value, threat.epsilon_value)
                 delta = (self.x + delta).clamp(0, 1) - self.x
         self.optimizer.zero_grad()
-        loss = F.cross_entropy(self.forward(self.x + delta), self.y)
+        loss = self.loss_at(self.x + delta)
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, 5.0)
         self.optimizer.step()
@@ -333,6 +377,8 @@ def test_step(measure: Callable[..., None], benchmark: Any, device, space, attac
     cuda = device.type == "cuda"
     if cuda and rival in (SINGLE, TORCH_NORM):
         pytest.skip("on a GPU the same as fastbandit")
+    if rival == GRAPHED and not cuda:
+        pytest.skip("a CUDA graph needs a GPU")
     steps = STEPS if cuda else 1
     task = Task(space, THREATS[attack], rival, device)
     task.step()  # the first one plans, compiles and makes the optimiser's state

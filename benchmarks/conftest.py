@@ -3,7 +3,6 @@
     pytest benchmarks                                    # every table
     pytest benchmarks/bench_pgd.py --benchmark-json FILE # and the raw samples
     FASTBANDIT_BENCH_SMOKE=1 pytest benchmarks           # one shape, two rounds: do they still run
-    FASTBANDIT_BENCH_SECONDS=90 pytest benchmarks        # then ends, and writes what there is
 
 Rivals of one group run one after another in one process on the same inputs. The table at the end
 divides each rival's median by ours: above 1, ours is faster.
@@ -15,7 +14,6 @@ import itertools
 import os
 import platform
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,10 @@ from typing import Any
 import pytest
 import torch
 
-STARTED = time.monotonic()
+# float32 means float32, for ours and for the rivals, as in a run: TF32 rounds to 10 bits.
+torch.backends.cudnn.allow_tf32 = False
+torch.backends.cuda.matmul.allow_tf32 = False
+
 SAMPLES = 40  # of each entry that a JSON file keeps; its statistics are over all of them
 SMOKE = os.environ.get("FASTBANDIT_BENCH_SMOKE") == "1"
 OURS = "fastbandit"
@@ -56,18 +57,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         (kept if all(same) else dropped).append(item)
     config.hook.pytest_deselected(items=dropped)
     items[:] = kept
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-    """Stops between two entries when the time is up: a killed run would write no file at all."""
-    most = os.environ.get("FASTBANDIT_BENCH_SECONDS")
-    if most is None or time.monotonic() - STARTED < float(most):
-        return None
-    item.session.shouldstop = (
-        f"{most} seconds are over; not measured: {item.nodeid} and what follows"
-    )
-    return True
 
 
 def pytest_benchmark_update_json(
@@ -177,6 +166,7 @@ def measure(benchmark: Any) -> Callable[..., None]:
             threads=torch.get_num_threads(),
             torch=str(torch.__version__),
             cuda=torch.version.cuda,
+            tf32=torch.backends.cudnn.allow_tf32,
             malloc={name: value for name, value in os.environ.items() if name in ALLOCATOR},
             commit=COMMIT,
             goals=goals or {},
