@@ -139,11 +139,11 @@ SANITIZED += " or step_is_update or numbers_in_tensors"
 
 def sanitizer(tool: str) -> Callable[[Context], list[str] | str]:
     def command(context: Context) -> list[str] | str:
-        chosen = ["-p", "gpu", "-k", SANITIZED, *KERNEL_TESTS]
+        chosen = ["-m", "cuda", "-p", "gpu", "-k", SANITIZED]
         if context.check and tool != "memcheck":
-            return "as memcheck, whose tests are collected"
+            return "as memcheck"
         if context.check:
-            return suite_command("--collect-only", "-q", "-m", "cuda", *chosen)
+            return suite_command("--collect-only", "-q", *chosen, KERNEL_TESTS[-1])
         if shutil.which("compute-sanitizer") is None:
             return "compute-sanitizer is not on this machine"
         flags = ["--tool", tool, "--error-exitcode", "9", "--target-processes", "all"]
@@ -151,7 +151,7 @@ def sanitizer(tool: str) -> Callable[[Context], list[str] | str]:
         if tool == "memcheck":
             # torch asks the driver for what it may not have; that is no error of a kernel.
             flags += ["--report-api-errors", "no"]
-        return ["compute-sanitizer", *flags, *suite_command("-m", "cuda", *chosen)]
+        return ["compute-sanitizer", *flags, *suite_command(*chosen, *KERNEL_TESTS)]
 
     return command
 
@@ -189,8 +189,8 @@ def install(context: Context) -> list[str] | str:
 
 PARTS = {
     1: [
-        Stage("install", 15, install, 4),
-        Stage("info", 20, measured("info"), 7),
+        Stage("install", 10, install, 4),
+        Stage("info", 15, measured("info"), 7),
         Stage(
             "recorded",
             60,
@@ -212,17 +212,17 @@ PARTS = {
         ),
         Stage("memcheck", 50, sanitizer("memcheck"), 6),
         Stage("racecheck", 40, sanitizer("racecheck"), 6),
-        Stage("ceilings", 12, measured("ceilings"), 8),
-        Stage("step", 25, measured("step"), 4),
+        Stage("ceilings", 10, measured("ceilings"), 8),
+        Stage("step", 20, measured("step"), 4),
     ],
     2: [
-        Stage("install", 15, install, 2),
+        Stage("install", 10, install, 2),
         Stage("steps", 100, measured("steps"), 12),
         Stage("profile", 20, measured("profile"), 8),
         Stage("capture", 15, measured("capture"), 4),
         Stage("depthwise", 80, measured("depthwise"), 19, may_be_cut=True),
         Stage("ops", 40, measured("ops"), 12),
-        Stage("ncu", 30, ncu, 5),
+        Stage("ncu", 25, ncu, 5),
         Stage("compiled", PART_SECONDS, measured("compiled"), 4, may_be_cut=True),
     ],
 }  # fmt: skip
@@ -241,6 +241,9 @@ def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
 
 
 # --- Running them ---------------------------------------------------------------------------------
+
+ended_by: list[int] = []
+"""Signals that ask this program to end: the stage that runs is ended, and no other begun."""
 
 
 def _end_group(process: subprocess.Popen[bytes], grace: float) -> None:
@@ -280,7 +283,9 @@ def run_command(
         )
         in_time = False
         try:
-            while not (in_time := _has_ended(process)) and time.monotonic() - begun < seconds:
+            while not (in_time := _has_ended(process)):
+                if ended_by or time.monotonic() - begun >= seconds:
+                    break
                 time.sleep(0.02)
         finally:
             _end_group(process, 0.0 if in_time else GRACE)
@@ -292,7 +297,7 @@ def run_stage(
     stage: Stage, context: Context, environment: dict[str, str], seconds: float
 ) -> Outcome:
     """Run it within ``seconds``."""
-    if seconds < 1:
+    if seconds <= 0:
         return Outcome(stage.name, "skipped", 0.0, "the part has no time left")
     try:
         command = stage.command(context)
@@ -303,7 +308,7 @@ def run_stage(
     except OSError as error:
         return Outcome(stage.name, "failed", 0.0, str(error))
     if status is None:
-        return Outcome(stage.name, "cut", took, f"stopped after {seconds:.0f} s")
+        return Outcome(stage.name, "cut", took, f"stopped after {took:.1f} s")
     if status == 0:
         return Outcome(stage.name, "ok", took)
     return Outcome(stage.name, "failed", took, f"exit status {status}: {last_line(log)}")
@@ -338,10 +343,13 @@ def suite_lines(text: str) -> list[str]:
     head = [summary[-1] if summary else f"broken off: {broken or 'nothing'}"]
     # "ERROR SUMMARY: 0 errors" and the like of the sanitizers.
     head += [line.strip("= ") for line in re.findall(r"^=+ \w+ SUMMARY: .*$", text, re.MULTILINE)]
-    named = re.findall(r"^(?:FAILED|ERROR) tests/\S+.*$", text, re.MULTILINE)
-    named = named or re.findall(r"^(?:\[gw\d+\] \[.*?\] FAILED (\S+)|(\S+) FAILED)", text,
-                                re.MULTILINE)  # fmt: skip
-    return head + ["".join(line) for line in dict.fromkeys(named)]
+    named = re.findall(r"^(?:FAILED|ERROR) tests/.*$", text, re.MULTILINE)
+    if not named:  # no summary: the lines of the tests themselves, with workers and without
+        named = re.findall(r"^\[gw\d+\] \[.*?\] (FAILED \S+)", text, re.MULTILINE)
+        named += re.sub(
+            r"(\S+) FAILED", r"FAILED \1", "\n".join(re.findall(r"^\S+ FAILED", text, re.MULTILINE))
+        ).splitlines()
+    return head + list(dict.fromkeys(named))
 
 
 def ncu_lines(file: Path) -> list[str]:
@@ -403,17 +411,16 @@ def write_archive(file: Path, raw: Path) -> None:
 
 
 @contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """SIGTERM ends the part as Ctrl-C does, so that the stage that runs is not left behind."""
-
-    def end(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, end)
+def noting_signals() -> Iterator[None]:
+    """SIGTERM and SIGINT are noted in ``ended_by`` in place of an exception, which could fall
+    between the start of a process and the note of its number."""
+    kinds = signal.SIGTERM, signal.SIGINT
+    before = [signal.signal(kind, lambda number, frame: ended_by.append(number)) for kind in kinds]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for kind, handler in zip(kinds, before, strict=True):
+            signal.signal(kind, handler)
 
 
 def run_part(part: int, stages: Sequence[Stage], out: Path, check: bool) -> bool:
@@ -421,7 +428,7 @@ def run_part(part: int, stages: Sequence[Stage], out: Path, check: bool) -> bool
     begun = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     outcomes: list[Outcome] = []
-    with tempfile.TemporaryDirectory(prefix="fastbandit-gpu-") as folder, ended_by_signals():
+    with tempfile.TemporaryDirectory(prefix="fastbandit-gpu-") as folder, noting_signals():
         context = Context(Path(folder), check)
         paths = [folder + "/site", str(ROOT), str(BENCHMARKS), os.environ.get("PYTHONPATH", "")]
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -436,6 +443,8 @@ def run_part(part: int, stages: Sequence[Stage], out: Path, check: bool) -> bool
         end = begun + most - 2 * GRACE
         try:
             for stage in stages:
+                if ended_by:
+                    break
                 left = min(3600 if check else stage.seconds, end - time.monotonic())
                 chosen = sanitized if stage.name.endswith("check") and not check else environment
                 outcomes.append(run_stage(stage, context, chosen, left))
@@ -450,6 +459,8 @@ def run_part(part: int, stages: Sequence[Stage], out: Path, check: bool) -> bool
             write_archive(out / f"part{part}.tar.gz", context.raw)
             (out / f"part{part}.txt").write_text(text, encoding="utf-8")
             print(text, end="", flush=True)
+    if ended_by:
+        raise SystemExit(128 + ended_by[0])
     cut = {stage.name for stage in stages if stage.may_be_cut}
     return len(outcomes) == len(stages) and all(
         outcome.status in ("ok", "skipped") or (outcome.status == "cut" and outcome.name in cut)
