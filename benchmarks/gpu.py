@@ -189,7 +189,7 @@ def install(context: Context) -> list[str] | str:
 
 PARTS = {
     1: [
-        Stage("install", 10, install, 4),
+        Stage("install", 15, install, 4),
         Stage("info", 15, measured("info"), 7),
         Stage(
             "recorded",
@@ -216,7 +216,7 @@ PARTS = {
         Stage("step", 20, measured("step"), 4),
     ],
     2: [
-        Stage("install", 10, install, 2),
+        Stage("install", 15, install, 2),
         Stage("steps", 100, measured("steps"), 12),
         Stage("profile", 20, measured("profile"), 8),
         Stage("capture", 15, measured("capture"), 4),
@@ -484,6 +484,11 @@ def prepare() -> int:
     """Build the kernels and gather the wheels; what was prepared before is replaced."""
     architectures = os.environ.get("TORCH_CUDA_ARCH_LIST", "9.0")
     environment = {**os.environ, "FASTBANDIT_CUDA": "1", "TORCH_CUDA_ARCH_LIST": architectures}
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
+    )
+    facts = {"commit": commit.stdout.strip() or "unknown", "sources": sources_hash(),
+             "architectures": architectures}  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="fastbandit-gpu-") as folder:
         built, gathered = Path(folder) / "built", Path(folder) / "wheels"
         # The objects of another build for the same machine are used again.
@@ -505,11 +510,6 @@ def prepare() -> int:
         shutil.copytree(gathered, WHEELS)
         for name in ("_kernels_cpu.so", "_kernels_cuda.so"):
             shutil.copy(built / "fastbandit" / name, KERNELS / name)
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-    )
-    facts = {"commit": commit.stdout.strip() or "unknown", "sources": sources_hash(),
-             "architectures": architectures}  # fmt: skip
     FACTS.write_text(json.dumps(facts) + "\n", encoding="utf-8")
     size = sum(file.stat().st_size for file in PREPARED.rglob("*") if file.is_file()) / 2**20
     print(

@@ -27,7 +27,7 @@ from bench_gabor import ours as gabor_of_ours
 from bench_pgd import EPSILON, STEP, eager_step_, images
 from bench_search_step import COMPILED, EAGER, GRAPHED, OURS, Task
 from conftest import COMMIT
-from gpu import bare_name
+from gpu import FACTS, bare_name
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -61,6 +61,7 @@ class Bench:
             # Both are off for ours and for every rival: float32 means float32.
             tf32=[torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32],
             commit=COMMIT,
+            prepared=json.loads(FACTS.read_text("utf-8")) if FACTS.is_file() else None,
             check=check,
         )
 
