@@ -149,13 +149,13 @@ def test_what_a_recorded_step_reads_lives_as_long_as_it():
     engine, _ = graphs(ForgetfulRecorder())
     run.epoch(0, engine=engine)
     run.accuracy(engine=engine)
-    loaders = [weakref.ref(run.train), weakref.ref(run.test)]
-    del run.train, run.test
+    held = [weakref.ref(thing) for thing in (run.train, run.test, run.optimizer)]
+    del run.train, run.test, run.optimizer
     gc.collect()
-    assert all(loader() is not None for loader in loaders)
+    assert all(thing() is not None for thing in held)
     del engine
     gc.collect()
-    assert all(loader() is None for loader in loaders)
+    assert all(thing() is None for thing in held)
 
 
 @pytest.mark.parametrize(

@@ -303,7 +303,7 @@ def test_what_is_prepared_is_put_in_place(elsewhere, monkeypatch, capsys):
 
 def test_a_failure_to_prepare_keeps_what_there_was(elsewhere, monkeypatch, capsys):
     gpu.KERNELS.mkdir(parents=True)
-    failing = lambda *a, **o: SimpleNamespace(returncode=5)  # noqa: E731
+    failing = lambda *a, **o: SimpleNamespace(returncode=5, stdout="")  # noqa: E731
     monkeypatch.setattr(gpu.subprocess, "run", failing)
     assert gpu.prepare() == 1
     assert "failed with status 5" in capsys.readouterr().err
