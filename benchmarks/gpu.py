@@ -309,6 +309,10 @@ def run_stage(
         return Outcome(stage.name, "failed", 0.0, str(error))
     if status is None:
         return Outcome(stage.name, "cut", took, f"stopped after {took:.1f} s")
+    if status == 0 and not context.check:
+        text = log.read_text(encoding="utf-8", errors="replace")
+        if "test session starts" in text and not re.search(r"^=.*\b[1-9]\d* passed", text, re.M):
+            return Outcome(stage.name, "failed", took, "no test ran")
     if status == 0:
         return Outcome(stage.name, "ok", took)
     return Outcome(stage.name, "failed", took, f"exit status {status}: {last_line(log)}")

@@ -101,6 +101,13 @@ def test_a_stage_that_fails_does_not_stop_the_next(tmp_path, capsys):
         assert archive.extractfile("part7/part7.txt").read().decode().splitlines() == lines
 
 
+@pytest.mark.parametrize(("counts", "well"), [("1 passed, 2 skipped", True), ("2 skipped", False)])
+def test_tests_that_are_all_skipped_have_not_passed(tmp_path, capsys, counts, well):
+    log = f"=== test session starts ===\\n=== {counts} in 0.1s ==="
+    assert gpu.run_part(1, [shell(f"printf '{log}\\n'")], tmp_path, check=False) is well
+    assert ("no test ran" in capsys.readouterr().out) is not well
+
+
 def test_only_a_stage_that_may_be_cut_may(tmp_path, capsys):
     for allowed in (True, False):
         stages = [shell("sleep 60", seconds=0.3, may_be_cut=allowed)]
