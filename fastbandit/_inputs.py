@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fastbandit.data import Loader
 from fastbandit.nn.layers import Normalize
 from fastbandit.nn.network import Network
+from fastbandit.nn.shortcuts import Plain
 from fastbandit.nn.supernet import Supernet
 from fastbandit.threat import ThreatModel
 
@@ -118,6 +119,8 @@ class BytesInput:
 
 Input = ReadyInput | BytesInput
 
+_is_supernet, _is_network, _is_normalize = Plain(Supernet), Plain(Network), Plain(Normalize)
+
 
 def input_of(batches: Batches, model: nn.Module, threat: ThreatModel, dtype: torch.dtype) -> Input:
     """The one pass where it applies.
@@ -128,35 +131,17 @@ def input_of(batches: Batches, model: nn.Module, threat: ThreatModel, dtype: tor
     Args:
         dtype: what the model's first layer computes in.
     """
-    if type(batches) is not Loader or type(model) not in (Supernet, Network):
+    if type(batches) is not Loader or not (_is_supernet(model) or _is_network(model)):
         return ReadyInput(batches)
     normalize: Any = model.normalize
     applies = (
         threat.attacks
         and threat.norm == "linf"
         and threat.random_start
-        and type(normalize) is Normalize
+        and _is_normalize(normalize)
         and normalize.mean.dtype == torch.float32
         and normalize.mean.device == batches.device
-        and not any(map(_watched, (model, normalize)))
-        and not nn.modules.module._has_any_global_hook()
     )
     if not applies:
         return ReadyInput(batches)
     return BytesInput(batches, threat, normalize.mean.flatten(), normalize.std.flatten(), dtype)
-
-
-def _watched(module: nn.Module) -> bool:
-    """Whether a call of the module does more, or other, than its class says."""
-    return (
-        "forward" in vars(module)
-        or module._compiled_call_impl is not None
-        or any(
-            (
-                module._forward_hooks,
-                module._forward_pre_hooks,
-                module._backward_hooks,
-                module._backward_pre_hooks,
-            )
-        )
-    )

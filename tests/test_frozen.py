@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -29,7 +31,8 @@ def layouts(x):
 @pytest.mark.parametrize("affine", [True, False])
 def test_values_and_gradient_are_batch_norms(kind, affine):
     norm = trained_norm(kind, affine)
-    frozen = FrozenBatchNorm(norm)
+    frozen = freeze(copy.deepcopy(norm))
+    assert type(frozen) is FrozenBatchNorm
     for x in layouts(torch.randn(3, 5, 4, 6)):
         for y in (norm, frozen):
             y.requires_grad_(False)
@@ -42,7 +45,7 @@ def test_values_and_gradient_are_batch_norms(kind, affine):
 
 
 def test_autocast_and_training_mode():
-    frozen = FrozenBatchNorm(trained_norm(nn.BatchNorm2d))
+    frozen = freeze(trained_norm(nn.BatchNorm2d))
     x = torch.randn(2, 5, 3, 3)
     low = frozen(x.bfloat16())
     assert low.dtype == torch.bfloat16

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from fastbandit.nn.cell import accumulate
+from fastbandit.nn.cell import run_nodes
 from fastbandit.nn.layers import BatchNorm2d
 from fastbandit.nn.supernet import Supernet
 from fastbandit.space import SearchSpace, get
@@ -54,16 +54,22 @@ def test_maps_halve_at_the_reduction_cells_and_channels_double():
     assert net.reductions == (2, 4)
 
 
-def test_terms_are_added_in_place_only_where_nobody_else_looks():
-    node, term = torch.ones(2, 3), torch.full((2, 3), 2.0)
-    assert accumulate(None, term, [node]) is term
-    assert accumulate(node, term, [node]) is not node  # skip_connect gave the node itself
-    assert accumulate(node[:], term, [node]) is not node
-    assert torch.equal(node, torch.ones(2, 3))
-    fresh = torch.zeros(2, 3)
-    assert accumulate(fresh, term, [node]) is fresh
-    assert torch.equal(fresh, term)
-    assert accumulate(fresh.bfloat16(), term, [node]).dtype == torch.float32
+def test_terms_are_added_in_place_only_to_a_sum_of_the_cells_own():
+    given = [torch.full((2, 3), float(value)) for value in (2, 3, 5, 7)]
+    two, three, five, seven = (lambda x, y=y: y for y in given)
+
+    def skip_connect(x):
+        return x
+
+    x = torch.ones(2, 3)
+    edges = [(0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3)]
+    nodes = run_nodes(x, edges, [skip_connect, skip_connect, two, three, five, seven])
+    assert [float(node[0, 0]) for node in nodes] == [1.0, 1.0, 3.0, 15.0]
+    assert nodes[1] is x
+    for tensor, value in zip((x, *given), (1, 2, 3, 5, 7), strict=True):
+        assert torch.equal(tensor, torch.full((2, 3), float(value)))  # nobody's tensor changed
+    low = run_nodes(x, [(0, 1)] * 3, [lambda x: x.bfloat16(), lambda x: x, lambda x: x.half()])
+    assert (low[1].dtype, float(low[1][0, 0])) == (torch.float32, 3.0)
 
 
 @pytest.mark.parametrize("name", ["robust9", "robust11-light"])

@@ -2,46 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["Plan", "accumulate", "concatenate", "run_nodes"]
-
-#: For each node from 1 on, its incoming edges as (source node, operation); at least one each.
-Plan = Sequence[Sequence[tuple[int, Callable[[Tensor], Tensor]]]]
+__all__ = ["concatenate", "run_nodes"]
 
 
-def run_nodes(x: Tensor, plan: Plan) -> list[Tensor]:
+def run_nodes(
+    x: Tensor,
+    edges: Sequence[tuple[int, int]],
+    operations: Iterable[Callable[[Tensor], Tensor]],
+) -> list[Tensor]:
     """Every node of a cell: node j is the sum of o(node i) over its edges i -> j.
 
     Args:
         x: node 0, the input of the cell after preprocessing, [N, C, H, W].
-        plan: edges of each node; resolved by the caller, so that nothing is looked up here.
+        edges: (source, node) of each edge, those into node 1 first, at least one into each node.
+        operations: that of each edge.
 
     Returns:
         Nodes 0, 1, 2, ...
     """
     values = [x]
-    for edges in plan:
-        total: Tensor | None = None
-        for source, operation in edges:
-            total = accumulate(total, operation(values[source]), values)
-        assert total is not None
-        values.append(total)
+    terms = 0  # of the last node
+    for (source, node), operation in zip(edges, operations, strict=True):
+        y = operation(values[source])
+        if node == len(values):
+            values.append(y)
+            terms = 1
+        else:
+            values[node] = _add(values[node], y, terms)
+            terms += 1
     return values
 
 
-def accumulate(total: Tensor | None, term: Tensor, nodes: Sequence[Tensor]) -> Tensor:
-    """total + term, in place where the sum so far is nobody else's: it may be a node itself
-    (skip_connect) or a view, but no operation keeps its result for the backward pass. Under
-    autocast terms differ in dtype, and the sum has the wider one."""
-    if total is None:
-        return term
-    if torch.compiler.is_compiling():  # a compiler reuses memory itself, and stops at _is_view
-        return total + term
-    if total._is_view() or total.dtype != term.dtype or any(total is node for node in nodes):
+def _add(total: Tensor, term: Tensor, terms: int) -> Tensor:
+    """total + term, in place where the total is a sum that was made here.
+
+    What a module returned may be somebody else's too: skip_connect returns the node itself, a hook
+    keeps it, another module's backward pass needs it. Under autocast terms differ in dtype, and
+    the sum has the wider one.
+    """
+    # A compiler reuses memory itself.
+    if terms < 2 or total.dtype != term.dtype or torch.compiler.is_compiling():
         return total + term
     return total.add_(term)
 

@@ -7,98 +7,145 @@ and its gradient one multiplication. The results differ by rounding.
 
 from __future__ import annotations
 
+import operator
+from dataclasses import dataclass, field
+from typing import TypeGuard
+
 import torch
 from torch import Tensor, nn
+
+from fastbandit.nn.shortcuts import Plain, may_keep
 
 __all__ = ["FrozenBatchNorm", "freeze"]
 
 
-class FrozenBatchNorm(nn.Module):
-    """Batch norm with the running statistics of ``norm``, for evaluation mode.
+@dataclass
+class _Constants:
+    """Scale and shift, and what is made of them, for as long as the module's tensors are these."""
+
+    tensors: tuple[Tensor | None, ...]
+    versions: tuple[int, ...]
+    eps: float
+    scale: Tensor  # [C]
+    shift: Tensor  # [C]
+    # For each size of map: scale and shift of every element of an image, as it lies in memory.
+    rows: dict[tuple[int, bool], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    # The last weight of a 1x1 convolution that this was folded into, its version, the result.
+    folded: tuple[Tensor, int, Tensor] | None = None
+
+
+def _version(tensor: Tensor | None) -> int:
+    # An inference tensor has no version, and what changes it runs in inference mode.
+    return 0 if tensor is None or tensor.is_inference() else tensor._version
+
+
+class FrozenBatchNorm(nn.BatchNorm2d):
+    """Batch norm with its running statistics, for evaluation mode; made by :func:`freeze`.
+
+    Whatever else a module may look at in a batch norm is there and is used: parameters, buffers,
+    hooks. Where parameters or statistics change, scale and shift follow.
 
     Raises:
         RuntimeError: called in training mode, which needs the batch's statistics.
     """
 
-    scale: Tensor
-    shift: Tensor
+    _kept: _Constants | None = None
 
-    def __init__(self, norm: nn.BatchNorm2d) -> None:
-        super().__init__()
-        mean, variance = norm.running_mean, norm.running_var
+    def _constants(self) -> _Constants:
+        named, buffers = self._parameters, self._buffers
+        mean, variance = buffers["running_mean"], buffers["running_var"]
+        tensors = (named["weight"], named["bias"], mean, variance)
+        versions = tuple(map(_version, tensors))
+        kept = self._kept
+        if (
+            kept is not None
+            and kept.versions == versions
+            and kept.eps == self.eps
+            and all(map(operator.is_, kept.tensors, tensors))
+        ):
+            return kept
         assert mean is not None
         assert variance is not None
-        scale = (variance.double() + norm.eps).rsqrt()
-        if norm.weight is not None:
-            scale = scale * norm.weight.detach().double()
-        shift = -mean.double() * scale
-        if norm.bias is not None:
-            shift = shift + norm.bias.detach().double()
-        self.register_buffer("scale", scale.to(mean.dtype), persistent=False)
-        self.register_buffer("shift", shift.to(mean.dtype), persistent=False)
-        # For each size of map: scale and shift of every element of an image, as it lies in memory.
-        self._rows: dict[tuple[int, bool], tuple[Tensor, Tensor]] = {}
-        # The last weight of a 1x1 convolution that this was folded into, its version, the result.
-        self._folded: tuple[Tensor, int, Tensor] | None = None
-        self.train(norm.training)
+        with torch.inference_mode(False), torch.no_grad():  # kept for any caller
+            scale = (variance.double() + self.eps).rsqrt()
+            if self.weight is not None:
+                scale = scale * self.weight.double()
+            shift = -mean.double() * scale
+            if self.bias is not None:
+                shift = shift + self.bias.double()
+            scale, shift = scale.to(mean.dtype), shift.to(mean.dtype)
+        self._kept = _Constants(tensors, versions, self.eps, scale, shift)
+        return self._kept
 
     def fold(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Weight and bias of the convolution that is ``weight``'s and this after it.
 
         Kept for as long as ``weight`` does not change, unless a gradient of it may be asked for.
         """
+        own = self._constants()
         if weight.requires_grad and torch.is_grad_enabled():
-            return weight * self.scale.view(-1, 1, 1, 1), self.shift
-        last = self._folded
-        if last is None or last[0] is not weight or last[1] != weight._version:
-            with torch.no_grad():
-                folded = weight * self.scale.view(-1, 1, 1, 1)
-            self._folded = last = (weight, weight._version, folded)
-        return last[2], self.shift
+            return weight * own.scale.view(-1, 1, 1, 1), own.shift
+        last = own.folded
+        if last is None or last[0] is not weight or last[1] != _version(weight):
+            with torch.inference_mode(False), torch.no_grad():
+                folded = weight * own.scale.view(-1, 1, 1, 1)
+            own.folded = last = (weight, _version(weight), folded)
+        return last[2], own.shift
 
-    def _row(self, pixels: int, channels_last: bool) -> tuple[Tensor, Tensor]:
+    @staticmethod
+    def _row(own: _Constants, pixels: int, channels_last: bool) -> tuple[Tensor, Tensor]:
         key = (pixels, channels_last)
-        if key not in self._rows or self._rows[key][0].device != self.scale.device:
-            self._rows[key] = (
-                (self.scale.repeat(pixels), self.shift.repeat(pixels))
-                if channels_last
-                else (
-                    self.scale.repeat_interleave(pixels),
-                    self.shift.repeat_interleave(pixels),
+        if key not in own.rows:
+            with torch.inference_mode(False):
+                own.rows[key] = (
+                    (own.scale.repeat(pixels), own.shift.repeat(pixels))
+                    if channels_last
+                    else (
+                        own.scale.repeat_interleave(pixels),
+                        own.shift.repeat_interleave(pixels),
+                    )
                 )
-            )
-        return self._rows[key]
+        return own.rows[key]
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
             raise RuntimeError("FrozenBatchNorm: expected evaluation mode, got training mode")
+        if torch.compiler.is_compiling() or not may_keep():
+            return super().forward(x)
+        own = self._constants()
         n, channels, height, width = x.shape
-        if x.dtype != self.scale.dtype:  # autocast
-            return torch.addcmul(self.shift.view(1, -1, 1, 1), x, self.scale.view(1, -1, 1, 1)).to(
+        if x.dtype != own.scale.dtype:  # autocast
+            return torch.addcmul(own.shift.view(1, -1, 1, 1), x, own.scale.view(1, -1, 1, 1)).to(
                 x.dtype
             )
         if x.is_contiguous():
-            scale, shift = self._row(height * width, False)
+            scale, shift = self._row(own, height * width, False)
             return torch.addcmul(shift, x.view(n, channels * height * width), scale).view(x.shape)
-        scale, shift = self._row(height * width, True)
+        scale, shift = self._row(own, height * width, True)
         # A copy only where x is in neither of the two layouts.
         flat = x.permute(0, 2, 3, 1).reshape(n, channels * height * width)
         y = torch.addcmul(shift, flat, scale)
         return y.view(n, height, width, channels).permute(0, 3, 1, 2)
 
 
+_is_torch_batch_norm, _is_frozen = Plain(nn.BatchNorm2d), Plain(FrozenBatchNorm)
+
+
+def foldable(norm: nn.Module) -> TypeGuard[FrozenBatchNorm]:
+    """Whether :meth:`FrozenBatchNorm.fold` is all that a call of ``norm`` does."""
+    return _is_frozen(norm) and not norm.training and may_keep()
+
+
 def freeze(network: nn.Module) -> nn.Module:
     """``network``, changed in place: each BatchNorm2d with running statistics becomes frozen.
 
-    Layers of another class, and subclasses that compute something else, are left alone.
+    A batch norm to which anything is attached, of another class, or without running statistics is
+    left alone. The modules stay the same objects, so whoever holds one holds the frozen one.
     """
-    from fastbandit.nn.layers import BatchNorm2d
+    from fastbandit.nn.layers import is_batch_norm
 
-    for name, module in list(network.named_children()):
-        known = type(module) in (nn.BatchNorm2d, BatchNorm2d)
+    for module in network.modules():
+        known = _is_torch_batch_norm(module) or is_batch_norm(module)
         if known and module.running_mean is not None and module.track_running_stats:
-            assert isinstance(module, nn.BatchNorm2d)
-            setattr(network, name, FrozenBatchNorm(module))
-        else:
-            freeze(module)
+            module.__class__ = FrozenBatchNorm
     return network

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from fastbandit import ops
 from fastbandit.nn.cell import concatenate
-from fastbandit.nn.frozen import FrozenBatchNorm
+from fastbandit.nn.frozen import foldable
+from fastbandit.nn.shortcuts import Plain
 from fastbandit.ops._convolution import autocast_dtype
 from fastbandit.ops.conv_block import run as run_conv_block
 from fastbandit.ops.conv_block import serves as conv_block_serves
@@ -191,6 +192,9 @@ class BatchNorm2d(nn.BatchNorm2d):
             self.batches = int(self.num_batches_tracked)
 
 
+is_batch_norm = Plain(BatchNorm2d)
+
+
 class Moves:
     """The running statistics of many batch norms, moved by one operation in place of three each.
 
@@ -299,6 +303,9 @@ class DepthwiseConv2d(nn.Module):
         )
 
 
+is_depthwise = Plain(DepthwiseConv2d)
+
+
 def conv_block(
     x: Tensor | Sequence[Tensor],
     pointwise: Tensor,
@@ -307,9 +314,10 @@ def conv_block(
 ) -> Tensor:
     """ReLU, ``depthwise`` if there is one, a 1x1 convolution and ``norm``, in one op where it can.
 
-    It can where :func:`fastbandit.ops.conv_block` has a kernel and the layers are those of this
-    package, batch norm with the batch's statistics or frozen or in evaluation mode; then what it
-    does to a channel goes into the weight of the 1x1 convolution. Elsewhere layer by layer.
+    It can where :func:`fastbandit.ops.conv_block` has a kernel and the layers are plain ones of
+    this package (see :class:`~fastbandit.nn.shortcuts.Plain`), batch norm with the batch's
+    statistics or frozen or in evaluation mode; then what it does to a channel goes into the weight
+    of the 1x1 convolution. Any other layer is called.
 
     Args:
         x: a map, or several of one size that are taken side by side.
@@ -318,8 +326,8 @@ def conv_block(
         depthwise: a depthwise convolution, which has the ReLU inside; with one map only.
     """
     xs = [x] if isinstance(x, Tensor) else list(x)
-    known = depthwise is None or type(depthwise) is DepthwiseConv2d
-    if not (known and conv_block_serves(xs, pointwise)):
+    known = conv_block_serves(xs, pointwise) and (depthwise is None or is_depthwise(depthwise))
+    if not known:
         joined = concatenate(xs)
         activated = F.relu(joined) if depthwise is None else depthwise(joined)
         y: Tensor = norm(F.conv2d(activated, pointwise))
@@ -332,10 +340,10 @@ def conv_block(
             "padding": depthwise.padding,
             "dilation": depthwise.dilation,
         }
-    if type(norm) is FrozenBatchNorm and not norm.training:
+    if foldable(norm):
         weight, bias = norm.fold(pointwise)
         return run_conv_block(xs, weight, bias=bias, **settings)
-    if type(norm) is BatchNorm2d:
+    if is_batch_norm(norm):
         mean, variance = norm.running_mean, norm.running_var
         if not norm.training and norm.moves is None and mean is not None and variance is not None:
             scale = torch.rsqrt(variance + norm.eps)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastbandit.nn import layers
-from fastbandit.nn.cell import accumulate, concatenate
+from fastbandit.nn.cell import concatenate, run_nodes
 from fastbandit.nn.layers import DenoiseBlock, DenoiseKind, GaborKind
 from fastbandit.nn.operations import Identity, make
 from fastbandit.space import reduction_cells
@@ -41,6 +41,15 @@ def _drop_path(x: Tensor, probability: float) -> Tensor:
     return x * mask
 
 
+def _dropping(
+    operation: Callable[[Tensor], Tensor], probability: float
+) -> Callable[[Tensor], Tensor]:
+    # As in DARTS, an identity is never dropped: something must reach the node.
+    if isinstance(operation, Identity):
+        return operation
+    return lambda x: _drop_path(operation(x), probability)
+
+
 class NetworkCell(nn.Module):
     """One cell of a genotype: ReLU - 1x1 - BN, then the edges of each node, summed."""
 
@@ -57,10 +66,10 @@ class NetworkCell(nn.Module):
     ) -> None:
         super().__init__()
         self.preprocess = layers.ReluConvBN(in_channels, channels, affine=True)
+        # The operations are looked up at each call: any of them may have been replaced by then.
         self.operations = nn.ModuleList()
-        plan: list[list[tuple[int, nn.Module, bool]]] = []
-        for edges in cell.nodes:
-            plan.append([])
+        self._edges: list[tuple[int, int]] = []
+        for node, edges in enumerate(cell.nodes, start=1):
             for edge in edges:
                 operation = make(
                     edge.op,
@@ -72,24 +81,16 @@ class NetworkCell(nn.Module):
                     gabor=gabor,
                 )
                 self.operations.append(operation)
-                # As in DARTS, an identity is never dropped: something must reach the node.
-                plan[-1].append((edge.source, operation, not isinstance(operation, Identity)))
-        self._plan = tuple(tuple(edges) for edges in plan)
+                self._edges.append((edge.source, node))
         self.concat = tuple(cell.concat)
         self.out_channels = len(self.concat) * channels
 
     def forward(self, x: Tensor | list[Tensor], drop_path_prob: float = 0.0) -> list[Tensor]:
         """The nodes that side by side are the output; x: an input of that form."""
-        values = [self.preprocess(x)]
-        for edges in self._plan:
-            total: Tensor | None = None
-            for source, operation, droppable in edges:
-                y = operation(values[source])
-                if drop_path_prob > 0.0 and droppable:
-                    y = _drop_path(y, drop_path_prob)
-                total = accumulate(total, y, values)
-            assert total is not None  # a genotype has at least one edge into each node
-            values.append(total)
+        operations: list[Callable[[Tensor], Tensor]] = list(self.operations)
+        if drop_path_prob > 0.0:
+            operations = [_dropping(operation, drop_path_prob) for operation in operations]
+        values = run_nodes(self.preprocess(x), self._edges, operations)
         return [values[node] for node in self.concat]
 
 

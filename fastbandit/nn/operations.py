@@ -47,6 +47,7 @@ from fastbandit.nn.layers import (
     conv_block,
     conv_weight,
 )
+from fastbandit.nn.shortcuts import may_keep
 from fastbandit.ops._convolution import autocast_dtype
 from fastbandit.ops.max_pool2d import serves as pool_serves
 
@@ -63,7 +64,6 @@ __all__ = [
 ]
 
 
-@lru_cache(maxsize=64)
 def _average(channels: int, height: int, width: int, stride: int) -> tuple[Tensor, Tensor]:
     """A 3x3 average as a depthwise convolution, whose kernel takes less than half of the time of
     torch's pooling: weight [C, 1, 3, 3], and the factor [1, C, H_out, W_out] by which there are
@@ -79,10 +79,15 @@ def _average(channels: int, height: int, width: int, stride: int) -> tuple[Tenso
         return torch.full((channels, 1, 3, 3), 1 / 9, dtype=torch.float32), factor
 
 
+_kept_average = lru_cache(maxsize=64)(_average)
+
+
 def average_pool2d(x: Tensor, stride: int) -> Tensor:
     """``F.avg_pool2d(x, 3, stride, 1, count_include_pad=False)``."""
     if pool_serves(x, stride) and autocast_dtype(x) is None:
-        weight, factor = _average(*x.shape[1:], stride)
+        channels, height, width = x.shape[1:]
+        average = _kept_average if may_keep() else _average
+        weight, factor = average(channels, height, width, stride)
         return ops.depthwise_conv2d(x, weight, stride=stride, padding=1).mul_(factor)
     return F.avg_pool2d(x, 3, stride, 1, count_include_pad=False)
 

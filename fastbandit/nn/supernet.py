@@ -15,7 +15,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from fastbandit.nn import layers
-from fastbandit.nn.cell import Plan, concatenate, run_nodes
+from fastbandit.nn.cell import concatenate, run_nodes
 from fastbandit.nn.layers import DenoiseKind, GaborKind
 from fastbandit.nn.operations import make
 from fastbandit.space import SearchSpace, get, reduction_cells, widest
@@ -63,20 +63,29 @@ class SuperCell(nn.Module):
             )
             for source, _ in space.edges
         )
-        self._plan: Plan = ()
+        self._names: tuple[str, ...] = ()  # of the chosen operations in their ModuleLists
 
-    def set_arms(self, arms: Sequence[int]) -> list[nn.Module]:
-        """Choose one operation for every edge; returns them in the order of the edges."""
-        chosen = [operations[arm] for operations, arm in zip(self.edges, arms, strict=True)]  # type: ignore[index]
-        plan: list[list[tuple[int, nn.Module]]] = [[] for _ in range(self.space.nodes)]
-        for (source, node), operation in zip(self.space.edges, chosen, strict=True):
-            plan[node - 1].append((source, operation))
-        self._plan = tuple(tuple(edges) for edges in plan)
-        return chosen
+    def set_arms(self, arms: Sequence[int]) -> None:
+        """Choose one operation for every edge."""
+        if len(arms) != len(self.edges):
+            raise ValueError(f"SuperCell: arms: expected {len(self.edges)}, got {len(arms)}")
+        self._names = tuple(map(str, arms))
+
+    @property
+    def chosen(self) -> list[nn.Module]:
+        """The chosen operations in the order of the edges; none before :meth:`set_arms`.
+
+        They are looked up at each call: any of them may have been replaced since it was chosen.
+        """
+        # Not operations[arm], which takes ten times as long.
+        return [
+            operations._modules[name]  # type: ignore[misc]
+            for operations, name in zip(self.edges, self._names, strict=False)
+        ]
 
     def forward(self, x: Tensor | list[Tensor]) -> list[Tensor]:
         """The nodes from 1 on, which side by side are the output; x: an input of that form."""
-        return run_nodes(self.preprocess(x), self._plan)[1:]
+        return run_nodes(self.preprocess(x), self.space.edges, self.chosen)[1:]
 
 
 class Supernet(nn.Module):
@@ -163,9 +172,7 @@ class Supernet(nn.Module):
             width = space.nodes * channels
         self.classifier = nn.Linear(width, classes)
         layers.use_cumulative_average(self)
-        # Plain lists: the modules in them are registered above and must not be a second time.
         self._path: tuple[int, ...] | None = None
-        self._chosen: list[nn.Module] = []
 
     @property
     def rows(self) -> int:
@@ -194,10 +201,9 @@ class Supernet(nn.Module):
         """
         values = self.space.check_choice(choice)  # type: ignore[arg-type]
         edges = len(self.space.edges)
-        self._chosen = []
         for kind, cell in zip(self.cell_type, self.cells, strict=True):
             assert isinstance(cell, SuperCell)
-            self._chosen += cell.set_arms(values[kind * edges : (kind + 1) * edges])
+            cell.set_arms(values[kind * edges : (kind + 1) * edges])
         self._path = tuple(values)
 
     def widest_path(self, by: Literal["memory", "compute"] = "memory") -> list[int]:
@@ -230,8 +236,9 @@ class Supernet(nn.Module):
         for cell in self.cells:
             assert isinstance(cell, SuperCell)
             yield from cell.preprocess.modules()
-        for operation in self._chosen:
-            yield from operation.modules()
+        for cell in self.cells:
+            for operation in cell.chosen:  # type: ignore[union-attr]
+                yield from operation.modules()
         yield from self.classifier.modules()
 
     def path_parameters(self) -> Iterator[nn.Parameter]:
