@@ -35,11 +35,18 @@ from fastbandit._evaluation import Plan
 from fastbandit._intervals import wilson
 from fastbandit._progress import Progress, format_seconds
 from fastbandit._running import check_group_device, resolve_device, torch_settings
-from fastbandit.attacks._model import Attacked, Oracle, kind, misclassified, with_autograd
+from fastbandit.attacks._model import (
+    Attacked,
+    Oracle,
+    attack_mode,
+    kind,
+    misclassified,
+    with_autograd,
+)
 from fastbandit.data import DataSource, load
 from fastbandit.distributed import Group, first_to_speak, launched
 from fastbandit.models import Model, find_model, load_model
-from fastbandit.nn.frozen import freeze
+from fastbandit.nn.frozen import FrozenBatchNorm, freeze
 from fastbandit.run import RunError, RunFolder, derive_seed
 from fastbandit.threat import ThreatModel, format_fraction, parse_fraction, plain_number
 from fastbandit.training import is_out_of_memory, synchronise
@@ -415,6 +422,15 @@ def _place(network: nn.Module, config: EvaluateConfig, device: torch.device) -> 
     return network.eval()
 
 
+def _fast_copy(network: nn.Module) -> nn.Module | None:
+    """A copy with frozen batch norms; None where it would be no faster, or none can be made."""
+    try:
+        copied = freeze(copy.deepcopy(network))
+    except (RuntimeError, TypeError):
+        return None
+    return copied if any(type(m) is FrozenBatchNorm for m in copied.modules()) else None
+
+
 # --- the evaluation -------------------------------------------------------------------------
 
 
@@ -492,7 +508,7 @@ class _Evaluation:
         def begin(plans: list[Plan], *, every: bool) -> _Campaign:
             return _Campaign.begin(plans, n, every=every)
 
-        self.campaigns = {"clean": begin([_clean_plan()], every=True)}
+        self.campaigns = {"clean": begin([_clean_plan(subject.fast)], every=True)}
         for number, threat in enumerate(self.threats):
             plans = config.plans(threat)
             self.campaigns[f"radius{number}"] = begin(plans, every=config.attack_all)
@@ -590,6 +606,16 @@ class _Evaluation:
 
     # Work.
 
+    @property
+    def differing(self) -> int:
+        """Images for which the fast copy has been found to compute something else."""
+        return int((self.campaigns["clean"].denied != 0).sum())
+
+    @property
+    def fast(self) -> nn.Module | None:
+        """The fast copy, where it is known to compute what the network does."""
+        return None if self.differing else self.subject.fast
+
     def candidates(self, name: str) -> Tensor:
         """The images that a campaign is about, bool [n]."""
         if name == "clean":
@@ -620,7 +646,7 @@ class _Evaluation:
             tried, yes, denied = found[: 3 * self.n].view(3, self.n)
             attacked: Attacked | None = None
             if len(mine):
-                fast = self.subject.fast
+                fast = self.fast
                 oracle = Oracle(
                     self.model if fast is None else fast,
                     batch_size=self.config.batch_size,
@@ -772,6 +798,15 @@ class _Evaluation:
             alone, other = int((by_transfer & ~white).sum()), int((white & ~by_transfer).sum())
             moved = (alone, other, int(right.sum()))
         n = int(sample.sum()) if config.checks.images else 0
+        unconfirmed = None
+        if self.fast is not None or config.precision != "float32":
+            right = ~self.campaigns["clean"].bit(0)
+            denied = max(
+                int((right & (c.denied != 0) & (c.yes == 0)).sum())
+                for name, c in self.campaigns.items()
+                if name.startswith("radius")
+            )
+            unconfirmed = (denied, int(right.sum()))
         return _evaluation.verdicts(
             found,
             n,
@@ -779,6 +814,7 @@ class _Evaluation:
             steps=config.checks.steps,
             queries=config.checks.queries,
             transfer=moved,
+            unconfirmed=unconfirmed,
         )
 
     def transfer(self) -> list[dict[str, Any]] | None:
@@ -902,6 +938,9 @@ class _Evaluation:
             "seed": self.config.seed,
             "results": results,
             "suspicion": self.suspicion(),
+            "fast_copy": None
+            if self.subject.fast is None
+            else {"used": self.fast is not None, "differs": self.differing},
             "cross_check": cross_check,
             "transfer": self.transfer(),
             "robustbench": self.robustbench(results[0], cross_check),
@@ -969,7 +1008,9 @@ def _prediction(logits: Tensor) -> Tensor:
     return logits.argmax(1).masked_fill(~logits.isfinite().all(1), -1)
 
 
-def _clean_plan() -> Plan:
+def _clean_plan(fast: nn.Module | None) -> Plan:
+    """Who is classified wrongly; and whose logits the fast copy has not, as unconfirmed."""
+
     def wrong(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Attacked:
         logits = oracle.logits(x, exact=True)
         finite = logits.isfinite().all(1)
@@ -978,6 +1019,12 @@ def _clean_plan() -> Plan:
                 f"model: expected finite logits, got NaN or infinity for image "
                 f"{int(ids[~finite][0])}"
             )
+        if fast is not None:
+            # In float32 whatever the attacks compute in: it is the function that is compared.
+            with Oracle(fast, batch_size=oracle.batch_size) as copied:
+                same = _evaluation.same_logits(copied.logits(x), logits)
+            oracle.forward_passes += copied.forward_passes
+            oracle.unconfirmed.update(ids[~same].tolist())
         return Attacked(x, misclassified(logits, y))
 
     return Plan("clean", "clean", "clean (no attack)", wrong, forward=1)
@@ -1066,9 +1113,11 @@ def evaluate_model(
     with torch_settings(config.threads, bool(config.deterministic)), ExitStack() as stack:
         # float32 is what the model decides in, whatever the caller computes in.
         stack.enter_context(torch.autocast(device.type, enabled=False))
+        if isinstance(model, nn.Module):
+            # What is attached to a module may call the caller's own modules from within the copy.
+            stack.enter_context(attack_mode(model, "eval"))
         subject.network = _place(subject.network, config, device)
-        if subject.network is not model:
-            subject.fast = freeze(copy.deepcopy(subject.network))
+        subject.fast = _fast_copy(subject.network)
         source = load(config.data) if source is None else source
         surrogate = None
         if config.transfer_from is not None:
@@ -1148,7 +1197,14 @@ class _Show:
 
     def done(self, name: str, number: int) -> None:
         """One line for each attack that is through."""
-        if self.console is None or not name.startswith("radius"):
+        if self.console is None:
+            return
+        if name == "clean" and self.current.differing:
+            self._print(
+                f"the copy with frozen batch norms has other logits for {self.current.differing} "
+                f"of {self.current.n} images: attacks follow the network itself"
+            )
+        if not name.startswith("radius"):
             return
         campaign = self.current.campaigns[name]
         right = self.current.candidates(name)
@@ -1178,8 +1234,9 @@ def dry_run(model: nn.Module | str | Path, config: EvaluateConfig) -> dict[str, 
         few = torch.arange(min(config.batch_size, current.n))
         x, y = current.pixels(few), current.labels[few].to(device)
         times = {}
-        fast = freeze(copy.deepcopy(subject.network))
-        with Oracle(fast, precision=getattr(torch, config.precision)) as oracle:
+        fast = _fast_copy(subject.network)
+        attacked = subject.network if fast is None else fast
+        with Oracle(attacked, precision=getattr(torch, config.precision)) as oracle:
             for name, action in (
                 ("forward", lambda: oracle.logits(x)),
                 ("both", lambda: oracle.gradient(x, _evaluation.cross_entropy, y)),
@@ -1257,6 +1314,11 @@ def _print_result(path: Path, result: dict[str, Any]) -> None:
     for found in result["transfer"] or []:
         for attack in found["attacks"]:
             print(f"transfer     {attack['name']:12} {_percent(attack)}")
+    if result["fast_copy"] is not None and not result["fast_copy"]["used"]:
+        print(
+            "the copy with frozen batch norms computes something else: attacks followed the "
+            "network itself"
+        )
     check = result["cross_check"]
     if check is not None:
         print(

@@ -1,5 +1,6 @@
 """The evaluation: its table and files, resuming, several processes, what it finds suspicious."""
 
+import copy
 import json
 import os
 import signal
@@ -14,12 +15,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from _digits import model_file, network
+from _digits import _train, images, model_file, network
 from torch import nn
+from torch.nn.utils import weight_norm
 
 from fastbandit import evaluate as module
 from fastbandit._cli import ConfigError, merge
 from fastbandit._intervals import sign_test, wilson
+from fastbandit.attacks import pgd
 from fastbandit.data import load
 from fastbandit.evaluate import (
     PRESETS,
@@ -30,6 +33,7 @@ from fastbandit.evaluate import (
     evaluate_model,
     main,
 )
+from fastbandit.nn.frozen import freeze
 from fastbandit.report import wilson as exported
 from fastbandit.run import CheckpointError, RunError, load_tensors
 
@@ -171,7 +175,9 @@ def test_attack_all_gives_each_attack_alone(done, model, tmp_path):
     assert found["worst_case"]["correct"] <= min(a["correct"] for a in found["attacks"])
     # An image's fate under an attack does not depend on who else is attacked.
     assert found["worst_case"] == standing["worst_case"]
-    assert all(c["verdict"] == "skipped" for c in result["suspicion"]["checks"])
+    checks = {c["name"]: c["verdict"] for c in result["suspicion"]["checks"]}
+    assert checks.pop("successes confirmed") == "ok"  # needs no sample
+    assert set(checks.values()) == {"skipped"}
 
 
 def test_killed_and_resumed_is_the_same(done, model, tmp_path):
@@ -342,6 +348,153 @@ def test_masked_model_is_flagged(name, tmp_path):
         verdict, checks = suspicion(make(), tmp_path)
     assert verdict == "suspicious"
     assert checks[expected]["verdict"] == "suspicious", checks
+
+
+# --- the fast copy --------------------------------------------------------------------------
+
+
+def normalised(attach=None):
+    """A trained network with a batch norm, to which something is attached before it is trained."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = nn.Sequential(
+            nn.Conv2d(1, 8, 3, stride=2, padding=1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+            nn.Flatten(),
+            nn.Linear(128, 10),
+        )
+        if attach is not None:
+            attach(made[1])
+        return _train(made, 2)
+
+
+def squash(module, inputs, output):
+    return torch.tanh(3 * output)
+
+
+def call_through(module):
+    original = module.forward
+    module.forward = lambda x: torch.tanh(3 * original(x))
+
+
+FEW = {"limit": 150, "attacks": "pgd-20", "epsilon": "0.1", "checks": {"images": 0}}
+
+
+@pytest.mark.parametrize("attach", [lambda m: m.register_forward_hook(squash), call_through])
+def test_what_is_attached_to_a_norm_is_attacked_too(attach, tmp_path):
+    net = normalised(attach)
+    x, y = images(150)
+    fell = net(pgd(net, x, y, epsilon="0.1", steps=20)).argmax(1) != y
+    clean = int((net(x).argmax(1) == y).sum())
+    net.train()  # as it is left by training
+    before = copy.deepcopy(net.state_dict())
+    _, result = evaluate_model(net, configure(**FEW), tmp_path / "out")
+    found = result["results"][0]
+    assert found["clean"]["correct"] == clean
+    # The starts differ, so a few images may.
+    assert abs(found["worst_case"]["correct"] - int((~fell).sum())) <= 4
+    assert result["fast_copy"] == {"used": True, "differs": 0}  # the other norm is frozen
+    assert net.training
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_a_copy_that_computes_something_else_is_not_attacked(tmp_path, monkeypatch, capsys):
+    net = normalised()
+    _, honest = evaluate_model(net, configure(**FEW), tmp_path / "honest")
+    assert honest["fast_copy"] == {"used": True, "differs": 0}
+
+    def spoilt(network):
+        copied = freeze(network)
+        with torch.no_grad():
+            copied[1].running_mean.add_(0.05)
+        return copied
+
+    class StopError(Exception):
+        pass
+
+    def stop(self, ids, mine):
+        raise StopError
+
+    monkeypatch.setattr(module, "freeze", spoilt)
+    with monkeypatch.context() as patch:
+        patch.setattr(module._Evaluation, "keep_examples", stop)
+        patch.setattr(module, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+        with pytest.raises(StopError):
+            evaluate_model(net, configure(**FEW), tmp_path / "out")
+    monkeypatch.setattr(module, "freeze", freeze)  # what was found is remembered
+    _, result = evaluate_model(net, configure(**FEW), tmp_path / "out")
+    assert result["fast_copy"]["used"] is False
+    assert result["fast_copy"]["differs"] > 100
+    assert result["results"][0]["worst_case"] == honest["results"][0]["worst_case"]
+    check = result["suspicion"]["checks"][-1]
+    assert (check["name"], check["verdict"]) == ("successes confirmed", "skipped")
+    module._print_result(tmp_path, result)
+    assert "attacks followed the network itself" in capsys.readouterr().out
+
+
+class SeesAttacks(nn.Module):
+    """The network on images of whole grey levels; elsewhere it says that it is fooled."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        logits = self.inner(x)
+        plain = (x * 255 - (x * 255).round()).abs().flatten(1).amax(1) < 1e-3
+        return torch.where(plain[:, None], logits, -logits)
+
+
+def test_many_successes_that_the_network_denies_are_suspicious(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_fast_copy", SeesAttacks)
+    config = configure(**FEW | {"epsilon": "0.02"})
+    _, result = evaluate_model(normalised(), config, tmp_path / "out")
+    assert result["fast_copy"] == {"used": True, "differs": 0}
+    check = result["suspicion"]["checks"][-1]
+    assert (check["name"], check["verdict"]) == ("successes confirmed", "suspicious")
+    assert result["suspicion"]["verdict"] == "suspicious"
+
+
+@pytest.mark.parametrize(
+    ("denied", "total", "verdict"),
+    [
+        (0, 0, "ok"),
+        (2, 40, "ok"),
+        (3, 40, "suspicious"),
+        (20, 1000, "ok"),
+        (21, 1000, "suspicious"),
+    ],
+)
+def test_unconfirmed_by_hand(denied, total, verdict):
+    found = module._evaluation.verdicts(
+        {}, 0, norm="linf", steps=10, queries=1, transfer=None, unconfirmed=(denied, total)
+    )
+    assert found["verdict"] == verdict
+    assert f"{denied} of {total} images" in found["checks"][-1]["detail"]
+
+
+def test_logits_that_are_not_numbers_are_not_the_same():
+    exact = torch.tensor([[1.0, 2.0], [1.0, 2.0], [1.0, 2.0], [0.0, 0.0]])
+    copied = exact + torch.tensor([[1e-4], [3e-4], [torch.nan], [0.0]])
+    assert module._evaluation.same_logits(copied, exact).tolist() == [True, False, False, True]
+
+
+def test_a_module_that_cannot_be_copied(tmp_path):
+    net = normalised()
+    weight_norm(net[3])
+    net(images(4)[0])
+    with pytest.raises(RuntimeError, match="deepcopy"):
+        copy.deepcopy(net)
+    assert dry_run(net, configure(**FEW))["images"] == 150
+    net.train()
+    net(images(4)[0])
+    _, result = evaluate_model(net, configure(**FEW), tmp_path / "out")
+    assert result["fast_copy"] is None
+    assert net.training
 
 
 def test_sign_test():
