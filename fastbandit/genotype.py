@@ -11,7 +11,7 @@
                  "nodes": [[{"op": "conv_3x3", "source": 0}], ...],   edges into node 1, 2, ...
                  "concat": [1, 2, 3, 4]}, ...],                       nodes in the output
       "macro": {"layers": 10, "channels": 48, "reductions": [3, 6], "stem": 3,
-                "denoise_blocks": false} or null,
+                "denoise_blocks": false, "bn_eps": 1e-5} or null,
       "search": {"run_id": "...", "seed": 0, "budget": {...}} or null,
       "hash": "64 hexadecimal digits"
     }
@@ -54,6 +54,7 @@ from pydantic import (
     Field,
     JsonValue,
     StrictBool,
+    StrictFloat,
     StrictInt,
     StrictStr,
     ValidationError,
@@ -141,19 +142,22 @@ class Macro(_Model):
     """The network around the cells.
 
     Args:
-        layers: cells in the chain.
-        channels: C of the first cell.
+        layers: cells in the chain; None: not known.
+        channels: C of the first cell; None: not known.
         reductions: indices of the cells that halve the map; by default layers // 3 and
             2 * layers // 3.
         stem: width of the stem, in units of ``channels``.
         denoise_blocks: hand-placed denoising blocks after cells V // 4, 2 V // 4, 3 V // 4.
+        bn_eps: what every batch norm adds to the variance. The released networks have 1e-3; a file
+            that does not say has 1e-5.
     """
 
-    layers: Annotated[StrictInt, Field(ge=1, le=1000)]
-    channels: Annotated[StrictInt, Field(ge=1, le=65536)]
-    reductions: tuple[StrictInt, ...]
+    layers: Annotated[StrictInt, Field(ge=1, le=1000)] | None = None
+    channels: Annotated[StrictInt, Field(ge=1, le=65536)] | None = None
+    reductions: tuple[StrictInt, ...] = ()
     stem: Annotated[StrictInt, Field(ge=1, le=64)] = 3
     denoise_blocks: StrictBool = False
+    bn_eps: Annotated[StrictFloat, Field(gt=0, lt=1)] = 1e-5
 
     @model_validator(mode="before")
     @classmethod
@@ -166,10 +170,10 @@ class Macro(_Model):
 
     @model_validator(mode="after")
     def _reductions_exist(self) -> Macro:
-        cells = list(self.reductions)
-        if cells != sorted(set(cells)) or any(not 0 <= cell < self.layers for cell in cells):
+        cells, layers = list(self.reductions), self.layers or 0
+        if cells != sorted(set(cells)) or any(not 0 <= cell < layers for cell in cells):
             raise ValueError(
-                f"reductions: expected ascending cell indices below {self.layers}, got {cells}"
+                f"reductions: expected ascending cell indices below {layers}, got {cells}"
             )
         return self
 

@@ -49,6 +49,7 @@ class Architecture:
     denoise: str = "dot"
     denoise_1x1: bool = False
     gabor: str = "pixels"
+    bn_eps: float = 1e-5
 
     def build(self, genotype: Genotype, **more: Any) -> Network:
         """The network, with fresh weights; ``more``: other arguments of :class:`Network`."""

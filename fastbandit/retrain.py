@@ -56,7 +56,7 @@ from fastbandit.overfitting import (
     Verdict,
     stronger,
 )
-from fastbandit.run import RunFolder, derive_seed
+from fastbandit.run import RunError, RunFolder, derive_seed
 from fastbandit.threat import ThreatModel
 from fastbandit.training import Cost, Engine, Evaluation, Precision, evaluate, train_epoch
 
@@ -364,12 +364,13 @@ class RetrainConfig:
         return Architecture(
             in_channels=in_channels,
             classes=classes,
-            channels=self.init_channels or (macro.channels if macro else 16),
-            cells=self.layers or (macro.layers if macro else 6),
+            channels=self.init_channels or (macro and macro.channels) or 16,
+            cells=self.layers or (macro and macro.layers) or 6,
             denoise_blocks=bool(macro and macro.denoise_blocks) if blocks is None else blocks,
             denoise=options.denoise,
             denoise_1x1=options.denoise_1x1,
             gabor=options.gabor,
+            bn_eps=macro.bn_eps if macro else 1e-5,
         )
 
     def resolve(self) -> RetrainConfig:
@@ -1104,6 +1105,24 @@ def _with_genotype(
     return dataclasses.replace(config, genotype_hash=found.hash), found
 
 
+def _check_architecture(folder: RunFolder, setup: _Setup) -> None:
+    """See that the genotype still says the network that the run began with.
+
+    Its hash covers the cells alone; what is around them may have changed where it was found.
+    """
+    file, now = folder.path / "genotype.json", setup.architecture
+    if not file.is_file():
+        return
+    began = setup.config.architecture(Genotype.load(file), now.in_channels, now.classes)
+    for name, value in dataclasses.asdict(began).items():
+        if value != getattr(now, name):
+            raise RunError(
+                f"{folder.path}: {name}: expected {value}, with which the run began, got "
+                f"{getattr(now, name)} from the genotype; --resume {folder.path} goes on with the "
+                "genotype stored there"
+            )
+
+
 def retrain(
     config: RetrainConfig,
     out: str | Path | None = None,
@@ -1165,6 +1184,8 @@ def retrain(
         resumed = False
         if folder is not None:
             resumed = folder.load_checkpoint(current.restore)
+            if resumed:
+                _check_architecture(folder, setup)
             check_same(folder, "split.json", setup.splits)
             environment = {"command": "retrain", **run.environment(setup.device)}
             environment["processes"] = 1 if group is None else group.size

@@ -66,7 +66,9 @@ def make_model(operations, denoise="dot", denoise_blocks=False, channels=3, size
             ],
         }
     )
-    architecture = Architecture(2, 4, channels, 3, denoise_blocks=denoise_blocks, denoise=denoise)
+    architecture = Architecture(
+        2, 4, channels, 3, denoise_blocks=denoise_blocks, denoise=denoise, bn_eps=0.1
+    )
     torch.manual_seed(0)
     network = architecture.build(genotype, mean=(0.1, 0.2), std=(0.3, 0.4))
     # Weights of a network that was trained: none at its neutral start.

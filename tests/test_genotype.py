@@ -53,7 +53,11 @@ def genotypes(draw):
             "gabor": draw(st.sampled_from(["pixels", "released"])),
         },
         cells=[cell | {"name": "abcd"[index]} for index, cell in enumerate(drawn)],
-        macro=draw(st.none() | st.just({"layers": layers, "channels": 8})),
+        macro=draw(
+            st.none()
+            | st.just({"layers": layers, "channels": 8})
+            | st.fixed_dictionaries({"bn_eps": st.floats(1e-12, 0.5)})
+        ),
         search=draw(
             st.none()
             | st.fixed_dictionaries(
@@ -92,7 +96,9 @@ def test_published_genotypes():
         [("sep_conv_5x5", 2)],
         [("conv_3x3", 1)],
     ]
-    assert first.macro == Macro(layers=10, channels=48, reductions=(3, 6), denoise_blocks=True)
+    assert first.macro == Macro(
+        layers=10, channels=48, reductions=(3, 6), denoise_blocks=True, bn_eps=1e-3
+    )
     for name in PUBLISHED:
         genotype = Genotype.published(name)
         assert genotype.name == name
@@ -100,6 +106,7 @@ def test_published_genotypes():
         assert all(cell.concat == (1, 2, 3, 4) for cell in genotype.cells)
         assert all(len(edges) == 1 for cell in genotype.cells for edges in cell.nodes)
         assert genotype.options.gabor == "released"
+        assert genotype.macro.bn_eps == 1e-3
         assert genotype.operations == space.SPACES[genotype.space]
     with pytest.raises(GenotypeError, match=r"expected one of ABANDIT_CIFAR_1, .*, got 'DARTS_V2'"):
         Genotype.published("DARTS_V2")
@@ -233,6 +240,9 @@ def test_foreign_fields_are_a_genotype_error_or_valid(value, field):
         (["macro", "layers"], 0, r"macro.layers"),
         (["macro", "reductions"], [3, 10], r"reductions: expected ascending cell indices below 10"),
         (["macro", "channels"], 1e9, r"macro.channels"),
+        (["macro", "bn_eps"], 0.0, r"macro.bn_eps: .* greater than 0, got 0.0"),
+        (["macro", "bn_eps"], "1e-3", r"macro.bn_eps"),
+        (["macro", "layers"], None, r"reductions: expected ascending cell indices below 0"),
         (["operations"], ["conv_9x9"], r"operations: unknown: conv_9x9"),
     ],
 )  # fmt: skip
@@ -247,6 +257,15 @@ def test_messages_name_file_place_and_value(tmp_path, path, value, message):
     with pytest.raises(GenotypeError, match=message) as error:
         Genotype.load(file)
     assert str(error.value).startswith(f"{file}: ")
+
+
+def test_a_file_that_does_not_say_has_the_epsilon_of_torch():
+    plain = a_dict()
+    genotype = Genotype.from_dict(plain)
+    del plain["macro"]["bn_eps"]
+    before = Genotype.from_dict(plain)  # with its hash, which does not cover the macro
+    assert (before.macro.bn_eps, genotype.macro.bn_eps) == (1e-5, 1e-3)
+    assert before.hash == genotype.hash
 
 
 def test_missing_file_and_missing_hash(tmp_path):

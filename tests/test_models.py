@@ -1,7 +1,10 @@
 """The model file: what goes in comes out, and what is not one is refused."""
 
+import dataclasses
+
 import pytest
 import torch
+from torch import nn
 
 from fastbandit.genotype import Genotype
 from fastbandit.models import (
@@ -16,7 +19,7 @@ from fastbandit.models import (
 from fastbandit.run import CheckpointError, RunError, save_tensors
 
 GENOTYPE = Genotype.published("ABANDIT_CIFAR_2")
-ARCHITECTURE = Architecture(2, 5, 3, 2, denoise_blocks=True, gabor="released")
+ARCHITECTURE = Architecture(2, 5, 3, 2, denoise_blocks=True, gabor="released", bn_eps=2e-3)
 
 
 def write(path, genotype=GENOTYPE, architecture=ARCHITECTURE, **changes):
@@ -45,6 +48,18 @@ def test_round_trip(tmp_path):
     # The same network gives the same bytes.
     write(tmp_path / "again")
     assert (tmp_path / "again").read_bytes() == (tmp_path / "m").read_bytes()
+
+
+def test_an_old_file_keeps_its_epsilon(tmp_path):
+    """One that was written before architecture and macro said it."""
+    genotype, architecture = GENOTYPE.to_dict(), dataclasses.asdict(ARCHITECTURE)
+    genotype["macro"] = None
+    del architecture["bn_eps"]
+    network = ARCHITECTURE.build(GENOTYPE)
+    metadata = {"genotype": genotype, "architecture": architecture, "data": {}, "training": {}}
+    save_tensors(tmp_path / "m", network.state_dict(), "network", metadata)
+    found = load_model(tmp_path / "m")
+    assert {m.eps for m in found.network.modules() if isinstance(m, nn.BatchNorm2d)} == {1e-5}
 
 
 def test_which_file_a_folder_means(tmp_path):

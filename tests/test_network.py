@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from fastbandit.attacks import pgd
 from fastbandit.genotype import Genotype
 from fastbandit.nn import network
+from fastbandit.nn.frozen import freeze
 from fastbandit.nn.network import AuxiliaryHead, Network, cell_sequence
 from fastbandit.nn.supernet import Supernet
 from fastbandit.space import get
@@ -79,8 +81,44 @@ def test_macro_of_the_file_is_the_default():
     assert net.reductions == (3, 6)
     assert sorted(net.denoise_blocks) == ["2", "5", "7"]
     assert {m.kind for m in net.modules() if hasattr(m, "kind")} == {"released", "dot"}
-    with pytest.raises(ValueError, match="channels: expected a number: the genotype has no macro"):
+    with pytest.raises(ValueError, match="channels: expected a number: the genotype says none"):
         Network(Genotype.published("ABANDIT_CIFAR_2"), in_channels=3, classes=10)
+
+
+@pytest.mark.parametrize("name", Genotype.names())
+def test_batch_norms_have_the_epsilon_of_the_macro(name):
+    genotype = Genotype.published(name)
+    sizes = {"in_channels": 1, "classes": 3, "channels": 2, "cells": 2}
+
+    def built(genotype, **more):
+        net = Network(genotype, **sizes, auxiliary=True, denoise_blocks=True, **more)
+        return {m.eps for m in net.modules() if isinstance(m, nn.BatchNorm2d)}
+
+    assert built(genotype) == {1e-3}
+    assert built(genotype, bn_eps=0.5) == {0.5}
+    assert built(genotype.model_copy(update={"macro": None})) == {1e-5}
+    with pytest.raises(ValueError, match=r"bn_eps: expected in \(0, 1\), got 0"):
+        built(genotype, bn_eps=0)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_every_route_has_the_epsilon(layout, frozen):
+    """With a variance that is all epsilon, logits of another epsilon would be far away."""
+    genotype = Genotype.published("ABANDIT_MNIST_NORMAL_1")
+    torch.manual_seed(0)
+    net = Network(genotype, in_channels=1, classes=3, channels=2, cells=2).double().eval()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_var.zero_()
+    x = torch.rand(2, 1, 6, 6)
+    expected = net(x.double()).float()  # float64 has no fused route
+    net = net.float().to(memory_format=layout)
+    net = freeze(net) if frozen else net
+    y = net(x.contiguous(memory_format=layout))
+    torch.testing.assert_close(
+        y, expected, rtol=1e-3, atol=1e-3 * float(expected.detach().abs().max())
+    )
 
 
 def test_cell_sequence():

@@ -192,7 +192,12 @@ def test_size_of_the_network():
     assert (built.channels, built.cells, built.denoise_blocks) == (48, 10, True)
     built = tiny(denoise_blocks=False).architecture(genotype, 3, 10)
     assert (built.channels, built.cells, built.denoise_blocks) == (2, 3, False)
-    assert built.gabor == "released"
+    assert (built.gabor, built.bn_eps) == ("released", 1e-3)
+    genotype = Genotype.published("ABANDIT_CIFAR_2")  # of which only a part is known
+    built = tiny(init_channels=None, layers=None).architecture(genotype, 3, 10)
+    assert (built.channels, built.cells, built.bn_eps) == (16, 6, 1e-3)
+    genotype = genotype.model_copy(update={"macro": None})
+    assert tiny().architecture(genotype, 3, 10).bn_eps == 1e-5
 
 
 def test_print_config_is_a_config(capsys, tmp_path):
@@ -391,6 +396,22 @@ def test_resume_is_exact(epochs, finished, tmp_path, monkeypatch):
     for key in ("best", "last", "test", "overfitting"):
         assert again[key] == summary[key]
     assert again["cost"]["forward_passes"] == summary["cost"]["forward_passes"]
+
+
+def test_a_run_keeps_the_batch_norms_it_began_with(tmp_path, monkeypatch):
+    """The hash of a genotype does not cover what is around its cells."""
+    out, genotype = tmp_path / "run", tmp_path / "genotype.json"
+    plain = Genotype.published(NAME).to_dict()
+    del plain["macro"]["bn_eps"]
+    genotype.write_text(json.dumps(plain))
+    interrupted(tiny(genotype=str(genotype), epochs=1), out, 0, monkeypatch)
+    Genotype.published(NAME).save(genotype)
+    with pytest.raises(RunError, match=r"bn_eps: expected 1e-05, with which .* --resume .*run"):
+        retrain(tiny(genotype=str(genotype), epochs=1), out)
+    assert main(["--resume", str(out)]) == 0
+    model = load_model(out)
+    assert model.architecture.bn_eps == 1e-5
+    assert {m.eps for m in model.network.modules() if hasattr(m, "eps")} == {1e-5}
 
 
 def test_kill_in_the_middle(finished, tmp_path):

@@ -44,6 +44,7 @@ __all__ = [
     "dot_product",
     "halve",
     "reset_running_stats",
+    "set_eps",
     "use_cumulative_average",
 ]
 
@@ -257,6 +258,13 @@ def use_cumulative_average(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, BatchNorm2d):
             layer.momentum = None
+
+
+def set_eps(module: nn.Module, eps: float) -> None:
+    """Let every BatchNorm2d in ``module`` add ``eps`` to the variance."""
+    for layer in module.modules():
+        if isinstance(layer, BatchNorm2d):
+            layer.eps = eps
 
 
 def reset_running_stats(modules: Iterable[nn.Module]) -> None:

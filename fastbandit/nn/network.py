@@ -147,6 +147,7 @@ class Network(nn.Module):
         denoise_blocks: hand-placed denoising blocks on the outputs of cells V // 4, 2 V // 4 and
             3 V // 4. None: as in ``genotype.macro``, or none.
         denoise, denoise_1x1, gabor: None: as in ``genotype.options``.
+        bn_eps: of every batch norm. None: as in ``genotype.macro``, or 1e-5.
 
     Raises:
         ValueError: a size below 1, ``channels`` given nowhere, an option out of range.
@@ -168,15 +169,20 @@ class Network(nn.Module):
         denoise: DenoiseKind | None = None,
         denoise_1x1: bool | None = None,
         gabor: GaborKind | None = None,
+        bn_eps: float | None = None,
     ) -> None:
         super().__init__()
         macro, options = genotype.macro, genotype.options
         if channels is None:
-            if macro is None:
-                raise ValueError("Network: channels: expected a number: the genotype has no macro")
-            channels = macro.channels
+            channels = None if macro is None else macro.channels
+        if channels is None:
+            raise ValueError("Network: channels: expected a number: the genotype says none")
         if cells is None:
-            cells = 6 if macro is None else macro.layers
+            cells = (macro and macro.layers) or 6
+        if bn_eps is None:
+            bn_eps = 1e-5 if macro is None else macro.bn_eps
+        if not 0.0 < bn_eps < 1.0:
+            raise ValueError(f"Network: bn_eps: expected in (0, 1), got {bn_eps}")
         if denoise_blocks is None:
             denoise_blocks = macro is not None and macro.denoise_blocks
         sizes = {
@@ -224,6 +230,7 @@ class Network(nn.Module):
             if auxiliary and index == self.auxiliary_index:
                 self.auxiliary = AuxiliaryHead(width, classes)
         self.classifier = nn.Linear(width, classes)
+        layers.set_eps(self, bn_eps)
 
     def forward(self, x: Tensor, with_auxiliary: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """Logits [N, classes] of images [N, in_channels, H, W] in [0, 1].
