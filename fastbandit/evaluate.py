@@ -1027,7 +1027,8 @@ def _clean_plan(fast: nn.Module | None) -> Plan:
             oracle.unconfirmed.update(ids[~same].tolist())
         return Attacked(x, misclassified(logits, y))
 
-    return Plan("clean", "clean", "clean (no attack)", wrong, forward=1)
+    passes = 1 if fast is None else 2
+    return Plan("clean", "clean", "clean (no attack)", wrong, forward=passes)
 
 
 @contextmanager
@@ -1228,14 +1229,18 @@ def dry_run(model: nn.Module | str | Path, config: EvaluateConfig) -> dict[str, 
     """
     subject, config = _prepare(model, config)
     device = torch.device(config.device)
-    with torch_settings(config.threads, bool(config.deterministic)), _memory_enough_for(config):
+    with (
+        torch_settings(config.threads, bool(config.deterministic)),
+        _memory_enough_for(config),
+        attack_mode(subject.network, "eval"),  # a caller's own module comes back in its mode
+    ):
         subject.network = _place(subject.network, config, device)
+        subject.fast = _fast_copy(subject.network)
         current = _Evaluation(config, subject, load(config.data), device, None, None, None)
         few = torch.arange(min(config.batch_size, current.n))
         x, y = current.pixels(few), current.labels[few].to(device)
         times = {}
-        fast = _fast_copy(subject.network)
-        attacked = subject.network if fast is None else fast
+        attacked = subject.network if subject.fast is None else subject.fast
         with Oracle(attacked, precision=getattr(torch, config.precision)) as oracle:
             for name, action in (
                 ("forward", lambda: oracle.logits(x)),
@@ -1260,7 +1265,9 @@ def dry_run(model: nn.Module | str | Path, config: EvaluateConfig) -> dict[str, 
             "images": current.n,
             "seconds_forward": times["forward"],
             "seconds_backward": backward,
-            "seconds_clean": times["forward"] * current.n,
+            "seconds_clean": times["forward"]
+            * current.n
+            * current.campaigns["clean"].plans[0].forward,
             "seconds_most": most,
             "peak_memory_mb": run.peak_memory_mb(device),
             "device": config.device,

@@ -489,8 +489,9 @@ def test_a_module_that_cannot_be_copied(tmp_path):
     net(images(4)[0])
     with pytest.raises(RuntimeError, match="deepcopy"):
         copy.deepcopy(net)
-    assert dry_run(net, configure(**FEW))["images"] == 150
     net.train()
+    assert dry_run(net, configure(**FEW))["images"] == 150
+    assert net.training
     net(images(4)[0])
     _, result = evaluate_model(net, configure(**FEW), tmp_path / "out")
     assert result["fast_copy"] is None
