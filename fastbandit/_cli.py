@@ -15,6 +15,8 @@ import tyro
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from fastbandit._output import flushed, lasting_streams
+
 if typing.TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -166,33 +168,34 @@ def guard(
     """Run a command's body; turn errors that are the user's to mend into one line and a status.
 
     ``FASTBANDIT_DEBUG=1`` shows the traceback instead. ``speaks`` is asked before the line is
-    printed: of several processes with the same error one is enough.
+    printed: of several processes with the same error one is enough. What is printed within goes
+    through :func:`fastbandit._output.lasting_streams`.
     """
+    with lasting_streams():
+        try:
+            return flushed(action)
+        except KeyboardInterrupt:
+            if speaks():
+                print(
+                    f"\n{command}: interrupted; the same command goes on from here",
+                    file=sys.stderr,
+                )
+            return 130
+        except (ValueError, OSError, RuntimeError) as error:
+            told = _told(error)
+            if told is None or os.environ.get("FASTBANDIT_DEBUG") == "1":
+                raise
+            if speaks():
+                print(f"{command}: error: {told}", file=sys.stderr)
+            return 1
+
+
+def _told(error: Exception) -> str | None:
+    """What a user is told of an error; None for one that is a fault of ours."""
+    if not isinstance(error, RuntimeError):
+        return str(error)
     from torch import OutOfMemoryError
 
-    try:
-        return action()
-    except KeyboardInterrupt:
-        if speaks():
-            print(f"\n{command}: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader of our output has gone; there is nobody left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OutOfMemoryError as error:
-        if os.environ.get("FASTBANDIT_DEBUG") == "1":
-            raise
-        if speaks():
-            print(
-                f"{command}: error: out of memory: {str(error).splitlines()[0]}; "
-                "try half the --batch-size",
-                file=sys.stderr,
-            )
-        return 1
-    except (ValueError, OSError) as error:
-        if os.environ.get("FASTBANDIT_DEBUG") == "1":
-            raise
-        if speaks():
-            print(f"{command}: error: {error}", file=sys.stderr)
-        return 1
+    if not isinstance(error, OutOfMemoryError):
+        return None
+    return f"out of memory: {str(error).splitlines()[0]}; try half the --batch-size"

@@ -10,6 +10,11 @@ with another batch size or number of processes, and give the same result.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from fastbandit import _start
+
+    _start.begin()  # before torch is loaded
+
 import copy
 import dataclasses
 import hashlib
@@ -1179,7 +1184,8 @@ class _Show:
         verb = "goes on" if resumed else "begins"
         self._print(f"evaluation {verb}: {current.n} images; folder {path}")
         if self.console.is_terminal:
-            self.status = self.console.status("clean")
+            spinner = "line" if self.console.options.ascii_only else "dots"
+            self.status = self.console.status("clean", spinner=spinner)
             self.status.start()
 
     def _print(self, text: str) -> None:

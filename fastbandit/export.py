@@ -8,6 +8,11 @@ with the network, image by image.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from fastbandit import _start
+
+    _start.begin()  # before torch is loaded
+
 import copy
 import importlib.util
 import io

@@ -6,6 +6,11 @@ native library is not in use, why. This is what to paste into a bug report.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from fastbandit import _start
+
+    _start.begin()  # before torch is loaded
+
 import argparse
 import ctypes
 import importlib
@@ -14,6 +19,8 @@ import platform
 import sys
 from typing import Any
 
+from fastbandit import _start
+from fastbandit._output import flushed, lasting_streams
 from fastbandit._version import __version__
 
 __all__ = ["build_info", "main"]
@@ -28,8 +35,10 @@ def build_info() -> dict[str, Any]:
         - ``fastbandit``, ``python``, ``platform``, ``torch``, ``torch_cuda`` (None for a build
           without CUDA): versions;
         - ``devices``: names and compute capabilities of the visible GPUs;
-        - ``threads``: threads of torch's pool; ``cpu_isa``: the instruction set that the CPU
-          kernels use (``avx512``, ``avx2``, ``baseline``), None where they are not loaded;
+        - ``threads``: threads of torch's pool; ``waiting``: how they wait for each other
+          (``policy``, ``reason`` and the environment's ``variables``); ``cpu_isa``: the
+          instruction set that the CPU kernels use (``avx512``, ``avx2``, ``baseline``), None where
+          they are not loaded;
         - ``build``: how the native libraries were built (``torch``, ``torch_target``,
           ``compiler``, ``cxx_flags``, ``machine``, ``cuda``, ``cuda_reason``, ``nvcc_flags``,
           ``architectures``), or None with ``build_reason`` for a pure-Python installation;
@@ -59,6 +68,7 @@ def build_info() -> dict[str, Any]:
         "torch_cuda": torch.version.cuda,
         "devices": _devices(),
         "threads": torch.get_num_threads(),
+        "waiting": _waiting(),
         "cpu_isa": _cpu_isa(libraries["cpu"]),
         "build": build,
         "build_reason": reason,
@@ -73,6 +83,11 @@ def build_info() -> dict[str, Any]:
             for name in sorted(OPERATORS)
         },
     }
+
+
+def _waiting() -> dict[str, Any]:
+    found = _start.waiting()
+    return {"policy": found.policy, "reason": found.reason, "variables": found.variables}
 
 
 def _devices() -> list[str]:
@@ -110,6 +125,8 @@ def _text(info: dict[str, Any]) -> str:
         f"torch {info['torch']}, CUDA {info['torch_cuda'] or 'none'}, {info['threads']} threads, "
         f"CPU kernels for {info['cpu_isa'] or 'nothing: not loaded'}",
     ]
+    waiting = info["waiting"]
+    lines.append(f"threads wait: {waiting['policy']} ({waiting['reason']})")
     lines += [f"GPU {index}: {name}" for index, name in enumerate(info["devices"])]
     build = info["build"]
     if build is None:
@@ -135,7 +152,7 @@ def _text(info: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def _run(arguments: list[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m fastbandit.info", description="Say what this installation consists of."
     )
@@ -146,5 +163,16 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    # Not _cli.guard: what is to be pasted into a bug report needs no other package than torch.
+    with lasting_streams():
+        try:
+            return flushed(lambda: _run(arguments))
+        except OSError as error:
+            print(f"info: error: {error}", file=sys.stderr)
+            return 1
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

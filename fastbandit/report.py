@@ -9,9 +9,13 @@ are matched by the hash of their genotype.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from fastbandit import _start
+
+    _start.begin()  # before torch is loaded
+
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +23,7 @@ from typing import Any
 
 import tyro
 
+from fastbandit import _cli
 from fastbandit._files import write_atomic
 from fastbandit._intervals import wilson
 from fastbandit._report.folders import Collection, collect
@@ -90,8 +95,7 @@ class _Command:
     """print the result as one line of JSON"""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
+def _run(arguments: Sequence[str] | None) -> int:
     command = tyro.cli(
         tyro.conf.configure(tyro.conf.FlagCreatePairsOff)(_Command),
         args=None if arguments is None else list(arguments),
@@ -99,14 +103,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Write the report of searches, retraining runs and evaluations, finished or "
         "not, as one offline HTML file.",
     )
-    try:
-        if not command.run:
-            raise ReportError("RUN: expected at least one run folder, got none")
-        found = collect(command.run)
-        path = _write(found, _target(command.run, command.out))
-    except (ReportError, OSError) as error:
-        print(f"report: error: {error}", file=sys.stderr)
-        return 1
+    if not command.run:
+        raise ReportError("RUN: expected at least one run folder, got none")
+    found = collect(command.run)
+    path = _write(found, _target(command.run, command.out))
     alone = len(found.runs) == 1
     notes = [
         note if alone else f"{run.key} ({run.label}): {note}"
@@ -133,6 +133,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"note: {note}")
         print(f"report: {path}")
     return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    return _cli.guard("report", lambda: _run(arguments))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,11 @@ at the end.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from fastbandit import _start
+
+    _start.begin()  # before torch is loaded
+
 import dataclasses
 import json
 import math

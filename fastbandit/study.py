@@ -12,6 +12,11 @@ same command goes on where it was stopped.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from fastbandit import _start
+
+    _start.begin()  # before torch is loaded
+
 import contextlib
 import dataclasses
 import hashlib
