@@ -391,6 +391,7 @@ def verdicts(
     queries: int,
     transfer: tuple[int, int, int] | None,
     unconfirmed: tuple[int, int] | None,
+    fixed: tuple[int, int],
 ) -> dict[str, Any]:
     """The verdict of each check, and of all.
 
@@ -402,6 +403,8 @@ def verdicts(
         unconfirmed: of the images classified correctly, those that stand though the copy of the
             network that was attacked called one of their points adversarial, and their number;
             None where the network itself was attacked.
+        fixed: of the fixed images that the model is known by: those whose logits differ between two
+            passes, number.
     """
     checks: list[dict[str, str]] = []
 
@@ -438,9 +441,19 @@ def verdicts(
         bad = any(check["verdict"] == "suspicious" for check in checks)
         return {"verdict": "suspicious" if bad else "ok", "checks": checks}
 
+    def say_random(random: int) -> None:
+        differ = random + fixed[0] > 0
+        say(
+            names[7],
+            differ,
+            f"two passes differ for {random} of {n} images and {fixed[0]} of {fixed[1]} fixed ones"
+            + ("; attacks on the mean over many passes would be needed" if differ else ""),
+        )
+
     if not n:
-        for name in names:
+        for name in names[:7]:
             skip(name, "no image was classified correctly, or --checks.images is 0")
+        say_random(0)
         return confirm()
     few = max(steps // 5, 2)
     changed = count("zero")
@@ -494,11 +507,5 @@ def verdicts(
         f"{sums} of {n} outputs are non-negative and sum to 1; a softmax before the loss hides "
         "gradients",
     )
-    random = count("random")
-    say(
-        names[7],
-        random > 0,
-        f"two passes differ for {random} of {n} images"
-        + ("; attacks on the mean over many passes would be needed" if random else ""),
-    )
+    say_random(count("random"))
     return confirm()

@@ -34,9 +34,10 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from fastbandit import _cli, _evaluation, run
+from fastbandit import _cli, _evaluation, ops, run
 from fastbandit._cli import ConfigError
 from fastbandit._evaluation import Plan
+from fastbandit._identity import ROUNDING, Fingerprint
 from fastbandit._intervals import wilson
 from fastbandit._progress import Progress, format_seconds
 from fastbandit._running import check_group_device, resolve_device, torch_settings
@@ -347,6 +348,15 @@ class _Folder(RunFolder):
         for name in ("examples.safetensors", "images.safetensors"):
             (self.path / name).unlink(missing_ok=True)
 
+    def forget(self) -> None:
+        """Remove what is known so far; the configuration stays."""
+        for name in ("latest", "previous"):
+            (self.path / "checkpoints" / f"{name}.safetensors").unlink(missing_ok=True)
+
+
+class _OtherModelError(RunError):
+    """An evaluation was begun with a model that answers otherwise."""
+
 
 # --- the model ------------------------------------------------------------------------------
 
@@ -367,24 +377,45 @@ class _Subject:
     def identity(self, folder: Path) -> dict[str, Any]:
         """What the folder remembers of the model, so that no other goes on in its place.
 
-        The file's name is relative to the folder: both may be moved together.
+        The file's name is relative to the folder: both may be moved together. What the weights do
+        not say, the fingerprint in the checkpoint does.
         """
         file = None if self.file is None else Path(os.path.relpath(self.file, folder)).as_posix()
         return {"file": file, "digest": self.facts["digest"]}
 
 
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]
+def _file_digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+
+
+def _module_digest(model: nn.Module) -> str:
+    """16 hexadecimal digits for the class, the parameters and all buffers of a module."""
+    tensors: dict[str, Any] = dict(model.state_dict())
+    tensors |= dict(model.named_parameters(remove_duplicate=False))
+    # Those that the state dict leaves out, too: a mean to subtract is often such a buffer.
+    tensors |= dict(model.named_buffers(remove_duplicate=False))
+    digest = hashlib.sha256(type(model).__qualname__.encode())
+    for name, tensor in sorted(tensors.items()):
+        if not isinstance(tensor, Tensor):
+            continue
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def _subject(model: nn.Module | str | Path) -> _Subject:
     if not isinstance(model, nn.Module):
         file = find_model(model)
+        digest = _file_digest(file)
         loaded: Model = load_model(file)
+        if _file_digest(file) != digest:
+            # A retraining in progress replaces its best model.
+            raise RunError(f"{file}: another model was written there while it was read")
         architecture = dataclasses.asdict(loaded.architecture)
         facts = {
             "file": str(file),
-            "digest": _digest(file.read_bytes()),
+            "digest": digest,
             "genotype_hash": loaded.genotype.hash,
             "parameters": sum(p.numel() for p in loaded.network.parameters()),
             "architecture": architecture,
@@ -400,23 +431,39 @@ def _subject(model: nn.Module | str | Path) -> _Subject:
             loaded.architecture.classes,
             file,
         )
-    state = {
-        name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)
-    }
-    digest = hashlib.sha256(type(model).__qualname__.encode())
-    for name, tensor in sorted(state.items()):
-        digest.update(name.encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
     facts = {
         "file": None,
-        "digest": digest.hexdigest()[:16],
+        "digest": _module_digest(model),
         "genotype_hash": None,
         "parameters": sum(p.numel() for p in model.parameters()),
         "architecture": {"class": type(model).__qualname__},
         "training": {},
     }
     return _Subject(model, None, facts, {}, None, None, None)
+
+
+def _probes(images: Tensor, device: torch.device) -> Tensor:
+    """32 images to know a model by, float32 [32, C, H, W] in [0, 1], the same on every device.
+
+    16 spread over ``images`` (uint8), 8 of these moved by noise, which tells apart what is the same
+    at 8 bits, and 8 of noise alone.
+    """
+    spread = torch.linspace(0, len(images) - 1, 16).long()
+    white = torch.tensor(255.0, device=device)
+    clean = images[spread.to(images.device)].to(device).float() / white
+    moved = clean[::2] + ops.random_start(clean[::2], epsilon=0.1, seed=1, lower=0.0, upper=1.0)
+    grey = torch.full_like(moved, 0.5)
+    noise = grey + ops.random_start(grey, epsilon=0.5, seed=2)
+    return torch.cat([clean, moved, noise]).clamp_(0, 1)
+
+
+def _fingerprint(network: nn.Module, probes: Tensor) -> Fingerprint:
+    """What ``network`` says to ``probes``; torch's random numbers are the same each time."""
+    devices = [probes.device] if probes.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), Oracle(network, batch_size=16) as oracle:
+        torch.manual_seed(0)
+        first, second = (oracle.logits(probes, exact=True).float().cpu().numpy() for _ in range(2))
+    return Fingerprint.of(first, second)
 
 
 def _place(network: nn.Module, config: EvaluateConfig, device: torch.device) -> nn.Module:
@@ -505,6 +552,8 @@ class _Evaluation:
         n = len(images) if config.limit is None else min(config.limit, len(images))
         self.images, self.labels, self.n = images.images[:n], images.labels[:n], n
         self._check_shapes()
+        # Of the whole set, so that it does not depend on the limit.
+        self.fingerprint = _fingerprint(self.model, _probes(images.images, device))
         self.threats = [ThreatModel(norm=config.norm, epsilon=config.epsilon)]
         self.threats += [t for t in config.sweep() if t.epsilon != self.threats[0].epsilon]
         main = self.threats[0]
@@ -582,6 +631,7 @@ class _Evaluation:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {"example_ids": self.example_ids, "examples": self.examples}
+        tensors["fingerprint"] = torch.from_numpy(self.fingerprint.logits)
         for name, campaign in self.campaigns.items():
             for part in ("tried", "yes", "denied"):
                 tensors[f"{name}.{part}"] = getattr(campaign, part)
@@ -589,6 +639,20 @@ class _Evaluation:
         return tensors, {"work": work, "seconds": self.seconds}
 
     def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        apart = self.fingerprint.distance(Fingerprint(tensors["fingerprint"].numpy()))
+        if not apart <= ROUNDING:
+            where = "" if self.folder is None else f"{self.folder.path}: "
+            hint = (
+                "its answers are random, and not by torch's generator, so no evaluation of it can "
+                "go on"
+                if self.fingerprint.randomised
+                else "choose another --out, or pass --force to begin again"
+            )
+            raise _OtherModelError(
+                f"{where}begun with a model of the same weights that answers otherwise: expected "
+                f"the same logits at {len(self.fingerprint.logits)} fixed images up to "
+                f"{ROUNDING:g} of the largest, got a difference of {apart:.2g}; {hint}"
+            )
         for name, campaign in self.campaigns.items():
             for part in ("tried", "yes", "denied"):
                 value = tensors[f"{name}.{part}"]
@@ -820,6 +884,7 @@ class _Evaluation:
             queries=config.checks.queries,
             transfer=moved,
             unconfirmed=unconfirmed,
+            fixed=(self.fingerprint.randomised, len(self.fingerprint.logits)),
         )
 
     def transfer(self) -> list[dict[str, Any]] | None:
@@ -932,7 +997,7 @@ class _Evaluation:
             "schema_version": _SCHEMA,
             "command": "evaluate",
             "status": "finished",
-            "model": dict(self.subject.facts),
+            "model": {**self.subject.facts, "fingerprint": self.fingerprint.to_dict()},
             "data": {
                 "name": self.source.name,
                 "description": self.source.description,
@@ -1088,7 +1153,7 @@ def evaluate_model(
     Args:
         model: a model file, the folder of a retraining run, or any module that returns logits for
             images in [0, 1]. A module is evaluated as a copy where it can be copied, in evaluation
-            mode.
+            mode; it is known by its weights and by its logits at 32 fixed images.
         config: the settings; see :class:`EvaluateConfig`.
         out: the folder of the result; None: ``evaluation-<norm>-<epsilon>`` beside the model file,
             or a new folder below ``root`` for a module.
@@ -1142,14 +1207,22 @@ def evaluate_model(
             if current.surrogate is not None:
                 plain["transfer_digest"] = current.surrogate[1]["digest"]
             folder = stack.enter_context(_Folder.open(path, plain, force=force))
-            current.folder = folder  # type: ignore[assignment]
-            resumed = folder.load_checkpoint(current.restore)
+            assert isinstance(folder, _Folder)
+            current.folder = folder
+            try:
+                resumed = folder.load_checkpoint(current.restore)
+            except _OtherModelError:
+                if not force:
+                    raise
+                folder.forget()
             if not resumed:
                 environment = {"command": "evaluate", **run.environment(device)}
                 folder.write_json("env.json", environment)
         else:
             progress = Progress.silent()
         if group is not None:
+            digest = derive_seed(0, subject.facts["digest"])
+            group.check_same("the model", torch.tensor(digest))
             tensors, state = current.state()
             shared, tensors = group.broadcast({"state": state, "path": str(path)}, tensors)
             if group.rank:

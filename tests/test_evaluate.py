@@ -176,7 +176,9 @@ def test_attack_all_gives_each_attack_alone(done, model, tmp_path):
     # An image's fate under an attack does not depend on who else is attacked.
     assert found["worst_case"] == standing["worst_case"]
     checks = {c["name"]: c["verdict"] for c in result["suspicion"]["checks"]}
-    assert checks.pop("successes confirmed") == "ok"  # needs no sample
+    # Two checks need no sample.
+    assert checks.pop("successes confirmed") == "ok"
+    assert checks.pop("not randomised") == "ok"
     assert set(checks.values()) == {"skipped"}
 
 
@@ -233,7 +235,7 @@ def test_checkpoint_holds_all_that_is_known(done):
     tensors, metadata = load_tensors(path / "checkpoints" / "latest.safetensors", "checkpoint")
     names = ("clean", "radius0", "radius1", "radius2", "checks", "transfer", "reference")
     bits = {f"{name}.{part}" for name in names for part in ("tried", "yes", "denied")}
-    assert set(tensors) == bits | {"examples", "example_ids"}
+    assert set(tensors) == bits | {"examples", "example_ids", "fingerprint"}
     assert set(metadata["state"]["work"]) == set(names)
 
 

@@ -43,7 +43,9 @@ def without_reader(monkeypatch):
         stream.close()  # fails where something is still to be written
 
 
-@pytest.mark.parametrize("arguments", [*SOME[:-1], *((name, "-h") for name in COMMANDS)], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [*SOME[:-1], *((name, "-h") for name in COMMANDS)], ids=" ".join
+)
 def test_a_reader_that_goes_away_is_no_failure(without_reader, capfd, arguments):
     without_reader("stdout")
     assert run(*arguments) == 0
