@@ -83,13 +83,11 @@ class Fingerprint:
         """From :meth:`to_dict`; None where ``value`` is not of that form."""
         if not isinstance(value, Mapping):
             return None
-        images, classes, randomised = (
-            value.get(name) for name in ("images", "classes", "randomised")
-        )
-        if not (type(images) is type(classes) is type(randomised) is int and images > 0):
+        numbers: list[Any] = [value.get(name) for name in ("images", "classes", "randomised")]
+        if not all(type(number) is int for number in numbers) or min(numbers[:2]) < 1:
             return None
         try:
             data = base64.b64decode(value.get("logits") or "", validate=True)
-            return cls(np.frombuffer(data, "<f4").reshape(images, classes), randomised)
+            return cls(np.frombuffer(data, "<f4").reshape(numbers[:2]), numbers[2])
         except (TypeError, ValueError, OverflowError):  # binascii.Error is a ValueError
             return None

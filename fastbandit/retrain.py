@@ -1110,22 +1110,22 @@ def _with_genotype(
     return dataclasses.replace(config, genotype_hash=found.hash), found
 
 
-def _check_architecture(folder: RunFolder, setup: _Setup) -> None:
-    """See that the genotype still says the network that the run began with.
+def _check_macro(file: Path, genotype: Genotype) -> None:
+    """See that a run goes on with the network that it began with.
 
-    Its hash covers the cells alone; what is around them may have changed where it was found.
+    The hash of a genotype, which the configuration holds, does not cover the network around the
+    cells.
+
+    Raises:
+        RunError: it is another.
     """
-    file, now = folder.path / "genotype.json", setup.architecture
-    if not file.is_file():
-        return
-    began = setup.config.architecture(Genotype.load(file), now.in_channels, now.classes)
-    for name, value in dataclasses.asdict(began).items():
-        if value != getattr(now, name):
-            raise RunError(
-                f"{folder.path}: {name}: expected {value}, with which the run began, got "
-                f"{getattr(now, name)} from the genotype; --resume {folder.path} goes on with the "
-                "genotype stored there"
-            )
+    stored = Genotype.load(file)
+    if (stored.hash, stored.macro) != (genotype.hash, genotype.macro):
+        raise RunError(
+            f"{file}: the run was begun with {stored.macro} around the cells, got "
+            f"{genotype.macro}; --resume {file.parent} goes on with what is stored there, another "
+            "--out begins anew"
+        )
 
 
 def retrain(
@@ -1188,9 +1188,9 @@ def retrain(
             progress.note(f"no CUDA graphs in training: {reason}")
         resumed = False
         if folder is not None:
+            if (folder.path / "genotype.json").is_file():
+                _check_macro(folder.path / "genotype.json", genotype)
             resumed = folder.load_checkpoint(current.restore)
-            if resumed:
-                _check_architecture(folder, setup)
             check_same(folder, "split.json", setup.splits)
             environment = {"command": "retrain", **run.environment(setup.device)}
             environment["processes"] = 1 if group is None else group.size

@@ -593,11 +593,20 @@ def _slug(text: str) -> str:
     return "".join(c if c.isalnum() or c in "-." else "_" for c in text.replace("=", "-"))
 
 
-def _found(path: Path, config: SearchConfig) -> tuple[Genotype, dict[str, Any]]:
-    """What a search found; searched, or taken from the folder where it is finished."""
+def _found(path: Path, config: SearchConfig, digest: str) -> tuple[Genotype, dict[str, Any]]:
+    """What a search found; searched, or taken from the folder where it is finished.
+
+    Args:
+        digest: of the data.
+    """
     if (path / "summary.json").is_file():
         if RunFolder.read_config(path) != _cli.to_plain(config.resolve()):
             raise RunError(f"{path}: holds a search of another configuration; delete it")
+        if (searched := read_json(path / "split.json")["digest"]) != digest:
+            raise RunError(
+                f"{path}: holds a search on other data (digest {searched} there, {digest} now); "
+                "delete it"
+            )
         summary = read_json(path / "summary.json")
     else:
         _, summary = search(config, path)
@@ -619,6 +628,8 @@ def _real(
         return None
     real = config.real
     groups: list[dict[str, Any]] = []
+    # A name says nothing of what the data hold now.
+    digest = data.load(config.data).digest
 
     def network(group: str, number: int, genotype: Genotype, used: SearchConfig) -> dict[str, Any]:
         trained = []
@@ -627,8 +638,11 @@ def _real(
             seed = derive_seed(config.seed, "network", number, repeat)
             plain = _cli.to_plain(used)
             plain.pop("bandit")  # has no part in training from scratch
+            macro = genotype.macro  # has a part in the network, but none in the hash
             key = {
                 "genotype": genotype.hash,
+                "macro": None if macro is None else macro.model_dump(mode="json"),
+                "data": digest,
                 "training": plain,
                 "epochs": real.epochs,
                 "seed": seed,
@@ -664,7 +678,7 @@ def _real(
             used = config.search_of(entry, number)
             path = folder / "searches" / f"{_slug(entry)}-seed{used.seed}"
             path.parent.mkdir(exist_ok=True)
-            genotype, found = _found(path, used)
+            genotype, found = _found(path, used, digest)
             searches.append({"folder": str(path.relative_to(folder)), "seed": used.seed, **found})
             say(f"search {entry} {number}: {found['seconds'] / 60:.1f} minutes")
             members.append(network(entry, number, genotype, training(used)))

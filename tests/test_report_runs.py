@@ -251,7 +251,14 @@ def test_suspicious_evaluation_is_named_before_its_numbers(run, found):
     make_evaluation(run / "evaluation-linf-8_255", found, suspicious=True)
     page = read(run, run / "page.html")
     warning = page.text.index("(retrained/evaluation-linf-8_255) are suspicious")
-    assert warning < page.text.index("robust accuracy, L∞")
+    # The other one is preferred, though it is not of the radius that was trained for.
+    assert warning < page.text.index("robust accuracy, L2, epsilon 1/2")
+    assert "robust accuracy, L∞" not in page.text
+    shutil.rmtree(run / "evaluation-l2-1_2")
+    page = read(run, run / "page.html")
+    assert re.search(r"robust accuracy, L∞, epsilon 8/255 \S+ % .{,60}, suspicious", page.text)
+    share = cell(evaluation(run)["results"][0]["worst_case"])
+    assert [row[2] for row in rows_with(page, "E1", 8)] == [f"{share}⚠ suspicious"]
 
 
 def test_search_and_retraining_cost_are_never_added(source, tmp_path):

@@ -473,6 +473,19 @@ def test_another_genotype_in_the_same_file_is_noticed(tmp_path, monkeypatch):
         retrain(tiny(genotype=str(file)), out)
 
 
+@pytest.mark.parametrize("macro", [{"stem": 1}, {"reductions": [0, 1]}], ids=str)
+def test_another_network_around_the_same_cells_is_noticed(macro, tmp_path, monkeypatch):
+    """The hash is of the cells alone."""
+    file, out = tmp_path / "g.json", tmp_path / "run"
+    plain = Genotype.published(NAME).to_dict()
+    around = {"layers": 3, "channels": 2}
+    Genotype.from_dict({**plain, "macro": around}).save(file)
+    interrupted(tiny(genotype=str(file)), out, 1, monkeypatch)
+    Genotype.from_dict({**plain, "macro": {**around, **macro}}).save(file)
+    with pytest.raises(RunError, match=r"genotype.json: the run was begun with layers=3 .* got"):
+        retrain(tiny(genotype=str(file)), out)
+
+
 def test_damaged_and_foreign_checkpoints(tmp_path, monkeypatch):
     out, other = tmp_path / "run", tmp_path / "other"
     interrupted(tiny(), out, 2, monkeypatch)

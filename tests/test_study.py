@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
+import shutil
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -569,7 +571,7 @@ def test_figures_of_groups(monkeypatch, tmp_path):
             "seconds": 1.0,
         }
 
-    def found(path, config):
+    def found(path, config, digest):
         return module._random_genotype(config, 100 + config.seed), {"seconds": 60.0}
 
     monkeypatch.setattr(module, "train_from_scratch", made_up)
@@ -614,13 +616,44 @@ def test_every_repeat_trains_from_a_seed_of_its_own(monkeypatch, tmp_path):
     # Every search finds the same network: what is stored of one must not serve another.
     always = module._random_genotype(merge(StudyConfig(), REAL, "test").search, 0)
     monkeypatch.setattr(module, "train_from_scratch", made_up)
-    monkeypatch.setattr(module, "_found", lambda path, config: (always, {"seconds": 1.0}))
+    monkeypatch.setattr(module, "_found", lambda path, config, digest: (always, {"seconds": 1.0}))
     changes = {"real": {"policies": ["printed"], "random": 0, "repeats": 2}}
     config = merge(merge(StudyConfig(), REAL, "test"), changes, "test")
     _, result = study(config, tmp_path / "run")
     assert len(set(calls)) == 4
     (printed,) = result["real"]["groups"]
     assert printed["robust_accuracy"]["values"] == pytest.approx([0.15, 0.35])
+
+
+def test_what_was_made_of_other_data_is_not_taken(monkeypatch, tmp_path):
+    """The name is the same: images were added to the folder, say."""
+    calls = []
+
+    def made_up(genotype, config, epochs, seed):
+        calls.append(seed)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return {
+            "genotype": genotype.hash, "parameters": 10, "clean_accuracy": 0.9,
+            "robust_accuracy": 0.5, "n": 32, "attack": "none", "seconds": 1.0,
+        }  # fmt: skip
+
+    monkeypatch.setattr(module, "train_from_scratch", made_up)
+    changes = {"real": {"policies": ["printed"], "seeds": 1, "random": 1}}
+    config = merge(merge(StudyConfig(), REAL, "test"), changes, "test")
+    with pytest.raises(KeyboardInterrupt):
+        study(config, tmp_path / "run")
+    original = module.data.load
+
+    def load(name):
+        return dataclasses.replace(original(name), digest="0123456789abcdef")
+
+    monkeypatch.setattr(module.data, "load", load)
+    with pytest.raises(RunError, match=r"holds a search on other data .*0123456789abcdef now"):
+        study(config, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "searches")
+    study(config, tmp_path / "run")
+    assert len(calls) == 4  # the first network, too, is trained again
 
 
 # --- the command --------------------------------------------------------------------------------

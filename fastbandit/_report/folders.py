@@ -6,9 +6,11 @@ page would show less than the file holds, or files disagree, a note says so.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import numpy as np
 from pydantic import ConfigDict
 
 from fastbandit._files import FileError, read_json
+from fastbandit._identity import ROUNDING, Fingerprint
 from fastbandit._intervals import wilson
 from fastbandit._report.html import finite, get
 from fastbandit._report.reading import (
@@ -153,6 +156,24 @@ class Retraining(Folder):
     def planned(self) -> int | None:
         return _count(self.config.get("epochs"))
 
+    @cached_property
+    def model_files(self) -> dict[str, str]:
+        """Name of each model file in the folder by its digest, the best first."""
+        found: dict[str, str] = {}
+        for name in ("model-best.safetensors", "model-last.safetensors"):
+            file, digest = self.folder / name, hashlib.sha256()
+            if not file.is_file():
+                continue
+            try:
+                with open(file, "rb") as opened:
+                    while piece := opened.read(2**20):
+                        digest.update(piece)
+            except OSError as error:
+                self.notes.append(f"{name}: cannot be read: {error.strerror}")
+                continue
+            found.setdefault(digest.hexdigest()[:16], name)
+        return found
+
 
 def _read_retraining(folder: Path, summary: Mapping[str, Any] | None) -> Retraining:
     config, text, notes = _lenient_config(folder, ("metrics.jsonl", "summary.json"))
@@ -286,6 +307,27 @@ class Evaluation(Folder):
     results: list[Result] = field(default_factory=list)
     digest: str | None = None
     examples: Examples | None = None
+
+    @property
+    def model(self) -> Any:
+        """What the files say of the model; the configuration alone where it is not finished."""
+        return get(self.summary, "model") or get(self.config, "model")
+
+    @property
+    def weights(self) -> str | None:
+        """Digest of the model: of its file, or of the class and tensors of one from Python."""
+        found = get(self.model, "digest")
+        return found if isinstance(found, str) and found else None
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint | None:
+        return Fingerprint.read(get(self.summary, "model", "fingerprint"))
+
+    @property
+    def data(self) -> tuple[Any, ...]:
+        """Which images were attacked: digest of the set, or its name, and part."""
+        name = get(self.summary, "data", "digest") or get(self.summary, "data", "name")
+        return str(name), str(get(self.summary, "data", "split"))
 
     @property
     def suspicious(self) -> bool:
@@ -565,51 +607,108 @@ def _inside(inner: Folder, outer: Folder) -> bool:
 
 
 def _owner(evaluation: Evaluation, found: Collection) -> Retraining | None:
-    """The retraining whose weights were evaluated: by place, by run id, by genotype alone."""
+    """The retraining that an evaluation names: by place, by run id, by genotype alone.
+
+    Of several with one run id or genotype it is that whose folder holds the model. Whether the
+    evaluation is of the model that lies there now, :func:`_attach` sees.
+    """
     for retraining in found.retrainings:
         if _inside(evaluation, retraining):
             return retraining
-    identity = get(evaluation.summary, "model", "training", "run_id")
+    identity = get(evaluation.model, "training", "run_id")
     if identity is not None:
-        for retraining in found.retrainings:
-            if get(retraining.summary, "run_id") == identity:
-                return retraining
-        return None
-    same = [r for r in found.retrainings if r.digest and r.digest == evaluation.digest]
-    return same[0] if len(same) == 1 else None
+        named = [r for r in found.retrainings if get(r.summary, "run_id") == identity]
+    else:
+        named = [r for r in found.retrainings if r.digest and r.digest == evaluation.digest]
+    if evaluation.weights is not None:
+        named = [r for r in named if evaluation.weights in r.model_files] or named
+    return named[0] if len(named) == 1 or (named and identity is not None) else None
+
+
+def _same_model(one: Evaluation, other: Evaluation) -> bool:
+    """Whether two evaluations are of one model, as far as their files can tell; else they are not.
+
+    A model from Python is known by its logits too; those of two sets of images cannot be compared.
+    """
+    if one.weights is None or one.weights != other.weights:
+        return False
+    if one.data == other.data and one.fingerprint is not None and other.fingerprint is not None:
+        return one.fingerprint.distance(other.fingerprint) <= ROUNDING
+    return all(get(run.model, "file") is not None for run in (one, other))
+
+
+def _attach(retraining: Retraining, evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """Those of a retraining's evaluations that are of the model that stands for it.
+
+    That is its best model where its file is there, and else the one evaluated first. The others
+    are of its last model, or of weights that another training replaced since.
+    """
+    files = retraining.model_files if any(run.weights for run in evaluations) else {}
+    best = next(iter(files), None)
+    stands: Evaluation | None = None
+    mine = set()
+    # Where the file is not there: the best model before the last.
+    for run in sorted(evaluations, key=lambda run: _checkpoint(run) == "last"):
+        if None not in (run.digest, retraining.digest) and run.digest != retraining.digest:
+            continue
+        if run.weights is not None:
+            if files and run.weights not in files:
+                run.notes.append(
+                    f"{EVALUATION}: its model is none of those in {retraining.label}: it was "
+                    "replaced since, or is of another run; its accuracy is not that run's"
+                )
+            if best not in (None, run.weights) or (
+                stands is not None and not _same_model(stands, run)
+            ):
+                continue
+            stands = stands or run
+        mine.add(id(run))
+    return [run for run in evaluations if id(run) in mine]
+
+
+def _checkpoint(run: Evaluation) -> Any:
+    return get(run.model, "training", "checkpoint")
 
 
 def _match(found: Collection) -> None:
     models = [Model(retraining=run, digest=run.digest) for run in found.retrainings]
+    owned: dict[int, list[Evaluation]] = {}
     for evaluation in found.evaluations:
         owner = _owner(evaluation, found)
-        model = next((m for m in models if owner is not None and m.retraining is owner), None)
-        if model is None:
-            identity = get(evaluation.summary, "model")
-            model = next(
-                (
-                    m
-                    for m in models
-                    if m.retraining is None
-                    and identity is not None
-                    and get(m.evaluations[0].summary, "model") == identity
-                ),
-                None,
-            )
-        if model is None:
-            model = Model(digest=evaluation.digest)
-            models.append(model)
-        model.evaluations.append(evaluation)
+        if owner is not None:
+            owned.setdefault(id(owner), []).append(evaluation)
+            if None not in (evaluation.digest, owner.digest) and evaluation.digest != owner.digest:
+                evaluation.notes.append(
+                    f"{EVALUATION}: genotype {str(evaluation.digest)[:12]} is not that of the run "
+                    f"{owner.label}, {str(owner.digest)[:12]}"
+                )
+    for model in list(models):
+        assert model.retraining is not None
+        model.evaluations = _attach(model.retraining, owned.get(id(model.retraining), []))
         if model.digest is None:
-            model.digest = evaluation.digest
-        elif evaluation.digest is not None and evaluation.digest != model.digest:
-            evaluation.notes.append(
-                f"{EVALUATION}: genotype {evaluation.digest[:12]} is not that of the run "
-                f"{model.first.label}, {model.digest[:12]}"
-            )
+            model.digest = next((run.digest for run in model.evaluations if run.digest), None)
+    attached = {id(run) for model in models for run in model.evaluations}
+    for evaluation in found.evaluations:
+        if id(evaluation) in attached:
+            continue
+        same = next(
+            (
+                model
+                for model in models
+                if model.retraining is None and _same_model(model.evaluations[0], evaluation)
+            ),
+            None,
+        )
+        if same is None:
+            models.append(Model(evaluations=[evaluation], digest=evaluation.digest))
+        else:
+            same.evaluations.append(evaluation)
     for search in found.searches:
         digest = _digest(search)
         own = [model for model in models if digest is not None and model.digest == digest]
+        # Weights shared in two searches are two models, also where both found one genotype.
+        own = [model for model in own if model.retraining is not None or model.evaluations]
+        own = [model for model in own if model.retraining is not None] or own
         for model in own:
             model.searches.append(search)
         if not own:

@@ -31,6 +31,7 @@ from fastbandit._report.rows import (
     model_name,
     plain,
     results_file,
+    robust_cell,
     rows_of,
     share_cell,
     shorten,
@@ -54,6 +55,8 @@ def _tiles(row: Row) -> str:
             more = f"n&nbsp;=&nbsp;{share.n:,}"
         if share.low is not None and share.high is not None:
             more = f"95 %: {100 * share.low:.2f} to {100 * share.high:.2f} %, {more}"
+        if kind == "robust" and row.suspicious:
+            more += ", <b>suspicious</b>"
         name = f"{kind} accuracy"
         if kind == "robust" and row.threat:
             name += f", {escape(row.threat)}"
@@ -118,7 +121,7 @@ def _side_by_side(models: Sequence[tuple[Model, list[Row]]]) -> str:
             [
                 f'<b class="tight">{show(model_name(model))}</b>',
                 share_cell(row.clean),
-                share_cell(row.robust),
+                robust_cell(row),
                 sizes(row.clean, row.robust),
                 show(row.threat or "not recorded"),
                 f'<span class="fold">{show(row.what)}</span>',
@@ -130,7 +133,10 @@ def _side_by_side(models: Sequence[tuple[Model, list[Row]]]) -> str:
     heads = ["network", "clean", "robust", "n", "threat", "measured on", "parameters",
              "genotype", "file"]  # fmt: skip
     note = ""
-    settings = {(rows[0].what, rows[0].threat, rows[0].attack) for _, rows in models}
+    settings = {
+        (row.what, row.threat, row.attack, row.images, sizes(row.clean, row.robust))
+        for row in (rows[0] for _, rows in models)
+    }
     if len(settings) > 1:
         note = (
             "<p>Not all of these were measured in the same way (images, threat or attacks differ): "
@@ -144,7 +150,7 @@ def _every_accuracy(models: Sequence[tuple[Model, list[Row]]]) -> str:
         [
             show(row.run.key),
             share_cell(row.clean),
-            share_cell(row.robust),
+            robust_cell(row),
             sizes(row.clean, row.robust),
             show(row.threat),
             f'<span class="fold">{show(row.what)}</span>',
@@ -202,7 +208,8 @@ def _lineage(found: Collection) -> str:
     body = (
         "<p>Each network from its search through its retraining to its evaluations: runs belong "
         "together by the hash of the genotype, evaluations and retrainings also by run id and "
-        "folder.</p>" + table(heads, lines, text=(0, 1, 2, 3, 4, 6, 8, 9))
+        "folder. An evaluation of other weights stands by itself.</p>"
+        + table(heads, lines, text=(0, 1, 2, 3, 4, 6, 8, 9))
     )
     return section("runs", "Runs", body, with_results(found.runs, "config.yaml", "env.json"))
 

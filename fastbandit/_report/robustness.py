@@ -52,18 +52,36 @@ def robustness(found: Collection) -> str:
     return section("robustness", "Robustness", body, sources(runs, EVALUATION))
 
 
-def _points(model: Model, norm: str) -> dict[float, tuple[Evaluation, Result]]:
-    """One result for each epsilon: where there are several, the one with most attacks."""
-    points: dict[float, tuple[Evaluation, Result]] = {}
+#: One result for each radius.
+_Points = dict[float, tuple[Evaluation, Result]]
+
+
+def _points(model: Model, norm: str) -> dict[tuple[Any, ...], _Points]:
+    """One result for each epsilon, for each set of images: where there are several, one that is
+    not suspicious, then the one with most attacks."""
+    found: dict[tuple[Any, ...], _Points] = {}
+
+    def rank(run: Evaluation, result: Result) -> tuple[bool, int]:
+        return (not run.suspicious, len(result.attacks))
+
     for run in model.evaluations:
+        points = found.setdefault(run.data, {})
         for result in run.results:
             radius = result.radius
             if result.norm != norm or radius is None or result.worst is None:
                 continue
-            known = points.get(radius)
-            if known is None or len(known[1].attacks) < len(result.attacks):
+            if radius not in points or rank(*points[radius]) < rank(run, result):
                 points[radius] = (run, result)
-    return dict(sorted(points.items()))
+    return {data: dict(sorted(points.items())) for data, points in found.items() if points}
+
+
+def _curves(model: Model, norm: str) -> list[tuple[str, _Points]]:
+    """Name and points of each curve of a model: one for each set of images."""
+    found = _points(model, norm)
+    name = model_name(model)
+    if len(found) == 1:
+        return [(name, points) for points in found.values()]
+    return [(f"{name}, {next(iter(points.values()))[0].key}", points) for points in found.values()]
 
 
 def _sweeps(models: Sequence[Model]) -> str:
@@ -74,15 +92,14 @@ def _sweeps(models: Sequence[Model]) -> str:
     )
     body = ""
     for norm in norms:
-        curves = [(model, _points(model, norm)) for model in models]
-        curves = [(model, points) for model, points in curves if points]
+        curves = [curve for model in models for curve in _curves(model, norm)]
         radii = sorted({radius for _, points in curves for radius in points})
         if len(radii) < 2:
             continue
         series = []
-        for position, (model, points) in enumerate(curves):
+        for position, (title, points) in enumerate(curves):
             style, dashed = style_of(position)
-            name = "worst case" if len(curves) == 1 else shorten(model_name(model))
+            name = "worst case" if len(curves) == 1 else shorten(title)
             series.append(_curve(name, points, style, dashed))
             if len(curves) == 1:
                 series += _attack_curves(points)
@@ -94,10 +111,11 @@ def _sweeps(models: Sequence[Model]) -> str:
             (
                 radius,
                 "; ".join(
-                    f"epsilon {result.epsilon}, {model_name(model)}: worst case "
+                    f"epsilon {result.epsilon}, {title}: worst case "
                     f"{percent(result.worst.accuracy)} of {sizes(result.worst)}"
-                    for model, points in curves
-                    for at, (_, result) in points.items()
+                    f"{', suspicious' if run.suspicious else ''}"
+                    for title, points in curves
+                    for at, (run, result) in points.items()
                     if at == radius and result.worst is not None
                 ),
             )

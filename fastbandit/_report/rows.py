@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 from fastbandit._charts import STYLES
@@ -30,6 +31,7 @@ __all__ = [
     "model_name",
     "plain",
     "results_file",
+    "robust_cell",
     "rows_of",
     "share_cell",
     "shorten",
@@ -54,6 +56,17 @@ class Row:
     source: str
     provenance: str | None = None
     result: Result | None = None
+
+    @property
+    def suspicious(self) -> bool:
+        return isinstance(self.run, Evaluation) and self.run.suspicious
+
+    @property
+    def images(self) -> Any:
+        """Which images it was measured on, beside the words for them."""
+        if isinstance(self.run, Evaluation):
+            return self.run.data
+        return get(getattr(self.run, "split", None), "digest")
 
 
 def threat_words(threat: Mapping[str, Any]) -> str:
@@ -172,7 +185,7 @@ def rows_of(model: Model) -> list[Row]:
     rows = [row for run in model.evaluations for row in _evaluated(run)]
     trained = get(model.retraining.summary, "threat") if model.retraining is not None else None
 
-    def rank(row: Row) -> tuple[int, int]:
+    def rank(row: Row) -> tuple[bool, int, int]:
         assert row.result is not None
         same = (
             isinstance(trained, Mapping)
@@ -180,7 +193,7 @@ def rows_of(model: Model) -> list[Row]:
             and row.result.radius is not None
             and row.result.radius == radius_of(trained)
         )
-        return (0 if same else 1, -len(row.result.attacks))
+        return (row.suspicious, 0 if same else 1, -len(row.result.attacks))
 
     rows.sort(key=rank)
     if model.retraining is not None:
@@ -199,6 +212,12 @@ def share_cell(share: Share | None) -> str:
     return f'{percent(share.accuracy)}<br><span class="n">{limits}</span>'
 
 
+def robust_cell(row: Row) -> str:
+    """The robust accuracy of a row, with a mark where the checks call it suspicious."""
+    mark = '<br><span class="verdict suspicious">⚠ suspicious</span>' if row.suspicious else ""
+    return share_cell(row.robust) + mark
+
+
 def sizes(*shares: Share | None) -> str:
     found = dict.fromkeys(f"{share.n:,}" for share in shares if share is not None and share.n)
     return ", ".join(found) or "not recorded"
@@ -207,6 +226,9 @@ def sizes(*shares: Share | None) -> str:
 def model_name(model: Model) -> str:
     run = model.first
     name = get(run.summary, "name") or run.config.get("name") or run.label
+    file = get(run.summary, "model", "file")
+    if isinstance(run, Evaluation) and isinstance(file, str):
+        name = PurePosixPath(file).name
     return f"{run.key} {name}"
 
 
