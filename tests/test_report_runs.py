@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import random
@@ -22,6 +23,7 @@ from _runs import make_evaluation, make_retraining, make_run, read_lines, write_
 
 from fastbandit import report
 from fastbandit._charts import Bar, Series, bar_chart, line_chart
+from fastbandit._identity import Fingerprint
 from fastbandit._report import png
 from fastbandit.genotype import Genotype
 from fastbandit.report import ReportError, write_report
@@ -496,6 +498,164 @@ def test_two_retrainings_of_one_genotype_keep_their_evaluations(tmp_path, found)
     page = read([runs[0], unknown], tmp_path / "page.html")
     assert [row[2] for row in runs_table(page)] == ["seed-1", "unknown"]
     assert len([row for row in page.rows if len(row) == 9]) == 0  # one network, so no comparison
+
+
+# --- one model is not taken for another ------------------------------------------------------
+
+
+def rewrite(folder: Path, model: dict[str, Any] | None = None, **more: Any) -> Path:
+    """Change what an evaluation says of its model, and other parts of it."""
+    value = json.loads((folder / "evaluation.json").read_text())
+    value["model"].update(model or {})
+    for name, part in more.items():
+        value[name].update(part)
+    write_json(folder / "evaluation.json", value)
+    return folder
+
+
+def python_model(logits: float, **more: Any) -> dict[str, Any]:
+    """A model from Python: same class, same weights, logits of its own."""
+    found = Fingerprint(np.array([[logits, 1.0], [2.0, 0.0]], np.float32)).to_dict()
+    return {"file": None, "genotype_hash": None, "digest": "a" * 16, "fingerprint": found, **more}
+
+
+def side_by_side(page: Page) -> list[list[str]]:
+    return [row for row in page.rows if len(row) == 9 and row[0] != "network"]
+
+
+def test_models_of_the_same_weights_stand_side_by_side(tmp_path, found):
+    folders = [
+        rewrite(make_evaluation(tmp_path / name, found, clean=clean, epsilons=epsilons),
+                python_model(logits))
+        for name, clean, logits, epsilons in (
+            ("a", 900, 3.0, ("8/255",)),
+            ("b", 700, 3.1, ("8/255",)),
+            ("c", 900, 3.0 * (1 + 1e-6), ("2/255",)),  # the first, with another number of threads
+        )
+    ]  # fmt: skip
+    page = read(folders, tmp_path / "page.html")
+    assert [row[1] for row in side_by_side(page)] == [
+        cell(evaluation(tmp_path, name)["results"][0]["clean"]) for name in ("a", "b")
+    ]
+    assert [row[0] for row in runs_table(page)] == ["E1", "E3", "E2"]
+
+
+@pytest.mark.parametrize(
+    "model", [{"fingerprint": None}, {"fingerprint": {"images": 2}}, {"digest": None}], ids=str
+)
+def test_models_that_cannot_be_told_apart_are_kept_apart(tmp_path, found, model):
+    folders = [rewrite(make_evaluation(tmp_path / name, found), python_model(3.0, **model))
+               for name in "ab"]  # fmt: skip
+    assert len(side_by_side(read(folders, tmp_path / "page.html"))) == 2
+
+
+def test_models_from_python_on_other_images_are_kept_apart(tmp_path, found):
+    folders = [rewrite(make_evaluation(tmp_path / name, found), python_model(3.0),
+                       data={"digest": name}) for name in "ab"]  # fmt: skip
+    page = read(folders, tmp_path / "page.html")
+    assert len(side_by_side(page)) == 2
+    # The name of the data is the same, and yet:
+    assert "Not all of these were measured in the same way" in page.text
+
+
+def test_evaluations_of_one_file_are_one_network(tmp_path, found):
+    folders = [rewrite(make_evaluation(tmp_path / name, found, epsilons=(epsilon,)),
+                       {"file": f"/{name}/model.safetensors", "digest": "a" * 16})
+               for name, epsilon in (("a", "8/255"), ("b", "2/255"))]  # fmt: skip
+    page = read(folders, tmp_path / "page.html")
+    assert side_by_side(page) == []
+    assert "Accuracy against epsilon" in page.text
+
+
+def test_a_retraining_keeps_the_evaluations_of_its_best_model_alone(tmp_path, found):
+    """The last model has other weights, and a training that was repeated left an evaluation."""
+    run = make_retraining(tmp_path / "run", found)
+    digests = {}
+    for name in ("best", "last"):
+        data = name.encode() * 1000
+        (run / f"model-{name}.safetensors").write_bytes(data)
+        digests[name] = hashlib.sha256(data).hexdigest()[:16]
+    evaluated = {"a-last": digests["last"], "b-best": digests["best"], "c-gone": "f" * 16}
+    for position, (name, digest) in enumerate(evaluated.items()):
+        attacks = ("FGSM", "PGD-20", "APGD-CE", "Square")[: 4 - position]
+        folder = make_evaluation(run / name, found, clean=900 + position, attacks=attacks)
+        rewrite(folder, {"digest": digest, "file": f"model-{name[2:]}.safetensors"})
+    page = read(run, tmp_path / "page.html")
+    rows = side_by_side(page)
+    assert [row[0] for row in rows] == [
+        "R1 retrained", "E1 model-last.safetensors", "E3 model-gone.safetensors",
+    ]  # fmt: skip
+    for row, name in zip(rows, ("b-best", "a-last", "c-gone"), strict=True):
+        assert row[1] == cell(evaluation(run, name)["results"][0]["clean"])
+    assert "its model is none of those in run: it was replaced since" in page.text
+    assert page.text.count("none of those in") == 1
+    # Without the files, the evaluation itself says of which one it is.
+    for name in ("best", "last"):
+        (run / f"model-{name}.safetensors").unlink()
+    shutil.rmtree(run / "c-gone")
+    for name in ("a-last", "b-best"):
+        rewrite(run / name, {"training": {"checkpoint": name[2:]}})
+    rows = side_by_side(read(run, tmp_path / "page.html"))
+    assert [row[0] for row in rows] == ["R1 retrained", "E1 model-last.safetensors"]
+    assert rows[0][1] == cell(evaluation(run, "b-best")["results"][0]["clean"])
+
+
+def test_of_two_trainings_of_one_configuration_the_file_decides(tmp_path, found):
+    """Their run id is the same."""
+    runs = [make_retraining(tmp_path / name, found, name=name) for name in ("first", "second")]
+    for run in runs:
+        (run / "model-best.safetensors").write_bytes(run.name.encode())
+    digest = hashlib.sha256(b"second").hexdigest()[:16]
+    apart = make_evaluation(tmp_path / "apart", found, run_id="beef00000000")
+    rewrite(apart, {"digest": digest})
+    page = read([*runs, apart], tmp_path / "page.html")
+    assert [row[2] for row in runs_table(page)] == ["first", "second", "apart"]
+
+
+def test_evaluation_of_another_genotype_is_not_the_retrainings(run):
+    change(run, lambda v: v["model"].update(genotype_hash="0" * 64))
+    page = read(run, run / "page.html")
+    assert [row[0] for row in side_by_side(page)] == ["R1 retrained", "E2 model-best.safetensors"]
+
+
+def test_two_searches_that_found_one_genotype_are_two_networks(tmp_path):
+    """The weights that a search shares are its own."""
+    searches = [make_run(tmp_path / name, space_name="general7", rounds=1) for name in "ab"]
+    summary = json.loads((searches[1] / "summary.json").read_text())
+    summary["test"]["clean_accuracy"] = 0.25
+    write_json(searches[1] / "summary.json", summary)
+    rows = side_by_side(read(searches, tmp_path / "page.html"))
+    assert len(rows) == 2
+    assert "25.00 %" in rows[0][1] + rows[1][1]
+
+
+def test_a_suspicious_row_is_never_preferred(tmp_path, found):
+    """Though it is of more attacks, and of the radius that was trained for."""
+    run = make_retraining(tmp_path / "run", found)
+    make_evaluation(run / "a", found, epsilons=("8/255", "4/255"), clean=999, suspicious=True)
+    make_evaluation(run / "b", found, epsilons=("4/255",), attacks=("FGSM",))
+    page = read(run, tmp_path / "page.html")
+    sound = evaluation(run, "b")["results"][0]["worst_case"]
+    assert f"robust accuracy, L∞, epsilon 4/255 {percent(sound['accuracy'])}" in page.text
+    # Nor for a point of the curve.
+    assert f"epsilon 4/255, R1 retrained: worst case {percent(sound['accuracy'])}" in page.text
+    flagged = evaluation(run, "a")["results"][0]["worst_case"]
+    assert (
+        f"epsilon 8/255, R1 retrained: worst case {percent(flagged['accuracy'])} of 1,000, "
+        "suspicious"
+    ) in page.text
+
+
+def test_a_curve_is_of_one_set_of_images(tmp_path, found):
+    folders = [
+        rewrite(make_evaluation(tmp_path / name, found, epsilons=epsilons),
+                {"digest": "a" * 16}, data={"digest": name})
+        for name, epsilons in (("a", ("8/255", "2/255")), ("b", ("4/255", "8/255")))
+    ]  # fmt: skip
+    text = write_report(folders, tmp_path / "page.html").read_text()
+    start = text.index('aria-label="Accuracy against epsilon, L∞"')
+    chart = text[start : text.index("</svg>", start)]
+    assert len(re.findall(r'class="line s\d', chart)) == 2
 
 
 def test_a_folder_named_twice_is_read_once(source, tmp_path):
