@@ -459,9 +459,13 @@ def _probes(images: Tensor, device: torch.device) -> Tensor:
 
 def _fingerprint(network: nn.Module, probes: Tensor) -> Fingerprint:
     """What ``network`` says to ``probes``; torch's random numbers are the same each time."""
-    devices = [probes.device] if probes.device.type == "cuda" else []
+    device = probes.device
+    devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), Oracle(network, batch_size=16) as oracle:
-        torch.manual_seed(0)
+        # Not torch.manual_seed, which would also seed devices that are not put back.
+        torch.default_generator.manual_seed(0)
+        if device.type == "cuda":
+            torch.cuda.default_generators[device.index].manual_seed(0)
         first, second = (oracle.logits(probes, exact=True).float().cpu().numpy() for _ in range(2))
     return Fingerprint.of(first, second)
 

@@ -648,14 +648,21 @@ def test_a_suspicious_row_is_never_preferred(tmp_path, found):
 
 def test_a_curve_is_of_one_set_of_images(tmp_path, found):
     folders = [
-        rewrite(make_evaluation(tmp_path / name, found, epsilons=epsilons),
-                {"digest": "a" * 16}, data={"digest": name})
-        for name, epsilons in (("a", ("8/255", "2/255")), ("b", ("4/255", "8/255")))
+        rewrite(make_evaluation(tmp_path / name, found, epsilons=epsilons, n=n),
+                {"digest": "a" * 16}, data={"digest": digest})
+        for name, epsilons, digest, n in (
+            ("a", ("8/255", "2/255"), "x", 1000),
+            ("b", ("4/255", "8/255"), "y", 1000),
+            ("c", ("1/255", "8/255"), "x", 2000),
+            ("d", ("16/255",), "x", 1000),
+        )
     ]  # fmt: skip
     text = write_report(folders, tmp_path / "page.html").read_text()
     start = text.index('aria-label="Accuracy against epsilon, L∞"')
     chart = text[start : text.index("</svg>", start)]
-    assert len(re.findall(r'class="line s\d', chart)) == 2
+    lines = re.findall(r'class="line s\d[^"]*" d="([^"]+)"', chart)
+    # Each begins at the clean accuracy.
+    assert sorted(len(re.findall("[ML]", line)) for line in lines) == [3, 3, 4]
 
 
 def test_a_folder_named_twice_is_read_once(source, tmp_path):

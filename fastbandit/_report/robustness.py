@@ -65,7 +65,7 @@ def _points(model: Model, norm: str) -> dict[tuple[Any, ...], _Points]:
         return (not run.suspicious, len(result.attacks))
 
     for run in model.evaluations:
-        points = found.setdefault(run.data, {})
+        points = found.setdefault((*run.data, str(get(run.summary, "data", "n"))), {})
         for result in run.results:
             radius = result.radius
             if result.norm != norm or radius is None or result.worst is None:
