@@ -747,7 +747,7 @@ def test_presets_are_sound(preset):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--preset", "imagenet"], "--preset: expected one of digits, digits-full, smoke, mnist, cifar10"),
+        (["--preset", "imagenet"], "--preset: expected one of digits, digits-full, smoke, mnist"),
         (["--attack.epsilon", "8"], "did you mean 8/255?"),
         (["--space", "robust12"], "robust12"),
         (["--bandit.policy", "greedy"], "bandit.policy: expected one of detrended, printed"),
