@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from fastbandit._files import FileError, read_text
 from fastbandit._output import flushed, lasting_streams
+from fastbandit._yaml import LARGEST_YAML, parse_yaml
 
 if typing.TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -73,13 +74,14 @@ def read_config_file(path: str) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
-        ConfigError: missing, not YAML, or not a mapping.
+        ConfigError: missing, larger than 64 KiB, not YAML as
+            :func:`~fastbandit._yaml.parse_yaml` has it (no key twice), or not a mapping.
     """
     try:
-        value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"--config {path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        value = parse_yaml(read_text(path, LARGEST_YAML))
+    except FileError as error:
+        raise ConfigError(f"--config {error}") from None
+    except ValueError as error:
         raise ConfigError(f"--config {path}: not valid YAML: {error}") from None
     if not isinstance(value, dict):
         raise ConfigError(f"--config {path}: expected a mapping, got {type(value).__name__}")
@@ -108,6 +110,10 @@ def merge(config: T, changes: Mapping[str, Any], where: str, prefix: str = "") -
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {prefix}{near[0]}?" if near else f"; known: {', '.join(known)}"
             raise ConfigError(f"{where}: unknown setting {prefix}{raw}{hint}")
+        if name in updates:
+            raise ConfigError(
+                f"{where}: {prefix}{name} is given twice, with an underscore and with a hyphen"
+            )
         current = getattr(config, name)
         if dataclasses.is_dataclass(current):
             if not isinstance(value, Mapping):
@@ -118,11 +124,14 @@ def merge(config: T, changes: Mapping[str, Any], where: str, prefix: str = "") -
             updates[name] = merge(current, value, where, f"{prefix}{name}.")
             continue
         hint_type = hints[name]
+        accepts = typing.get_args(hint_type) or (hint_type,)
         # YAML reads 0.3 as a number where the setting is text that may also be 8/255.
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            accepts = typing.get_args(hint_type) or (hint_type,)
             if str in accepts and type(value) not in accepts:
                 value = repr(value)
+        if isinstance(value, str) and str in accepts:
+            updates[name] = value  # also the name of a folder that is not UTF-8
+            continue
         try:
             updates[name] = TypeAdapter(hint_type).validate_python(value)
         except ValidationError as error:

@@ -13,13 +13,15 @@
       "macro": {"layers": 10, "channels": 48, "reductions": [3, 6], "stem": 3,
                 "denoise_blocks": false, "bn_eps": 1e-5} or null,
       "search": {"run_id": "...", "seed": 0, "budget": {...}} or null,
-      "hash": "64 hexadecimal digits"
+      "hash": "64 hexadecimal digits", "checksum": "8 hexadecimal digits"
     }
 
 Node 0 is the input of a cell. ``macro.stem`` is the width of the stem in units of ``channels``.
 ``hash`` is the SHA-256 of what the network computes: the cells, and those options that bear on
 operations the cells hold; not names, macro or search. Two edges of a node may stand in any order.
-A file without a hash is accepted, one with a wrong hash is not.
+``checksum`` covers all that the file says (CRC-32 of its canonical JSON without this entry), so
+that a damaged byte of macro or search is noticed too. A file without hash or checksum is accepted,
+for instance one edited by hand; one with a wrong hash or checksum is not.
 
 The same architecture as text in the manner of DARTS (:meth:`Genotype.to_darts`)::
 
@@ -62,7 +64,7 @@ from pydantic import (
     model_validator,
 )
 
-from fastbandit._files import FileError, read_json, write_atomic
+from fastbandit._files import MEGABYTE, FileError, checksum, read_json, write_atomic
 from fastbandit.space import (
     CELL_NAMES,
     OPERATION_NAMES,
@@ -78,6 +80,8 @@ FORMAT = "fastbandit.genotype"
 SCHEMA_VERSION = 1
 _PUBLISHED = Path(__file__).parent / "_data" / "genotypes"
 _LONGEST_TEXT = 1_000_000  # characters of DARTS text; the literal parser recurses
+_LARGEST_FILE = MEGABYTE  # ours have 20 thousand bytes
+_MOST_NODES = 64  # of a cell
 
 
 class GenotypeError(ValueError):
@@ -106,7 +110,7 @@ class Cell(_Model):
     """One cell: the incoming edges of nodes 1, 2, ..., and the nodes its output concatenates."""
 
     name: StrictStr
-    nodes: Annotated[tuple[tuple[Edge, ...], ...], Field(min_length=1)]
+    nodes: Annotated[tuple[tuple[Edge, ...], ...], Field(min_length=1, max_length=_MOST_NODES)]
     concat: Annotated[tuple[StrictInt, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -195,7 +199,7 @@ class Genotype(_Model):
     name: StrictStr | None = None
     source: StrictStr | None = None
     space: StrictStr | None = None
-    operations: tuple[StrictStr, ...] = ()
+    operations: Annotated[tuple[StrictStr, ...], Field(max_length=len(OPERATION_NAMES))] = ()
     options: Options = Options()
     cells: Annotated[tuple[Cell, ...], Field(min_length=1, max_length=len(CELL_NAMES))]
     macro: Macro | None = None
@@ -241,7 +245,7 @@ class Genotype(_Model):
                 its name and says what is wrong.
         """
         try:
-            data = read_json(path)
+            data = read_json(path, _LARGEST_FILE)
         except FileError as error:
             raise GenotypeError(str(error)) from None
         return cls.from_dict(data, where=str(path))
@@ -258,6 +262,12 @@ class Genotype(_Model):
                 f'{where}: not a genotype: expected a JSON object with "format": "{FORMAT}"'
             )
         fields = dict(data)
+        said = fields.pop("checksum", None)
+        if said is not None and said != checksum(fields):
+            raise GenotypeError(
+                f"{where}: checksum: expected {checksum(fields)} for what the file says, got "
+                f"{said!r:.80}; it was damaged or edited (without its checksum it is read as it is)"
+            )
         fields.pop("format")
         version = fields.pop("schema_version", None)
         if version != SCHEMA_VERSION or isinstance(version, bool):
@@ -287,7 +297,8 @@ class Genotype(_Model):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the genotype file; it appears whole or not at all."""
-        write_atomic(path, json.dumps(self.to_dict(), indent=1) + "\n")
+        body = self.to_dict()
+        write_atomic(path, json.dumps({**body, "checksum": checksum(body)}, indent=1) + "\n")
 
     @staticmethod
     def names() -> tuple[str, ...]:
@@ -546,7 +557,7 @@ def _literal(keyword: ast.keyword) -> Any:
             and value.func.id == "range"
             and not value.keywords
         ):
-            return list(range(*map(ast.literal_eval, value.args)))[: len(CELL_NAMES)]
+            return list(range(*map(ast.literal_eval, value.args))[: _MOST_NODES + 1])
         return ast.literal_eval(value)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, OverflowError):
         raise GenotypeError(

@@ -1,23 +1,34 @@
 """The run folder: what a run writes, and how it goes on after any interruption.
 
 A run's state is one checkpoint file, replaced atomically after every epoch, and a few logs that
-only grow. The checkpoint remembers how long each log was when it was written; resuming cuts the
-logs back to that length, so whatever a killed process wrote after its last checkpoint is gone and
-is written again, byte for byte.
+only grow. The checkpoint remembers how long each log was when it was written and the digest of its
+content; resuming cuts the logs back to that length, so whatever a killed process wrote after its
+last checkpoint is gone and is written again, byte for byte.
+
+Every file says whether it is as it was written. Tensor files carry a checksum of tensors and
+metadata, JSON files one of their content; the checkpoint holds digests of the configuration and of
+the logs, and the result, written last, those of the text files beside it. Files of version 1 of
+the tensor format, and JSON files without a seal, come from older versions and are read as they
+are; no single damaged byte makes a new file look like an old one. A run folder may be a
+stranger's, so links, pipes and devices in it are refused.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import hashlib
 import json
 import os
 import platform
 import re
+import shutil
+import stat
 import sys
+import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,11 +36,24 @@ from typing import Any
 import torch
 import yaml
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
-from fastbandit._files import FileError, read_json, write_atomic
+from fastbandit._files import (
+    MEGABYTE,
+    FileError,
+    canonical_json,
+    naming,
+    parse_json,
+    plain_file,
+    read_sealed,
+    read_text,
+    seal,
+    sync_folder,
+    write_atomic,
+)
 from fastbandit._version import __version__
+from fastbandit._yaml import LARGEST_YAML, parse_yaml
 
 __all__ = [
     "CheckpointError",
@@ -57,14 +81,13 @@ class CheckpointError(RunError):
     """A tensor file that is damaged, or is not one of ours."""
 
 
-def canonical_json(value: Any) -> str:
-    """JSON with sorted keys and no spaces: one text for one value."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+def _config_digest(config: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(dict(config)).encode()).hexdigest()
 
 
 def run_id(config: dict[str, Any]) -> str:
     """The first 12 hexadecimal digits of the SHA-256 of the resolved configuration."""
-    return hashlib.sha256(canonical_json(config).encode()).hexdigest()[:12]
+    return _config_digest(config)[:12]
 
 
 def derive_seed(seed: int, *purpose: str | int) -> int:
@@ -107,9 +130,17 @@ def environment(device: torch.device) -> dict[str, Any]:
 # --- tensor files ---------------------------------------------------------------------------
 
 
-def _digest(tensors: dict[str, Tensor]) -> int:
-    """CRC-32 over names and bytes: safetensors itself does not notice a flipped bit."""
+# Version 1 has a checksum of names and bytes of the tensors alone.
+_VERSION = 2
+_LARGEST_HEADER = 32 * MEGABYTE  # bytes; ours have a few hundred thousand
+
+
+def _digest(tensors: dict[str, Tensor], header: dict[str, Any] | None) -> int:
+    """CRC-32 over all that a file says: safetensors itself does not notice a flipped bit."""
     crc = 0
+    if header is not None:
+        kinds = {name: [str(t.dtype), list(t.shape)] for name, t in tensors.items()}
+        crc = zlib.crc32(canonical_json([header, kinds]).encode())
     for name in sorted(tensors):
         crc = zlib.crc32(name.encode(), crc)
         flat = tensors[name].detach().cpu().contiguous().reshape(-1)
@@ -122,71 +153,167 @@ def save_tensors(
 ) -> None:
     """Write a safetensors file atomically; the same tensors and metadata give the same bytes."""
     cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    header = {"kind": kind, "version": 1, "crc32": _digest(cpu), **metadata}
+    # As it will be read: keys are text, tuples are lists.
+    header = json.loads(canonical_json({"kind": kind, "version": _VERSION, **metadata}))
+    header["crc32"] = _digest(cpu, header)
     write_atomic(path, save(cpu, metadata={_METADATA_KEY: canonical_json(header)}))
 
 
-def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read_safetensors(path: Path, limit: int | None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of any safetensors file."""
+    status = os.stat(path)  # before it is opened: a pipe would keep us waiting
+    if not stat.S_ISREG(status.st_mode):
+        raise CheckpointError(f"{path}: expected a file")
+    if limit is not None and status.st_size > limit:
+        raise CheckpointError(f"{path}: expected at most {limit:,} bytes, got {status.st_size:,}")
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(max(status.st_size - 8, 0), _LARGEST_HEADER):
+            raise CheckpointError(
+                f"{path}: damaged or not a safetensors file: a header of {length:,} bytes"
+            )
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            # The library takes names of UTF-8 alone.
+            data = file.read()
+            text = parse_json(data[:length]).get("__metadata__", {})
+            return load(length.to_bytes(8, "little") + data), text
+    with safe_open(path, framework="pt") as found:
+        text = found.metadata() or {}
+        return {name: found.get_tensor(name) for name in found.keys()}, text  # noqa: SIM118
+
+
+def load_tensors(
+    path: Path, kind: str, limit: int | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and metadata of a file that :func:`save_tensors` wrote.
 
+    Args:
+        limit: bytes of a file that is read; None: any.
+
     Raises:
-        CheckpointError: not a safetensors file, not ours, of another kind or version, or damaged.
+        CheckpointError: not a safetensors file, not ours, of another kind or version, too large,
+            or damaged, in tensors or in metadata.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get(_METADATA_KEY)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+        tensors, text = _read_safetensors(path, limit)
+    except CheckpointError:
+        raise
+    except (SafetensorError, OSError, ValueError, AttributeError, MemoryError) as error:
         raise CheckpointError(f"{path}: damaged or not a safetensors file: {error}") from None
-    if header is None:
+    if _METADATA_KEY not in text:
         raise CheckpointError(f"{path}: a safetensors file, but not one that fastbandit wrote")
     try:
-        metadata = json.loads(header)
+        metadata = parse_json(text[_METADATA_KEY])
         found = (metadata["kind"], metadata["version"])
         crc = metadata["crc32"]
     except (ValueError, KeyError, TypeError):
         raise CheckpointError(f"{path}: damaged: its metadata cannot be read") from None
-    if found != (kind, 1):
+    if found not in ((kind, 1), (kind, _VERSION)):
         raise CheckpointError(
-            f"{path}: expected a {kind} of version 1, got {found[0]!r} of version {found[1]!r}"
+            f"{path}: expected a {kind} of version 1 or {_VERSION}, got {found[0]!r:.80} of "
+            f"version {found[1]!r:.80}"
         )
-    if crc != _digest(tensors):
-        raise CheckpointError(f"{path}: damaged: the checksum of its tensors does not match")
+    rest = {key: value for key, value in metadata.items() if key != "crc32"}
+    # What a damaged byte makes of a file of version 2 has not the checksum of version 1.
+    if crc != _digest(tensors, None if found[1] == 1 else rest):
+        what = "tensors" if found[1] == 1 else "tensors and metadata"
+        raise CheckpointError(f"{path}: damaged: the checksum of its {what} does not match")
     return tensors, metadata
 
 
 # --- run folders ----------------------------------------------------------------------------
 
 
+class _Log:
+    """How long a log is and the digest of what it holds, as far as it counts."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self.sha256 = hashlib.sha256()
+
+    def add(self, data: bytes) -> None:
+        self.length += len(data)
+        self.sha256.update(data)
+
+    def read(self, file: Path, length: int | None = None) -> None:
+        """Add the first ``length`` bytes of the file, or all of it."""
+        with naming(file), open(file, "rb") as stream:
+            while length is None or self.length < length:
+                most = MEGABYTE if length is None else min(MEGABYTE, length - self.length)
+                part = stream.read(most)
+                if not part:
+                    return
+                self.add(part)
+
+
 class RunFolder:
     """One run's files. Holds a lock while open, so that two processes never write one run.
 
-    Use :meth:`open` to get one; use it as a context manager.
+    Use :meth:`open` to get one; use it as a context manager. Where the file system has no locks
+    (some network and cluster file systems) a run goes on without, and a warning says so once.
     """
 
     LOGS = ("metrics.jsonl", "bandit.jsonl", "genotypes.jsonl")
+    #: Written last; a run is finished when it is there.
+    RESULT = "summary.json"
+    #: All else that a run writes; ``force`` removes these files and the result, and nothing else.
+    FILES: tuple[str, ...] = (
+        "env.json",
+        "split.json",
+        "genotype.json",
+        "weights.safetensors",
+        "model-best.safetensors",
+        "model-last.safetensors",
+        "report.html",
+        "checkpoints/latest.safetensors",
+        "checkpoints/previous.safetensors",
+        "checkpoints/next.safetensors",
+        *LOGS,
+    )
+    #: Folders made at the start, and those that ``force`` removes with all that is in them.
+    FOLDERS: tuple[str, ...] = ("checkpoints",)
+    TREES: tuple[str, ...] = ()
+    #: Text files whose digests the result holds.
+    _DIGESTED = ("config.yaml", "env.json", "split.json", "genotype.json", "study.json", *LOGS)
+    # There from the first to the last moment of a removal, so that one that was cut short is
+    # brought to its end by the next call.
+    _CLEARING = ".clearing"
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.config: dict[str, Any] = {}
         self._lock: Any = None
+        self._logs: dict[str, _Log] = {}
 
     # The configuration that decides whether a folder belongs to a run.
 
-    @staticmethod
-    def read_config(path: Path) -> dict[str, Any]:
+    @classmethod
+    def read_config(cls, path: Path) -> dict[str, Any]:
         """The resolved configuration stored in the folder.
 
         Raises:
-            RunError: no configuration there, or one that cannot be read.
+            RunError: no configuration there, or one that cannot be read, or not the one that a
+                finished run had.
         """
         file = path / "config.yaml"
         try:
-            value = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            text = read_text(plain_file(file), LARGEST_YAML)
+            value = parse_yaml(text)
+        except ValueError as error:
+            reason = str(error).removeprefix(f"{file}: ").removeprefix("cannot be read: ")
             raise RunError(f"{path}: not a run folder: config.yaml: {reason}") from None
         if not isinstance(value, dict):
             raise RunError(f"{file}: expected a mapping, got {type(value).__name__}")
+        try:
+            result = read_sealed(plain_file(path / cls.RESULT))
+        except FileError:
+            return value  # not finished, or said by who reads the result
+        files = result.get("files") if isinstance(result, dict) else None
+        stated = files.get("config.yaml") if isinstance(files, dict) else None
+        if stated is not None and stated != hashlib.sha256(text.encode()).hexdigest():
+            raise RunError(f"{file}: damaged or edited: not as it was when the run was finished")
         return value
 
     @staticmethod
@@ -207,7 +334,7 @@ class RunFolder:
         safe = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "run"
         date = datetime.datetime.now().astimezone().strftime("%Y-%m-%d")
         path, number = root / f"{date}-{safe}", 1
-        while path.exists():
+        while os.path.lexists(path):
             number += 1
             path = root / f"{date}-{safe}-{number}"
         return path
@@ -216,25 +343,35 @@ class RunFolder:
     def open(cls, path: Path, config: dict[str, Any], *, force: bool = False) -> RunFolder:
         """Create the folder, or open it to go on with the same run.
 
+        A finished run of this configuration is opened too, and left as it is; see
+        :attr:`finished`.
+
         Args:
             config: resolved configuration, plain values; what is stored must equal it.
             force: throw away what a finished or a different run left there.
 
         Raises:
-            RunError: the folder holds something else, a finished run or a run of another
-                configuration, or another process is writing it. Nothing is changed then.
+            RunError: the folder holds something else or a run of another configuration, or
+                another process is writing it. Nothing is changed then.
+            FileError: a link, a pipe or a device is in the place of one of its files.
         """
-        if path.exists() and not path.is_dir():
+        if os.path.lexists(path) and not path.is_dir():
             raise RunError(f"{path}: expected a folder, got a file")
         # Dot files are ours too (the lock, remains of an interrupted write) or nobody's business.
-        holds_files = path.is_dir() and any(not f.name.startswith(".") for f in path.iterdir())
-        if holds_files and not (path / "config.yaml").is_file():
+        holds = {f.name for f in path.iterdir()} if path.is_dir() else set()
+        strange = {name for name in holds if not name.startswith(".")}
+        if strange == {"checkpoints"} and not any((path / "checkpoints").iterdir()):
+            strange = set()  # as versions before 1.0 leave it when they are killed at the start
+        if strange and not holds & {"config.yaml", cls._CLEARING}:
             raise RunError(
                 f"{path}: holds files but no config.yaml, so it is not a run folder; "
                 "choose another --out"
             )
-        path.mkdir(parents=True, exist_ok=True)
+        with naming(path):
+            path.mkdir(parents=True, exist_ok=True)
         folder = cls(path)
+        folder.config = config
+        folder._check_files()
         folder._acquire()
         try:
             folder._prepare(config, force)
@@ -243,10 +380,20 @@ class RunFolder:
             raise
         return folder
 
+    def _check_files(self) -> None:
+        for name in (*self.FOLDERS, *self.TREES):
+            plain_file(self.path / name, folder=True)
+        for name in ("config.yaml", self.RESULT, *self.FILES, ".lock", self._CLEARING):
+            plain_file(self.path / name)
+
     def _prepare(self, config: dict[str, Any], force: bool) -> None:
+        """Whatever moment it is stopped at, the next call brings it to its end."""
         path = self.path
+        if (path / self._CLEARING).is_file():
+            self._clear()
         for stray in [*path.glob(".*.tmp"), *path.glob("checkpoints/.*.tmp")]:
-            stray.unlink(missing_ok=True)
+            if stray.is_symlink() or not stray.is_dir():
+                stray.unlink(missing_ok=True)
         if (path / "config.yaml").is_file():
             stored = None
             try:
@@ -261,37 +408,30 @@ class RunFolder:
                     "or pass --force to replace it"
                 )
             if self.finished and not force:
-                raise RunError(
-                    f"{path}: holds a finished run of this configuration; "
-                    "choose another --out, or pass --force to run it again"
-                )
+                return
             if force and (stored != config or self.finished):
                 self._clear()
-        (path / "checkpoints").mkdir(exist_ok=True)
+        # First of all, since without it the folder is nobody's.
         if not (path / "config.yaml").is_file():
             write_atomic(
                 path / "config.yaml",
                 yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
             )
+        for name in self.FOLDERS:
+            (path / name).mkdir(exist_ok=True)
 
     def _clear(self) -> None:
         """Remove what a run writes, and nothing else."""
-        names = (
-            "summary.json",  # first: without it the rest counts as unfinished
-            "config.yaml",
-            "env.json",
-            "split.json",
-            "genotype.json",
-            "weights.safetensors",
-            "model-best.safetensors",
-            "model-last.safetensors",
-            "report.html",
-            "checkpoints/latest.safetensors",
-            "checkpoints/previous.safetensors",
-            *self.LOGS,
-        )
-        for name in names:
+        marker = self.path / self._CLEARING
+        write_atomic(marker, b"")
+        # The result first: without it the rest counts as unfinished for who reads meanwhile.
+        for name in (self.RESULT, *self.FILES, "config.yaml"):
             (self.path / name).unlink(missing_ok=True)
+        for name in self.TREES:
+            if (self.path / name).exists():
+                shutil.rmtree(self.path / name)
+        sync_folder(self.path)
+        marker.unlink()
 
     def _acquire(self) -> None:
         try:
@@ -301,9 +441,14 @@ class RunFolder:
         lock = open(self.path / ".lock", "a")  # noqa: SIM115 - held as long as the run
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
             lock.close()
-            raise RunError(f"{self.path}: another process is writing this run") from None
+            if error.errno not in _NO_LOCKS:
+                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise RunError(f"{self.path}: another process is writing this run") from None
+                raise OSError(error.errno, error.strerror, str(self.path / ".lock")) from error
+            _warn_of_no_locks(self.path)
+            return
         self._lock = lock
 
     def close(self) -> None:
@@ -326,48 +471,104 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """A run is finished when its summary, written last, is there."""
-        return (self.path / "summary.json").is_file()
+        """A run is finished when its result, written last, is there."""
+        return (self.path / self.RESULT).is_file()
 
-    def write_json(self, name: str, value: Any) -> None:
-        write_atomic(self.path / name, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    def write_json(self, name: str, value: dict[str, Any]) -> None:
+        """Write a sealed JSON file; the result with the digests of the text files beside it."""
+        if name == self.RESULT:
+            value = {**value, "files": self._digests()}
+        text = json.dumps(seal(value), indent=2, allow_nan=False)
+        write_atomic(self.path / name, text + "\n")
 
     def read_json(self, name: str) -> Any:
-        return read_json(self.path / name)
+        """What :meth:`write_json` was given.
+
+        Raises:
+            FileError: missing, damaged or edited.
+        """
+        value = read_sealed(plain_file(self.path / name))
+        if name == self.RESULT and isinstance(value, dict):
+            value.pop("files", None)
+        return value
+
+    def result(self) -> dict[str, Any]:
+        """The result of a finished run.
+
+        Raises:
+            RunError: it cannot be read, or is not what was written.
+        """
+        try:
+            value = self.read_json(self.RESULT)
+        except FileError as error:
+            raise RunError(f"{error}; pass --force to run it again") from None
+        if not isinstance(value, dict):
+            raise RunError(f"{self.path / self.RESULT}: expected an object; pass --force")
+        return value
+
+    def _digests(self) -> dict[str, str]:
+        found = {}
+        for name in self._DIGESTED:
+            if name != self.RESULT and (self.path / name).is_file():
+                log = _Log()
+                log.read(self.path / name)
+                found[name] = log.sha256.hexdigest()
+        return found
+
+    def _log(self, name: str) -> _Log:
+        if name not in self._logs:
+            log = _Log()
+            if plain_file(self.path / name).is_file():
+                log.read(self.path / name)
+            self._logs[name] = log
+        return self._logs[name]
 
     def append(self, name: str, *values: dict[str, Any]) -> None:
         """Add lines to a log. They count once the next checkpoint has been written."""
         text = "".join(json.dumps(value, allow_nan=False) + "\n" for value in values)
-        with open(self.path / name, "ab") as log:
-            log.write(text.encode())
+        data, log, file = text.encode(), self._log(name), self.path / name
+        with naming(plain_file(file)), open(file, "ab") as stream:
+            stream.write(data)
+        log.add(data)
 
-    def read_lines(self, name: str) -> list[dict[str, Any]]:
-        """The values of a log.
+    def lines(self, name: str) -> Iterator[dict[str, Any]]:
+        """The values of a log, one at a time.
 
         Raises:
-            FileError: a line is not JSON.
+            FileError: a line is not JSON, or longer than 16 MiB.
         """
         file = self.path / name
-        lines = []
-        for number, line in enumerate(file.read_bytes().splitlines(), 1):
-            try:
-                lines.append(json.loads(line))
-            except ValueError as error:
-                raise FileError(f"{file}: line {number}: not valid JSON: {error}") from None
-        return lines
+        with naming(plain_file(file)), open(file, "rb") as stream:
+            number = 0
+            while line := stream.readline(_LONGEST_LINE + 1):
+                number += 1
+                try:
+                    if len(line) > _LONGEST_LINE:
+                        raise ValueError(f"expected at most {_LONGEST_LINE:,} bytes")
+                    value = parse_json(line)
+                except ValueError as error:
+                    raise FileError(f"{file}: line {number}: not valid JSON: {error}") from None
+                yield value
+
+    def read_lines(self, name: str) -> list[dict[str, Any]]:
+        """The values of a log; see :meth:`lines`."""
+        return list(self.lines(name))
 
     # Checkpoints.
 
     def save_checkpoint(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Replace the checkpoint, keeping the one before it; fix the logs' present lengths."""
+        """Replace the checkpoint, keeping the one before it; fix the logs' present content."""
         latest = self.path / "checkpoints" / "latest.safetensors"
         fresh = self.path / "checkpoints" / "next.safetensors"
-        lengths = {
-            name: (self.path / name).stat().st_size if (self.path / name).is_file() else 0
-            for name in self.LOGS
+        logs = {name: self._log(name) for name in self.LOGS}
+        metadata = {
+            "state": state,
+            "config": _config_digest(self.config),
+            "lengths": {name: log.length for name, log in logs.items()},
+            "digests": {name: log.sha256.hexdigest() for name, log in logs.items()},
         }
         # Written beside the other two first: a full disk then leaves both as they are.
-        save_tensors(fresh, tensors, "checkpoint", {"state": state, "lengths": lengths})
+        save_tensors(fresh, tensors, "checkpoint", metadata)
         if latest.is_file():
             os.replace(latest, latest.with_name("previous.safetensors"))
         os.replace(fresh, latest)
@@ -379,14 +580,15 @@ class RunFolder:
             False where the run has no checkpoint yet; the logs are empty then.
 
         Raises:
-            CheckpointError: it is damaged or foreign. Nothing is changed.
+            CheckpointError: it is damaged or foreign, or a log does not hold what it held. Nothing
+                is changed.
         """
         latest = self.path / "checkpoints" / "latest.safetensors"
         previous = latest.with_name("previous.safetensors")
         if not latest.is_file():
             # Killed between the two renames of save_checkpoint: the one before it is whole.
             latest = previous
-        lengths = dict.fromkeys(self.LOGS, 0)
+        logs = {name: _Log() for name in self.LOGS}
         found = latest.is_file()
         if found:
             hint = (
@@ -395,25 +597,74 @@ class RunFolder:
                 else "; delete the folder to start again"
             )
             try:
-                tensors, metadata = load_tensors(latest, "checkpoint")
-                lengths = {name: int(metadata["lengths"][name]) for name in self.LOGS}
-                for name, length in lengths.items():
-                    file = self.path / name
-                    if (file.stat().st_size if file.is_file() else 0) < length:
-                        raise CheckpointError(
-                            f"{file}: expected at least {length} bytes, as when {latest.name} was "
-                            "written; lines are missing, so the run cannot go on exactly"
-                        )
+                tensors, metadata = load_tensors(plain_file(latest), "checkpoint")
+                if metadata["version"] > 1 and metadata["config"] != _config_digest(self.config):
+                    raise CheckpointError(
+                        f"{latest}: expected a checkpoint of the configuration in config.yaml, got "
+                        "one of another"
+                    )
+                for name, log in logs.items():
+                    digest = metadata["digests"][name] if metadata["version"] > 1 else None
+                    self._read_log(name, log, int(metadata["lengths"][name]), digest, latest.name)
                 restore(tensors, metadata["state"])
             except (KeyError, TypeError, AttributeError) as error:
                 raise CheckpointError(f"{latest}: damaged: {error!r}{hint}") from None
             except CheckpointError as error:
                 raise CheckpointError(f"{error}{hint}") from None
-        for name, length in lengths.items():
-            file = self.path / name
-            if file.is_file() and file.stat().st_size > length:
-                os.truncate(file, length)
+        for name, log in logs.items():
+            self._cut(self.path / name, log.length)
+        self._logs = logs
         return found
+
+    def _read_log(self, name: str, log: _Log, length: int, digest: str | None, by: str) -> None:
+        """Read the part of a log that counts, and see that it is as it was."""
+        file = self.path / name
+        if plain_file(file).is_file():
+            log.read(file, length)
+        if log.length < length:
+            raise CheckpointError(
+                f"{file}: expected at least {length} bytes, as when {by} was "
+                "written; lines are missing, so the run cannot go on exactly"
+            )
+        if digest not in (None, log.sha256.hexdigest()):
+            raise CheckpointError(
+                f"{file}: damaged or edited: its first {length} bytes are not those it held when "
+                f"{by} was written"
+            )
+
+    @staticmethod
+    def _cut(file: Path, length: int) -> None:
+        if not plain_file(file).is_file():
+            return
+        status = file.stat()
+        if status.st_nlink > 1:
+            # Another name shares the file, in a snapshot made of links or elsewhere; what is
+            # written from now on is ours alone.
+            with naming(file), open(file, "rb") as stream:
+                data = stream.read(length)
+            write_atomic(file, data)
+        elif status.st_size > length:
+            os.truncate(file, length)
+
+
+# What a file system that has no locks answers: EINVAL and ENOSYS on some cluster file systems.
+_NO_LOCKS = {
+    errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL
+}  # fmt: skip
+_LONGEST_LINE = 16 * MEGABYTE
+_warned_of_no_locks = False
+
+
+def _warn_of_no_locks(path: Path) -> None:
+    global _warned_of_no_locks
+    if not _warned_of_no_locks:
+        _warned_of_no_locks = True
+        warnings.warn(
+            f"{path}: the file system has no locks, so that a second process could write the same "
+            "run; see to it that none does",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
 
 def _difference(stored: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> str:

@@ -70,7 +70,8 @@ def parse_fraction(value: object, name: str) -> Fraction:
 
     Raises:
         TypeError: ``value`` is neither text nor a number.
-        ValueError: the text is no number, or the number is not finite.
+        ValueError: the text is no number, or the number is not finite or beyond the range of a
+            float.
     """
     if isinstance(value, str):
         text = value.replace(" ", "")
@@ -83,8 +84,10 @@ def parse_fraction(value: object, name: str) -> Fraction:
                 f"got {value if len(value) <= 40 else value[:40] + '...'!r}"
             )
         try:
-            return Fraction(text)
-        except (ValueError, ZeroDivisionError):
+            found = Fraction(text)
+            float(found)
+            return found
+        except (ValueError, ZeroDivisionError, OverflowError):
             raise ValueError(
                 f"{name}: expected a number such as 8/255 or 0.3, got {value!r}"
             ) from None
