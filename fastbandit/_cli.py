@@ -126,10 +126,10 @@ def merge(config: T, changes: Mapping[str, Any], where: str, prefix: str = "") -
         hint_type = hints[name]
         accepts = typing.get_args(hint_type) or (hint_type,)
         # YAML reads 0.3 as a number where the setting is text that may also be 8/255.
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            if str in accepts and type(value) not in accepts:
-                value = repr(value)
-        if isinstance(value, str) and str in accepts:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if number and str in accepts and type(value) not in accepts:
+            value = repr(value)
+        if isinstance(value, str) and hint_type in (str, str | None):
             updates[name] = value  # also the name of a folder that is not UTF-8
             continue
         try:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -27,6 +28,7 @@ __all__ = [
     "check_group_device",
     "check_same",
     "divide",
+    "finished_before",
     "memory_enough_for",
     "note_changes",
     "pace",
@@ -279,6 +281,35 @@ def check_same(folder: RunFolder, name: str, value: dict[str, Any]) -> None:
             f"({', '.join(changed) or 'the file is not a mapping'} differ); "
             "restore the data, or start a new run with another --out"
         )
+
+
+def finished_before(
+    folder: RunFolder | None,
+    group: Group | None,
+    progress: Progress,
+    splits: dict[str, Any] | None = None,
+) -> tuple[Path, dict[str, Any]] | None:
+    """Folder and stored result of a run that is finished, on every process; None if it is not.
+
+    Args:
+        folder: None on a process that is not the first.
+        splits: the images by use, which have to be those that the run had.
+
+    Raises:
+        RunError: the result cannot be read, or the data changed.
+    """
+    found: dict[str, Any] | None = None
+    if folder is not None and folder.finished:
+        if splits is not None and (folder.path / "split.json").is_file():
+            check_same(folder, "split.json", splits)
+        found = {"path": str(folder.path), "result": folder.result()}
+        progress.note(
+            f"{folder.path}: all is done: the run of this configuration is finished, and this is "
+            "its stored result; --force runs it again"
+        )
+    if group is not None:
+        found, _ = group.broadcast(found, {})
+    return None if found is None else (Path(found["path"]), found["result"])
 
 
 @contextmanager

@@ -40,7 +40,12 @@ from fastbandit._evaluation import Plan
 from fastbandit._identity import ROUNDING, Fingerprint
 from fastbandit._intervals import wilson
 from fastbandit._progress import Progress, format_seconds
-from fastbandit._running import check_group_device, resolve_device, torch_settings
+from fastbandit._running import (
+    check_group_device,
+    finished_before,
+    resolve_device,
+    torch_settings,
+)
 from fastbandit.attacks._model import (
     Attacked,
     Oracle,
@@ -338,15 +343,8 @@ class _Command:
 class _Folder(RunFolder):
     """The folder of an evaluation: finished when its result, written last, is there."""
 
-    @property
-    def finished(self) -> bool:
-        return (self.path / RESULT).is_file()
-
-    def _clear(self) -> None:
-        (self.path / RESULT).unlink(missing_ok=True)
-        super()._clear()
-        for name in ("examples.safetensors", "images.safetensors"):
-            (self.path / name).unlink(missing_ok=True)
+    RESULT = RESULT
+    FILES = (*RunFolder.FILES, "summary.json", "examples.safetensors", "images.safetensors")
 
     def forget(self) -> None:
         """Remove what is known so far; the configuration stays."""
@@ -642,8 +640,19 @@ class _Evaluation:
         work = {name: campaign.work for name, campaign in self.campaigns.items()}
         return tensors, {"work": work, "seconds": self.seconds}
 
-    def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        apart = self.fingerprint.distance(Fingerprint(tensors["fingerprint"].numpy()))
+    def check_result(self, result: dict[str, Any]) -> None:
+        """See that a finished evaluation is of this model.
+
+        Raises:
+            RunError: its model answers otherwise.
+        """
+        # Evaluations of older versions hold no fingerprint.
+        stored = Fingerprint.read(result.get("model", {}).get("fingerprint"))
+        if stored is not None:
+            self._check_model(stored)
+
+    def _check_model(self, stored: Fingerprint) -> None:
+        apart = self.fingerprint.distance(stored)
         if not apart <= ROUNDING:
             where = "" if self.folder is None else f"{self.folder.path}: "
             hint = (
@@ -657,6 +666,9 @@ class _Evaluation:
                 f"the same logits at {len(self.fingerprint.logits)} fixed images up to "
                 f"{ROUNDING:g} of the largest, got a difference of {apart:.2g}; {hint}"
             )
+
+    def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        self._check_model(Fingerprint(tensors["fingerprint"].numpy()))
         for name, campaign in self.campaigns.items():
             for part in ("tried", "yes", "denied"):
                 value = tensors[f"{name}.{part}"]
@@ -1168,7 +1180,8 @@ def evaluate_model(
         source: the images; None: those that ``config.data`` names.
 
     Returns:
-        The folder and the result, as it stands in ``evaluation.json``.
+        The folder and the result, as it stands in ``evaluation.json``; of a finished evaluation of
+        the same model and configuration the stored one, unless ``force`` is given.
 
     Raises:
         ValueError: settings, data, model or folder cannot be used; the message says why.
@@ -1202,6 +1215,7 @@ def evaluate_model(
         first = group is None or group.rank == 0
         path = Path(out) if out is not None else _default_path(subject, config, Path(root))
         resumed = False
+        folder: _Folder | None = None
         if first:
             plain = {
                 **_cli.to_plain(config),
@@ -1210,9 +1224,14 @@ def evaluate_model(
             }
             if current.surrogate is not None:
                 plain["transfer_digest"] = current.surrogate[1]["digest"]
-            folder = stack.enter_context(_Folder.open(path, plain, force=force))
-            assert isinstance(folder, _Folder)
-            current.folder = folder
+            opened = stack.enter_context(_Folder.open(path, plain, force=force))
+            assert isinstance(opened, _Folder)
+            folder = current.folder = opened
+            if folder.finished:
+                current.check_result(folder.result())
+        if (done := finished_before(folder, group, progress)) is not None:
+            return done
+        if folder is not None:
             try:
                 resumed = folder.load_checkpoint(current.restore)
             except _OtherModelError:
@@ -1424,7 +1443,7 @@ def _print_result(path: Path, result: dict[str, Any]) -> None:
 
 def _stored(folder: Path) -> tuple[str, EvaluateConfig]:
     """Model file and configuration of the evaluation in ``folder``."""
-    plain = RunFolder.read_config(folder)
+    plain = _Folder.read_config(folder)
     identity = plain.pop("model", None)
     for key in ("data_digest", "transfer_digest"):
         plain.pop(key, None)

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastbandit.genotype import Genotype, GenotypeError
+from fastbandit._files import plain_file
+from fastbandit.genotype import Genotype
 from fastbandit.nn.network import Network
 from fastbandit.run import CheckpointError, RunError, load_tensors, save_tensors
 
@@ -106,6 +107,7 @@ def find_model(path: str | Path) -> Path:
 
     Raises:
         RunError: there is none.
+        FileError: in the folder, a link or a pipe is in its place.
     """
     path = Path(path)
     if path.is_file():
@@ -113,7 +115,7 @@ def find_model(path: str | Path) -> Path:
     if not path.is_dir():
         raise RunError(f"{path}: expected a model file or the folder of a retraining run")
     for name in (BEST, LAST):
-        if (path / name).is_file():
+        if plain_file(path / name).is_file():
             return path / name
     raise RunError(
         f"{path}: expected a folder with {BEST} or {LAST}, as python -m fastbandit.retrain "
@@ -133,16 +135,38 @@ def load_model(path: str | Path) -> Model:
     try:
         genotype = Genotype.from_dict(metadata["genotype"], where=str(file))
         architecture = Architecture(**metadata["architecture"])
+        _check_sizes(architecture, genotype, tensors)
         network = architecture.build(genotype)
         network.load_state_dict(tensors)
         data, training = dict(metadata["data"]), dict(metadata["training"])
-    except (KeyError, TypeError, RuntimeError, GenotypeError, ValueError) as error:
+    except (KeyError, TypeError, RuntimeError, ValueError, OverflowError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(
             f"{file}: not a model that this version can build: {reason}"
         ) from None
     network.eval()
     return Model(network, genotype, architecture, data, training)
+
+
+def _check_sizes(
+    architecture: Architecture, genotype: Genotype, tensors: Mapping[str, torch.Tensor]
+) -> None:
+    """Refuse what is not the network of these tensors before memory is taken for it.
+
+    A file of a few bytes may ask for a network of any size.
+    """
+    # A cell has more tensors than one.
+    if architecture.cells > len(tensors):
+        raise ValueError(f"expected {architecture.cells} cells, got {len(tensors)} tensors")
+    with torch.device("meta"):
+        expected = architecture.build(genotype).state_dict()
+    for name, tensor in expected.items():
+        got = tensors[name].shape if name in tensors else None
+        if got != tensor.shape:
+            raise ValueError(
+                f"{name}: expected shape {list(tensor.shape)}, "
+                f"got {'no such tensor' if got is None else list(got)}"
+            )
 
 
 def multiply_adds(network: torch.nn.Module, shape: Sequence[int]) -> int:

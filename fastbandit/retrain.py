@@ -33,6 +33,7 @@ from torch import Tensor
 
 from fastbandit import _cli, run
 from fastbandit._cli import ConfigError
+from fastbandit._files import plain_file
 from fastbandit._graphs import Choice, Graphs
 from fastbandit._progress import Progress
 from fastbandit._running import (
@@ -40,6 +41,7 @@ from fastbandit._running import (
     check_group_device,
     check_same,
     divide,
+    finished_before,
     memory_enough_for,
     note_changes,
     pace,
@@ -497,7 +499,7 @@ def find_genotype(where: str) -> Genotype:
             raise GenotypeError(
                 f"{path}: expected a folder with genotype.json, as a finished search leaves it"
             )
-        return Genotype.load(path / "genotype.json")
+        return Genotype.load(plain_file(path / "genotype.json"))
     if where in Genotype.names():
         return Genotype.published(where)
     if path.is_file():
@@ -1110,21 +1112,19 @@ def _with_genotype(
     return dataclasses.replace(config, genotype_hash=found.hash), found
 
 
-def _check_macro(file: Path, genotype: Genotype) -> None:
-    """See that a run goes on with the network that it began with.
-
-    The hash of a genotype, which the configuration holds, does not cover the network around the
-    cells.
-
-    Raises:
-        RunError: it is another.
-    """
+def _check_genotype(folder: RunFolder, genotype: Genotype) -> None:
+    """See that a run goes on with the genotype it began with, the parts without a hash included."""
+    file = plain_file(folder.path / "genotype.json")
+    if not file.is_file():
+        return
     stored = Genotype.load(file)
-    if (stored.hash, stored.macro) != (genotype.hash, genotype.macro):
+    if (stored.hash, stored.macro, stored.options) != (
+        genotype.hash, genotype.macro, genotype.options
+    ):  # fmt: skip
         raise RunError(
-            f"{file}: the run was begun with {stored.macro} around the cells, got "
-            f"{genotype.macro}; --resume {file.parent} goes on with what is stored there, another "
-            "--out begins anew"
+            f"{file}: the run was begun with {stored.macro} and {stored.options}, got "
+            f"{genotype.macro} and {genotype.options} around hash {genotype.hash[:12]}; --resume "
+            f"{file.parent} goes on with what is stored there, another --out begins anew"
         )
 
 
@@ -1155,7 +1155,8 @@ def retrain(
         genotype: the architecture; None: that which ``config.genotype`` names.
 
     Returns:
-        The run folder and its summary.
+        The run folder and its summary; of a finished run of the same configuration in ``out``
+        those that are stored, unless ``force`` is given.
 
     Raises:
         OutOfMemoryError: there is not enough memory; the run goes on from its last epoch.
@@ -1183,13 +1184,15 @@ def retrain(
             folder = stack.enter_context(RunFolder.open(path, plain, force=force))
         else:
             progress = Progress.silent()
+        if folder is not None:
+            _check_genotype(folder, genotype)
+        if (done := finished_before(folder, group, progress, setup.splits)) is not None:
+            return done
         current = _Retraining(setup, folder, group)
         if setup.device.type == "cuda" and (reason := current.no_graphs):
             progress.note(f"no CUDA graphs in training: {reason}")
         resumed = False
         if folder is not None:
-            if (folder.path / "genotype.json").is_file():
-                _check_macro(folder.path / "genotype.json", genotype)
             resumed = folder.load_checkpoint(current.restore)
             check_same(folder, "split.json", setup.splits)
             environment = {"command": "retrain", **run.environment(setup.device)}
@@ -1388,7 +1391,7 @@ def _run(arguments: Sequence[str]) -> int:
         config, out = _cli.resumed_config(config, stored, options.resume, out), options.resume
         # Killed before it was stored: then it is where it was found.
         if (folder / "genotype.json").is_file():
-            genotype = Genotype.load(folder / "genotype.json")
+            genotype = Genotype.load(plain_file(folder / "genotype.json"))
     # What needs no run needs no other process either.
     if launched() and os.environ["RANK"] != "0" and (options.print_config or options.dry_run):
         return 0

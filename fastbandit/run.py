@@ -361,7 +361,7 @@ class RunFolder:
         holds = {f.name for f in path.iterdir()} if path.is_dir() else set()
         strange = {name for name in holds if not name.startswith(".")}
         if strange == {"checkpoints"} and not any((path / "checkpoints").iterdir()):
-            strange = set()  # as versions before 1.0 leave it when they are killed at the start
+            strange = set()  # as older versions leave it when they are killed at the start
         if strange and not holds & {"config.yaml", cls._CLEARING}:
             raise RunError(
                 f"{path}: holds files but no config.yaml, so it is not a run folder; "

@@ -43,6 +43,7 @@ from fastbandit._running import (
     check_group_device,
     check_same,
     divide,
+    finished_before,
     memory_enough_for,
     note_changes,
     pace,
@@ -1028,7 +1029,7 @@ class _Search:
         and random ones from scratch, write the last files."""
         bandit, config, folder = self.bandit, self.config, self.folder
         if folder is not None:
-            explained = replay(folder.read_lines("bandit.jsonl")).final()
+            explained = replay(folder.lines("bandit.jsonl")).final()
             if not torch.equal(explained, bandit.final()):
                 raise RunError(
                     f"{folder.path}: bandit.jsonl does not explain the genotype found; "
@@ -1165,7 +1166,8 @@ def search(
             their digest is stored and compared.
 
     Returns:
-        The run folder and its summary.
+        The run folder and its summary; of a finished run of the same configuration in ``out``
+        those that are stored, unless ``force`` is given.
 
     Raises:
         OutOfMemoryError: there is not enough memory; the run goes on from its last epoch.
@@ -1192,6 +1194,8 @@ def search(
             folder = stack.enter_context(RunFolder.open(path, plain, force=force))
         else:
             progress = Progress.silent()
+        if (done := finished_before(folder, group, progress, setup.splits)) is not None:
+            return done
         current = _Search(setup, folder, group)
         graphs = current.engine.graphs
         if graphs is not None and graphs.reason and setup.device.type == "cuda":

@@ -17,12 +17,10 @@ if __name__ == "__main__":
 
     _start.begin()  # before torch is loaded
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import math
-import shutil
 import statistics
 import sys
 import time
@@ -37,13 +35,20 @@ import tyro
 
 from fastbandit import _cli, data, run, space
 from fastbandit._cli import ConfigError
-from fastbandit._files import FileError, read_json, write_atomic
+from fastbandit._files import (
+    FileError,
+    canonical_json,
+    plain_file,
+    read_sealed,
+    seal,
+    write_atomic,
+)
 from fastbandit._final import random_genotype
 from fastbandit._statistics import mann_whitney, mean_interval, standard_error, wilcoxon
 from fastbandit._study_page import make_page
 from fastbandit.genotype import Genotype
 from fastbandit.nn.network import Network
-from fastbandit.run import RunError, RunFolder, canonical_json, derive_seed
+from fastbandit.run import RunError, RunFolder, derive_seed
 from fastbandit.search import FinalConfig, SearchConfig, search
 from fastbandit.simulation import BanditSettings, World, simulate
 from fastbandit.training import Cost, cosine, evaluate, train_epoch
@@ -386,18 +391,28 @@ class _Pieces:
         if not path.is_file():
             found = make()
             self.folder.mkdir(exist_ok=True)
-            text = json.dumps({"key": dict(key), "result": found}, indent=1, allow_nan=False)
+            piece = seal({"key": dict(key), "result": found})
+            text = json.dumps(piece, indent=1, allow_nan=False)
             write_atomic(path, text + "\n")
             return found
-        stored = read_json(path)
+        stored = read_sealed(plain_file(path))
         if not isinstance(stored, dict) or stored.get("key") != json.loads(json.dumps(dict(key))):
             raise FileError(
                 f"{path}: expected the piece of the study that its name says, got another; "
                 "delete it to have it made again"
             )
-        result = stored["result"]
-        assert isinstance(result, dict)
+        result = stored.get("result")
+        if not isinstance(result, dict):
+            raise FileError(f"{path}: expected a result; delete it to have it made again")
         return result
+
+
+class _Folder(RunFolder):
+    """The folder of a study: pieces and searches, and no checkpoint of its own."""
+
+    FOLDERS = ()
+    FILES = (*RunFolder.FILES, "study.json", "study.html")
+    TREES = ("pieces", "searches")
 
 
 def _say(text: str) -> None:
@@ -602,16 +617,16 @@ def _found(path: Path, config: SearchConfig, digest: str) -> tuple[Genotype, dic
     if (path / "summary.json").is_file():
         if RunFolder.read_config(path) != _cli.to_plain(config.resolve()):
             raise RunError(f"{path}: holds a search of another configuration; delete it")
-        if (searched := read_json(path / "split.json")["digest"]) != digest:
+        if (searched := read_sealed(plain_file(path / "split.json"))["digest"]) != digest:
             raise RunError(
                 f"{path}: holds a search on other data (digest {searched} there, {digest} now); "
                 "delete it"
             )
-        summary = read_json(path / "summary.json")
+        summary = read_sealed(plain_file(path / "summary.json"))
     else:
         _, summary = search(config, path)
     cost = summary["cost"]
-    return Genotype.load(path / "genotype.json"), {
+    return Genotype.load(plain_file(path / "genotype.json")), {
         "genotype": summary["genotype_hash"],
         "trained": cost["epochs"],
         "evaluated": cost["paths_only_evaluated"],
@@ -754,25 +769,27 @@ def study(
         say: is told of each finished piece in one line.
 
     Returns:
-        The run folder and the content of its ``study.json``.
+        The run folder and the content of its ``study.json``; of a finished study of the same
+        configuration what is stored, unless ``force`` is given.
 
     Raises:
-        RunError: the folder holds something else, or a finished study.
+        RunError: the folder holds something else.
     """
     plain = _cli.to_plain(config)
     # As YAML gives it back: lists where the configuration has tuples.
     plain = json.loads(json.dumps(plain))
     path = Path(out) if out is not None else RunFolder.find_unfinished(Path(root), plain)
     path = path or RunFolder.fresh_path(Path(root), config.name)
-    stale = force and _replaces(path, plain)
-    with _threads(config.threads), RunFolder.open(path, plain, force=force) as folder:
-        with contextlib.suppress(OSError):
-            (path / "checkpoints").rmdir()  # a study has none of its own
-        if stale:
-            for name in ("study.json", "study.html"):
-                (path / name).unlink(missing_ok=True)
-            for name in ("pieces", "searches"):
-                shutil.rmtree(path / name, ignore_errors=True)
+    with _threads(config.threads), _Folder.open(path, plain, force=force) as folder:
+        if folder.finished:
+            folder.result()
+            stored = folder.read_json("study.json")
+            stored.pop("environment")
+            say(
+                f"{path}: all is done: the study of this configuration is finished, and this is "
+                "its stored result; --force runs it again"
+            )
+            return path, stored
         if not (path / "env.json").is_file():
             device = torch.device(config.search.resolve().device)
             folder.write_json("env.json", run.environment(device))
@@ -791,16 +808,6 @@ def study(
             {"status": "finished", "seconds_last_call": time.perf_counter() - started},
         )
     return path, result
-
-
-def _replaces(path: Path, plain: dict[str, Any]) -> bool:
-    """Whether --force throws away what is in the folder, as in :meth:`RunFolder.open`."""
-    if not (path / "config.yaml").is_file():
-        return False
-    try:
-        return (path / "summary.json").is_file() or RunFolder.read_config(path) != plain
-    except RunError:
-        return True
 
 
 def format_tables(result: dict[str, Any]) -> str:

@@ -7,9 +7,9 @@ page would show less than the file holds, or files disagree, a note says so.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from pydantic import ConfigDict
 
-from fastbandit._files import FileError, read_json
+from fastbandit._files import MEGABYTE, FileError, plain_file, read_sealed
 from fastbandit._identity import ROUNDING, Fingerprint
 from fastbandit._intervals import wilson
 from fastbandit._report.html import finite, get
@@ -26,6 +26,7 @@ from fastbandit._report.reading import (
     Line,
     ReportError,
     Run,
+    check_config,
     parse,
     read_config,
     read_lines,
@@ -33,6 +34,7 @@ from fastbandit._report.reading import (
     read_run,
     without_folder,
 )
+from fastbandit.threat import parse_fraction
 
 __all__ = [
     "Attack",
@@ -51,6 +53,9 @@ __all__ = [
 ]
 
 EVALUATION, EXAMPLES = "evaluation.json", "examples.safetensors"
+_LARGEST_EXAMPLES = 128 * MEGABYTE
+# Evaluations are looked for so many levels below a retraining run, among so many folders.
+_DEEPEST, _MOST_FOLDERS = 8, 10_000
 
 
 # --- shares of images -----------------------------------------------------------------------
@@ -181,6 +186,7 @@ def _read_retraining(folder: Path, summary: Mapping[str, Any] | None) -> Retrain
     run.environment = read_optional(run, "env.json")
     run.split = read_optional(run, "split.json")
     run.summary = dict(summary) if summary is not None else read_optional(run, "summary.json")
+    check_config(run)
     for position, value in read_lines(run, "metrics.jsonl"):
         line = parse(run, "metrics.jsonl", position, Epoch, value)
         if line is not None:
@@ -217,9 +223,9 @@ def _digest(run: Folder) -> str | None:
     if isinstance(stated, str) and stated:
         return stated
     file = run.folder / "genotype.json"
-    if not file.is_file():
-        return None
     try:
+        if not plain_file(file).is_file():
+            return None
         return Genotype.load(file).hash
     except (ValueError, OSError) as error:
         run.notes.append(without_folder(str(error), run.folder))
@@ -280,8 +286,8 @@ def radius_of(threat: Mapping[str, Any]) -> float | None:
     value = finite(threat.get("epsilon_value"))
     if value is None:
         try:
-            value = float(Fraction(str(threat.get("epsilon"))))
-        except (ValueError, ZeroDivisionError, OverflowError):
+            value = float(parse_fraction(str(threat.get("epsilon")), "epsilon"))
+        except ValueError:
             return None
     return value if value >= 0 else None
 
@@ -387,6 +393,7 @@ def _read_evaluation(folder: Path, summary: Mapping[str, Any] | None) -> Evaluat
     run = Evaluation(folder, config, text, notes=notes, label=folder.name)
     run.environment = read_optional(run, "env.json")
     run.summary = dict(summary) if summary is not None else read_optional(run, EVALUATION)
+    check_config(run)
     listed = get(run.summary, "results")
     if isinstance(listed, list):
         for position, value in enumerate(listed):
@@ -403,12 +410,12 @@ def _read_evaluation(folder: Path, summary: Mapping[str, Any] | None) -> Evaluat
 
 def _read_examples(run: Evaluation) -> Examples | None:
     file = run.folder / EXAMPLES
-    if not file.is_file():
+    if not os.path.lexists(file):
         return None
     from fastbandit.run import CheckpointError, load_tensors
 
     try:
-        tensors, _ = load_tensors(file, "examples")
+        tensors, _ = load_tensors(plain_file(file), "examples", _LARGEST_EXAMPLES)
         clean, adversarial = tensors["clean"], tensors["adversarial"]
         if clean.ndim != 4 or clean.shape != adversarial.shape or 0 in clean.shape[1:]:
             raise ValueError(
@@ -468,7 +475,7 @@ def _command(folder: Path) -> str:
         return "evaluate"
     for name in ("summary.json", "env.json"):
         try:
-            found = get(read_json(folder / name), "command")
+            found = get(read_sealed(plain_file(folder / name)), "command")
         except FileError:
             continue
         if found in ("search", "retrain", "evaluate"):
@@ -499,11 +506,29 @@ def read_folder(folder: Path, summary: Mapping[str, Any] | None = None) -> Folde
 
 
 def _evaluations_below(folder: Path) -> Iterator[Path]:
-    """Folders of evaluations inside that of a retraining run, by name."""
-    found = {file.parent for name in (EVALUATION, "env.json") for file in folder.rglob(name)}
-    for path in sorted(found - {folder}):
-        if _command(path) == "evaluate":
+    """Folders of evaluations inside that of a retraining run, by name. Links are not followed."""
+    below = [folder]
+    found: list[Path] = []
+    for _ in range(_DEEPEST):
+        below = [
+            Path(entry.path)
+            for parent in below
+            for entry in _entries(parent)
+            if entry.is_dir(follow_symlinks=False)
+        ][: _MOST_FOLDERS - len(found)]
+        found += below
+    for path in sorted(found):
+        named = any((path / name).is_file() for name in (EVALUATION, "env.json"))
+        if named and _command(path) == "evaluate":
             yield path
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError:
+        return []
 
 
 @dataclass

@@ -6,7 +6,7 @@ line that a killed process did not finish.
 
 from __future__ import annotations
 
-import json
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,11 +15,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fastbandit._charts import DIVERGING_STEPS
-from fastbandit._files import FileError, read_json
+from fastbandit._files import (
+    MEGABYTE,
+    FileError,
+    parse_json,
+    plain_file,
+    read_bytes,
+    read_sealed,
+    read_text,
+)
+from fastbandit._yaml import LARGEST_YAML, parse_yaml
 
 __all__ = [
     "Abandon",
@@ -32,6 +40,7 @@ __all__ = [
     "Run",
     "Sample",
     "Start",
+    "check_config",
     "parse",
     "read_config",
     "read_lines",
@@ -39,6 +48,15 @@ __all__ = [
     "read_run",
     "without_folder",
 ]
+
+
+# What a page is made of at most; longer ones would be of no use to a reader, and a stranger's
+# folder may ask for any amount.
+_LARGEST_LOG = 64 * MEGABYTE
+_MOST_LINES = 200_000
+_MOST_ARMS = 20_000  # edges by operations; the largest space has 756
+_MOST_STATES = 20_000_000  # arms by samples
+_MOST_NOTES = 50  # of one file
 
 
 class ReportError(ValueError):
@@ -266,10 +284,10 @@ class History:
 
 def read_optional(run: Folder, name: str) -> dict[str, Any] | None:
     """A JSON object of the folder; None where it is missing, and with a note where damaged."""
-    if not (run.folder / name).is_file():
-        return None
     try:
-        value = read_json(run.folder / name)
+        if not plain_file(run.folder / name).is_file():
+            return None
+        value = read_sealed(run.folder / name)
     except FileError as error:
         run.notes.append(without_folder(str(error), run.folder))
         return None
@@ -283,27 +301,51 @@ def without_folder(message: str, folder: Path) -> str:
     return message.removeprefix(f"{folder}/")
 
 
+def as_finished(run: Folder, name: str, data: bytes) -> bool:
+    """Whether a file is as it was when the run was finished; a note where it is not."""
+    files = None if run.summary is None else run.summary.get("files")
+    stated = files.get(name) if isinstance(files, dict) else None
+    if stated is None or stated == hashlib.sha256(data).hexdigest():
+        return True
+    run.notes.append(
+        f"{name}: damaged or edited: not as it was when the run was finished; it is left out"
+    )
+    return False
+
+
 def read_lines(run: Folder, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """(number, value) of each line of a log that can be read; a note for each that cannot.
 
     A process killed while it writes leaves a last line without its end, which is no error.
     """
     try:
-        data = (run.folder / name).read_bytes()
+        data = read_bytes(plain_file(run.folder / name), _LARGEST_LOG)
     except FileNotFoundError:
+        return
+    except FileError as error:
+        run.notes.append(f"{without_folder(str(error), run.folder)}; it is left out")
         return
     except OSError as error:
         run.notes.append(f"{name}: cannot be read: {error.strerror}")
         return
-    lines = data.split(b"\n")
+    if not as_finished(run, name, data):
+        return
+    before = len(run.notes)
+    lines = data.split(b"\n", _MOST_LINES)
+    if len(lines) > _MOST_LINES:
+        run.notes.append(f"{name}: what comes after line {_MOST_LINES:,} is left out")
+        lines.pop()
     for position, line in enumerate(lines, 1):
         if not line.strip():
             continue
+        if len(run.notes) - before > _MOST_NOTES:
+            run.notes.append(f"{name}: what comes after line {position - 1} is left out")
+            return
         try:
-            value = json.loads(line)
+            value = parse_json(line)
             if not isinstance(value, dict):
                 raise ValueError("not an object")
-        except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
+        except ValueError:  # UnicodeDecodeError is one
             if position == len(lines):
                 run.notes.append(
                     f"{name}: the last line ({position}) is cut off, as when a process is killed "
@@ -349,6 +391,13 @@ def _read_bandit(run: Run) -> None:
         if line is None:
             continue
         if isinstance(line, Start) and run.start is None:
+            size = len(line.edges) * len(line.operations)
+            if size > _MOST_ARMS:
+                run.notes.append(
+                    f"{name}: {len(line.edges):,} edges of {len(line.operations):,} operations: "
+                    f"expected at most {_MOST_ARMS:,} arms; the log is left out"
+                )
+                return
             run.start = line
             continue
         if run.start is None or isinstance(line, Start):
@@ -371,6 +420,12 @@ def _read_bandit(run: Run) -> None:
             )
             return
         if isinstance(line, Sample):
+            if (len(run.samples) + 2) * rows * arms > _MOST_STATES:
+                run.notes.append(
+                    f"{name}: expected at most {_MOST_STATES:,} arms in all samples; line "
+                    f"{position} and what comes after it are left out"
+                )
+                return
             run.samples.append(line)
         elif isinstance(line, Abandon):
             run.abandons.append(line)
@@ -389,21 +444,27 @@ def read_config(folder: Path) -> tuple[dict[str, Any], str]:
         raise ReportError(f"{folder}: expected a run folder, got {what}")
     file = folder / "config.yaml"
     try:
-        text = file.read_text(encoding="utf-8")
-        config = yaml.safe_load(text)
-    except FileNotFoundError:
-        raise ReportError(
-            f"{folder}: not a run folder: expected config.yaml in it, as python -m "
-            "fastbandit.search, .retrain and .evaluate write it"
-        ) from None
-    except OSError as error:
-        raise ReportError(f"{file}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ReportError(f"{file}: not valid YAML: {reason}") from None
+        if not file.exists() and not file.is_symlink():
+            raise ReportError(
+                f"{folder}: not a run folder: expected config.yaml in it, as python -m "
+                "fastbandit.search, .retrain and .evaluate write it"
+            )
+        text = read_text(plain_file(file), LARGEST_YAML)
+    except FileError as error:
+        raise ReportError(str(error)) from None
+    try:
+        config = parse_yaml(text)
+    except ValueError as error:
+        raise ReportError(f"{file}: not valid YAML: {error}") from None
     if not isinstance(config, dict):
         raise ReportError(f"{file}: expected a mapping, got {type(config).__name__}")
     return config, text
+
+
+def check_config(run: Folder) -> None:
+    """Leave the configuration out, with a note, where it is not that of the finished run."""
+    if run.config_text and not as_finished(run, "config.yaml", run.config_text.encode()):
+        run.config, run.config_text = {}, ""
 
 
 def read_run(folder: Path, summary: Mapping[str, Any] | None) -> Run:
@@ -416,6 +477,7 @@ def read_run(folder: Path, summary: Mapping[str, Any] | None) -> Run:
     run.environment = read_optional(run, "env.json")
     run.split = read_optional(run, "split.json")
     run.summary = dict(summary) if summary is not None else read_optional(run, "summary.json")
+    check_config(run)
     _read_bandit(run)
     for position, value in read_lines(run, "metrics.jsonl"):
         line = parse(run, "metrics.jsonl", position, Metrics, value)
