@@ -203,8 +203,7 @@ def _told(error: Exception) -> str | None:
     """What a user is told of an error; None for one that is a fault of ours."""
     if not isinstance(error, RuntimeError):
         return str(error)
-    from torch import OutOfMemoryError
-
-    if not isinstance(error, OutOfMemoryError):
+    torch = sys.modules.get("torch")  # not every command needs it
+    if torch is None or not isinstance(error, torch.OutOfMemoryError):
         return None
     return f"out of memory: {str(error).splitlines()[0]}; try half the --batch-size"

@@ -240,10 +240,9 @@ def test_checkpoint_holds_all_that_is_known(done):
 
 
 def test_finished_is_not_overwritten(done, model):
-    config, path, _ = done
+    config, path, result = done
     before = (path / "evaluation.json").read_bytes()
-    with pytest.raises(RunError, match="finished run of this configuration"):
-        evaluate_model(model, config, path)
+    assert evaluate_model(model, config, path) == (path, json.loads(json.dumps(result)))
     assert (path / "evaluation.json").read_bytes() == before
 
 
@@ -583,8 +582,10 @@ def test_command(model, capsys):
     folder = model.parent / "evaluation-linf-0.15"  # the radius the model was trained for
     assert out.strip().splitlines()[-1] == f"evaluation: {folder / 'evaluation.json'}"
     assert "worst case" in out
-    assert main([*arguments, "--threads", "1"]) == 1
-    assert "holds a finished run" in capsys.readouterr().err
+    assert main([*arguments, "--threads", "1"]) == 0
+    again = capsys.readouterr()
+    assert "all is done" in again.err
+    assert again.out == out
     assert main([*arguments, "--threads", "1", "--force", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["status"] == "finished"
     (folder / "evaluation.json").unlink()

@@ -61,7 +61,9 @@ def test_foreign_files(tmp_path):
     with pytest.raises(CheckpointError, match="not one that fastbandit wrote"):
         load_tensors(path, "weights")
     run.save_tensors(path, tensors(), "checkpoint", {})
-    with pytest.raises(CheckpointError, match="expected a weights of version 1, got 'checkpoint'"):
+    with pytest.raises(
+        CheckpointError, match="expected a weights of version 1 or 2, got 'checkpoint'"
+    ):
         load_tensors(path, "weights")
     with pytest.raises(CheckpointError, match="missing"):
         load_tensors(tmp_path / "missing", "weights")
@@ -186,8 +188,11 @@ def test_finished_run_is_not_overwritten(tmp_path):
     with open_run(tmp_path / "r") as folder:
         folder.write_json("summary.json", {"status": "finished"})
         (folder.path / "my-notes.txt").write_text("mine")
-    with pytest.raises(RunError, match=r"finished run.*--force"):
-        open_run(tmp_path / "r")
+    before = (tmp_path / "r" / "summary.json").read_bytes()
+    with open_run(tmp_path / "r") as folder:
+        assert folder.finished
+        assert folder.result() == {"status": "finished"}
+    assert (tmp_path / "r" / "summary.json").read_bytes() == before
     with open_run(tmp_path / "r", force=True) as folder:
         assert not folder.finished
         assert (folder.path / "my-notes.txt").read_text() == "mine"

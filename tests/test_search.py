@@ -434,8 +434,8 @@ def test_unfinished_run_is_continued_without_out(tmp_path, monkeypatch):
 def test_finished_run_is_safe(finished):
     path, _ = finished
     before = (path / "summary.json").read_bytes()
-    with pytest.raises(RunError, match=r"finished run.*--force"):
-        search(tiny(), path)
+    again, stored = search(tiny(), path)
+    assert (again, stored) == (path, json.loads(json.dumps(finished[1])))
     with pytest.raises(RunError, match="another configuration"):
         search(tiny(seed=3), path)
     assert (path / "summary.json").read_bytes() == before
@@ -810,8 +810,10 @@ def test_json_output_and_resume(finished, capsys, tmp_path, monkeypatch):
     result = json.loads(capsys.readouterr().out)
     assert result["run"] == str(out)
     assert result["genotype_hash"] == finished[1]["genotype_hash"]
-    assert main(["--resume", str(out)]) == 1
-    assert "finished run" in capsys.readouterr().err
+    assert main(["--resume", str(out), "--json"]) == 0
+    again = capsys.readouterr()
+    assert "all is done" in again.err
+    assert json.loads(again.out) == result
     assert main(["--resume", str(out), "--seed", "9"]) == 1
     assert "--resume takes its settings from the folder" in capsys.readouterr().err
 

@@ -442,10 +442,12 @@ def test_interrupted_study_goes_on(finished, tmp_path):
 
 
 def test_finished_study_is_kept_unless_forced(finished, tmp_path):
-    path, _ = study(tiny(), tmp_path / "run")
+    path, result = study(tiny(), tmp_path / "run")
     before = (path / "study.json").read_bytes()
-    with pytest.raises(RunError, match="holds a finished run of this configuration"):
-        study(tiny(), path)
+    said = []
+    again, stored = study(tiny(), path, say=said.append)
+    assert (again, stored) == (path, json.loads(json.dumps(result)))
+    assert "all is done" in said[0]
     with pytest.raises(RunError, match="another configuration"):
         study(tiny(seed=1), path)
     assert (path / "study.json").read_bytes() == before
@@ -665,10 +667,10 @@ def test_command_ends_with_the_folder(tmp_path, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert out.splitlines()[-1] == f"run folder: {tmp_path / 'run'}"
     assert re.search(r"^ridge +-?\d\.\d{3} \+- \d\.\d{3} +\d+\.\d \+- \d+\.\d %", out, re.M)
-    assert main(["--preset", "smoke", "--out", str(tmp_path / "run")]) == 1
-    error = capsys.readouterr().err
-    assert "study: error:" in error
-    assert "holds a finished run" in error
+    assert main(["--preset", "smoke", "--out", str(tmp_path / "run")]) == 0
+    again = capsys.readouterr()
+    assert "all is done" in again.err
+    assert again.out == out
     assert main(["--preset", "smoke", "--out", str(tmp_path / "run"), "--force", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["run"] == str(tmp_path / "run")
