@@ -309,7 +309,7 @@ def finished_before(
         )
     if group is not None:
         found, _ = group.broadcast(found, {})
-    return None if found is None else (Path(found["path"]), found["result"])
+    return (Path(found["path"]), found["result"]) if found else None
 
 
 @contextmanager

@@ -81,7 +81,7 @@ def done(model, tmp_path_factory):
 
 def test_result_says_what_the_page_reads(done, model):
     _, path, result = done
-    assert json.loads((path / "evaluation.json").read_text()) == result
+    assert module._Folder(path).read_json("evaluation.json") == result
     assert (result["schema_version"], result["command"], result["status"]) == (
         1, "evaluate", "finished",
     )  # fmt: skip

@@ -226,7 +226,7 @@ def test_folder_is_complete(finished):
         "summary.json",
         "checkpoints",
     }
-    assert json.loads((path / "summary.json").read_text()) == summary
+    assert RunFolder(path).read_json("summary.json") == summary
     assert json.loads((path / "env.json").read_text())["command"] == "retrain"
     assert summary["run_id"] == run_id(yaml.safe_load((path / "config.yaml").read_text()))
     assert summary["command"] == "retrain"

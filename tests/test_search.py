@@ -15,10 +15,11 @@ import yaml
 from fastbandit import data
 from fastbandit import search as module
 from fastbandit._cli import ConfigError, merge
+from fastbandit._files import FileError, check_seal
 from fastbandit._running import pace, torch_settings
 from fastbandit.bandit import replay
 from fastbandit.genotype import Genotype
-from fastbandit.run import CheckpointError, RunError, load_tensors, run_id, save_tensors
+from fastbandit.run import CheckpointError, RunError, RunFolder, load_tensors, run_id, save_tensors
 from fastbandit.search import PRESETS, SearchConfig, dry_run, main, parse, search
 from fastbandit.training import DivergenceError, is_out_of_memory
 
@@ -72,7 +73,7 @@ def test_folder_is_complete(finished):
         "report.html",
         "checkpoints",
     }
-    assert json.loads((path / "summary.json").read_text()) == summary
+    assert RunFolder(path).read_json("summary.json") == summary
 
 
 def test_schedule_and_log(finished):
@@ -374,6 +375,10 @@ def test_changed_data_is_noticed(tmp_path, monkeypatch):
     interrupted(tiny(), out, 1, monkeypatch)
     split = json.loads((out / "split.json").read_text())
     (out / "split.json").write_text(json.dumps({**split, "digest": "0" * 16}))
+    with pytest.raises(FileError, match="damaged or edited"):
+        search(tiny(), out)
+    (out / "split.json").unlink()
+    RunFolder(out).write_json("split.json", {**check_seal(split, ""), "digest": "0" * 16})
     with pytest.raises(RunError, match=r"data changed since the run began \(digest differ\)"):
         search(tiny(), out)
 

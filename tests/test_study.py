@@ -17,7 +17,7 @@ from fastbandit import simulation
 from fastbandit import study as module
 from fastbandit._charts import Points, whisker_chart
 from fastbandit._cli import ConfigError, merge, to_plain
-from fastbandit._files import FileError
+from fastbandit._files import FileError, check_seal, read_sealed, seal
 from fastbandit._statistics import (
     mann_whitney,
     mean_interval,
@@ -389,8 +389,8 @@ def test_folder_is_complete(finished):
         "study.html",
         "summary.json",
     }
-    stored = json.loads((path / "study.json").read_text())
-    assert stored.pop("environment") == json.loads((path / "env.json").read_text())
+    stored = read_sealed(path / "study.json")
+    assert stored.pop("environment") == read_sealed(path / "env.json")
     assert stored == result
     assert yaml.safe_load((path / "config.yaml").read_text()) == json.loads(
         json.dumps(to_plain(tiny()))
@@ -465,6 +465,11 @@ def test_damaged_piece_is_named(tmp_path):
     with pytest.raises(FileError, match=re.escape(f"{piece}: not valid JSON")):
         study(tiny(), path)
     piece.write_text(text.replace('"seeds": 7', '"seeds": 4'))
+    with pytest.raises(FileError, match=re.escape(f"{piece}: damaged or edited")):
+        study(tiny(), path)
+    other = check_seal(json.loads(text), piece)
+    other["key"]["seeds"] = 4
+    piece.write_text(json.dumps(seal(other)))
     with pytest.raises(FileError, match=re.escape(f"{piece}: expected the piece of the study")):
         study(tiny(), path)
     piece.write_text(text)
