@@ -148,9 +148,10 @@ def read_bytes(path: str | os.PathLike[str], limit: int) -> bytes:
         OSError: it cannot be read; the error names it.
     """
     with naming(path), open(path, "rb") as stream:
-        # Read, not asked for: a device or a pipe has no size.
-        data = stream.read(limit + 1)
-    if len(data) > limit:
+        # A device or a pipe has no size, so that what is read counts too.
+        size = os.fstat(stream.fileno()).st_size
+        data = b"" if size > limit else stream.read(limit + 1)
+    if max(size, len(data)) > limit:
         raise FileError(f"{path}: expected at most {limit:,} bytes, got more")
     return data
 

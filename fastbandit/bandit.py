@@ -601,6 +601,8 @@ def _is_number(value: object) -> bool:
 
 # A log written on another machine may differ in the last bits of a logarithm or a root.
 _REPLAY_TOLERANCE = 1e-9
+# Arms of a log, which may be a stranger's; the largest space has 756.
+_MOST_REPLAYED = 1_000_000
 
 
 def replay(lines: Iterable[Mapping[str, Any]], *, device: torch.device | str = "cpu") -> AntiBandit:
@@ -670,6 +672,9 @@ def replay(lines: Iterable[Mapping[str, Any]], *, device: torch.device | str = "
 
 
 def _replay_start(line: Mapping[str, Any], device: torch.device | str) -> AntiBandit:
+    arms = len(line["edges"]) * len(line["operations"])
+    if arms > _MOST_REPLAYED:
+        raise ValueError(f"expected at most {_MOST_REPLAYED:,} arms, got {arms:,}")
     return AntiBandit(
         len(line["edges"]),
         len(line["operations"]),

@@ -391,7 +391,8 @@ class RunFolder:
         path = self.path
         if (path / self._CLEARING).is_file():
             self._clear()
-        for stray in [*path.glob(".*.tmp"), *path.glob("checkpoints/.*.tmp")]:
+        places = (path, *(path / name for name in (*self.FOLDERS, *self.TREES)))
+        for stray in (file for place in places for file in place.glob(".*.tmp")):
             if stray.is_symlink() or not stray.is_dir():
                 stray.unlink(missing_ok=True)
         if (path / "config.yaml").is_file():

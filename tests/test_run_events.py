@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ import torch
 from fastbandit import evaluate as evaluation
 from fastbandit import retrain as retraining
 from fastbandit import search as searching
+from fastbandit import study as studying
 from fastbandit._cli import merge
 from fastbandit._progress import Progress
 from fastbandit._running import check_same, finished_before
@@ -106,15 +108,22 @@ def stop_at_each(
     tmp_path: Path, prepare: Callable[[Path], None], job: Callable[[Path], Any], *, step: int = 1
 ) -> None:
     """Stop ``job`` at each event; the same job then has to end as it does undisturbed."""
-    whole = tmp_path / "whole"
-    prepare(whole)
+    whole, before = tmp_path / "whole", tmp_path / "before"
+    tmp_path.mkdir(exist_ok=True)
+    prepare(before)
+
+    def prepared(folder: Path) -> Path:
+        if before.exists():
+            shutil.copytree(before, folder)
+        return folder
+
+    prepared(whole)
     with recorded(whole) as events:
         job(whole)
     expected, count = results(whole), len(events)
     assert count > 5
     for number in range(0, count, step):
-        folder = tmp_path / f"stopped-{number}"
-        prepare(folder)
+        folder = prepared(tmp_path / f"stopped-{number}")
         with recorded(folder, number) as events, pytest.raises(Killed):
             job(folder)
         try:
@@ -147,15 +156,14 @@ def small_job(kind: type[RunFolder], seed: int, *, force: bool = False) -> Calla
             def save() -> None:
                 folder.save_checkpoint({"w": torch.tensor([seed, done])}, {"epoch": done})
 
-            resumed = folder.load_checkpoint(restore) if "checkpoints" in kind.FOLDERS else False
+            resumed = folder.load_checkpoint(restore)
             check_same(folder, "split.json", {"weights": [1, 2, 3]})
             if resumed:
                 folder.read_json("env.json")
             else:
                 folder.write_json("env.json", {"date": "today"})
                 folder.append("bandit.jsonl", {"event": "start"})
-                if "checkpoints" in kind.FOLDERS:
-                    save()
+                save()
             while done < 3:
                 folder.append("metrics.jsonl", {"epoch": done, "loss": seed / (done + 1)})
                 folder.append("bandit.jsonl", {"event": "sample", "sample": done})
@@ -164,6 +172,23 @@ def small_job(kind: type[RunFolder], seed: int, *, force: bool = False) -> Calla
             assert [line["epoch"] for line in folder.lines("metrics.jsonl")] == [0, 1, 2]
             save_tensors(path / "weights.safetensors", {"w": torch.ones(2)}, "supernet", {})
             folder.write_json(kind.RESULT, {"status": "finished", "seed": seed})
+
+    return job
+
+
+def small_study(seed: int, *, force: bool = False) -> Callable[[Path], Any]:
+    """What a study does with its folder."""
+
+    def job(path: Path) -> None:
+        with studying._Folder.open(path, {"seed": seed}, force=force) as folder:
+            if not (path / "env.json").is_file():
+                folder.write_json("env.json", {"date": "today"})
+            pieces = studying._Pieces(path / "pieces")
+            made = [pieces.get("piece", {"n": n}, lambda n=n: {"is": seed + n}) for n in range(2)]
+            (path / "searches").mkdir(exist_ok=True)
+            small_job(RunFolder, seed)(path / "searches" / "first")
+            folder.write_json("study.json", {"pieces": made})
+            folder.write_json("summary.json", {"status": "finished"})
 
     return job
 
@@ -189,13 +214,20 @@ def test_force_stopped_anywhere_starts_anew(tmp_path, kind, seed):
     stop_at_each(tmp_path, small_job(kind, seed), again)
 
 
+def test_a_study_stopped_anywhere_goes_on(tmp_path):
+    stop_at_each(tmp_path / "fresh", nothing, small_study(1))
+    stop_at_each(tmp_path / "same", small_study(1), small_study(1, force=True), step=3)
+    stop_at_each(tmp_path / "other", small_study(2), small_study(1, force=True), step=3)
+
+
 def test_what_force_began_is_ended_without_it(tmp_path):
     small_job(RunFolder, 2)(tmp_path / "whole")
     with recorded(tmp_path / "whole") as events:
         small_job(RunFolder, 1, force=True)(tmp_path / "whole")
     # The removal ends with that of its mark.
-    (last,) = (n for n, event in enumerate(events) if event.endswith("/.clearing"))[-1:] or [0]
-    for number in range(4, last, 3):
+    marks = [n for n, event in enumerate(events) if "/.clearing" in event]
+    assert len(marks) == 3  # written beside its place, renamed, removed
+    for number in range(marks[1] + 1, marks[2] + 1, 3):
         path = tmp_path / f"{number}"
         small_job(RunFolder, 2)(path)
         with recorded(path, number), pytest.raises(Killed):
@@ -232,7 +264,8 @@ def fixed_environment(device: torch.device) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def same_every_time(monkeypatch):
-    """Nothing in a file that a clock decides."""
+    """Nothing in a file that a clock decides; and nothing waits for the disk."""
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
     monkeypatch.setattr("fastbandit.run.environment", fixed_environment)
     monkeypatch.setattr("time.perf_counter", lambda: 0.0)
 
@@ -261,14 +294,14 @@ RETRAIN = {"genotype": "ABANDIT_MNIST_NORMAL_1", "layers": 2, "epochs": 1}
 def test_search_stopped_before_it_begins(tmp_path, monkeypatch, force):
     monkeypatch.setattr(searching._Search, "epoch", begin)
     before = begin_search(**SEARCH, seed=1) if force else nothing
-    stop_at_each(tmp_path, before, begin_search(force, **SEARCH), step=1 + force)
+    stop_at_each(tmp_path, before, begin_search(force, **SEARCH), step=2)
 
 
 @pytest.mark.parametrize("force", [False, True])
 def test_retrain_stopped_before_it_begins(tmp_path, monkeypatch, force):
     monkeypatch.setattr(retraining._Retraining, "run_epoch", begin)
     before = begin_retrain(**RETRAIN, seed=1) if force else nothing
-    stop_at_each(tmp_path, before, begin_retrain(force, **RETRAIN), step=1 + force)
+    stop_at_each(tmp_path, before, begin_retrain(force, **RETRAIN), step=2)
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -281,13 +314,13 @@ def test_evaluate_stopped_anywhere(tmp_path, monkeypatch, force):
     model = tmp_path / "model.safetensors"
     facts = {"genotype": genotype, "architecture": architecture, "data": {}, "training": {}}
     save_model(model, tensors, **facts)
-    small = {"limit": 8, "attacks": "fgsm", "epsilon": "0.1", "checks": {"images": 0}}
+    small = {"limit": 4, "attacks": "fgsm", "epsilon": "0.1", "checks": {"images": 0}}
 
     def job(seed: int, force: bool) -> Callable[[Path], Any]:
         config = merge(EvaluateConfig(), {**small, "seed": seed}, "test")
         return lambda path: evaluate_model(model, config, path, force=force)
 
-    stop_at_each(tmp_path, job(1, False) if force else nothing, job(0, force), step=1 + 2 * force)
+    stop_at_each(tmp_path, job(1, False) if force else nothing, job(0, force), step=3)
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -302,7 +335,7 @@ def test_study_stopped_anywhere(tmp_path, monkeypatch, force):
         config = merge(StudyConfig(), {"simulated": small, "seed": seed}, "test")
         return lambda path: study(config, path, force=force)
 
-    stop_at_each(tmp_path, job(1, False) if force else nothing, job(0, force), step=1 + 2 * force)
+    stop_at_each(tmp_path, job(1, False) if force else nothing, job(0, force), step=5)
 
 
 def test_the_folder_that_older_versions_leave_is_taken(tmp_path):
