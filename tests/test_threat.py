@@ -93,3 +93,13 @@ def test_floats_survive(value):
     threat = ThreatModel(epsilon=value)
     assert threat.epsilon_value == value
     assert ThreatModel(epsilon=threat.to_dict()["epsilon"]) == threat
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1e99999999", "1e-99999999", "1e9_9_9_9_9_9_9_9", "1e\u0669\u0669\u0669\u0669\u0669\u0669",
+     "9" * 500, "1e331", "9" * 399],
+)  # fmt: skip
+def test_a_short_text_is_no_huge_number(text):
+    with pytest.raises(ValueError, match=r"epsilon: expected a number such as 8/255 or 0\.3, got"):
+        ThreatModel(epsilon=text, norm="l2")
