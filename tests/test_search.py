@@ -366,7 +366,7 @@ def test_foreign_checkpoint(tmp_path, monkeypatch):
     for log in ("metrics.jsonl", "bandit.jsonl", "genotypes.jsonl"):
         if (other / log).exists():
             (out / log).write_bytes((other / log).read_bytes())
-    with pytest.raises(CheckpointError, match="does not fit this search"):
+    with pytest.raises(CheckpointError, match="expected a checkpoint of the configuration in"):
         search(tiny(), out)
 
 
