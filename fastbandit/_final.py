@@ -7,7 +7,6 @@ the same attack. Another random network, of any size, is trained before the sear
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from fastbandit import _cli, retrain, space
+from fastbandit._files import FileError, plain_file
 from fastbandit._progress import Progress
 from fastbandit.data import DataSource
 from fastbandit.distributed import Group
@@ -209,10 +209,6 @@ class Networks:
         self.config, self.path, self.source = config, path, source
         self.progress, self.group = progress, group
 
-    def clear(self) -> None:
-        """Remove the networks of an earlier run in this folder."""
-        shutil.rmtree(self.path / FOLDER, ignore_errors=True)
-
     def reference(self) -> list[dict[str, Any]]:
         """The random network that is trained before the search, if there is one."""
         if not (self.config.final.reference and self.config.final.network_epochs):
@@ -233,6 +229,7 @@ class Networks:
         config, path = retrain_config(self.config, name), self.path / FOLDER / name
         summary = None
         if self.group is None or self.group.rank == 0:
+            plain_file(path.parent, folder=True)  # through a link it would lie elsewhere
             summary = _finished(path, config, genotype)
         if self.group is not None:
             summary, _ = self.group.broadcast(summary, {})
@@ -267,12 +264,10 @@ def _finished(
         return None
     wanted = _cli.to_plain(replace(config.resolve(), genotype_hash=genotype.hash))
     try:
-        if RunFolder.read_config(path) != wanted:
-            return None
-        summary: dict[str, Any] = RunFolder(path).read_json("summary.json")
-    except (RunError, ValueError):
+        # What cannot be read is trained again.
+        return RunFolder(path).result() if RunFolder.read_config(path) == wanted else None
+    except (RunError, FileError):
         return None
-    return summary
 
 
 def network_row(name: str, summary: Mapping[str, Any]) -> dict[str, Any]:

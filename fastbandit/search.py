@@ -526,6 +526,12 @@ def _build(
     )
 
 
+class _Folder(RunFolder):
+    """The folder of a search, with the runs of the networks trained from scratch in it."""
+
+    TREES = (_final.FOLDER,)
+
+
 class _Search:
     """A search in progress: its state, one epoch, and how the state goes to disk and back.
 
@@ -1191,7 +1197,7 @@ def search(
             else:
                 unfinished = RunFolder.find_unfinished(Path(root), plain)
                 path = unfinished or RunFolder.fresh_path(Path(root), config.name)
-            folder = stack.enter_context(RunFolder.open(path, plain, force=force))
+            folder = stack.enter_context(_Folder.open(path, plain, force=force))
         else:
             progress = Progress.silent()
         if (done := finished_before(folder, group, progress, setup.splits)) is not None:
@@ -1209,7 +1215,6 @@ def search(
             if resumed:
                 note_changes(progress, folder.read_json("env.json"), environment)
             else:
-                Networks(config, path, setup.source, progress, group).clear()
                 folder.write_json("env.json", environment)
                 folder.append("bandit.jsonl", current.start_line())
                 current.cost.add_seconds("setup", time.perf_counter() - started)
