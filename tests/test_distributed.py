@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 import yaml
+from _processes import run_pair
 from _ranks import CONFIG, batchnorm_case, configure, first_epochs
 from safetensors.torch import load_file
 
@@ -23,53 +23,21 @@ from fastbandit.search import main, parse, search
 SCRIPT = str(Path(__file__).with_name("_ranks.py"))
 
 
-def environment(**more):
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(sys.path),
-        "OMP_NUM_THREADS": "1",
-        **more,
-    }
-
-
 def torchrun(*arguments):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
          SCRIPT, *arguments],
-        capture_output=True, text=True, timeout=300, env=environment(),
+        capture_output=True, text=True, timeout=300, env=environment,
     )  # fmt: skip
-
-
-def pair(*arguments, **more):
-    """Two processes with what torchrun gives them, without its own messages.
-
-    Like torchrun, this process keeps the store: it is there for one rank after the other has gone.
-    """
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    where = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(store.port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "WORLD_SIZE": "2",
-        **more,
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, SCRIPT, *arguments], text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **where),
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    return [(process, *process.communicate(timeout=300)) for process in processes]
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="no /proc")
 def test_the_threads_of_a_group_end_with_it():
     """Those left when the interpreter ends can abort the process after a finished run."""
-    for process, printed, said in pair("threads"):
-        assert process.returncode == 0, said
-        within, after = json.loads(printed)
+    for done in run_pair(SCRIPT, "threads"):
+        assert done.returncode == 0, done.stderr
+        within, after = json.loads(done.stdout)
         assert within
         assert after == []
 
@@ -204,17 +172,19 @@ def test_a_process_that_dies_ends_the_run_and_it_resumes_alone(parallel, tmp_pat
     file, out = tmp_path / "tiny.yaml", tmp_path / "run"
     file.write_text(yaml.safe_dump({**CONFIG, "parallel": parallel}))
     arguments = ["--config", str(file), "--out", str(out)]
-    (first, printed, errors), (second, _, silent) = pair("search", *arguments, DIE_AT="4")
+    first, second = run_pair(
+        SCRIPT, "search", *arguments, environment={**os.environ, "DIE_AT": "4"}
+    )
     assert second.returncode == -9
-    assert silent == ""
+    assert second.stderr == ""
     assert first.returncode == 1
-    assert printed == ""
-    (said,) = [line for line in errors.splitlines() if "error" in line]
+    assert first.stdout == ""
+    (said,) = [line for line in first.stderr.splitlines() if "error" in line]
     assert said.startswith("search: error: rank 0 of 2: another process of this run ended")
     assert said.endswith(
         "the same command goes on from the last checkpoint, also with another number of processes"
     )
-    assert "Traceback" not in errors
+    assert "Traceback" not in first.stderr
     done = len((out / "metrics.jsonl").read_text().splitlines())
     assert done >= 4
     assert main(arguments) == 0
@@ -224,9 +194,10 @@ def test_a_process_that_dies_ends_the_run_and_it_resumes_alone(parallel, tmp_pat
 
 
 def test_an_error_of_all_processes_is_said_once(tmp_path):
-    found = pair("search", "--data", str(tmp_path / "nothing"), "--out", str(tmp_path / "run"))
-    assert all(process.returncode == 1 for process, _, _ in found)
-    said = [line for _, _, errors in found for line in errors.splitlines() if "error" in line]
+    data, out = str(tmp_path / "nothing"), str(tmp_path / "run")
+    found = run_pair(SCRIPT, "search", "--data", data, "--out", out)
+    assert all(done.returncode == 1 for done in found)
+    said = [line for done in found for line in done.stderr.splitlines() if "error" in line]
     assert len(said) == 1
     assert "nothing" in said[0]
 

@@ -2,11 +2,7 @@
 
 import copy
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +12,7 @@ import pytest
 import torch
 import yaml
 from _digits import _train, images, model_file, network
+from _processes import run, run_pair
 from torch import nn
 from torch.nn.utils import weight_norm
 
@@ -203,10 +200,8 @@ def test_killed_and_resumed_is_the_same(done, model, tmp_path):
         "                   transfer_attacks='mifgsm', examples=5)\n"
         f"module.evaluate_model({str(model)!r}, config, {str(out)!r})\n"
     )
-    root = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": f"{root}:{root.parent}"}
-    dead = subprocess.run([sys.executable, "-c", script], env=environment, timeout=300)
-    assert dead.returncode == -signal.SIGKILL
+    dead = run("-c", script)
+    assert dead.returncode == -signal.SIGKILL, dead.stderr
     assert not (out / "evaluation.json").exists()
     with pytest.raises(RunError, match=r"another configuration \(seed"):
         evaluate_model(model, merge(config, {"seed": 3}, "test"), out)
@@ -267,19 +262,12 @@ def test_two_processes_give_the_same(done, model, tmp_path):
     plain = module._cli.to_plain(config)
     plain["batch_size"] = 16  # several rounds
     file.write_text(yaml.safe_dump(plain))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    root = Path(__file__).parent.parent
-    found = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
-         "--master-port", port, "-m", "fastbandit.evaluate", str(model),
-         "--config", str(file), "--device", "cpu", "--out", str(tmp_path / "two"), "--json"],
-        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1",
-             "PYTHONFAULTHANDLER": "1"},
-        capture_output=True, text=True, timeout=300,
+    found, other = run_pair(
+        "-m", "fastbandit.evaluate", str(model), "--config", str(file), "--device", "cpu",
+        "--out", str(tmp_path / "two"), "--json",
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
+    assert (other.returncode, other.stdout) == (0, ""), other.stderr
     told = json.loads(found.stdout)
     assert told["cost"]["processes"] == 2
     assert settled(told) == settled(result)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import threading
 from typing import Any
 
 import pytest
 import torch
+from _processes import run
 
 from fastbandit import _native, ops
 from fastbandit.ops._register import MISS, native_call
@@ -269,7 +269,7 @@ def test_without_it_the_ops_are_the_same():
         "assert delta.tolist() == [0.5] * 4\n"
         "from fastbandit.info import main; main([])\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = run("-c", code)
     assert done.returncode == 0, done.stderr
     assert "small ops are called the long way: " in done.stdout
 

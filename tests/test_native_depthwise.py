@@ -11,7 +11,6 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from _instruction_sets import OTHERS, run_again
 from torch import Tensor
 
 from fastbandit import _native, ops  # noqa: F401
@@ -194,12 +193,3 @@ def test_same_bits_for_every_run_and_number_of_threads(dtype, layout):
         torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
-
-
-@OTHERS
-def test_other_instruction_sets(instruction_set):
-    run_again(
-        __file__,
-        instruction_set,
-        "(unrolled or large or nan) and (contiguous or channels_last or nan)",
-    )

@@ -10,7 +10,6 @@ import itertools
 
 import pytest
 import torch
-from _instruction_sets import OTHERS, run_again
 from test_native_depthwise import LAYOUTS, TOLERANCE, place
 from torch import Tensor
 
@@ -152,8 +151,3 @@ def test_no_images():
     results = CONV_BACKWARD(grad, x, *values, *settings, [True, True])
     assert results[0].shape == (0, 1, 8, 8)
     assert all(torch.equal(r, torch.zeros(4)) for r in results[1:])
-
-
-@OTHERS
-def test_other_instruction_sets(instruction_set):
-    run_again(__file__, instruction_set, "(gradients or large) and (contiguous or channels_last)")

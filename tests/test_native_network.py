@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from _processes import run
 
 from fastbandit import _native
 
@@ -56,13 +54,8 @@ def test_an_epoch_agrees_to_rounding(tmp_path):
     results = []
     for backend in ("auto", "reference"):
         target = tmp_path / backend
-        done = subprocess.run(
-            [sys.executable, "-c", PROGRAM, str(target)],
-            cwd=Path(__file__).parents[1],
-            env={**os.environ, "FASTBANDIT_BACKEND": backend},
-            capture_output=True,
-            text=True,
-        )
+        environment = {**os.environ, "FASTBANDIT_BACKEND": backend}
+        done = run("-c", PROGRAM, str(target), environment=environment)
         assert done.returncode == 0, done.stderr[-3000:]
         results.append(torch.load(target))
     (losses, gradient, state), (expected_losses, expected_gradient, expected_state) = results

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from _instruction_sets import OTHERS, run_again
 
 from fastbandit import ops
 from fastbandit.ops._register import OPERATORS
@@ -480,11 +479,6 @@ def test_views_and_what_lies_around_them(device, name):
     for key, view in state.items():
         view.fill_(SENTINEL[view.dtype])
         assert (around[key] == SENTINEL[view.dtype]).all(), key
-
-
-@OTHERS
-def test_other_instruction_sets(instruction_set):
-    run_again(__file__, instruction_set, "values or hand or scalar or step or choices or count")
 
 
 def test_results_are_contiguous(device):

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
-from _instruction_sets import OTHERS, run_again
+from _processes import run
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -103,12 +100,6 @@ def test_values_and_gradients(device, case, layout, normalize):
     if serves(split(tensors)[0], tensors["pointwise"]):
         for name, one in zip(tensors, gradients, strict=True):
             assert one.is_contiguous(memory_format=layout) or not name.startswith("x")
-
-
-@native
-@OTHERS
-def test_other_instruction_sets(instruction_set):
-    run_again(__file__, instruction_set, "values or bits or number")
 
 
 @pytest.mark.parametrize("normalize", [False, True])
@@ -407,5 +398,5 @@ def test_want_of_memory_is_called_by_its_name():
         "    except RuntimeError as error: print(is_out_of_memory(error), error)\n"
         "    else: print('no error')\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = run("-c", code)
     assert done.stdout.count("True fastbandit: out of memory") == 3, done.stdout + done.stderr

@@ -7,7 +7,6 @@ import importlib
 import pytest
 import torch
 import torch.nn.functional as F
-from _instruction_sets import OTHERS, run_again
 from torch import Tensor
 
 from fastbandit import _native, ops
@@ -121,12 +120,6 @@ def test_the_number_of_threads_changes_nothing():
                 assert torch.equal(one, other)
     finally:
         torch.set_num_threads(threads)
-
-
-@needs_kernels
-@OTHERS
-def test_other_instruction_sets(instruction_set):
-    run_again(__file__, instruction_set, "bits or finite")
 
 
 @pytest.mark.parametrize("stride", [1, 2])

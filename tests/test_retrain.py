@@ -2,17 +2,13 @@
 
 import json
 import math
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from _processes import Process, run, run_pair
 from _retrain_ranks import retrain_double
 
 from fastbandit import retrain as module
@@ -292,10 +288,7 @@ def test_a_model_file_loads_in_a_process_that_has_never_seen_the_run(finished, t
         f"m = load_model({str(file)!r}); x = torch.linspace(0, 1, 128).view(2, 1, 8, 8); "
         "print(m.network(x).double().sum().item())"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=environment
-    )
+    done = run("-c", code, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     x = torch.linspace(0, 1, 128).view(2, 1, 8, 8)
     here = load_model(path).network(x).double().sum().item()
@@ -419,8 +412,7 @@ def test_kill_in_the_middle(finished, tmp_path):
     path, _ = finished
     file, out = tmp_path / "tiny.yaml", tmp_path / "killed"
     file.write_text(yaml.safe_dump(TINY))
-    command = [sys.executable, "-m", "fastbandit.retrain", "--config", str(file), "--out", str(out)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = ["-m", "fastbandit.retrain", "--config", str(file), "--out", str(out)]
     # Slow at one moment, so that there is something to kill.
     slow = (
         "import sys, time; from fastbandit import retrain as m; original = m._Retraining.train\n"
@@ -429,19 +421,16 @@ def test_kill_in_the_middle(finished, tmp_path):
         "    time.sleep(60 * (self.epoch == 2))\n"
         "    return found\n"
         "m._Retraining.train = train\n"
-        f"sys.exit(m.main({command[3:]!r}))"
+        f"sys.exit(m.main({command[2:]!r}))"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", slow], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        env=environment,
-    )  # fmt: skip
+    process = Process("-c", slow)
     log, deadline = out / "metrics.jsonl", time.monotonic() + 120
     while time.monotonic() < deadline and not (log.is_file() and len(lines(log)) == 2):
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.wait()
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    process.kill()
+    process.wait()
+    done = run(*command)
     assert done.returncode == 0, done.stderr
     assert "retraining goes on after epoch" in done.stderr
     assert done.stdout.splitlines()[-1] == f"run folder: {out}"
@@ -558,17 +547,8 @@ def test_out_of_memory_suggests_a_batch_size(tmp_path, monkeypatch):
 
 def test_two_processes_are_one_up_to_rounding(tmp_path):
     """Batches that two do not divide, and one too small to be divided; in float64."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = str(found.getsockname()[1])
-    script = str(Path(__file__).with_name("_retrain_ranks.py"))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
-         "--master-port", port, script, str(tmp_path)],
-        capture_output=True, text=True, timeout=300, env=environment,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    for done in run_pair(str(Path(__file__).with_name("_retrain_ranks.py")), str(tmp_path)):
+        assert done.returncode == 0, done.stderr
     path, summary = retrain_double(tmp_path / "alone")
     both = json.loads((tmp_path / "data" / "summary.json").read_text())
     for name in (BEST, LAST):

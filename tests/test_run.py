@@ -1,9 +1,8 @@
 import errno
 import json
 import math
-import subprocess
-import sys
 
+import _processes
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -229,9 +228,9 @@ def test_two_processes_never_write_one_run(tmp_path):
         f"RunFolder.open(Path({str(tmp_path / 'r')!r}), {CONFIG!r})"
     )
     with open_run(tmp_path / "r"):
-        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        other = _processes.run("-c", code)
     assert "another process is writing this run" in other.stderr
-    again = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    again = _processes.run("-c", code)
     assert again.returncode == 0, again.stderr
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ import time
 import pytest
 import torch
 import yaml
+from _processes import Process, run
 
 from fastbandit import data
 from fastbandit import search as module
@@ -276,14 +276,7 @@ def test_a_search_on_a_gpu_is_stopped_and_goes_on(
 
 def start(config_file, out):
     """The command in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.Popen(
-        [sys.executable, "-m", "fastbandit.search", "--config", config_file, "--out", out],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
+    return Process("-m", "fastbandit.search", "--config", config_file, "--out", out)
 
 
 def test_kill_at_three_random_moments(finished, tmp_path):
@@ -301,17 +294,16 @@ def test_kill_at_three_random_moments(finished, tmp_path):
             log = out / "metrics.jsonl"
             if log.is_file() and log.read_bytes().count(b"\n") >= wanted:
                 break
-            assert process.poll() is None, process.communicate()
+            assert process.poll() is None, process.wait()
             time.sleep(0.005)
         time.sleep(moments.random() * 0.1)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.kill()
+        process.wait()
         assert not (out / "summary.json").exists()
-    process = start(str(file), str(out))
-    printed, progress = process.communicate(timeout=240)
-    assert process.returncode == 0, progress
-    assert "goes on after epoch" in progress
-    assert printed.splitlines()[-1] == f"run folder: {out}"
+    done = start(str(file), str(out)).wait()
+    assert done.returncode == 0, done.stderr
+    assert "goes on after epoch" in done.stderr
+    assert done.stdout.splitlines()[-1] == f"run folder: {out}"
     for name in (*EXACT, "genotypes.jsonl"):
         assert (out / name).read_bytes() == (path / name).read_bytes(), name
     resumed = json.loads((out / "summary.json").read_text())
@@ -854,10 +846,7 @@ def test_full_disk_in_the_middle(tmp_path, capsys, finished):
         "run.RunFolder.save_checkpoint = save\n"
         f"sys.exit(search.main(['--config', {str(file)!r}, '--out', {str(out)!r}]))\n"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
-    )
+    result = run("-c", code)
     assert result.returncode == 1
     assert "search: error: " in result.stderr
     assert "File too large" in result.stderr

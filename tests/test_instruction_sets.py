@@ -1,0 +1,44 @@
+"""Tests of the native CPU kernels again, with the instruction sets that this CPU would not choose.
+
+Which set is used is decided once for a process, and a process takes seconds to start: one for each
+set runs the tests of all files.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastbandit import _native
+
+# File, and what is chosen of it: the tests of values.
+CHOSEN = {
+    "test_native_depthwise": "(unrolled or large or nan) and (contiguous or channels_last or nan)",
+    "test_native_gabor": "(gradients or large) and (contiguous or channels_last)",
+    "test_ops_bandit": "values or hand or scalar or step or choices or count",
+    "test_ops_conv_block": "values or bits or number",
+    "test_ops_max_pool2d": "bits or finite",
+}
+
+
+@pytest.mark.slow
+# Those below the best one, which the tests run with anyway.
+@pytest.mark.parametrize("instruction_set", ["baseline", "avx2"])
+def test_other_instruction_sets(instruction_set):
+    if os.environ.get("FASTBANDIT_CPU"):
+        pytest.skip("the environment asks for one")
+    if not _native.status()["cpu"]["loaded"]:
+        pytest.skip("the native CPU library is not loaded")
+    chosen = " or ".join(f"({file} and ({keywords}))" for file, keywords in CHOSEN.items())
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-v", "-x", "-p", "no:cacheprovider", "-p", "no:xdist",
+         *(f"{file}.py" for file in CHOSEN), "-k", chosen],
+        cwd=Path(__file__).parent,
+        env={**os.environ, "FASTBANDIT_CPU": instruction_set},
+        capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    assert [file for file in CHOSEN if f"{file}.py::" not in done.stdout] == []
