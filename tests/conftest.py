@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+from collections.abc import Iterator
 
 import pytest
 
@@ -35,6 +37,36 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+OUR_VARIABLES = ("FASTBANDIT_", "OMP_", "CUBLAS_", "CUDA_")
+
+
+def _settings() -> dict[str, object]:
+    """What torch and the process have one of, and a test could leave behind."""
+    return {
+        "threads": torch.get_num_threads(),
+        "default dtype": torch.get_default_dtype(),
+        "gradients": torch.is_grad_enabled(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "TF32": torch.backends.cudnn.allow_tf32,
+        "folder": os.getcwd(),
+        # Torch's compiler notes the folders of its caches there: only what changes results.
+        "environment": {k: v for k, v in os.environ.items() if k.startswith(OUR_VARIABLES)},
+    }
+
+
+@pytest.fixture(autouse=True)
+def any_order() -> Iterator[None]:
+    """Tests give the same in any order: each has the same random numbers, and changes no setting
+    of the process for good."""
+    torch.manual_seed(0)
+    random.seed(0)
+    before = _settings()
+    yield
+    after = _settings()
+    changed = [f"{k}: {before[k]} before, {after[k]} now" for k in before if after[k] != before[k]]
+    assert not changed, f"the test leaves something behind: {'; '.join(changed)}"
 
 
 @pytest.fixture(
