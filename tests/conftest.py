@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
+# Torch's compiler would start processes that load torch too, for the few kernels that tests have.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Processes share the cores: a thread for each, before torch is loaded and counts them.
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import ctypes
+import fcntl
 import hashlib
 import json
 import os
@@ -75,14 +76,16 @@ def library(op: str, mode: str) -> Path:
     for path in sorted(headers) + sources:
         digest.update(path.read_bytes())
     target = BUILD / f"{op}-{mode}-{digest.hexdigest()[:16]}.so"
-    if not target.is_file():
-        BUILD.mkdir(parents=True, exist_ok=True)
-        for old in BUILD.glob(f"{op}-{mode}-*.so"):
-            old.unlink(missing_ok=True)
-        temporary = target.with_suffix(f".{os.getpid()}.tmp")
-        command = [COMPILER, *FLAGS, *MODES[mode], f"-I{ROOT / 'csrc'}", f"-I{HERE}"]
-        subprocess.run([*command, *map(str, sources), "-o", str(temporary)], check=True)
-        temporary.replace(target)
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with open(BUILD / f"{op}-{mode}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of the processes that want it, one compiles
+        if not target.is_file():
+            for old in BUILD.glob(f"{op}-{mode}-*.so"):
+                old.unlink()
+            temporary = target.with_suffix(".tmp")
+            command = [COMPILER, *FLAGS, *MODES[mode], f"-I{ROOT / 'csrc'}", f"-I{HERE}"]
+            subprocess.run([*command, *map(str, sources), "-o", str(temporary)], check=True)
+            temporary.replace(target)
     return target
 
 
