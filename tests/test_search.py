@@ -57,6 +57,28 @@ def finished(tmp_path_factory):
     return path, summary
 
 
+def small_space(monkeypatch):
+    """Cut the space of :data:`TINY` down to three operations: 3 + 1 * (3 + 2) = 8 epochs."""
+    spaces = module.space.SPACES
+    monkeypatch.setitem(spaces, "general7-light", spaces["general7-light"][:3])
+
+
+# The same in a process of its own, before the command.
+SMALL_SPACE = (
+    "from fastbandit import search\n"
+    "spaces = search.space.SPACES\n"
+    "spaces['general7-light'] = spaces['general7-light'][:3]\n"
+)
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    """The same in the small space, for what would run whole searches beside it."""
+    with pytest.MonkeyPatch.context() as patch:
+        small_space(patch)
+        return search(tiny(), tmp_path_factory.mktemp("short") / "run")
+
+
 def test_folder_is_complete(finished):
     path, summary = finished
     names = {file.name for file in path.iterdir() if not file.name.startswith(".")}
@@ -172,8 +194,9 @@ def test_weights_are_those_of_the_supernet(finished):
     setup.supernet.load_state_dict(tensors)
 
 
-def test_same_seed_same_bytes_other_seed_other_bytes(finished, tmp_path):
-    path, _ = finished
+def test_same_seed_same_bytes_other_seed_other_bytes(short, tmp_path, monkeypatch):
+    path, _ = short
+    small_space(monkeypatch)
     torch.manual_seed(99)  # the process's own generator must not matter
     torch.rand(7)
     again, _ = search(tiny(), tmp_path / "again")
@@ -275,20 +298,21 @@ def test_a_search_on_a_gpu_is_stopped_and_goes_on(
 
 
 def start(config_file, out):
-    """The command in a process of its own."""
-    return Process("-m", "fastbandit.search", "--config", config_file, "--out", out)
+    """The command in a process of its own, in the small space."""
+    arguments = ["--config", config_file, "--out", out]
+    return Process("-c", f"{SMALL_SPACE}raise SystemExit(search.main({arguments!r}))")
 
 
-def test_kill_at_three_random_moments(finished, tmp_path):
+def test_kill_at_three_random_moments(short, tmp_path):
     """kill -9, the same command again: the same bytes as the uninterrupted run."""
-    path, summary = finished
+    path, summary = short
     file, out = tmp_path / "tiny.yaml", tmp_path / "killed"
     file.write_text(yaml.safe_dump(TINY))
     moments = random.Random(time.time_ns())
     for attempt in range(3):
         process = start(str(file), str(out))
         # Wait for a number of epochs of this attempt, then for a part of the next one.
-        wanted = 2 + 9 * attempt + moments.randrange(1, 8)
+        wanted = 1 + 2 * attempt + moments.randrange(2)
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             log = out / "metrics.jsonl"
@@ -331,8 +355,9 @@ def interrupted(config, out, epochs, monkeypatch):
             search(config, out)
 
 
-def test_damaged_checkpoint(finished, tmp_path, monkeypatch):
-    path, _ = finished
+def test_damaged_checkpoint(short, tmp_path, monkeypatch):
+    path, _ = short
+    small_space(monkeypatch)
     out = tmp_path / "run"
     interrupted(tiny(), out, 3, monkeypatch)
     latest = out / "checkpoints" / "latest.safetensors"
@@ -480,12 +505,6 @@ def test_variants_run(changes, tmp_path, monkeypatch):
     assert all(sum(map(len, cell.nodes)) == edges for cell in genotype.cells)
 
 
-def small_space(monkeypatch):
-    """Cut the space of :data:`TINY` down to three operations: 3 + 1 * (3 + 2) = 8 epochs."""
-    spaces = module.space.SPACES
-    monkeypatch.setitem(spaces, "general7-light", spaces["general7-light"][:3])
-
-
 def test_paths_that_are_only_evaluated(tmp_path, monkeypatch):
     small_space(monkeypatch)
     config = tiny(bandit={"evaluations_per_epoch": 2})
@@ -540,13 +559,18 @@ def test_paths_that_are_only_evaluated(tmp_path, monkeypatch):
         assert (out / name).read_bytes() == (path / name).read_bytes(), name
 
 
-def test_the_guard_changes_nothing_unless_it_finds_something(finished, tmp_path):
+def test_the_guard_changes_nothing_unless_it_finds_something(
+    finished, short, tmp_path, monkeypatch
+):
     path, _ = finished
     metrics = lines(path / "metrics.jsonl")
     checked = [line["epoch"] for line in metrics if line["overfitting"] is not None]
     assert checked == [4, 9, 14, 19, 24, 29]
     assert {line["attack_steps"] for line in metrics} == {1}
     assert all(not metrics[epoch]["overfitting"]["overfitted"] for epoch in checked)
+    path, _ = short
+    assert any(line["overfitting"] is not None for line in lines(path / "metrics.jsonl"))
+    small_space(monkeypatch)
     off, summary = search(tiny(guard={"enabled": False}), tmp_path / "off")
     assert summary["overfitting"] == []
     assert (off / "bandit.jsonl").read_bytes() == (path / "bandit.jsonl").read_bytes()
@@ -799,14 +823,15 @@ def test_print_config_is_a_config(capsys, tmp_path):
     )
 
 
-def test_json_output_and_resume(finished, capsys, tmp_path, monkeypatch):
+def test_json_output_and_resume(short, capsys, tmp_path, monkeypatch):
     out = tmp_path / "run"
-    interrupted(tiny(), out, 30, monkeypatch)
+    small_space(monkeypatch)
+    interrupted(tiny(), out, 6, monkeypatch)
     capsys.readouterr()
     assert main(["--resume", str(out), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["run"] == str(out)
-    assert result["genotype_hash"] == finished[1]["genotype_hash"]
+    assert result["genotype_hash"] == short[1]["genotype_hash"]
     assert main(["--resume", str(out), "--json"]) == 0
     again = capsys.readouterr()
     assert "all is done" in again.err
@@ -826,15 +851,16 @@ def test_dry_run_command(capsys, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
 
 
-def test_full_disk_in_the_middle(tmp_path, capsys, finished):
+def test_full_disk_in_the_middle(tmp_path, capsys, short, monkeypatch):
     """A limit on the size of files stands in for the full disk: write() fails half-way."""
-    path, _ = finished
+    path, _ = short
+    small_space(monkeypatch)
     file, out = tmp_path / "tiny.yaml", tmp_path / "run"
     file.write_text(yaml.safe_dump(TINY))
     code = (
-        "import resource, signal, sys\n"
+        SMALL_SPACE + "import resource, signal, sys\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "from fastbandit import run, search\n"
+        "from fastbandit import run\n"
         "saved = 0\n"
         "original = run.RunFolder.save_checkpoint\n"
         "def save(self, *rest):\n"
