@@ -79,6 +79,7 @@ def test_every_image_belongs_to_one_member(size, paths, n):
         assert all(len(range(n)[team.part(n)]) >= min(n, 2) for team in members)
 
 
+@pytest.mark.slow
 def test_batch_statistics_of_all_processes(checked):
     whole, parts = batchnorm_case(), both(checked, "batchnorm")
     for name in ("y", "x_grad"):
@@ -90,6 +91,7 @@ def test_batch_statistics_of_all_processes(checked):
         torch.testing.assert_close(parts[0][name], whole[name])
 
 
+@pytest.mark.slow
 def test_gradients_are_means_over_the_paths_that_use_a_parameter(checked):
     for found in both(checked, "mean"):
         assert found["a"].eq(1.0).all()
@@ -97,6 +99,7 @@ def test_gradients_are_means_over_the_paths_that_use_a_parameter(checked):
         assert found["c"].eq(2.0).all()
 
 
+@pytest.mark.slow
 def test_data_parallel_is_one_process_up_to_rounding(checked, tmp_path, small_space):
     """Three epochs; batches that two do not divide, and one too small to be divided."""
     alone = first_epochs(configure(sync_batchnorm=True), tmp_path / "alone", 3)
@@ -114,6 +117,7 @@ def test_data_parallel_is_one_process_up_to_rounding(checked, tmp_path, small_sp
             assert two[name] == pytest.approx(one[name], rel=1e-9), name
 
 
+@pytest.mark.slow
 def test_paths_in_parallel(checked):
     first, second = both(checked, "paths")
     assert first.keys() == second.keys()
@@ -167,6 +171,7 @@ def test_networks_of_several_processes(checked):
         assert stored["cost"]["processes"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["data", "paths"])
 def test_a_process_that_dies_ends_the_run_and_it_resumes_alone(parallel, tmp_path, small_space):
     file, out = tmp_path / "tiny.yaml", tmp_path / "run"

@@ -179,6 +179,7 @@ def test_attack_all_gives_each_attack_alone(done, model, tmp_path):
     assert set(checks.values()) == {"skipped"}
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_is_the_same(done, model, tmp_path):
     """kill -9 after some checkpoints, in the middle of an attack; then the same command."""
     config, path, result = done
@@ -254,6 +255,7 @@ def test_damaged_checkpoint_is_named(model, tmp_path):
         evaluate_model(model, config, out)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same(done, model, tmp_path):
     config, path, result = done
     file = tmp_path / "config.yaml"

@@ -86,6 +86,7 @@ def make_model(operations, denoise="dot", denoise_blocks=False, channels=3, size
 KINDS = ["torch", pytest.param("onnx", marks=needs_onnx)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_operation_at_both_strides(kind, tmp_path):
     model = make_model(list(OPERATIONS), denoise_blocks=True)

@@ -262,6 +262,7 @@ def test_opcheck(case, normalize):
         )
 
 
+@pytest.mark.slow
 def test_compile(device):
     tensors, settings = make(CASES[0], True, device=device)
     torch._dynamo.reset()

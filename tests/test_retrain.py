@@ -545,6 +545,7 @@ def test_out_of_memory_suggests_a_batch_size(tmp_path, monkeypatch):
 # --- several processes ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_up_to_rounding(tmp_path):
     """Batches that two do not divide, and one too small to be divided; in float64."""
     for done in run_pair(str(Path(__file__).with_name("_retrain_ranks.py")), str(tmp_path)):

@@ -303,6 +303,7 @@ def start(config_file, out):
     return Process("-c", f"{SMALL_SPACE}raise SystemExit(search.main({arguments!r}))")
 
 
+@pytest.mark.slow
 def test_kill_at_three_random_moments(short, tmp_path):
     """kill -9, the same command again: the same bytes as the uninterrupted run."""
     path, summary = short
