@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastbandit import _native
 from fastbandit.ops._linf import FLOAT_TYPES
+from fastbandit.ops._register import differentiated_by_torch
 
 Pair = int | Sequence[int]
 
@@ -88,12 +89,13 @@ def memory_format(x: Tensor) -> torch.memory_format:
 def has_kernel(x: Tensor) -> bool:
     """Whether x is what the CPU kernels for one layout serve: float32 [N, C, H, W], channels-last,
     C > 1; outside a compiler or exporter, which is shown the plain operations and is asked nothing
-    about sizes that may be open."""
+    about sizes that may be open, and outside of derivatives that only torch's operations have."""
     return (
         x.is_cpu
         and "cpu" in _native.served
         and not torch.compiler.is_compiling()
         and not torch.compiler.is_exporting()
+        and not differentiated_by_torch()
         and x.dtype == torch.float32
         and x.dim() == 4
         and x.is_contiguous(memory_format=torch.channels_last)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
+from torch.autograd import forward_ad
 
 from fastbandit import _native
 
@@ -40,22 +41,27 @@ def define(
             marked ``Tensor(a!)`` and are not returned.
         reference: the op in plain PyTorch, which serves every device without a native kernel. It
             is registered below the keys of single devices, so a kernel that a library registers
-            for CPU or CUDA takes precedence. It need not handle autograd.
-        fake: shapes, dtypes and strides of the results, for tracing; no data.
+            for CPU or CUDA takes precedence. For a differentiable op it consists of operations
+            that torch differentiates: forward mode and the transforms of torch.func go through it.
+        fake: shapes, dtypes and strides of the results, for tracing; no data. It is asked only
+            about tensors of one device.
         autograd: for a differentiable op, a Function whose ``forward(ctx, *args)`` gets the op's
             arguments in schema order and calls the op through :func:`below_autograd`, or anything
             whose ``apply`` takes them and applies such a Function. Without one, the op raises
-            RuntimeError when an argument requires a gradient: a gradient that is silently missing
-            trains the wrong thing.
+            RuntimeError when an argument requires a gradient or has a tangent: a gradient that is
+            silently missing trains the wrong thing.
 
     Returns:
         The op, called with its arguments by position (keywords cost twice as much).
     """
     _LIBRARY.define(name + schema)
     _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"fastbandit::{name}", fake, lib=_LIBRARY)
     op = getattr(torch.ops.fastbandit, name).default
-    kernel = _no_gradient(op) if autograd is None else _differentiable(op, autograd)
+    torch.library.register_fake(f"fastbandit::{name}", _on_one_device(op, fake), lib=_LIBRARY)
+    if autograd is None:
+        kernel = _no_gradient(op)
+    else:
+        kernel = _differentiable(op, autograd, reference)
     _LIBRARY.impl(name, kernel, "Autograd", with_keyset=True)
     OPERATORS[name] = op
     return op
@@ -67,13 +73,29 @@ def below_autograd(op: torch._ops.OpOverload, *args: Any) -> Any:
         return op(*args)
 
 
-def refuse_second_derivative(name: str) -> None:
+def refuse_second_derivative(name: str, grad: torch.Tensor | None) -> None:
     """To be called first in the ``backward`` of a Function whose backward op has no gradient."""
     if torch.is_grad_enabled():
         raise RuntimeError(
             f"{name}: expected a backward pass without create_graph=True: this op has no second "
             "derivative"
         )
+    if forward_ad._current_level >= 0 and _has_tangent(grad):
+        raise RuntimeError(
+            f"{name}: expected a gradient without tangent, got a dual tensor: this op has no "
+            "second derivative (run its forward in forward mode too)"
+        )
+
+
+def differentiated_by_torch() -> bool:
+    """Whether derivatives are asked for in a way that only torch's own operations serve.
+
+    That is forward mode (dual tensors) or a transform of torch.func. Both know nothing of the
+    Functions here, which have one gradient, and with the arguments of this package's kernels would
+    lose tangents without a word.
+    """
+    # The level of the dual tensors that may exist; -1 outside of forward mode.
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 MISS = object()
@@ -90,8 +112,9 @@ def native_call(op: torch._ops.OpOverload) -> Callable[..., Any]:
     where one serves the device it can be called at once: csrc/native_call.cpp looks that the first
     argument is a plain tensor (a subclass may mean something else by the call) on a device with
     kernels, that every other tensor is on a device of that type (otherwise they would go to a
-    kernel of another device, or to none) and that no gradient is asked for. Afterwards it moves
-    the version counters of what was mutated, as :func:`_no_gradient` does.
+    kernel of another device, or to none) and that no gradient is asked for. In forward mode, whose
+    tangents it does not see, the call goes the long way. Afterwards it moves the version counters
+    of what was mutated, as :func:`_no_gradient` does.
 
     Args:
         op: the op, declared with :func:`define`.
@@ -119,7 +142,7 @@ def native_call(op: torch._ops.OpOverload) -> Callable[..., Any]:
     )
 
     def call(*args: Any) -> Any:
-        return MISS if _is_compiling() else run(*args)
+        return MISS if _is_compiling() or forward_ad._current_level >= 0 else run(*args)
 
     return call
 
@@ -155,10 +178,42 @@ def _tensor_arguments(
     return tensors, mutated
 
 
+def _on_one_device(op: torch._ops.OpOverload, fake: Callable[..., Any]) -> Callable[..., Any]:
+    """``fake`` for tensors of one device.
+
+    Of tensors on the meta device and on another one the dispatcher takes the fake kernel, whose
+    results would then be memory that nobody has written.
+    """
+    tensors, _ = _tensor_arguments(op)
+
+    def checked(*args: Any) -> Any:
+        first: tuple[str, torch.device] | None = None
+        for index, name in tensors:
+            given = args[index]
+            for tensor in given if isinstance(given, (list, tuple)) else (given,):
+                if tensor is None:
+                    continue
+                first = first or (name, tensor.device)
+                if tensor.device != first[1]:
+                    raise RuntimeError(
+                        f"{op._opname}: {name}: expected device {first[1]} as {first[0]}, "
+                        f"got {tensor.device}"
+                    )
+        return fake(*args)
+
+    return checked
+
+
 def _requires_grad(argument: Any) -> bool:
     if isinstance(argument, (list, tuple)):
         return any(tensor.requires_grad for tensor in argument)
     return argument is not None and argument.requires_grad
+
+
+def _has_tangent(argument: Any) -> bool:
+    if isinstance(argument, (list, tuple)):
+        return any(map(_has_tangent, argument))
+    return argument is not None and forward_ad.unpack_dual(argument).tangent is not None
 
 
 def _no_gradient(op: torch._ops.OpOverload) -> Callable[..., Any]:
@@ -167,6 +222,14 @@ def _no_gradient(op: torch._ops.OpOverload) -> Callable[..., Any]:
     is_grad_enabled = torch.is_grad_enabled
 
     def kernel(keyset: torch._C.DispatchKeySet, *args: Any) -> Any:
+        if forward_ad._current_level >= 0:
+            for index, argument in tensors:
+                if _has_tangent(args[index]):
+                    raise RuntimeError(
+                        f"{op._opname}: {argument}: expected a tensor without tangent, got a dual "
+                        "tensor; this op has no gradient, nor a derivative in forward mode (take "
+                        "the primal of the tensor)"
+                    )
         if is_grad_enabled():
             for index, argument in tensors:
                 if _requires_grad(args[index]):
@@ -185,20 +248,21 @@ def _no_gradient(op: torch._ops.OpOverload) -> Callable[..., Any]:
     return kernel
 
 
-def _differentiable(op: torch._ops.OpOverload, function: Applicable) -> Callable[..., Any]:
+def _differentiable(
+    op: torch._ops.OpOverload, function: Applicable, reference: Callable[..., Any]
+) -> Callable[..., Any]:
     redispatch = op.redispatch
     is_grad_enabled = torch.is_grad_enabled
-    tensors = tuple(
-        index
-        for index, argument in enumerate(op._schema.arguments)
-        if "Tensor" in str(argument.type)
-    )
+    tensors = tuple(index for index, _ in _tensor_arguments(op)[0])
 
     def kernel(keyset: torch._C.DispatchKeySet, *args: Any) -> Any:
+        if forward_ad._current_level >= 0:
+            return reference(*args)
         if is_grad_enabled():
             for index in tensors:
                 if _requires_grad(args[index]):
-                    return function.apply(*args)
+                    way = reference if differentiated_by_torch() else function.apply
+                    return way(*args)
         return redispatch(keyset & _BELOW_AUTOGRAD, *args)
 
     return kernel

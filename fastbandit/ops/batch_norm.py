@@ -86,7 +86,7 @@ class _BatchNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        refuse_second_derivative("batch_norm")
+        refuse_second_derivative("batch_norm", grad)
         if grad is None:
             return None, None, None, None
         x, weight, mean, inverse = ctx.saved_tensors

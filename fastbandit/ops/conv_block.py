@@ -177,7 +177,7 @@ class _Function(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
-        refuse_second_derivative("conv_block")
+        refuse_second_derivative("conv_block", grad)
         depthwise, pointwise, weight, d, z, mean, inverse, *xs = ctx.saved_tensors
         nothing = (None,) * (6 + len(xs))
         if grad is None:

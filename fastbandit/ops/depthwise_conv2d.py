@@ -130,7 +130,7 @@ class _DepthwiseConv2d(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_second_derivative("depthwise_conv2d")
+        refuse_second_derivative("depthwise_conv2d", grad)
         x, weight = ctx.saved_tensors
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:

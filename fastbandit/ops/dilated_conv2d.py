@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastbandit.ops import _convolution
 from fastbandit.ops._convolution import Pair
+from fastbandit.ops._register import differentiated_by_torch
 
 __all__ = ["dilated_conv2d"]
 
@@ -103,6 +104,7 @@ def _splits(
         weight.requires_grad
         and torch.is_grad_enabled()
         and not torch.compiler.is_compiling()  # a compiler is shown the plain convolution
+        and not differentiated_by_torch()
         and x.device.type == "cpu"
         and x.dtype == torch.float32
         and _convolution.autocast_dtype(x) is None

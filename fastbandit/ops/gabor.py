@@ -266,7 +266,7 @@ class _GaborFilters(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_second_derivative("gabor_filters")
+        refuse_second_derivative("gabor_filters", grad)
         gradients = below_autograd(_filters_backward, grad, *ctx.saved_tensors, ctx.kernel_size)
         return (*gradients, None)
 
@@ -294,14 +294,15 @@ class _GaborConv2d(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_second_derivative("gabor_conv2d")
+        refuse_second_derivative("gabor_conv2d", grad)
         needed = ctx.needs_input_grad
         mask = (needed[0], any(needed[1:6]) and _convolution.gradient_wanted(ctx, 1, 2, 3, 4, 5))
-        gradients = below_autograd(_conv_backward, grad, *ctx.saved_tensors, *ctx.settings, mask)
+        # Read once: activation checkpointing computes what was saved anew, for one reading.
+        tensors = ctx.saved_tensors
+        gradients = below_autograd(_conv_backward, grad, *tensors, *ctx.settings, mask)
         # What was masked out is an empty tensor, and nothing for autograd. The gradient of x is the
         # same for every channel: expanded, as that of a sum is, and not written C times.
-        x = ctx.saved_tensors[0]
-        grad_x = gradients[0].expand(x.shape) if needed[0] else None
+        grad_x = gradients[0].expand(tensors[0].shape) if needed[0] else None
         wanted = (gradients[i] if mask[1] and needed[i] else None for i in range(1, 6))
         return (grad_x, *wanted, None, None, None, None)
 

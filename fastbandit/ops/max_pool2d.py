@@ -85,7 +85,7 @@ class _MaxPool2d(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, None]:
-        refuse_second_derivative("max_pool2d")
+        refuse_second_derivative("max_pool2d", grad)
         if grad is None:
             return None, None
         (which,) = ctx.saved_tensors
