@@ -14,9 +14,8 @@ inline void check_augment(const char* op, const Tensor& images, const Tensor& id
   check_dtype(op, "images", images, ScalarType::Byte);
   FB_CHECK(images.dim() == 4 && images.size(1) > 0 && images.size(2) > 0 && images.size(3) > 0, op,
            "images: expected shape [M, C, H, W] of at least one pixel, got ", shape_text(images));
-  FB_CHECK(images.size(1) * images.size(2) * images.size(3) < (int64_t{1} << 31), op,
-           "images: expected fewer than 2^31 elements in an image, got shape ",
-           shape_text(images));
+  check_elements(op, "images: an image", {images.size(1), images.size(2), images.size(3)},
+                 kMostSide);
   check_dtype(op, "ids", ids, ScalarType::Long);
   FB_CHECK(ids.dim() == 1, op, "ids: expected shape [N], got ", shape_text(ids));
   check_same_device(op, "ids", ids, "images", images);
@@ -34,9 +33,11 @@ inline void check_augment(const char* op, const Tensor& images, const Tensor& id
              "cutout_fill: expected shape [", images.size(1), "], got ", shape_text(*fill));
     check_same_device(op, "cutout_fill", *fill, "images", images);
   }
-  FB_CHECK(crop_padding >= 0, op, "crop_padding: expected a number of pixels >= 0, got ",
+  FB_CHECK(crop_padding >= 0 && crop_padding <= kMostSide, op,
+           "crop_padding: expected a number of pixels from 0 to ", kMostSide, ", got ",
            crop_padding);
-  FB_CHECK(cutout_length >= 0, op, "cutout_length: expected a number of pixels >= 0, got ",
+  FB_CHECK(cutout_length >= 0 && cutout_length <= kMostSide, op,
+           "cutout_length: expected a number of pixels from 0 to ", kMostSide, ", got ",
            cutout_length);
 }
 

@@ -15,8 +15,10 @@ class BanditCall {
  public:
   BanditCall(const char* op, const Tensor& mean, const Tensor& count, double bonus)
       : op_(op), mean_(mean), count_(count), rows_(mean.dim() - 1) {
-    FB_CHECK(rows_ >= 0 && rows_ < kMaxRowDims && mean.size(rows_) > 0, op,
-             "mean: expected shape [..., K] with at least one arm, got ", shape_text(mean));
+    FB_CHECK(rows_ >= 0 && rows_ < kMaxRowDims && mean.size(rows_) > 0 &&
+                 mean.size(rows_) <= kMostSide,
+             op, "mean: expected shape [..., K] with at least one arm and fewer than 2^31, got ",
+             shape_text(mean));
     const ScalarType dtype = mean.scalar_type();
     FB_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, op,
              "mean: expected float32 or float64, got ", dtype_name(dtype));

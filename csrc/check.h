@@ -8,6 +8,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
+#include <initializer_list>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -59,6 +60,22 @@ inline std::string shape_text(const Tensor& tensor) {
 inline bool is_floating(ScalarType dtype) {
   return dtype == ScalarType::Float || dtype == ScalarType::Double ||
          dtype == ScalarType::BFloat16 || dtype == ScalarType::Half;
+}
+
+// Sides, paddings and the like beyond the first of these, and maps of more elements than the second,
+// are refused: no memory holds them, and below them no product of sizes overflows int64, which would
+// be a wrong address.
+constexpr int64_t kMostSide = (int64_t{1} << 31) - 1;
+constexpr int64_t kMostElements = int64_t{1} << 56;
+
+inline void check_elements(const char* op, const char* name, std::initializer_list<int64_t> sizes,
+                           int64_t most = kMostElements) {
+  int64_t elements = 1;
+  for (const int64_t size : sizes) {
+    FB_CHECK(size == 0 || elements <= most / size, op, name, ": expected at most ", most,
+             " elements, got more");
+    elements *= size;
+  }
 }
 
 inline bool same_shape(const Tensor& a, const Tensor& b) {

@@ -18,11 +18,15 @@ struct ConvShape {
 using Pair = std::vector<int64_t>;
 
 inline void check_pair(const char* op, const char* name, const Pair& value, int64_t least) {
-  FB_CHECK(value.size() == 2 && value[0] >= least && value[1] >= least, op, name,
-           ": expected two integers of at least ", least);
+  FB_CHECK(value.size() == 2, op, name, ": expected two integers, got ", value.size());
+  for (const int64_t number : value)
+    FB_CHECK(number >= least && number <= kMostSide, op, name, ": expected integers from ", least,
+             " to ", kMostSide, ", got ", number);
 }
 
 // Fills in the sizes that depend on the filter; the map of x must hold it.
+//
+// Every number is checked against kMostSide before it is multiplied, so nothing here overflows.
 inline void fill_shape(const char* op, ConvShape& s, const Pair& stride, const Pair& padding,
                        const Pair& dilation) {
   check_pair(op, "stride", stride, 1);
@@ -31,12 +35,19 @@ inline void fill_shape(const char* op, ConvShape& s, const Pair& stride, const P
   s.stride_h = stride[0], s.stride_w = stride[1];
   s.pad_h = padding[0], s.pad_w = padding[1];
   s.dilation_h = dilation[0], s.dilation_w = dilation[1];
+  FB_CHECK(s.h <= kMostSide && s.w <= kMostSide, op, "x: expected at most ", kMostSide,
+           " rows and columns, got ", s.h, " x ", s.w);
+  FB_CHECK(s.kernel_h <= kMostSide && s.kernel_w <= kMostSide, op, "expected a filter of at most ",
+           kMostSide, " rows and columns, got ", s.kernel_h, " x ", s.kernel_w);
   const int64_t span_h = s.h + 2 * s.pad_h - s.dilation_h * (s.kernel_h - 1) - 1;
   const int64_t span_w = s.w + 2 * s.pad_w - s.dilation_w * (s.kernel_w - 1) - 1;
   FB_CHECK(span_h >= 0 && span_w >= 0, op, "x: expected a map that holds the filter (", s.kernel_h,
            " x ", s.kernel_w, " taps), got ", s.h, " x ", s.w, " before padding");
   s.oh = span_h / s.stride_h + 1;
   s.ow = span_w / s.stride_w + 1;
+  check_elements(op, "x", {s.n, s.c, s.h, s.w});
+  check_elements(op, "output", {s.n, s.c, s.oh, s.ow});
+  check_elements(op, "filter", {s.c, s.kernel_h, s.kernel_w});
 }
 
 inline ConvShape depthwise_shape(const char* op, const Tensor& x, const Tensor& weight,
@@ -81,6 +92,9 @@ inline Tensor empty_map(const Tensor& like, int64_t n, int64_t c, int64_t h, int
   return empty_strided(like, sizes, strides, 4, like.scalar_type());
 }
 
+// As in fastbandit/ops/gabor.py: a window that nobody needs, whose filters still have an address.
+constexpr int64_t kMostGaborSize = (1 << 15) - 1;
+
 struct GaborTensors {
   Tensor theta, sigma, gamma, wavelength, psi;  // [C_out] each
 };
@@ -97,8 +111,9 @@ inline void check_gabor_parameters(const char* op, const GaborTensors& p, int64_
     check_same_shape(op, name, *tensor, "theta", p.theta);
     check_same_device(op, name, *tensor, "theta", p.theta);
   }
-  FB_CHECK(kernel_size >= 1 && kernel_size % 2 == 1, op,
-           "kernel_size: expected an odd integer of at least 1, got ", kernel_size);
+  FB_CHECK(kernel_size >= 1 && kernel_size % 2 == 1 && kernel_size <= kMostGaborSize, op,
+           "kernel_size: expected an odd integer from 1 to ", kMostGaborSize, ", got ",
+           kernel_size);
 }
 
 // The convolution from 1 to C_out channels; c is C_out, the channels of x are summed before.

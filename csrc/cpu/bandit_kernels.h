@@ -227,7 +227,8 @@ FB_INLINE void find_bounds(Block& block, int at, double bonus) {
   }
 }
 
-// Eq. 4.13. Clears the flag of the arm that each row drops.
+// Eq. 4.13. Clears the flag of the arm that each row drops. A bound that is NaN, which is equal to
+// nothing, is the smallest.
 FB_INLINE void abandon(Block& block, int at) {
   const int64_t arms = block.arms;
   const Lane* const upper = block.field(Block::kUppers);
@@ -235,7 +236,8 @@ FB_INLINE void abandon(Block& block, int at) {
   Reals smallest = kInfinity, left = 0.0, dropped = -1.0;
   for (int64_t k = 0; k < arms; ++k) {
     const Flags here = highest_bits(load_words(alive[k] + at));
-    const Reals bound = load_reals(upper[k] + at);
+    const Reals given = load_reals(upper[k] + at);
+    const Reals bound = select(given == given, given, Reals(-kInfinity));
     left = left + select(here, Reals(1.0), Reals(0.0));
     // The first arm alive is a candidate even when its bound is infinite.
     const Flags less = here & ((smallest > bound) | (Reals(0.0) > dropped));
@@ -251,7 +253,8 @@ FB_INLINE void abandon(Block& block, int at) {
   store(block.dropped + at, dropped);
 }
 
-// Eq. 4.10 without the normalisation: the probability of an arm is weight / total.
+// Eq. 4.10 without the normalisation: the probability of an arm is weight / total. A bound that is
+// NaN is passed over by `smaller` and has the weight 0.
 FB_INLINE void find_weights(Block& block, int at) {
   const int64_t arms = block.arms;
   const Lane* const count = block.field(Block::kCounts);

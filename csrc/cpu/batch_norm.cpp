@@ -29,6 +29,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_backward(Tensor grad, Tensor x,
                                                        std::optional<Tensor> weight, Tensor mean,
                                                        Tensor inverse, double) {
   constexpr const char* kOp = "batch_norm_backward";
+  x = dense_channels_last(kOp, "x", x);
   const Shape shape = check_input(kOp, "x", x);
   check_dtype(kOp, "grad", grad, ScalarType::Float);
   check_same_shape(kOp, "grad", grad, "x", x);

@@ -221,14 +221,17 @@ std::vector<Tensor> conv_block_backward(Tensor grad, std::vector<Tensor> xs,
                                         std::optional<Tensor> inverse, int64_t stride,
                                         int64_t padding, int64_t dilation, bool input,
                                         bool weights) {
-  const Block block("conv_block_backward", std::move(xs), std::move(depthwise), pointwise, stride,
-                    padding, dilation);
+  constexpr const char* kOp = "conv_block_backward";
+  for (Tensor& x : xs) x = dense_channels_last(kOp, "xs", x);
+  if (d) d = dense_channels_last(kOp, "d", *d);
+  if (z) z = dense_channels_last(kOp, "z", *z);
+  const Block block(kOp, std::move(xs), std::move(depthwise), pointwise, stride, padding,
+                    dilation);
   const bool normalize = z.has_value();
   block.check_output("grad", grad);
   if (normalize) {
     block.check_output("z", *z);
-    FB_CHECK(is_dense_channels_last(*z) && mean && inverse, block.op,
-             "z, mean, inverse: expected what conv_block returned");
+    FB_CHECK(mean && inverse, block.op, "mean, inverse: expected what conv_block returned");
     block.check_vector("mean", mean);
     block.check_vector("inverse", inverse);
     block.check_vector("weight", weight);
@@ -236,8 +239,9 @@ std::vector<Tensor> conv_block_backward(Tensor grad, std::vector<Tensor> xs,
   const int64_t pixels = block.n * block.oh * block.ow, inner = block.inner, outer = block.outer;
   const PointwiseKernels& kernels = block.kernels;
   if (block.depthwise) {
-    FB_CHECK(d && d->numel() == pixels * inner && is_dense_channels_last(*d), block.op,
-             "d: expected what conv_block returned");
+    FB_CHECK(d && d->size(0) == block.n && d->size(1) == inner && d->size(2) == block.oh &&
+                 d->size(3) == block.ow,
+             block.op, "d: expected what conv_block returned");
     check_dtype(block.op, "d", *d, ScalarType::Float);
   }
 

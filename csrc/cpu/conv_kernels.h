@@ -759,6 +759,12 @@ inline int64_t rows_per_item(int64_t rows, int64_t row_floats, int64_t others) {
   return std::max<int64_t>(1, std::min({rows, fitting, wanted}));
 }
 
+// Floats of an input row's lanes for each output row. A long stride fills the scratch map whatever
+// it is; as it stands the product would overflow.
+inline int64_t forward_row_floats(const ConvProblem& p) {
+  return std::max(p.w * std::min(p.stride_h, kScratchFloats), p.ow) * kLanes;
+}
+
 struct MapItems {
   Blocks blocks;
   bool direct;
@@ -776,7 +782,7 @@ struct MapItems {
 };
 
 inline MapItems forward_plan(const ConvProblem& p, const Array4& x, const Array4& y) {
-  return MapItems(p, x, y, p.oh, std::max(p.w * p.stride_h, p.ow) * kLanes);
+  return MapItems(p, x, y, p.oh, forward_row_floats(p));
 }
 inline MapItems backward_input_plan(const ConvProblem& p, const Array4& grad,
                                     const Array4& grad_x) {
@@ -1000,7 +1006,7 @@ struct WeightItems {
 
   WeightItems(const ConvProblem& p, const Array4& grad, const Array4& x)
       : blocks(p, grad), direct(in_place(p, grad, x)) {
-    const int64_t row_floats = std::max<int64_t>(1, std::max(p.w * p.stride_h, p.ow) * kLanes);
+    const int64_t row_floats = std::max<int64_t>(1, forward_row_floats(p));
     const int64_t wanted = std::max<int64_t>(1, kChunkVectors / std::max<int64_t>(1, p.ow));
     per_unit = std::max<int64_t>(1, std::min({p.oh, kScratchFloats / row_floats, wanted}));
     row_pieces = ceil_div(p.oh, per_unit);
@@ -1182,7 +1188,7 @@ inline bool written_in_place(const ConvProblem& p, const Array4& a) {
 }
 
 inline int64_t shared_rows(const ConvProblem& p) {
-  return rows_per_item(p.oh, std::max(p.w * p.stride_h, p.ow) * kLanes, p.n);
+  return rows_per_item(p.oh, forward_row_floats(p), p.n);
 }
 
 inline int64_t shared_forward_items(const ConvProblem& p) {

@@ -122,8 +122,7 @@ Tensor max_pool2d_backward(Tensor grad, Tensor which, int64_t height, int64_t wi
   constexpr const char* kName = "max_pool2d_backward";
   check_dtype(kName, "grad", grad, ScalarType::Float);
   check_dtype(kName, "which", which, ScalarType::Byte);
-  FB_CHECK(which.dim() == 4 && is_dense_channels_last(which), kName,
-           "which: expected what max_pool2d returned, got shape ", shape_text(which));
+  which = dense_channels_last(kName, "which", which);
   check_same_shape(kName, "grad", grad, "which", which);
   const Windows windows(kName, which.size(0), which.size(1), height, width, stride);
   const int64_t c = windows.c, image_floats = windows.oh * windows.ow * c;

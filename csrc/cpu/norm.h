@@ -256,12 +256,24 @@ inline float* floats_to_write(const Tensor& tensor) {
 
 // `tensor`, or where it lies in another layout (the gradient of a sum or a mean is expanded) a copy
 // of it in `make()`.
+//
+// What autograd saved may come back in another layout too: hooks on saved tensors may write them to
+// a file, or compress them.
 template <class Make>
 inline Tensor dense_channels_last(const Tensor& tensor, const Make& make) {
   if (is_dense_channels_last(tensor)) return tensor;
   Tensor copy = make();
   torch::stable::copy_(copy, tensor);
   return copy;
+}
+
+inline Tensor dense_channels_last(const char* op, const char* name, const Tensor& tensor) {
+  FB_CHECK(tensor.dim() == 4, op, name, ": expected shape [N, C, H, W], got ", shape_text(tensor));
+  return dense_channels_last(tensor, [&] {
+    const int64_t c = tensor.size(1), h = tensor.size(2), w = tensor.size(3);
+    const int64_t sizes[4] = {tensor.size(0), c, h, w}, strides[4] = {h * w * c, 1, w * c, c};
+    return empty_strided(tensor, sizes, strides, 4, tensor.scalar_type());
+  });
 }
 
 }  // namespace fastbandit::norm

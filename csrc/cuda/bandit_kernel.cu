@@ -31,7 +31,7 @@ __device__ __forceinline__ double upper_bound(const Row& row, int64_t k, double 
   return n > 0.0 ? row.mean[k] + scale * inverse_root(n) : kInfinity;
 }
 
-// Eq. 4.13: the arm to drop, or -1.
+// Eq. 4.13: the arm to drop, or -1. A bound that is NaN, which is equal to nothing, is the smallest.
 __device__ __forceinline__ int64_t arm_to_drop(const Row& row, int64_t arms, double scale) {
   int64_t dropped = -1;
   int left = 0;
@@ -39,7 +39,8 @@ __device__ __forceinline__ int64_t arm_to_drop(const Row& row, int64_t arms, dou
   for (int64_t k = 0; k < arms; ++k) {
     if (!row.alive[k]) continue;
     ++left;
-    const double bound = upper_bound(row, k, scale);
+    const double given = upper_bound(row, k, scale);
+    const double bound = given == given ? given : -kInfinity;
     if (dropped < 0 || bound < smallest) {
       dropped = k;
       smallest = bound;
@@ -48,7 +49,7 @@ __device__ __forceinline__ int64_t arm_to_drop(const Row& row, int64_t arms, dou
   return left > 1 ? dropped : -1;
 }
 
-// Eq. 4.10 without the normalisation; the count of arm k is overwritten by its weight.
+// Eq. 4.10 without the normalisation; a bound that is NaN has the weight 0. The count of arm k is overwritten by its weight.
 __device__ __forceinline__ double find_weights(const Row& row, int64_t arms, double scale) {
   bool untried = false;
   double smallest = kInfinity;
@@ -163,12 +164,12 @@ __global__ void __launch_bounds__(kRowsOfBlock, kBlocks)
           const double limit = uniform * weights;
           double sum = 0.0, weight = 0.0;
           // The last arm alive stays chosen for a number that is not below 1.
-          for (int64_t k = 0; k < arms && !(sum > limit); ++k) {
+          for (int64_t k = 0; k < arms; ++k) {
             sum += row.count[k];
-            if (row.alive[k]) {
-              choice = k;
-              weight = row.count[k];
-            }
+            if (!row.alive[k]) continue;
+            choice = k;
+            weight = row.count[k];
+            if (sum > limit) break;
           }
           task.next_choice[first + r] = choice;
           static_cast<T*>(task.next_probability)[first + r] = static_cast<T>(weight / weights);

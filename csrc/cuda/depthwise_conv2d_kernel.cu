@@ -737,9 +737,11 @@ Stage stage_of(const Groups& groups, int dilation, int reach, int segment, int w
 }
 
 bool small_indices(const int64_t* s) {
-  return s[kConvN] * s[kConvC] < kIndexLimit && s[kConvH] < (1 << 20) && s[kConvW] < (1 << 20) &&
-         s[kConvPadH] < (1 << 20) && s[kConvPadW] < (1 << 20) &&
-         s[kConvN] * ((s[kConvH] + s[kConvOutH]) * (s[kConvW] + s[kConvOutW])) < kIndexLimit;
+  if (s[kConvN] * s[kConvC] >= kIndexLimit || s[kConvH] >= (1 << 20) || s[kConvW] >= (1 << 20) ||
+      s[kConvPadH] >= (1 << 20) || s[kConvPadW] >= (1 << 20))
+    return false;
+  const int64_t pixels = (s[kConvH] + s[kConvOutH]) * (s[kConvW] + s[kConvOutW]);
+  return s[kConvN] < kIndexLimit / (pixels > 0 ? pixels : 1);
 }
 
 // False where the maps are not planar or the tile does not fit.
@@ -758,14 +760,15 @@ bool launch_planar(const Geometry& g, const Map& from, const void* weight, int w
   a.tiles_w = (g.out_w + a.tile_w - 1) / a.tile_w;
   const int64_t tiles = int64_t{a.tiles_w} * ((g.out_h + a.tile_h - 1) / a.tile_h);
   a.groups = Groups(a.tile_h, a.tile_w, g.dilation);
+  const int64_t units = int64_t{a.groups.rows} * a.groups.cols;
+  if (units > kPlanarThreads) return false;
   const int in_packs = packs_fit(from.data, from.dtype, from.n, from.c, from.h, g.in_w)
       ? 16 / size_of(from.dtype)
       : 1;
   a.stage = stage_of(a.groups, g.dilation, K - 1, segment_of<K>(), g.in_w, in_packs);
-  const int64_t units = int64_t{a.groups.rows} * a.groups.cols;
   const int64_t staged = a.stage.floats(), written = int64_t{a.tile_h} * a.tile_w;
   const int64_t plane_bytes = 4 * (staged > written ? staged : written);
-  if (units > kPlanarThreads || plane_bytes > kSharedBytes || tiles > 65535) return false;
+  if (plane_bytes > kSharedBytes || tiles > 65535) return false;
   const int64_t by_memory = kSharedBytes / plane_bytes, by_threads = kPlanarThreads / units;
   a.planes = static_cast<int>(by_memory < by_threads ? by_memory : by_threads);
   if (a.planes > a.planes_total) a.planes = a.planes_total;
@@ -783,6 +786,7 @@ bool launch_planar(const Geometry& g, const Map& from, const void* weight, int w
 struct StridedPlan {
   StridedArgs args;
   int channel_groups, lanes;
+  bool fits;  // whether an int numbers the tiles; the other numbers stand for nothing where not
 };
 
 StridedPlan plan_strided(const Geometry& g) {
@@ -790,7 +794,11 @@ StridedPlan plan_strided(const Geometry& g) {
   plan.args.g = g;
   plan.args.channel_bits = log2_ceil(g.c, 5);
   plan.args.groups = Groups(g.out_h, g.out_w, g.dilation);
-  plan.args.tiles = g.n * plan.args.groups.rows * plan.args.groups.cols;
+  // A small map has a group for each phase of the dilation, so pixels do not bound their number.
+  const int64_t of_image = int64_t{plan.args.groups.rows} * plan.args.groups.cols;
+  plan.fits = of_image == 0 || g.n <= (kIndexLimit - kStridedThreads) / of_image;
+  if (!plan.fits) return plan;
+  plan.args.tiles = static_cast<int>(g.n * of_image);
   plan.lanes = kStridedThreads >> plan.args.channel_bits;
   plan.channel_groups = (g.c + (1 << plan.args.channel_bits) - 1) >> plan.args.channel_bits;
   const int64_t wanted = (plan.args.tiles + plan.lanes - 1) / plan.lanes;
@@ -800,9 +808,8 @@ StridedPlan plan_strided(const Geometry& g) {
 }
 
 template <int K, class X, class T>
-void launch_strided(const Geometry& g, const Map& from, const void* weight, int weight_dtype,
+void launch_strided(StridedPlan plan, const Map& from, const void* weight, int weight_dtype,
                     const Map& mask, void* to, const int64_t* to_strides, void* stream) {
-  StridedPlan plan = plan_strided(g);
   StridedArgs& a = plan.args;
   a.in = from, a.mask = mask, a.out = to;
   a.out_n = to_strides[0], a.out_c = to_strides[1], a.out_h = to_strides[2], a.out_w = to_strides[3];
@@ -823,6 +830,8 @@ PlanarWeightArgs plan_planar_weight(const Geometry& g, const Map& grad, const Ma
   a.tiles_h = (g.out_h + a.tile_h - 1) / a.tile_h;
   a.tiles_w = (g.out_w + a.tile_w - 1) / a.tile_w;
   a.groups = Groups(a.tile_h, a.tile_w, g.dilation);
+  const int64_t units = int64_t{a.groups.rows} * a.groups.cols;
+  if (units > kPlanarThreads) return a;
   const auto packs = [](const Map& map, int width) {
     return packs_fit(map.data, map.dtype, map.n, map.c, map.h, width) ? 16 / size_of(map.dtype) : 1;
   };
@@ -830,9 +839,8 @@ PlanarWeightArgs plan_planar_weight(const Geometry& g, const Map& grad, const Ma
   const int grad_packs = a.tile_w % 8 == 0 ? packs(grad, g.out_w) : 1;
   a.grad_stage = stage_of(a.groups, g.dilation, 0, kCols, g.out_w, grad_packs);
   a.x_stage = stage_of(a.groups, g.dilation, K - 1, segment_of<K>(), g.in_w, packs(x, g.in_w));
-  const int64_t units = int64_t{a.groups.rows} * a.groups.cols;
   const int64_t bytes = 4 * (int64_t{a.grad_stage.floats()} + a.x_stage.floats());
-  if (units > kPlanarThreads || bytes > kSharedBytes) return a;
+  if (bytes > kSharedBytes) return a;
   const int64_t by_memory = kSharedBytes / bytes, by_threads = kPlanarThreads / units;
   a.images = static_cast<int>(by_memory < by_threads ? by_memory : by_threads);
   if (a.images > g.n) a.images = g.n;
@@ -874,10 +882,11 @@ FB_LAUNCHER launch_depthwise_conv2d(const void* from, int from_dtype, const void
       launched = launch_planar<kSize>(g, in, weight, weight_dtype, keep, to, to_dtype, to_strides,
                                       stream);
       if (launched) return;
-      launched = with_types<kSize>(from_dtype, to_dtype, [&](auto types) {
+      const StridedPlan plan = plan_strided(g);
+      launched = plan.fits && with_types<kSize>(from_dtype, to_dtype, [&](auto types) {
         using Pair = decltype(types);
         launch_strided<kSize, typename Pair::first, typename Pair::second>(
-            g, in, weight, weight_dtype, keep, to, to_strides, stream);
+            plan, in, weight, weight_dtype, keep, to, to_strides, stream);
       });
     });
     if (launched) return launch_error();
@@ -903,7 +912,8 @@ extern "C" int64_t depthwise_conv2d_partial_floats(int grad_dtype, const int64_t
                                                    const int64_t* x_strides) {
   if (!unrolled(shape) || !small_indices(shape) || !known(grad_dtype)) return 0;
   const Geometry g = geometry_of(shape, false);
-  int64_t splits = plan_strided(g).args.splits;
+  const StridedPlan strided = plan_strided(g);
+  int64_t splits = strided.fits ? strided.args.splits : 0;
   with_kernel_size(shape[kConvKernelH], [&](auto k) {
     const PlanarWeightArgs planar = plan_planar_weight<decltype(k)::value>(
         g, map_of(nullptr, grad_dtype, grad_strides), map_of(nullptr, kFloat32, x_strides));

@@ -52,7 +52,8 @@ __global__ void __launch_bounds__(kThreads)
       }
       store_pack<4>(delta, base / 4, pack);
     } else {
-#pragma unroll
+      // Not unrolled: four walks over up to eight dimensions take nvcc minutes to compile.
+#pragma unroll 1
       for (int j = 0; j < 4; ++j) {
         if (first + j >= draw.elements) break;
         int64_t at[kTensors];

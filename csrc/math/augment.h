@@ -20,18 +20,25 @@ struct Augmentation {
   }
 };
 
+// A number that was drawn, which the ops do not look at before. Beyond 2^40 pixels, which is beyond
+// every image, it is taken for that: sums with it overflow nothing.
+FB_HOST_DEVICE int64_t bounded_draw(int64_t draw) {
+  constexpr int64_t kFar = int64_t{1} << 40;
+  return draw < -kFar ? -kFar : draw > kFar ? kFar : draw;
+}
+
 // draws: the five numbers of the image, `stride` apart, or null.
 FB_HOST_DEVICE Augmentation augmentation(const int64_t* draws, int64_t stride,
                                          int64_t crop_padding, bool flip, int64_t cutout_length) {
   Augmentation result = {0, 0, false, 0, 0, 0};
   if (crop_padding > 0) {
-    result.row_shift = draws[0] - crop_padding;
-    result.column_shift = draws[stride] - crop_padding;
+    result.row_shift = bounded_draw(draws[0]) - crop_padding;
+    result.column_shift = bounded_draw(draws[stride]) - crop_padding;
   }
   if (flip) result.flip = draws[2 * stride] != 0;
   if (cutout_length > 0) {
-    result.top = draws[3 * stride] - cutout_length / 2;
-    result.left = draws[4 * stride] - cutout_length / 2;
+    result.top = bounded_draw(draws[3 * stride]) - cutout_length / 2;
+    result.left = bounded_draw(draws[4 * stride]) - cutout_length / 2;
     result.length = cutout_length;
   }
   return result;

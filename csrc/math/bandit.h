@@ -51,7 +51,7 @@ FB_HOST_DEVICE D log_from_one(D value) {
   return exponent * high + (two_s + (two_s * (z * sum) + exponent * low));
 }
 
-// e^x for x <= 0; below -708, where it leaves the normal range, 0.
+// e^x for x <= 0; 0 for NaN and at -708 and below, where it leaves the normal range.
 template <class D>
 FB_HOST_DEVICE D exp_to_zero(D x) {
   const D clamped = larger(x, -708.0);
@@ -72,10 +72,11 @@ FB_HOST_DEVICE D exp_to_zero(D x) {
   const D sum = fused(fused(c, z2, b), z2, a);
   const D mantissa = 1.0 + fused(z, sum, r);
   const auto scale = (bits_of(shifted) + 1023ull) << 52;
-  return select(-708.0 > x, 0.0, mantissa * from_bits(scale));
+  return select(x > -708.0, mantissa * from_bits(scale), 0.0);
 }
 
-// 2 ln N, the numerator under the root of both bounds; counts below one sample have no bonus.
+// 2 ln N, the numerator under the root of both bounds; counts below one sample, or NaN, have no
+// bonus.
 template <class D>
 FB_HOST_DEVICE D twice_log_total(D total) {
   return 2.0 * log_from_one(larger(total, 1.0));

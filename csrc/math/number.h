@@ -2,7 +2,9 @@
 // into them exist, to nearest even and toward zero; the second keeps |delta| within its bound.
 //
 // The host versions are branch-free integer arithmetic, so that loops over them vectorise. The
-// device versions are the hardware's conversions, with the same results.
+// device versions are the hardware's conversions where it has one, with the same results but for the
+// payload of NaN; what is left to integers there is bfloat16 toward zero, a single mask, and on
+// devices before compute capability 8.0 all of bfloat16.
 #pragma once
 
 #include "math/portable.h"
@@ -116,10 +118,16 @@ FB_HOST_DEVICE double round_to_nearest<double>(double value) {
 
 template <>
 FB_HOST_DEVICE bfloat16 round_to_nearest<bfloat16>(float value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  uint16_t bits;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+  return {bits};
+#else
   const uint32_t bits = bit_cast<uint32_t>(value);
   const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const uint32_t quiet = (bits >> 16) | 0x40u;
   return {static_cast<uint16_t>(value != value ? quiet : rounded)};
+#endif
 }
 
 template <>

@@ -14,9 +14,25 @@ from fastbandit.ops._register import differentiated_by_torch
 
 Pair = int | Sequence[int]
 
+# As in csrc/check.h: no memory holds what is larger, and below it no product of sizes overflows.
+MOST_SIDE = (1 << 31) - 1
+MOST_ELEMENTS = 1 << 56
+
+
+def check_optional(op: str, x: Tensor, /, **tensors: Tensor | None) -> None:
+    """Each of ``tensors`` is None or a tensor on the device of ``x``."""
+    device = x.device
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{op}: {name}: expected a tensor or None, got {type(tensor).__name__}")
+        if tensor.device != device:
+            raise RuntimeError(f"{op}: {name}: expected device {device} as x, got {tensor.device}")
+
 
 def pair(op: str, name: str, value: Pair, minimum: int) -> tuple[int, int]:
-    """``value`` for height and width, each at least ``minimum``."""
+    """``value`` for height and width, each from ``minimum`` to 2^31 - 1."""
     if isinstance(value, int):
         height = width = value
     elif isinstance(value, Sequence) and len(value) == 2:
@@ -27,6 +43,8 @@ def pair(op: str, name: str, value: Pair, minimum: int) -> tuple[int, int]:
         raise TypeError(f"{op}: {name}: expected an int or two ints, got {value!r}")
     if height < minimum or width < minimum:
         raise ValueError(f"{op}: {name}: expected at least {minimum}, got {value!r}")
+    if height > MOST_SIDE or width > MOST_SIDE:
+        raise ValueError(f"{op}: {name}: expected at most {MOST_SIDE}, got {value!r}")
     return height, width
 
 
@@ -59,6 +77,7 @@ def output_size(
 def check_output(
     op: str,
     x: Tensor,
+    channels: int,
     kernel: tuple[int, int],
     stride: Sequence[int],
     padding: Sequence[int],
@@ -72,6 +91,13 @@ def check_output(
             f"dilation {tuple(dilation)}, got {x.shape[2]} x {x.shape[3]} with padding "
             f"{tuple(padding)}"
         )
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return  # sizes may be open, and a question about them closes them
+    if x.shape[0] * channels * height * width > MOST_ELEMENTS:
+        raise ValueError(
+            f"{op}: padding: expected an output of at most {MOST_ELEMENTS} elements, got shape "
+            f"{(x.shape[0], channels, height, width)}"
+        )
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
@@ -84,6 +110,13 @@ def memory_format(x: Tensor) -> torch.memory_format:
     if channels > 1 and strides[1] == 1 and channels <= strides[3] <= strides[2]:
         return torch.channels_last
     return torch.contiguous_format
+
+
+def in_layout(y: Tensor, layout: torch.memory_format) -> Tensor:
+    """``y`` in this layout; as it is under a transform of torch.func, whose vmap knows but one."""
+    if torch._C._are_functorch_transforms_active():
+        return y
+    return y.contiguous(memory_format=layout)
 
 
 def has_kernel(x: Tensor) -> bool:

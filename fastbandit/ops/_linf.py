@@ -7,6 +7,7 @@ none contracted, so that every implementation gives the same bits.
 from __future__ import annotations
 
 import math
+import numbers
 
 import torch
 from torch import Tensor
@@ -64,6 +65,7 @@ def check_statistics(
     op: str, like_name: str, like: Tensor, dtype: torch.dtype, mean: Tensor, std: Tensor
 ) -> None:
     """``mean`` and ``std``: a value for each channel of ``like``, [N, C, H, W]."""
+    check_tensors(op, mean=mean, std=std)
     for name, statistic in (("mean", mean), ("std", std)):
         if statistic.dtype not in (torch.float32, dtype):
             wider = "" if dtype == torch.float32 else f" or {dtype} as {like_name}"
@@ -74,6 +76,18 @@ def check_statistics(
                 f"{like_name}, got {tuple(statistic.shape)}"
             )
         check_device(op, name, statistic, like_name, like)
+
+
+def check_tensors(op: str, /, **tensors: Tensor) -> None:
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{op}: {name}: expected a tensor, got {type(value).__name__}")
+
+
+def check_number(op: str, name: str, value: float) -> None:
+    # A tensor of one element is one: torch takes it for a number too.
+    if not isinstance(value, (numbers.Real, Tensor)):
+        raise TypeError(f"{op}: {name}: expected a number, got {type(value).__name__}")
 
 
 def check_device(op: str, name: str, tensor: Tensor, like_name: str, like: Tensor) -> None:
@@ -120,12 +134,15 @@ def check_draw(
 
 
 def check_epsilon(op: str, epsilon: float) -> None:
+    check_number(op, "epsilon", epsilon)
     if not 0.0 <= epsilon < math.inf:  # NaN fails too
         raise ValueError(f"{op}: epsilon: expected a finite number >= 0, got {epsilon}")
 
 
 def check_bounds(op: str, lower: float | None, upper: float | None) -> None:
     for name, bound in (("lower", lower), ("upper", upper)):
+        if bound is not None:
+            check_number(op, name, bound)
         if bound is not None and not -math.inf < bound < math.inf:
             raise ValueError(f"{op}: {name}: expected a finite number or None, got {bound}")
     if lower is not None and upper is not None and lower > upper:

@@ -58,10 +58,7 @@ def define(
     _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
     op = getattr(torch.ops.fastbandit, name).default
     torch.library.register_fake(f"fastbandit::{name}", _on_one_device(op, fake), lib=_LIBRARY)
-    if autograd is None:
-        kernel = _no_gradient(op)
-    else:
-        kernel = _differentiable(op, autograd, reference)
+    kernel = _no_gradient(op) if autograd is None else _differentiable(op, autograd, reference)
     _LIBRARY.impl(name, kernel, "Autograd", with_keyset=True)
     OPERATORS[name] = op
     return op

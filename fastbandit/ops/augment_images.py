@@ -15,6 +15,8 @@ __all__ = ["augment_images"]
 # Columns of ``draws``.
 DRAWS = ("crop_row", "crop_column", "flip", "cutout_row", "cutout_column")
 
+_MOST_PIXELS = (1 << 31) - 1  # as in csrc/check.h: sums with it do not overflow
+
 
 # --- Reference ------------------------------------------------------------------------------------
 
@@ -120,6 +122,10 @@ def check_batch(
     flip: bool,
     cutout_length: int,
 ) -> None:
+    _linf.check_tensors(op, images=images, ids=ids)
+    for name, tensor in (("draws", draws), ("cutout_fill", fill)):
+        if tensor is not None:
+            _linf.check_tensors(op, **{name: tensor})
     if images.dtype != torch.uint8:
         raise TypeError(f"{op}: images: expected torch.uint8, got {images.dtype}")
     if images.dim() != 4 or 0 in images.shape[1:]:
@@ -153,8 +159,12 @@ def check_batch(
         if tensor is not None:
             _linf.check_device(op, name, tensor, "images", images)
     for name, value in (("crop_padding", crop_padding), ("cutout_length", cutout_length)):
-        if value < 0:
-            raise ValueError(f"{op}: {name}: expected a number of pixels >= 0, got {value}")
+        if not isinstance(value, int):
+            raise TypeError(f"{op}: {name}: expected an int, got {type(value).__name__}")
+        if not 0 <= value <= _MOST_PIXELS:
+            raise ValueError(
+                f"{op}: {name}: expected a number of pixels from 0 to {_MOST_PIXELS}, got {value}"
+            )
 
 
 def augment_images(

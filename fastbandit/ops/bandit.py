@@ -15,7 +15,10 @@ the order of the arms. So every implementation of an op makes the same choices, 
 number lies within 1e-12 of an edge of the distribution. Results are contiguous.
 
 Means have to be finite and counts not negative; this is not checked, because it would wait for
-the device. No op here has a gradient: asking for one raises.
+the device. What NaN does is the same everywhere: an arm whose bounds are NaN is not drawn while
+another one can be, and is the first to be abandoned; a NaN count is that of an untried arm, and its
+row has no bonus; a NaN uniform number draws the last arm alive; a NaN reward is credited as it is.
+A bonus or rate that is NaN is an error. No op here has a gradient: asking for one raises.
 
 Source: *Binary Neural Networks* (Zhang, Xu et al.), Eqs. 4.9 to 4.13; Chen et al., "Anti-Bandit
 Neural Architecture Search for Model Defense", ECCV 2020. What the printed equations leave open
@@ -26,6 +29,7 @@ alive share the whole probability, ties go to the lowest index, the last arm is 
 from __future__ import annotations
 
 import math
+import numbers
 
 import torch
 from torch import Tensor
@@ -51,9 +55,10 @@ def _bounds(mean: Tensor, count: Tensor, bonus: float) -> tuple[Tensor, Tensor]:
     """Eqs. 4.9 and 4.12 in float64: m -+ bonus sqrt(2 ln N / n)."""
     m = mean.double()
     n = count.double()
-    # The smallest N with a bonus is 1, where it is zero; the clamp also keeps a row of fractional
-    # counts (discounted statistics) below 1 from taking the root of a negative number.
-    log_total = n.sum(-1, keepdim=True).clamp(min=1.0).log()
+    # The smallest N with a bonus is 1, where it is zero; this also keeps a row of fractional counts
+    # (discounted statistics) below 1 from taking the root of a negative number. NaN is not above 1.
+    total = n.sum(-1, keepdim=True)
+    log_total = torch.where(total > 1.0, total, 1.0).log()
     tried = n > 0
     width = bonus * (2.0 * log_total / torch.where(tried, n, 1.0)).sqrt()
     # Not m -+ inf * bonus: a bonus of zero would make that NaN.
@@ -66,13 +71,15 @@ def _weights(mean: Tensor, count: Tensor, alive: Tensor, bonus: float) -> tuple[
     """Eq. 4.10 in float64: softmax of -s_L over the arms alive, exactly zero elsewhere, as weights
     [..., K] and the total [..., 1] that they are to be divided by."""
     lower, _ = _bounds(mean, count, bonus)
-    untried = alive & (count <= 0)
+    untried = alive & ~(count > 0)
     any_untried = untried.any(-1, keepdim=True)
     # exp(-s_L) grows without bound as s_L falls, so weights are taken relative to the smallest
     # s_L alive; rows decided by untried arms are masked here to keep inf - inf out.
-    eligible = alive & ~any_untried
+    eligible = alive & ~any_untried & ~lower.isnan()
     smallest = torch.where(eligible, lower, math.inf).amin(-1, keepdim=True)
-    weight = torch.where(eligible, (smallest - lower).exp(), 0.0)
+    # Of an infinite bound the difference is -inf, or NaN where the smallest is infinite as well.
+    distance = smallest - lower
+    weight = torch.where(eligible & (distance <= 0), distance.exp(), 0.0)
     weight = torch.where(any_untried, untried.double(), weight)
     # In the order of the arms, as a kernel adds them: sum() adds in another order for each layout.
     total = weight.cumsum(-1)[..., -1:]
@@ -96,6 +103,7 @@ def _inverse_cdf(weight: Tensor, total: Tensor, alive: Tensor, uniform: Tensor) 
 def _abandoned(alive: Tensor, mean: Tensor, count: Tensor, bonus: float) -> Tensor:
     """Eq. 4.13: mask [..., K] of the arm each row drops, none where one arm or less is alive."""
     _, upper = _bounds(mean, count, bonus)
+    upper = torch.where(upper.isnan(), -math.inf, upper)
     smallest = torch.where(alive, upper, math.inf).amin(-1, keepdim=True)
     # The mask also excludes dead arms where the smallest bound alive is infinite.
     candidate = alive & (upper == smallest)
@@ -274,6 +282,12 @@ def _check_tensor(
         _fail(op, argument, f"device {device}, that of mean", value.device)
 
 
+def _check_number(op: str, argument: str, value: float) -> None:
+    # A tensor of one element is one: torch takes it for a number too.
+    if not isinstance(value, (numbers.Real, Tensor)):
+        _fail(op, argument, "a number", type(value).__name__)
+
+
 def _check_statistics(op: str, mean: Tensor, count: Tensor, bonus: float = 0.0) -> None:
     if not isinstance(mean, Tensor):
         _fail(op, "mean", "a tensor", type(mean).__name__)
@@ -281,6 +295,7 @@ def _check_statistics(op: str, mean: Tensor, count: Tensor, bonus: float = 0.0) 
         _fail(op, "mean", "shape [..., K] with at least one arm", list(mean.shape))
     _check_tensor(op, "mean", mean, _REAL, mean.shape, mean.device)
     _check_tensor(op, "count", count, (torch.int64, mean.dtype), mean.shape, mean.device)
+    _check_number(op, "bonus", bonus)
     if not 0.0 <= bonus < math.inf:
         _fail(op, "bonus", "a finite number >= 0", bonus)
 
@@ -299,9 +314,11 @@ def _check_update(
     """Also returns the reward as a tensor of choice's shape."""
     _check_statistics(op, mean, count)
     _check_tensor(op, "choice", choice, (torch.int64,), mean.shape[:-1], mean.device)
+    _check_number(op, "rate", rate)
     if not 0.0 <= rate <= 1.0:
         _fail(op, "rate", "a number in [0, 1]", rate)
     if not isinstance(reward, Tensor):
+        _check_number(op, "reward", reward)
         reward = torch.full((), float(reward), dtype=torch.float64, device=mean.device)
     reward = _broadcast(op, "reward", reward, choice.shape)
     _check_tensor(op, "reward", reward, _REAL, choice.shape, mean.device)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastbandit.ops import _convolution
+from fastbandit.ops._linf import check_tensors
 from fastbandit.ops._register import below_autograd, define, refuse_second_derivative
 
 __all__ = ["batch_norm"]
@@ -35,7 +36,7 @@ def _reference(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     y, mean, inverse = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)
-    return y.contiguous(memory_format=_convolution.memory_format(x)), mean, inverse
+    return _convolution.in_layout(y, _convolution.memory_format(x)), mean, inverse
 
 
 def _backward_reference(
@@ -145,7 +146,16 @@ def batch_norm(
 
     Returns:
         Like ``x``.
+
+    Raises:
+        TypeError: an argument is no tensor.
+        RuntimeError: shapes do not fit, devices differ, or a second derivative is asked for.
     """
+    check_tensors("batch_norm", x=x)
+    _convolution.check_optional(
+        "batch_norm", x,
+        weight=weight, bias=bias, running_mean=running_mean, running_var=running_var,
+    )  # fmt: skip
     if not _ours(x):
         return torch.batch_norm(
             x, weight, bias, running_mean, running_var,

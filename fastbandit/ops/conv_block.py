@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from fastbandit.ops import _convolution
+from fastbandit.ops._linf import check_tensors
 from fastbandit.ops._register import below_autograd, define, refuse_second_derivative
 from fastbandit.ops.batch_norm import batch_norm, update_running
 from fastbandit.ops.depthwise_conv2d import depthwise_conv2d
@@ -39,13 +40,13 @@ def _reference(
     if depthwise is not None:
         groups = activated.shape[1]
         activated = F.conv2d(activated, depthwise, None, stride, padding, dilation, groups)
-        between.append(activated.contiguous(memory_format=layout))
+        between.append(_convolution.in_layout(activated, layout))
     z = F.conv2d(activated, pointwise, None if normalize else bias)
     if not normalize:
-        return [z.contiguous(memory_format=layout), *between]
+        return [_convolution.in_layout(z, layout), *between]
     y, mean, inverse = torch.native_batch_norm(z, weight, bias, None, None, True, 0.0, eps)
     maps = (y, *between, z)
-    return [*(tensor.contiguous(memory_format=layout) for tensor in maps), mean, inverse]
+    return [*(_convolution.in_layout(tensor, layout) for tensor in maps), mean, inverse]
 
 
 def _backward_reference(
@@ -360,14 +361,30 @@ def conv_block(
         [N, C_out, H_out, W_out]; channels-last if x is.
 
     Raises:
+        TypeError: an argument is not of the type above.
         ValueError: several maps before a depthwise convolution, a stride or padding without one,
-            or a ``weight`` without ``normalize``.
-        RuntimeError: shapes do not fit, or a second derivative is asked for.
+            or a ``weight`` without ``normalize``; a number is out of its range.
+        RuntimeError: shapes do not fit, devices differ, or a second derivative is asked for.
     """
     op = "conv_block"
+    if not isinstance(x, (Tensor, list, tuple)):
+        raise TypeError(f"{op}: x: expected a tensor or several, got {type(x).__name__}")
     xs = [x] if isinstance(x, Tensor) else list(x)
     if not xs:
         raise ValueError(f"{op}: x: expected at least one tensor, got none")
+    for part in xs:
+        check_tensors(op, x=part)
+        _convolution.check_optional(op, xs[0], x=part)
+    check_tensors(op, pointwise=pointwise)
+    _convolution.check_optional(
+        op, xs[0],
+        pointwise=pointwise, depthwise=depthwise, weight=weight, bias=bias,
+        running_mean=running_mean, running_var=running_var,
+    )  # fmt: skip
+    for name, value in (("stride", stride), ("padding", padding), ("dilation", dilation)):
+        if not isinstance(value, int):
+            raise TypeError(f"{op}: {name}: expected an int, got {type(value).__name__}")
+        _convolution.pair(op, name, value, 0 if name == "padding" else 1)
     if depthwise is not None and len(xs) > 1:
         raise ValueError(
             f"{op}: x: expected one tensor before a depthwise convolution, got {len(xs)}"

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from fastbandit.ops import _convolution
 from fastbandit.ops._convolution import Pair
+from fastbandit.ops._linf import check_tensors
 from fastbandit.ops._register import below_autograd, define, refuse_second_derivative
 
 __all__ = ["depthwise_conv2d"]
@@ -30,7 +31,7 @@ def _reference(
 ) -> Tensor:
     activated = x.relu() if relu else x
     y = F.conv2d(activated, weight, None, stride, padding, dilation, groups=x.shape[1])
-    return y.contiguous(memory_format=_convolution.memory_format(x))
+    return _convolution.in_layout(y, _convolution.memory_format(x))
 
 
 def _backward_input_reference(
@@ -211,8 +212,9 @@ def depthwise_conv2d(
 
     The native CPU kernels are unrolled for k = 1, 3, 5, 7 with stride and dilation 1 or 2, the CUDA
     kernels for k = 3, 5, 7 with stride 1 and any dilation. Other shapes, and float64, take general
-    kernels that are several times slower for each tap. The same inputs give the same bits at every
-    run, on the CPU for every number of threads.
+    kernels that are several times slower for each tap; with another stride on CUDA it is torch's
+    convolution that computes. The kernels of this package give the same bits for the same inputs at
+    every run, on the CPU for every number of threads.
 
     Returns:
         [N, C, H_out, W_out] in the dtype of x, with
@@ -224,6 +226,7 @@ def depthwise_conv2d(
         RuntimeError: devices differ, or a second derivative is asked for.
     """
     op = "depthwise_conv2d"
+    check_tensors(op, x=x, weight=weight)
     dtype = _convolution.autocast_dtype(x)
     if dtype is not None:
         x, weight = x.to(dtype), weight.to(dtype)
@@ -241,7 +244,10 @@ def depthwise_conv2d(
     stride = _convolution.pair(op, "stride", stride, 1)
     padding = _convolution.pair(op, "padding", padding, 0)
     dilation = _convolution.pair(op, "dilation", dilation, 1)
-    _convolution.check_output(op, x, (shape[2], shape[3]), stride, padding, dilation)
-    if torch.compiler.is_exporting():  # an exported program runs where this package is not
+    kernel = (shape[2], shape[3])
+    _convolution.check_output(op, x, shape[0], kernel, stride, padding, dilation)
+    # An exported program runs where this package is not. On CUDA the kernels are made for stride 1:
+    # elsewhere the library's are faster.
+    if torch.compiler.is_exporting() or (x.is_cuda and stride != (1, 1)):
         return _reference(x, weight, stride, padding, dilation, relu)
     return _forward(x, weight, stride, padding, dilation, relu)

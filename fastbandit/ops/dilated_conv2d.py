@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastbandit.ops import _convolution
 from fastbandit.ops._convolution import Pair
+from fastbandit.ops._linf import check_tensors
 from fastbandit.ops._register import differentiated_by_torch
 
 __all__ = ["dilated_conv2d"]
@@ -67,6 +68,7 @@ def dilated_conv2d(
         RuntimeError: devices differ.
     """
     op = "dilated_conv2d"
+    check_tensors(op, x=x, weight=weight)
     _convolution.check_input(op, x)
     if weight.dtype != x.dtype and _convolution.autocast_dtype(x) is None:
         raise TypeError(f"{op}: weight: expected {x.dtype} as x, got {weight.dtype}")
@@ -81,7 +83,8 @@ def dilated_conv2d(
     stride = _convolution.pair(op, "stride", stride, 1)
     padding = _convolution.pair(op, "padding", padding, 0)
     dilation = _convolution.pair(op, "dilation", dilation, 1)
-    _convolution.check_output(op, x, (shape[2], shape[3]), stride, padding, dilation)
+    kernel = (shape[2], shape[3])
+    _convolution.check_output(op, x, shape[0], kernel, stride, padding, dilation)
     activated = F.relu(x) if relu else x
     if _splits(x, weight, stride, padding, dilation):
         result: Tensor = _SplitWeightGradient.apply(activated, weight, padding)
@@ -165,4 +168,4 @@ def _phases(x: Tensor) -> Tensor:
     n, c, h, w = x.shape
     parts = x.reshape(n, c, h // 2, 2, w // 2, 2).permute(3, 5, 0, 1, 2, 4)
     phases = parts.reshape(4 * n, c, h // 2, w // 2)
-    return phases.contiguous(memory_format=_convolution.memory_format(x))
+    return _convolution.in_layout(phases, _convolution.memory_format(x))

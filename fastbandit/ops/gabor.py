@@ -21,12 +21,15 @@ from torch.utils.flop_counter import register_flop_formula
 
 from fastbandit.ops import _convolution
 from fastbandit.ops._convolution import Pair
-from fastbandit.ops._linf import FLOAT_TYPES, HALF_TYPES, compute_dtype
+from fastbandit.ops._linf import FLOAT_TYPES, HALF_TYPES, check_tensors, compute_dtype
 from fastbandit.ops._register import below_autograd, define, refuse_second_derivative
 
 __all__ = ["gabor_conv2d", "gabor_filters"]
 
 Parameters = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+_NAMES = ("theta", "sigma", "gamma", "wavelength", "psi")
+_MOST_SIZE = (1 << 15) - 1  # as in csrc/conv_checks.h
 
 
 # --- References: the filter bank ------------------------------------------------------------------
@@ -112,7 +115,7 @@ def _conv_reference(
     bank = _filters_reference(theta, sigma, gamma, wavelength, psi, kernel_size)
     total = _channel_sum(x).to(x.dtype)
     y = F.conv2d(total, bank[:, None].to(x.dtype), None, stride, padding, dilation)
-    return y.contiguous(memory_format=_convolution.memory_format(x))
+    return _convolution.in_layout(y, _convolution.memory_format(x))
 
 
 def _conv_backward_reference(
@@ -360,6 +363,7 @@ def _backward_flops(grad: list[int], *args: Any, **_: Any) -> int:
 
 
 def _check_parameters(op: str, parameters: Parameters, kernel_size: int) -> None:
+    check_tensors(op, **dict(zip(_NAMES, parameters, strict=True)))
     theta = parameters[0]
     if theta.dtype not in FLOAT_TYPES:
         raise TypeError(
@@ -370,9 +374,7 @@ def _check_parameters(op: str, parameters: Parameters, kernel_size: int) -> None
             f"{op}: theta: expected shape (C_out,), one value for each filter, "
             f"got {tuple(theta.shape)}"
         )
-    for name, parameter in zip(
-        ("sigma", "gamma", "wavelength", "psi"), parameters[1:], strict=True
-    ):
+    for name, parameter in zip(_NAMES[1:], parameters[1:], strict=True):
         if parameter.dtype != theta.dtype:
             raise TypeError(f"{op}: {name}: expected {theta.dtype} as theta, got {parameter.dtype}")
         if parameter.shape != theta.shape:
@@ -386,8 +388,10 @@ def _check_parameters(op: str, parameters: Parameters, kernel_size: int) -> None
             )
     if not isinstance(kernel_size, int):
         raise TypeError(f"{op}: kernel_size: expected an odd int, got {type(kernel_size).__name__}")
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"{op}: kernel_size: expected an odd int >= 1, got {kernel_size}")
+    if not 1 <= kernel_size <= _MOST_SIZE or kernel_size % 2 == 0:
+        raise ValueError(
+            f"{op}: kernel_size: expected an odd int from 1 to {_MOST_SIZE}, got {kernel_size}"
+        )
 
 
 def gabor_filters(
@@ -411,7 +415,7 @@ def gabor_filters(
         gamma: aspect ratio, the envelope along y' has the deviation sigma / gamma; as theta.
         wavelength: of the cosine, pixels, not 0; as theta.
         psi: phase of the cosine, radians; as theta.
-        kernel_size: k, odd.
+        kernel_size: k, odd, at most 32767.
 
     Returns:
         [C_out, k, k] in the dtype of the parameters. A sigma or wavelength of 0 is not detected
@@ -419,7 +423,7 @@ def gabor_filters(
 
     Raises:
         TypeError: a dtype or type is not one of those above.
-        ValueError: shapes differ, or ``kernel_size`` is even or below 1.
+        ValueError: shapes differ, or ``kernel_size`` is even or out of its range.
         RuntimeError: devices differ, or a second derivative is asked for.
 
     Source: *Binary Neural Networks* (Zhang, Xu et al.), section 4.2, where the filter is one of
@@ -470,6 +474,7 @@ def gabor_conv2d(
         As :func:`gabor_filters`; ValueError also where the kernel does not fit.
     """
     op = "gabor_conv2d"
+    check_tensors(op, x=x)
     dtype = _convolution.autocast_dtype(x)
     if dtype is not None:
         x = x.to(dtype)
@@ -485,6 +490,7 @@ def gabor_conv2d(
     stride = _convolution.pair(op, "stride", stride, 1)
     padding = _convolution.pair(op, "padding", padding, 0)
     dilation = _convolution.pair(op, "dilation", dilation, 1)
-    _convolution.check_output(op, x, (kernel_size, kernel_size), stride, padding, dilation)
+    kernel = (kernel_size, kernel_size)
+    _convolution.check_output(op, x, theta.shape[0], kernel, stride, padding, dilation)
     arguments = (x, theta, sigma, gamma, wavelength, psi, kernel_size, stride, padding, dilation)
     return _conv_reference(*arguments) if torch.compiler.is_exporting() else _conv(*arguments)

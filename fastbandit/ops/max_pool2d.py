@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastbandit.ops import _convolution
+from fastbandit.ops._linf import check_tensors
 from fastbandit.ops._register import below_autograd, define, refuse_second_derivative
 
 __all__ = ["max_pool2d"]
@@ -33,7 +34,7 @@ def _reference(
     rows, columns = (torch.arange(size, device=x.device) * stride for size in y.shape[2:])
     row = index // x.shape[3] - rows[:, None] + _PADDING
     which = row * _KERNEL + index % x.shape[3] - columns + _PADDING
-    return y.contiguous(memory_format=layout), which.byte().contiguous(memory_format=layout)
+    return _convolution.in_layout(y, layout), _convolution.in_layout(which.byte(), layout)
 
 
 def _backward_reference(
@@ -130,8 +131,10 @@ def max_pool2d(x: Tensor, stride: int = 1) -> Tensor:
         [N, C, ceil(H / stride), ceil(W / stride)] in the layout of ``x``.
 
     Raises:
+        TypeError: x is no tensor.
         ValueError: another stride.
     """
+    check_tensors("max_pool2d", x=x)
     if stride not in (1, 2):
         raise ValueError(f"max_pool2d: stride: expected 1 or 2, got {stride}")
     if serves(x, stride):

@@ -120,6 +120,7 @@ def _check_step(
     lower: float | None,
     upper: float | None,
 ) -> None:
+    _linf.check_tensors(op, delta=delta, grad=grad, image=image)
     dtype = delta.dtype
     if dtype not in _linf.FLOAT_TYPES:
         raise TypeError(f"{op}: delta: expected float32, float64, bfloat16 or float16, got {dtype}")
@@ -137,6 +138,7 @@ def _check_step(
                 f"{op}: {name}: expected shape {tuple(shape)} as delta, got {tuple(tensor.shape)}"
             )
         _linf.check_device(op, name, tensor, "delta", delta)
+    _linf.check_number(op, "step_size", step_size)
     if not -math.inf < step_size < math.inf:
         raise ValueError(f"{op}: step_size: expected a finite number, got {step_size}")
     _linf.check_epsilon(op, epsilon)
