@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastbandit import _native
-from fastbandit.ops._linf import FLOAT_TYPES
+from fastbandit.ops._linf import FLOAT_TYPES, check_tensors
 from fastbandit.ops._register import differentiated_by_torch
 
 Pair = int | Sequence[int]
@@ -25,8 +25,7 @@ def check_optional(op: str, x: Tensor, /, **tensors: Tensor | None) -> None:
     for name, tensor in tensors.items():
         if tensor is None:
             continue
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{op}: {name}: expected a tensor or None, got {type(tensor).__name__}")
+        check_tensors(op, **{name: tensor})
         if tensor.device != device:
             raise RuntimeError(f"{op}: {name}: expected device {device} as x, got {tensor.device}")
 

@@ -12,6 +12,8 @@ import numbers
 import torch
 from torch import Tensor
 
+from fastbandit.ops._register import forward_mode, refuse_tangent
+
 HALF_TYPES = (torch.float16, torch.bfloat16)
 FLOAT_TYPES = (torch.float32, torch.float64, *HALF_TYPES)
 
@@ -65,7 +67,7 @@ def check_statistics(
     op: str, like_name: str, like: Tensor, dtype: torch.dtype, mean: Tensor, std: Tensor
 ) -> None:
     """``mean`` and ``std``: a value for each channel of ``like``, [N, C, H, W]."""
-    check_tensors(op, mean=mean, std=std)
+    check_constants(op, mean=mean, std=std)
     for name, statistic in (("mean", mean), ("std", std)):
         if statistic.dtype not in (torch.float32, dtype):
             wider = "" if dtype == torch.float32 else f" or {dtype} as {like_name}"
@@ -82,6 +84,16 @@ def check_tensors(op: str, /, **tensors: Tensor) -> None:
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{op}: {name}: expected a tensor, got {type(value).__name__}")
+        if value.layout != torch.strided:
+            raise TypeError(f"{op}: {name}: expected a dense tensor, got layout {value.layout}")
+
+
+def check_constants(op: str, /, **tensors: Tensor) -> None:
+    """:func:`check_tensors`, for an op without gradient."""
+    check_tensors(op, **tensors)
+    if forward_mode():
+        for name, value in tensors.items():
+            refuse_tangent(op, name, value)
 
 
 def check_number(op: str, name: str, value: float) -> None:

@@ -77,7 +77,7 @@ def refuse_second_derivative(name: str, grad: torch.Tensor | None) -> None:
             f"{name}: expected a backward pass without create_graph=True: this op has no second "
             "derivative"
         )
-    if forward_ad._current_level >= 0 and _has_tangent(grad):
+    if differentiated_by_torch() and _has_tangent(grad):
         raise RuntimeError(
             f"{name}: expected a gradient without tangent, got a dual tensor: this op has no "
             "second derivative (run its forward in forward mode too)"
@@ -91,14 +91,32 @@ def differentiated_by_torch() -> bool:
     Functions here, which have one gradient, and with the arguments of this package's kernels would
     lose tangents without a word.
     """
-    # The level of the dual tensors that may exist; -1 outside of forward mode.
-    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+    return forward_mode() or _transforms_active()
+
+
+def forward_mode() -> bool:
+    """Whether dual tensors may exist.
+
+    False in a compiled graph, which enters the level of dual tensors without telling Python; so a
+    public function has to ask too, while it is traced.
+    """
+    return forward_ad._current_level >= 0
+
+
+def refuse_tangent(op: str, name: str, argument: Any) -> None:
+    """For the arguments of an op without gradient, in forward mode."""
+    if _has_tangent(argument):
+        raise RuntimeError(
+            f"{op}: {name}: expected a tensor without tangent, got a dual tensor; this op has no "
+            "gradient, nor a derivative in forward mode (take the primal of the tensor)"
+        )
 
 
 MISS = object()
 """What :func:`native_call` returns where it does not apply."""
 
 _is_compiling = torch.compiler.is_compiling
+_transforms_active = torch._C._are_functorch_transforms_active
 
 
 def native_call(op: torch._ops.OpOverload) -> Callable[..., Any]:
@@ -139,7 +157,7 @@ def native_call(op: torch._ops.OpOverload) -> Callable[..., Any]:
     )
 
     def call(*args: Any) -> Any:
-        return MISS if _is_compiling() or forward_ad._current_level >= 0 else run(*args)
+        return MISS if _is_compiling() or forward_mode() else run(*args)
 
     return call
 
@@ -210,7 +228,8 @@ def _requires_grad(argument: Any) -> bool:
 def _has_tangent(argument: Any) -> bool:
     if isinstance(argument, (list, tuple)):
         return any(map(_has_tangent, argument))
-    return argument is not None and forward_ad.unpack_dual(argument).tangent is not None
+    # Levels do not nest: 0 is the only one that torch has.
+    return argument is not None and forward_ad.unpack_dual(argument, level=0).tangent is not None
 
 
 def _no_gradient(op: torch._ops.OpOverload) -> Callable[..., Any]:
@@ -219,14 +238,9 @@ def _no_gradient(op: torch._ops.OpOverload) -> Callable[..., Any]:
     is_grad_enabled = torch.is_grad_enabled
 
     def kernel(keyset: torch._C.DispatchKeySet, *args: Any) -> Any:
-        if forward_ad._current_level >= 0:
+        if differentiated_by_torch():
             for index, argument in tensors:
-                if _has_tangent(args[index]):
-                    raise RuntimeError(
-                        f"{op._opname}: {argument}: expected a tensor without tangent, got a dual "
-                        "tensor; this op has no gradient, nor a derivative in forward mode (take "
-                        "the primal of the tensor)"
-                    )
+                refuse_tangent(op._opname, argument, args[index])
         if is_grad_enabled():
             for index, argument in tensors:
                 if _requires_grad(args[index]):
@@ -253,13 +267,12 @@ def _differentiable(
     tensors = tuple(index for index, _ in _tensor_arguments(op)[0])
 
     def kernel(keyset: torch._C.DispatchKeySet, *args: Any) -> Any:
-        if forward_ad._current_level >= 0:
+        if differentiated_by_torch():
             return reference(*args)
         if is_grad_enabled():
             for index in tensors:
                 if _requires_grad(args[index]):
-                    way = reference if differentiated_by_torch() else function.apply
-                    return way(*args)
+                    return function.apply(*args)
         return redispatch(keyset & _BELOW_AUTOGRAD, *args)
 
     return kernel

@@ -122,10 +122,10 @@ def check_batch(
     flip: bool,
     cutout_length: int,
 ) -> None:
-    _linf.check_tensors(op, images=images, ids=ids)
+    _linf.check_constants(op, images=images, ids=ids)
     for name, tensor in (("draws", draws), ("cutout_fill", fill)):
         if tensor is not None:
-            _linf.check_tensors(op, **{name: tensor})
+            _linf.check_constants(op, **{name: tensor})
     if images.dtype != torch.uint8:
         raise TypeError(f"{op}: images: expected torch.uint8, got {images.dtype}")
     if images.dim() != 4 or 0 in images.shape[1:]:

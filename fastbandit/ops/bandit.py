@@ -34,7 +34,7 @@ import numbers
 import torch
 from torch import Tensor
 
-from fastbandit.ops._register import MISS, define, native_call
+from fastbandit.ops._register import MISS, define, forward_mode, native_call, refuse_tangent
 
 __all__ = [
     "bandit_bounds",
@@ -273,6 +273,10 @@ def _check_tensor(
 ) -> None:
     if not isinstance(value, Tensor):
         _fail(op, argument, "a tensor", type(value).__name__)
+    if value.layout != torch.strided:
+        _fail(op, argument, "a dense tensor", value.layout)
+    if forward_mode():
+        refuse_tangent(op, argument, value)
     if value.dtype not in dtypes:
         names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         _fail(op, argument, f"dtype {names}", str(value.dtype).removeprefix("torch."))

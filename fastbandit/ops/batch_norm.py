@@ -149,9 +149,11 @@ def batch_norm(
 
     Raises:
         TypeError: an argument is no tensor.
+        ValueError: one of ``running_mean`` and ``running_var`` is None alone.
         RuntimeError: shapes do not fit, devices differ, or a second derivative is asked for.
     """
     check_tensors("batch_norm", x=x)
+    check_running("batch_norm", running_mean, running_var)
     _convolution.check_optional(
         "batch_norm", x,
         weight=weight, bias=bias, running_mean=running_mean, running_var=running_var,
@@ -165,6 +167,13 @@ def batch_norm(
     if running_mean is not None and running_var is not None:
         update_running(running_mean, running_var, mean, inverse, y, momentum, eps)
     return y
+
+
+def check_running(op: str, running_mean: Tensor | None, running_var: Tensor | None) -> None:
+    if (running_mean is None) != (running_var is None):
+        raise ValueError(
+            f"{op}: running_mean, running_var: expected two tensors or two None, got one of each"
+        )
 
 
 def update_running(

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import register_flop_formula
 from fastbandit.ops import _convolution
 from fastbandit.ops._linf import check_tensors
 from fastbandit.ops._register import below_autograd, define, refuse_second_derivative
-from fastbandit.ops.batch_norm import batch_norm, update_running
+from fastbandit.ops.batch_norm import batch_norm, check_running, update_running
 from fastbandit.ops.depthwise_conv2d import depthwise_conv2d
 
 __all__ = ["conv_block"]
@@ -363,7 +363,8 @@ def conv_block(
     Raises:
         TypeError: an argument is not of the type above.
         ValueError: several maps before a depthwise convolution, a stride or padding without one,
-            or a ``weight`` without ``normalize``; a number is out of its range.
+            a ``weight`` without ``normalize``, one running statistic alone; a number is out of its
+            range.
         RuntimeError: shapes do not fit, devices differ, or a second derivative is asked for.
     """
     op = "conv_block"
@@ -376,6 +377,7 @@ def conv_block(
         check_tensors(op, x=part)
         _convolution.check_optional(op, xs[0], x=part)
     check_tensors(op, pointwise=pointwise)
+    check_running(op, running_mean, running_var)
     _convolution.check_optional(
         op, xs[0],
         pointwise=pointwise, depthwise=depthwise, weight=weight, bias=bias,

@@ -13,7 +13,12 @@ from torch.utils.flop_counter import register_flop_formula
 from fastbandit.ops import _convolution
 from fastbandit.ops._convolution import Pair
 from fastbandit.ops._linf import check_tensors
-from fastbandit.ops._register import below_autograd, define, refuse_second_derivative
+from fastbandit.ops._register import (
+    below_autograd,
+    define,
+    forward_mode,
+    refuse_second_derivative,
+)
 
 __all__ = ["depthwise_conv2d"]
 
@@ -247,7 +252,8 @@ def depthwise_conv2d(
     kernel = (shape[2], shape[3])
     _convolution.check_output(op, x, shape[0], kernel, stride, padding, dilation)
     # An exported program runs where this package is not. On CUDA the kernels are made for stride 1:
-    # elsewhere the library's are faster.
-    if torch.compiler.is_exporting() or (x.is_cuda and stride != (1, 1)):
+    # with another one the library's are faster.
+    library = x.is_cuda and stride != (1, 1)
+    if library or torch.compiler.is_exporting() or forward_mode():
         return _reference(x, weight, stride, padding, dilation, relu)
     return _forward(x, weight, stride, padding, dilation, relu)

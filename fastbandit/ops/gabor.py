@@ -22,7 +22,12 @@ from torch.utils.flop_counter import register_flop_formula
 from fastbandit.ops import _convolution
 from fastbandit.ops._convolution import Pair
 from fastbandit.ops._linf import FLOAT_TYPES, HALF_TYPES, check_tensors, compute_dtype
-from fastbandit.ops._register import below_autograd, define, refuse_second_derivative
+from fastbandit.ops._register import (
+    below_autograd,
+    define,
+    forward_mode,
+    refuse_second_derivative,
+)
 
 __all__ = ["gabor_conv2d", "gabor_filters"]
 
@@ -431,7 +436,8 @@ def gabor_filters(
     """
     _check_parameters("gabor_filters", (theta, sigma, gamma, wavelength, psi), kernel_size)
     parameters = (theta, sigma, gamma, wavelength, psi)
-    if torch.compiler.is_exporting():  # an exported program runs where this package is not
+    # An exported program runs where this package is not.
+    if torch.compiler.is_exporting() or forward_mode():
         return _filters_reference(*parameters, kernel_size)
     return _filters(*parameters, kernel_size)
 
@@ -493,4 +499,6 @@ def gabor_conv2d(
     kernel = (kernel_size, kernel_size)
     _convolution.check_output(op, x, theta.shape[0], kernel, stride, padding, dilation)
     arguments = (x, theta, sigma, gamma, wavelength, psi, kernel_size, stride, padding, dilation)
-    return _conv_reference(*arguments) if torch.compiler.is_exporting() else _conv(*arguments)
+    if torch.compiler.is_exporting() or forward_mode():
+        return _conv_reference(*arguments)
+    return _conv(*arguments)

@@ -120,7 +120,7 @@ def _check_step(
     lower: float | None,
     upper: float | None,
 ) -> None:
-    _linf.check_tensors(op, delta=delta, grad=grad, image=image)
+    _linf.check_constants(op, delta=delta, grad=grad, image=image)
     dtype = delta.dtype
     if dtype not in _linf.FLOAT_TYPES:
         raise TypeError(f"{op}: delta: expected float32, float64, bfloat16 or float16, got {dtype}")

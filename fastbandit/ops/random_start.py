@@ -94,7 +94,7 @@ def _check(
     upper: float | None,
 ) -> None:
     op = "random_start"
-    _linf.check_tensors(op, image=image)
+    _linf.check_constants(op, image=image)
     if image.dtype != torch.uint8 and image.dtype not in _linf.FLOAT_TYPES:
         raise TypeError(
             f"{op}: image: expected float32, float64, bfloat16, float16 or uint8, got {image.dtype}"
@@ -103,7 +103,7 @@ def _check(
         raise ValueError(f"{op}: image: expected shape (N, ...), got ()")
     _linf.check_draw(op, "image", image, seed, offset)
     if index is not None:
-        _linf.check_tensors(op, index=index)
+        _linf.check_constants(op, index=index)
         if index.dtype != torch.int64:
             raise TypeError(f"{op}: index: expected torch.int64, got {index.dtype}")
         if index.dim() != 1 or index.shape[0] != image.shape[0]:
