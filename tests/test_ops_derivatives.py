@@ -278,6 +278,18 @@ def test_derivatives_are_those_of_torchs_operations(way, name, layout):
     check_way(way, f, plain, *arguments(name, layout))
 
 
+@pytest.mark.parametrize("name", ["depthwise_conv2d", "gabor_filters"])
+@pytest.mark.parametrize("way", ["jvp", "dual_tensors"])
+def test_compiled_tangents_are_those_of_torchs_operations(way, name):
+    """A compiled graph enters forward mode without telling Python."""
+    f, plain, _ = CASES[name]
+    args, tangents = arguments(name, "channels_last")
+    torch.compiler.reset()
+    compiled = torch.compile(lambda *a: WAYS[way](f, a, tangents), backend="eager")
+    for one, other in zip(compiled(*args), WAYS[way](plain, args, tangents), strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-5, atol=2e-5)
+
+
 FUSED = {
     "max_pool2d": lambda x: OPERATORS["max_pool2d"](x, 1)[0],
     "batch_norm": lambda x, w, b: OPERATORS["batch_norm"](x, w, b, 1e-5)[0],
@@ -435,6 +447,20 @@ def test_public_functions_without_gradient_refuse_tangents():
             jvp(f, (x,), (x,))
 
 
+def test_a_compiled_op_without_gradient_refuses_tangents():
+    x = torch.rand(2, 3, 4, 4)
+
+    def f(t: Tensor) -> Tensor:
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(t, t)
+            y = dual + ops.random_start(dual, epsilon=0.1, seed=torch.tensor(1))
+            return forward_ad.unpack_dual(y).tangent
+
+    torch.compiler.reset()
+    with pytest.raises(RuntimeError, match="random_start: image: expected a tensor without tang"):
+        torch.compile(f, backend="eager")(x)
+
+
 def test_ops_without_gradient_run_beside_tangents():
     """In forward mode the op serves whoever does not differentiate it."""
     x, delta = torch.rand(2, 3, 4, 4), torch.rand(2, 3, 4, 4)
@@ -465,7 +491,7 @@ def test_tensors_of_several_devices_are_refused(calls, name):
 def test_the_same_without_native_kernels():
     if not _native.status()["cpu"]["loaded"]:
         pytest.skip("the native CPU library is not loaded")
-    chosen = "test_derivatives and (jvp or dual_tensors or grad or checkpoint) or refuse"
+    chosen = "derivatives and (jvp or dual_tensors) and channels_last or refuses_tangents"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", chosen],
         cwd=Path(__file__).parents[1],

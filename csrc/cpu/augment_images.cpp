@@ -15,11 +15,11 @@ Tensor augment_images(Tensor images, Tensor ids, std::optional<Tensor> draws,
                       torch::headeronly::MemoryFormat memory_format) {
   check_augment(kOp, images, ids, draws, fill, crop_padding, flip, cutout_length);
   check_out_dtype(kOp, out_dtype);
-  check_ids(kOp, ids, images.size(0));
   const int64_t sizes[4] = {ids.size(0), images.size(1), images.size(2), images.size(3)};
   int64_t strides[4];
   format_strides(sizes, is_channels_last(kOp, memory_format), strides);
   Tensor out = empty_strided(images, sizes, strides, 4, out_dtype);
+  check_ids(kOp, ids, images.size(0));  // after memory for as many images could be had
   if (sizes[0] == 0) return out;
 
   dispatch_floating(kOp, "out_dtype", out_dtype, [&](auto tag) {

@@ -39,7 +39,6 @@ std::tuple<Tensor, Tensor, Tensor> augment_start_normalize(
     std::optional<double> lower, std::optional<double> upper, Tensor mean, Tensor std,
     ScalarType out_dtype, torch::headeronly::MemoryFormat memory_format) {
   check_augment(kOp, images, ids, draws, fill, crop_padding, flip, cutout_length);
-  check_ids(kOp, ids, images.size(0));
   check_draw(kOp, "images", images, seed, offset, seed_tensor, offset_tensor);
   check_bounds(kOp, epsilon, lower, upper);
   check_statistics(kOp, "images", images, ScalarType::Float, mean, std);
@@ -51,6 +50,7 @@ std::tuple<Tensor, Tensor, Tensor> augment_start_normalize(
   Tensor image = empty_strided(images, sizes, strides, 4, ScalarType::Float);
   Tensor delta = empty_strided(images, sizes, strides, 4, ScalarType::Float);
   Tensor out = empty_strided(images, sizes, strides, 4, out_dtype);
+  check_ids(kOp, ids, images.size(0));  // after memory for as many images could be had
   if (sizes[0] == 0) return {std::move(image), std::move(delta), std::move(out)};
 
   const AugmentedBatch<float> batch(images, ids, draws, fill, crop_padding, flip, cutout_length,

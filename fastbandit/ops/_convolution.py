@@ -36,10 +36,11 @@ def pair(op: str, name: str, value: Pair, minimum: int) -> tuple[int, int]:
         height = width = value
     elif isinstance(value, Sequence) and len(value) == 2:
         height, width = value
-        if not (isinstance(height, int) and isinstance(width, int)):
-            raise TypeError(f"{op}: {name}: expected an int or two ints, got {value!r}")
     else:
         raise TypeError(f"{op}: {name}: expected an int or two ints, got {value!r}")
+    for side in (height, width):
+        if not isinstance(side, int) or isinstance(side, bool):
+            raise TypeError(f"{op}: {name}: expected an int or two ints, got {value!r}")
     if height < minimum or width < minimum:
         raise ValueError(f"{op}: {name}: expected at least {minimum}, got {value!r}")
     if height > MOST_SIDE or width > MOST_SIDE:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastbandit.ops import _convolution
-from fastbandit.ops._linf import check_tensors
+from fastbandit.ops._linf import check_number, check_tensors
 from fastbandit.ops._register import below_autograd, define, refuse_second_derivative
 
 __all__ = ["batch_norm"]
@@ -154,6 +154,8 @@ def batch_norm(
     """
     check_tensors("batch_norm", x=x)
     check_running("batch_norm", running_mean, running_var)
+    check_number("batch_norm", "momentum", momentum)
+    check_number("batch_norm", "eps", eps)
     _convolution.check_optional(
         "batch_norm", x,
         weight=weight, bias=bias, running_mean=running_mean, running_var=running_var,

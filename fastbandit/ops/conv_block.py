@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from fastbandit.ops import _convolution
-from fastbandit.ops._linf import check_tensors
+from fastbandit.ops._linf import check_number, check_tensors
 from fastbandit.ops._register import below_autograd, define, refuse_second_derivative
 from fastbandit.ops.batch_norm import batch_norm, check_running, update_running
 from fastbandit.ops.depthwise_conv2d import depthwise_conv2d
@@ -383,6 +383,8 @@ def conv_block(
         pointwise=pointwise, depthwise=depthwise, weight=weight, bias=bias,
         running_mean=running_mean, running_var=running_var,
     )  # fmt: skip
+    check_number(op, "momentum", momentum)
+    check_number(op, "eps", eps)
     for name, value in (("stride", stride), ("padding", padding), ("dilation", dilation)):
         if not isinstance(value, int):
             raise TypeError(f"{op}: {name}: expected an int, got {type(value).__name__}")
