@@ -88,7 +88,7 @@ def calls() -> Iterator[tuple[str, str, Call]]:
                 f"seed={value}",
                 lambda v=value: ops.random_start(image, epsilon=0.1, seed=v),
             )
-        if value != 0:
+        if value not in (0, 2**31):
             yield (
                 "random_start",
                 f"offset={value}",
@@ -174,7 +174,7 @@ def raw_calls() -> Iterator[tuple[str, str, Call]]:
 
     # Shapes that only tensors with strides of 0 have; elsewhere no memory is found for them.
     one = torch.zeros(1, 1, 1, 1)
-    many = torch.zeros(1).expand(2**59)
+    many, alive = torch.zeros(1).expand(2**59), torch.ones(1).bool().expand(2**59)
     wide = one.expand(1, 8, 2**31, 9)
     yield "depthwise_conv2d", "rows", lambda: ops.depthwise_conv2d(wide, torch.rand(8, 1, 3, 3))
     yield (
@@ -185,9 +185,7 @@ def raw_calls() -> Iterator[tuple[str, str, Call]]:
     yield (
         "bandit_sample",
         "arms",
-        lambda: ops.bandit_sample(
-            many, many, torch.ones(1).bool().expand(2**59), torch.tensor(0.5)
-        ),
+        lambda: ops.bandit_sample(many, many, alive, torch.tensor(0.5)),
     )
 
 
