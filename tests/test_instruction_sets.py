@@ -17,7 +17,7 @@ from fastbandit import _native
 CHOSEN = {
     "test_native_depthwise": "(unrolled or large or nan) and (contiguous or channels_last or nan)",
     "test_native_gabor": "(gradients or large) and (contiguous or channels_last)",
-    "test_ops_bandit": "values or hand or scalar or step or choices or count",
+    "test_ops_bandit": "values or hand or scalar or step or choices or count or nan",
     "test_ops_conv_block": "values or bits or number",
     "test_ops_max_pool2d": "bits or finite",
 }

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from fastbandit import ops
 from fastbandit.ops._register import OPERATORS
 
+bandit_module = importlib.import_module("fastbandit.ops.bandit")
 NAMES = sorted(name for name in OPERATORS if name.startswith("bandit_"))
 ARGUMENTS = {name: [a.name for a in OPERATORS[name]._schema.arguments] for name in NAMES}
 TENSORS = {name: [a for a in ARGUMENTS[name] if a not in ("rate", "bonus")] for name in NAMES}
@@ -570,3 +573,101 @@ def test_overlapping_memory_is_refused():
     count = torch.zeros(5, 3, dtype=torch.int64)
     with pytest.raises(RuntimeError, match="single memory location"):
         ops.bandit_update_(mean, count, torch.zeros(5, dtype=torch.int64), 0.5, rate=0.7)
+
+
+# --- NaN ------------------------------------------------------------------------------------------
+
+NAN, INF = math.nan, math.inf
+
+
+def poisoned(dtype=torch.float64, count_dtype=torch.float64):
+    """Rows with NaN and infinities in every place that may hold one, beside rows without."""
+    state = random_state("cpu", shape=(60, 5), dtype=dtype, seed=3)
+    state["count"] = state["count"].to(count_dtype)
+    state["alive"][:50] = True
+    state["alive"][::7, 2] = False
+    state["mean"][0:8, 0] = NAN
+    state["mean"][4:12, 3] = NAN
+    state["mean"][12] = NAN
+    state["mean"][13, 1:] = NAN
+    state["mean"][14:18, 1] = INF
+    state["mean"][18:22, 2] = -INF
+    state["mean"][22] = INF
+    state["mean"][23] = -INF
+    state["mean"][24, :3] = torch.tensor([NAN, INF, -INF])
+    state["reward"][25:30] = torch.tensor([NAN, INF, -INF, NAN, 0.5])
+    state["uniform"][30:36] = torch.tensor([NAN, 1.0, INF, -1.0, -INF, NAN])
+    if count_dtype != torch.int64:
+        state["count"][36:40, 1] = NAN
+        state["count"][40, :] = NAN
+    return state
+
+
+def everything(state, run):
+    """All that the ops make of a state; ``run(name, arguments)`` calls one."""
+    results = {}
+    for name in NAMES:
+        given = {key: tensor.clone() for key, tensor in state.items()}
+        arguments = [given.get(a, 0.7) for a in ARGUMENTS[name]]
+        results[name] = (run(name, arguments), given)  # None of an op that changes its arguments
+    return results
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("whole", [True, False], ids=["int64", "float"])
+def test_nan_does_the_same_in_kernel_and_reference(dtype, whole):
+    state = poisoned(dtype, torch.int64 if whole else dtype)
+
+    def reference(name, arguments):
+        return getattr(bandit_module, f"_{name.rstrip('_')}_reference")(*arguments)
+
+    got = everything(state, lambda name, arguments: OPERATORS[name](*arguments))
+    wanted = everything(state, reference)
+    tolerance = {"rtol": 1e-6 if dtype == torch.float32 else 1e-12, "atol": 1e-300}
+    for name in NAMES:
+        for one, other in zip(tree_leaves(got[name]), tree_leaves(wanted[name]), strict=True):
+            torch.testing.assert_close(one, other, equal_nan=True, msg=name, **tolerance)
+
+
+def test_nan_by_hand(device):
+    mean = torch.tensor([0.5, NAN, 0.6], dtype=torch.float64, device=device)
+    count = torch.tensor([1, 2, 4], device=device)
+    alive = torch.ones(3, dtype=torch.bool, device=device)
+    lower, upper = ops.bandit_bounds(mean, count)
+    assert lower.isnan().tolist() == upper.isnan().tolist() == [False, True, False]
+    law = ops.bandit_probabilities(mean, count, alive)
+    assert law[1] == 0
+    assert law.sum().item() == pytest.approx(1)
+    for uniform in (0.0, 0.5, 0.999, 1.0, NAN):
+        choice, _ = ops.bandit_sample(mean, count, alive, torch.tensor(uniform, device=device))
+        assert choice.item() != 1
+    ops.bandit_prune_(alive, mean, count)
+    assert alive.tolist() == [True, False, True]
+
+    # No arm has a bound: the last one alive is drawn, and the first one is abandoned.
+    mean.fill_(NAN)
+    alive.fill_(True)
+    half = torch.tensor(0.5, device=device)
+    choice, probability = ops.bandit_sample(mean, count, alive, half)
+    assert (choice.item(), probability.item()) == (2, 0.0)
+    ops.bandit_prune_(alive, mean, count)
+    assert alive.tolist() == [False, True, True]
+
+    # A count that is NaN is that of an untried arm.
+    mean, count, alive = table(device, count_dtype=torch.float64)
+    count[2] = NAN
+    assert ops.bandit_probabilities(mean, count, alive).tolist() == [0, 0, 1]
+    lower, upper = ops.bandit_bounds(mean, count)
+    assert lower.tolist() == [0.5, 0.3, -INF]
+    assert upper.tolist() == [0.5, 0.3, INF]
+
+
+@pytest.mark.parametrize("number", [NAN, INF, -1.0])
+def test_a_bonus_or_rate_that_is_no_number_is_refused(device, number):
+    mean, count, _ = table(device)
+    with pytest.raises(ValueError, match=r"bandit_bounds: bonus: expected a finite number >= 0"):
+        ops.bandit_bounds(mean, count, bonus=number)
+    choice = torch.tensor(0, device=device)
+    with pytest.raises(ValueError, match=r"bandit_update_: rate: expected a number in \[0, 1\]"):
+        ops.bandit_update_(mean, count, choice, 0.5, rate=number)
+    assert mean.tolist() == MEAN

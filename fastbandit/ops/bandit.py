@@ -273,8 +273,7 @@ def _check_tensor(
 ) -> None:
     if not isinstance(value, Tensor):
         _fail(op, argument, "a tensor", type(value).__name__)
-    if value.layout != torch.strided:
-        _fail(op, argument, "a dense tensor", value.layout)
+    _check_layout(op, argument, value)
     if forward_mode():
         refuse_tangent(op, argument, value)
     if value.dtype not in dtypes:
@@ -284,6 +283,11 @@ def _check_tensor(
         _fail(op, argument, f"shape {list(shape)}", list(value.shape))
     if value.device != device:
         _fail(op, argument, f"device {device}, that of mean", value.device)
+
+
+def _check_layout(op: str, argument: str, value: Tensor) -> None:
+    if value.layout != torch.strided:
+        _fail(op, argument, "a dense tensor", value.layout)
 
 
 def _check_number(op: str, argument: str, value: float) -> None:
@@ -330,6 +334,7 @@ def _check_update(
 
 
 def _broadcast(op: str, argument: str, value: Tensor, shape: torch.Size) -> Tensor:
+    _check_layout(op, argument, value)
     fits = value.dim() <= len(shape) and all(
         own in (1, size) for own, size in zip(reversed(value.shape), reversed(shape), strict=False)
     )

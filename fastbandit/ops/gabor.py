@@ -391,7 +391,7 @@ def _check_parameters(op: str, parameters: Parameters, kernel_size: int) -> None
             raise RuntimeError(
                 f"{op}: {name}: expected device {theta.device} as theta, got {parameter.device}"
             )
-    if not isinstance(kernel_size, int):
+    if not isinstance(kernel_size, int) or isinstance(kernel_size, bool):
         raise TypeError(f"{op}: kernel_size: expected an odd int, got {type(kernel_size).__name__}")
     if not 1 <= kernel_size <= _MOST_SIZE or kernel_size % 2 == 0:
         raise ValueError(
