@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t n = i / draw.quarters;
     const int64_t quarter = i - n * draw.quarters;
     const int64_t id = draw.index ? draw.index[n * draw.index_stride] : n;
-    const PhiloxWords words =
+    PhiloxWords words =
         philox_quarter(philox_stream(seed, offset, id), static_cast<uint32_t>(quarter));
     const int64_t first = quarter * 4;
     if (kContiguous) {
@@ -61,7 +61,9 @@ __global__ void __launch_bounds__(kThreads)
         const C pixel =
             bounded ? pixel_at<T>(image, image_dtype, n * image_step + at[kImage]) : C(0);
         delta[n * delta_step + at[kDelta]] = round_toward_zero<T>(project<kSomeBounds>(
-            uniform_symmetric<C>(words.word[j]) * bounds.epsilon, pixel, bounds));
+            uniform_symmetric<C>(words.word[0]) * bounds.epsilon, pixel, bounds));
+        // Moved down: words with an index that is not constant would leave their registers.
+        for (int k = 1; k < 4; ++k) words.word[k - 1] = words.word[k];
       }
     }
   }

@@ -158,3 +158,51 @@ def test_more_arms_than_shared_memory_is_an_error():
     call, _ = case.call(draw=True)
     with pytest.raises(AssertionError, match="more arms than fit"):
         run(call)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("whole", [True, False], ids=["int64", "float"])
+def test_nan_does_the_same_as_in_the_reference(whole, mode):
+    nan, inf = float("nan"), float("inf")
+
+    def poisoned() -> Case:
+        generator = torch.Generator().manual_seed(6)
+        case = Case((60, 5), torch.float64, whole, "contiguous", generator)
+        case.alive[:50] = True
+        case.alive[::7, 2] = False
+        case.mean[0:8, 0] = case.mean[4:12, 3] = case.mean[12] = case.mean[13, 1:] = nan
+        case.mean[14:18, 1] = case.mean[22] = inf
+        case.mean[18:22, 2] = case.mean[23] = -inf
+        case.reward[25:30] = torch.tensor([nan, inf, -inf, nan, 0.5])
+        case.uniform[30:36] = torch.tensor([nan, 1.0, inf, -1.0, -inf, nan])
+        if not whole:
+            case.count[36:40, 1] = case.count[40] = nan
+        return case
+
+    bounds, law, prune, step = (poisoned() for _ in range(4))
+    work = [
+        (bounds, bounds.call(bounds=True, name="bounds")),
+        (law, law.call(law=True, draw=True, name="sample")),
+        (prune, prune.call(prune="all", name="prune")),
+        (step, step.call(credit=True, prune="rows", draw=True, name="step")),
+    ]
+    states = [case.state() for case, _ in work]
+    expected = [
+        bandit._bandit_bounds_reference(*states[0][:2], 1.0),
+        (
+            bandit._bandit_probabilities_reference(*states[1], 1.0),
+            *bandit._bandit_sample_reference(*states[1], law.uniform, 1.0),
+        ),
+        bandit._bandit_prune_reference(states[2][2], *states[2][:2], 1.0) or (),
+        bandit._bandit_step_reference(
+            *states[3], step.choice, step.reward, step.prune, step.uniform, 0.7, 1.0
+        ),
+    ]
+    run_all([call for _, (call, _) in work], mode)
+    for (case, (call, results)), state, wanted in zip(work, states, expected, strict=True):
+        given = [result for result in results if result is not None]
+        got = (case.mean, case.count, case.alive, *given)
+        for one, other in zip(got, (*state, *wanted), strict=True):
+            torch.testing.assert_close(
+                one, other, rtol=1e-12, atol=1e-300, equal_nan=True, msg=call.name
+            )

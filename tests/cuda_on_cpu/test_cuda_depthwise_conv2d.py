@@ -150,6 +150,17 @@ def test_against_float64(layout, mode):
         assert_close(result, reference, TOLERANCE[result.dtype], call.name)
 
 
+def test_more_groups_than_an_int_counts():
+    """A map of one pixel has a group for each of the 512 x 512 phases of its dilation: 2^32 with
+    these images, which wraps to none."""
+    generator = torch.Generator().manual_seed(2)
+    made = make((1 << 14, 1, 1, 1, 3, 1, 512, 512), torch.float32, "contiguous", generator)
+    calls, results = calls_of(*made, False, "contiguous")
+    for call, result, reference in zip(calls, results, expected(*made, False), strict=True):
+        run(call)
+        assert_close(result, reference, TOLERANCE[torch.float32], call.name)
+
+
 def test_same_bits_at_every_run_and_thread_order(monkeypatch):
     generator = torch.Generator().manual_seed(1)
     made = make((5, 4, 9, 8, 5, 1, 4, 2), torch.float32, "contiguous", generator)
