@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastbandit import ops
@@ -350,3 +351,28 @@ def test_a_backward_computes_only_what_it_is_asked_for(device):
     assert both & ops_run(lambda loss: loss.backward()) == both
     assert x.grad is not None
     assert weight.grad is not None
+
+
+@pytest.mark.parametrize("stride", [1, 2, (1, 2)])
+def test_a_stride_on_cuda_is_the_librarys(monkeypatch, stride):
+    """Decided by the op, for all its callers; here a tensor only says that it lies there."""
+    called = []
+
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            called.append(func._opname)
+            return func(*args, **(kwargs or {}))
+
+    x = torch.randn(2, 8, 9, 9).to(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.randn(8, 1, 3, 3, requires_grad=True)
+    wanted = F.conv2d(x.relu(), weight, None, stride, 1, 1, 8)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda self: True))
+    with Names():
+        y = ops.depthwise_conv2d(x, weight, stride=stride, padding=1, relu=True)
+        torch.autograd.grad(y.sum(), (x, weight))
+    ours = stride == 1
+    assert ("depthwise_conv2d" in called) == ours
+    assert ("depthwise_conv2d_backward_weight" in called) == ours
+    assert ("convolution" in called) == ("convolution_backward" in called) == (not ours)
+    torch.testing.assert_close(y, wanted, rtol=1e-5, atol=1e-5)
+    assert y.is_contiguous(memory_format=torch.channels_last)
