@@ -8,6 +8,7 @@ import os
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -17,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from fastbandit._files import FileError, read_text
 from fastbandit._output import flushed, lasting_streams
 from fastbandit._yaml import LARGEST_YAML, parse_yaml
+from fastbandit.threat import format_fraction, plain_number
 
 if typing.TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -26,6 +28,7 @@ __all__ = [
     "ConfigError",
     "base_config",
     "guard",
+    "keep_plain_numbers",
     "merge",
     "read_config_file",
     "resumed_config",
@@ -91,6 +94,22 @@ def read_config_file(path: str) -> dict[str, Any]:
 def to_plain(config: Any) -> dict[str, Any]:
     """A configuration dataclass as nested dictionaries of plain values."""
     return dataclasses.asdict(config)
+
+
+def keep_plain_numbers(config: Any) -> None:
+    """Scalars of numpy, tensors and Fractions among the settings as what a file can hold.
+
+    For the ``__post_init__`` of a configuration; those within it are included.
+    """
+    for setting in dataclasses.fields(config):
+        value = getattr(config, setting.name)
+        if dataclasses.is_dataclass(value):
+            keep_plain_numbers(value)
+            continue
+        number = None if type(value) in (int, float) else plain_number(value)
+        if number is not None:
+            plain = format_fraction(number) if isinstance(number, Fraction) else number
+            object.__setattr__(config, setting.name, plain)  # the class is frozen
 
 
 def merge(config: T, changes: Mapping[str, Any], where: str, prefix: str = "") -> T:

@@ -59,7 +59,7 @@ from fastbandit.distributed import Group, first_to_speak, launched
 from fastbandit.models import Model, find_model, load_model
 from fastbandit.nn.frozen import FrozenBatchNorm, freeze
 from fastbandit.run import RunError, RunFolder, derive_seed
-from fastbandit.threat import ThreatModel, format_fraction, parse_fraction, plain_number
+from fastbandit.threat import ThreatModel, format_fraction, parse_fraction
 from fastbandit.training import is_out_of_memory, synchronise
 
 __all__ = ["PRESETS", "EvaluateConfig", "dry_run", "evaluate_model", "main"]
@@ -184,8 +184,7 @@ class EvaluateConfig:
     checks: ChecksConfig = field(default_factory=ChecksConfig)
 
     def __post_init__(self) -> None:
-        for part in (self, self.pgd, self.mifgsm, self.apgd, self.square, self.checks):
-            _keep_plain_numbers(part)
+        _cli.keep_plain_numbers(self)
         whole = (
             ("limit", self.limit, 1),
             ("threads", self.threads, 0),
@@ -272,16 +271,6 @@ class EvaluateConfig:
         return dataclasses.replace(
             self, device=device, epsilon=epsilon, deterministic=deterministic
         )
-
-
-def _keep_plain_numbers(config: Any) -> None:
-    """Scalars of numpy, tensors and Fractions among the settings as what a file can hold."""
-    for setting in dataclasses.fields(config):
-        value = getattr(config, setting.name)
-        number = None if type(value) in (int, float) else plain_number(value)
-        if number is not None:
-            plain = format_fraction(number) if isinstance(number, Fraction) else number
-            object.__setattr__(config, setting.name, plain)  # the class is frozen
 
 
 # Radii and steps are the ones that the field reports on these data.

@@ -204,6 +204,8 @@ class RetrainConfig:
     guard: GuardConfig = field(default_factory=GuardConfig)
 
     def __post_init__(self) -> None:
+        _cli.keep_plain_numbers(self)
+
         def positive(value: float) -> bool:
             return math.isfinite(value) and value > 0
 

@@ -213,6 +213,7 @@ class SearchConfig:
     guard: GuardConfig = field(default_factory=lambda: GuardConfig(every=5))
 
     def __post_init__(self) -> None:
+        _cli.keep_plain_numbers(self)
         space.get(self.space)
         if self.bandit.policy not in POLICIES:
             raise ConfigError(

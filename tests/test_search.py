@@ -6,13 +6,15 @@ import random
 import subprocess
 import sys
 import time
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from _processes import Process, run
 
-from fastbandit import data
+from fastbandit import data, retrain
 from fastbandit import search as module
 from fastbandit._cli import ConfigError, merge
 from fastbandit._files import FileError, check_seal
@@ -793,6 +795,24 @@ def test_bad_input_is_one_line(arguments, message, capsys, tmp_path, monkeypatch
     assert captured.err.startswith("search: error: ")
     assert captured.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_of_other_libraries_are_settings(tmp_path):
+    """numpy's scalars, tensors without dimensions and Fractions, in a search and a retraining."""
+    config = SearchConfig(
+        batch_size=np.int64(32),
+        learning_rate=np.float32(0.1),
+        attack=module.AttackConfig(epsilon=Fraction(8, 255), steps=torch.tensor(1)),
+        final=module.FinalConfig(step_size=np.float64(0.01)),
+    )
+    plain = module._cli.to_plain(config)
+    assert (plain["batch_size"], plain["learning_rate"]) == (32, 0.1)
+    assert plain["attack"]["epsilon"] == "8/255"
+    assert type(plain["attack"]["steps"]) is int
+    assert yaml.safe_load(yaml.safe_dump(plain)) == plain
+    attack = retrain.AttackConfig(epsilon=np.float64(0.1))
+    again = module._cli.to_plain(retrain.RetrainConfig(epochs=np.int32(2), attack=attack))
+    assert yaml.safe_load(yaml.safe_dump(again)) == again
 
 
 def test_unknown_flag(capsys):
