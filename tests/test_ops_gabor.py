@@ -383,8 +383,8 @@ PARAMETER_ERRORS = [
         RuntimeError,
         "wavelength: expected device cpu as theta, got meta",
     ),
-    ({"kernel_size": 4}, ValueError, "kernel_size: expected an odd int >= 1, got 4"),
-    ({"kernel_size": -1}, ValueError, "kernel_size: expected an odd int >= 1, got -1"),
+    ({"kernel_size": 4}, ValueError, "kernel_size: expected an odd int from 1 to 32767, got 4"),
+    ({"kernel_size": -1}, ValueError, "kernel_size: expected an odd int from 1 to 32767, got -1"),
     ({"kernel_size": 3.0}, TypeError, "kernel_size: expected an odd int, got float"),
 ]
 

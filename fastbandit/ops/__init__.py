@@ -3,6 +3,11 @@
 Each op is declared once with ``torch.library`` and a plain-PyTorch reference; native kernels are
 used where they are built (see :func:`fastbandit._native.status`). Importing this loads torch and
 no other third-party package.
+
+Kernels have one derivative: that of ``backward``. In forward mode (``torch.func.jvp``, dual
+tensors) and under the other transforms of ``torch.func`` a differentiable op is computed by torch's
+own operations, which have them all; ops that say nothing of a gradient refuse tangents as they
+refuse tensors that require grad. All tensors of a call lie on one device.
 """
 
 from fastbandit import _native
