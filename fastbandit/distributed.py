@@ -161,9 +161,9 @@ class Group:
         self.sum_(torch.zeros(1, device=self.device))
 
     def broadcast(
-        self, state: dict[str, Any] | None, tensors: dict[str, Tensor] | None
-    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Plain values and CPU tensors of rank 0, on every rank (the others pass None).
+        self, state: Any, tensors: dict[str, Tensor] | None
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """A plain value and CPU tensors of rank 0, on every rank; what the others pass is left.
 
         They travel as JSON and safetensors; nothing is unpickled.
         """
@@ -180,7 +180,7 @@ class Group:
         data = data.to(self.device)
         self._guarded(lambda: dist.broadcast(data, 0))
         if self.rank == 0:
-            return state or {}, tensors or {}
+            return state, tensors or {}
         raw = data.cpu().numpy().tobytes()
         first = int(lengths[0])
         return json.loads(raw[:first]), load(raw[first:-1])

@@ -164,9 +164,10 @@ def test_networks_of_several_processes(checked):
     assert first["cost"]["epochs_tuning"] == 1
     for row in rows:
         assert row["n"] == 33
-        # 43 of 48 images train the weights.
-        assert row["images_trained"] == 43
-        stored = json.loads((checked / "networks" / row["folder"] / "summary.json").read_text())
+        folder = checked / "networks" / row["folder"]
+        split = json.loads((folder / "split.json").read_text())
+        assert row["images_trained"] == len(split["weights"]) > 24
+        stored = json.loads((folder / "summary.json").read_text())
         assert stored["test"]["robust_accuracy"] == row["robust_accuracy"]
         assert stored["cost"]["processes"] == 2
 

@@ -462,7 +462,14 @@ def test_many_successes_that_the_network_denies_are_suspicious(tmp_path, monkeyp
 )
 def test_unconfirmed_by_hand(denied, total, verdict):
     found = module._evaluation.verdicts(
-        {}, 0, norm="linf", steps=10, queries=1, transfer=None, unconfirmed=(denied, total)
+        {},
+        0,
+        norm="linf",
+        steps=10,
+        queries=1,
+        transfer=None,
+        unconfirmed=(denied, total),
+        fixed=(0, 32),
     )
     assert found["verdict"] == verdict
     assert f"{denied} of {total} images" in found["checks"][-1]["detail"]

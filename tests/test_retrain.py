@@ -399,7 +399,7 @@ def test_a_run_keeps_the_batch_norms_it_began_with(tmp_path, monkeypatch):
     genotype.write_text(json.dumps(plain))
     interrupted(tiny(genotype=str(genotype), epochs=1), out, 0, monkeypatch)
     Genotype.published(NAME).save(genotype)
-    with pytest.raises(RunError, match=r"bn_eps: expected 1e-05, with which .* --resume .*run"):
+    with pytest.raises(RunError, match=r"begun with .*bn_eps=1e-05.*got .*0\.001.*--resume"):
         retrain(tiny(genotype=str(genotype), epochs=1), out)
     assert main(["--resume", str(out)]) == 0
     model = load_model(out)

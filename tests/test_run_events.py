@@ -286,7 +286,10 @@ def begin_retrain(force: bool = False, **changes: Any) -> Callable[[Path], None]
     return until_it_begins(lambda path: retrain(config, path, force=force))
 
 
-SEARCH = {"space": "general7-light", "bandit": {"rounds": 1}}
+SEARCH = {
+    "space": "general7-light", "bandit": {"rounds": 1},
+    "final": {"tune_epochs": 0, "network_epochs": 0},
+}  # fmt: skip
 RETRAIN = {"genotype": "ABANDIT_MNIST_NORMAL_1", "layers": 2, "epochs": 1}
 
 
