@@ -49,7 +49,6 @@ from fastbandit._running import (
 from fastbandit.attacks._model import (
     Attacked,
     Oracle,
-    attack_mode,
     kind,
     misclassified,
     with_autograd,
@@ -463,6 +462,18 @@ def _place(network: nn.Module, config: EvaluateConfig, device: torch.device) -> 
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network.eval()
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Every module of ``model`` in evaluation mode within the context, and back."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _fast_copy(network: nn.Module) -> nn.Module | None:
@@ -1192,7 +1203,7 @@ def evaluate_model(
         stack.enter_context(torch.autocast(device.type, enabled=False))
         if isinstance(model, nn.Module):
             # What is attached to a module may call the caller's own modules from within the copy.
-            stack.enter_context(attack_mode(model, "eval"))
+            stack.enter_context(_evaluating(model))
         subject.network = _place(subject.network, config, device)
         subject.fast = _fast_copy(subject.network)
         source = load(config.data) if source is None else source
@@ -1323,7 +1334,7 @@ def dry_run(model: nn.Module | str | Path, config: EvaluateConfig) -> dict[str, 
     with (
         torch_settings(config.threads, bool(config.deterministic)),
         _memory_enough_for(config),
-        attack_mode(subject.network, "eval"),  # a caller's own module comes back in its mode
+        _evaluating(subject.network),  # a caller's own module comes back in its mode
     ):
         subject.network = _place(subject.network, config, device)
         subject.fast = _fast_copy(subject.network)
