@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import fastbandit.retrain as retraining
 import fastbandit.search as module
-from fastbandit import _final
+from fastbandit import _final, space
 from fastbandit._cli import ConfigError, merge
 from fastbandit._progress import Progress
 from fastbandit.bandit import replay
@@ -42,18 +42,22 @@ def tiny(**changes) -> SearchConfig:
     return merge(merge(SearchConfig(), SETTINGS, "tiny"), changes, "test")
 
 
+def small(name, **shape):
+    """Three operations on six edges: 3 + 1 * (3 + 2) = 8 epochs of a search."""
+    if name != "general7-light":
+        return space.SearchSpace(name, space.SPACES[name], **shape)
+    return space.SearchSpace(name, space.SPACES[name][2:5], nodes=2, cell_types=2)
+
+
 @pytest.fixture(autouse=True)
 def small_space(monkeypatch):
-    """Three operations: 3 + 1 * (3 + 2) = 8 epochs of a search."""
-    spaces = module.space.SPACES
-    monkeypatch.setitem(spaces, "general7-light", spaces["general7-light"][2:5])
+    monkeypatch.setattr(space, "get", small)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    spaces = module.space.SPACES
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(spaces, "general7-light", spaces["general7-light"][2:5])
+        patch.setattr(space, "get", small)
         return search(tiny(), tmp_path_factory.mktemp("networks") / "run")
 
 
@@ -62,7 +66,7 @@ def lines(path):
 
 
 def parameters(genotype):
-    network = Network(genotype, in_channels=1, classes=10, channels=2, cells=6)
+    network = Network(genotype, in_channels=1, classes=10, channels=2, cells=len(genotype.cells))
     return sum(p.numel() for p in network.parameters())
 
 
@@ -176,7 +180,7 @@ def test_a_random_network_is_drawn_uniformly():
     config = tiny(space="robust9-light")
     drawn = [_final.random_genotype(config, "test", i) for i in range(20)]
     text = "".join(json.dumps(one.to_dict()) for one in drawn)
-    names = module.space.get("robust9-light").operations
+    names = space.get("robust9-light").operations
     # 1200 edges, 133 for each operation; the standard deviation is 11.
     assert all(85 < text.count(f'"{name}"') < 185 for name in names)
     assert drawn[3] == _final.random_genotype(config, "test", 3)
@@ -349,6 +353,12 @@ def test_the_default_is_the_preset_of_minutes():
     assert parse([]).config.bandit.rounds == 1
     assert parse(["--preset", "digits-full"]).config.bandit.rounds == 3
     assert parse(["--bandit.rounds", "2"]).config.bandit.rounds == 2
+
+
+def test_own_images_are_all_used():
+    assert parse(["--seed", "1"]).config.train_limit == 2000
+    assert parse(["--data", "/my/images"]).config.train_limit is None
+    assert parse(["--data=/my/images"]).config.bandit.rounds == 3
 
 
 def test_a_file_is_not_mixed_with_the_default_preset(tmp_path):

@@ -632,7 +632,7 @@ def test_every_repeat_trains_from_a_seed_of_its_own(monkeypatch, tmp_path):
     assert printed["robust_accuracy"]["values"] == pytest.approx([0.15, 0.35])
 
 
-def test_what_was_made_of_other_data_is_not_taken(monkeypatch, tmp_path):
+def test_what_was_made_of_other_data_is_not_taken(few_operations, monkeypatch, tmp_path):
     """The name is the same: images were added to the folder, say."""
     calls = []
 

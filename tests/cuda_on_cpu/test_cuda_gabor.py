@@ -13,7 +13,12 @@ from torch import Tensor
 
 gabor = importlib.import_module("fastbandit.ops.gabor")
 
-MODES = ["plain", "sanitized"]
+# The sanitizers' build computes the same: the plain one, which is optimised otherwise, is looked at
+# in one layout.
+CASES = [
+    *((layout, "sanitized") for layout in ("contiguous", "channels_last", "strided", "unaligned")),
+    ("unaligned", "plain"),
+]
 # N, C, H, W, C_out, k, stride, padding, dilation
 CASES = [
     (2, 16, 8, 8, 16, 3, 1, 1, 1),
@@ -84,8 +89,7 @@ def test_filters_and_their_gradients():
                 assert_close(result, reference, 4 * TOLERANCE[dtype], f"gradient {dtype} {k}")
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided", "unaligned"])
+@pytest.mark.parametrize(("layout", "mode"), CASES)
 def test_convolution_and_gradients(layout, mode):
     generator = torch.Generator().manual_seed(1)
     calls: list[Call] = []
