@@ -113,14 +113,14 @@ __global__ void __launch_bounds__(kThreads) pgd_step_normalize_strided_kernel(
   for (int64_t i = thread_in_grid(); i < layout.numel; i += threads_of_grid()) {
     int64_t at[kTensors];
     layout_offsets(layout, i, at);
-    const C pixel = pixel_at<T>(image, image_dtype, at[kImage]);
-    const T d = round_toward_zero<T>(pgd_update<kSomeBounds, C>(
-        to_compute(delta[at[kDelta]]), to_compute(grad[at[kGrad]]), pixel, step, bounds));
-    delta[at[kDelta]] = d;
     const C mean = statistic<T>(statistics.mean, statistics.mean_dtype,
                                 at[kChannel] * statistics.mean_stride);
     const C std =
         statistic<T>(statistics.std, statistics.std_dtype, at[kChannel] * statistics.std_stride);
+    const C pixel = pixel_at<T>(image, image_dtype, at[kImage]);
+    const T d = round_toward_zero<T>(pgd_update<kSomeBounds, C>(
+        to_compute(delta[at[kDelta]]), to_compute(grad[at[kGrad]]), pixel, step, bounds));
+    delta[at[kDelta]] = d;
     store_result<C>(out, out_dtype, at[kOut], (pixel + to_compute(d) - mean) / std);
   }
 }
