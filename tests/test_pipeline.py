@@ -14,7 +14,7 @@ ONE_THREAD = ["--threads", "1"]
 def test_search_retrain_evaluate_report(tmp_path, capsys):
     found, trained, page = tmp_path / "search", tmp_path / "network", tmp_path / "page.html"
     small = ["--train-limit", "128", "--test-limit", "64", "--space", "general7-light"]
-    small += ["--final.network-epochs", "1", "--no-final.reference"]
+    small += ["--final.network-epochs", "1", "--final.no-reference"]
     arguments = ["--preset", "smoke", *small, "--init-channels", "2", *ONE_THREAD]
     assert search.main([*arguments, "--out", str(found)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"run folder: {found}"

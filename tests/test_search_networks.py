@@ -191,7 +191,7 @@ def test_settings_of_the_training_from_scratch():
         return _final.retrain_config(tiny(**changes), "found")
 
     config = made()
-    assert (config.epochs, config.init_channels, config.layers) == (2, 2, 6)
+    assert (config.epochs, config.init_channels, config.layers) == (2, 2, 2)
     assert (config.method, config.attack.epsilon, config.final.steps) == ("fgsm", "0.2", 2)
     assert (config.train_limit, config.test_limit, config.batch_size) == (48, 32, 24)
     assert made(attack={"steps": 3}).method == "pgd"

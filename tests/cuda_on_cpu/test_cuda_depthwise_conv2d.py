@@ -12,7 +12,7 @@ from torch import Tensor
 
 # The sanitizers' build computes the same: the plain one, which is optimised otherwise, is looked at
 # in one layout.
-CASES = [
+LAYOUTS = [
     *((layout, "sanitized") for layout in ("contiguous", "channels_last", "strided", "unaligned")),
     ("unaligned", "plain"),
 ]
@@ -138,7 +138,7 @@ def assert_close(result: Tensor, reference: Tensor, tolerance: float, name: str)
     assert error <= tolerance * scale + 1e-7, f"{name}: {error} of {scale}"
 
 
-@pytest.mark.parametrize(("layout", "mode"), CASES)
+@pytest.mark.parametrize(("layout", "mode"), LAYOUTS)
 def test_against_float64(layout, mode):
     generator = torch.Generator().manual_seed(0)
     calls, checks = [], []

@@ -15,7 +15,7 @@ gabor = importlib.import_module("fastbandit.ops.gabor")
 
 # The sanitizers' build computes the same: the plain one, which is optimised otherwise, is looked at
 # in one layout.
-CASES = [
+LAYOUTS = [
     *((layout, "sanitized") for layout in ("contiguous", "channels_last", "strided", "unaligned")),
     ("unaligned", "plain"),
 ]
@@ -89,7 +89,7 @@ def test_filters_and_their_gradients():
                 assert_close(result, reference, 4 * TOLERANCE[dtype], f"gradient {dtype} {k}")
 
 
-@pytest.mark.parametrize(("layout", "mode"), CASES)
+@pytest.mark.parametrize(("layout", "mode"), LAYOUTS)
 def test_convolution_and_gradients(layout, mode):
     generator = torch.Generator().manual_seed(1)
     calls: list[Call] = []
