@@ -250,6 +250,16 @@ def test_the_largest_stride_and_padding(dtype, layout):
     check_middle(y, wanted, (x, parameters))
 
 
+@pytest.mark.parametrize("size", [2**20, LARGEST])
+def test_the_largest_stride_and_padding_of_a_dense_convolution(size):
+    """torch's own gradients crash from 2^20 on."""
+    x = maps(torch.contiguous_format).requires_grad_()
+    weight = torch.rand(5, 8, 3, 3).requires_grad_()
+    y = ops.dilated_conv2d(x, weight, stride=size, padding=size, dilation=1)
+    wanted = torch.einsum("nchw,ochw->no", x[:, :, :3, :3], weight)
+    check_middle(y, wanted, (x, weight))
+
+
 @pytest.mark.parametrize("normalize", [False, True])
 def test_the_largest_stride_and_padding_of_a_block(normalize):
     x = maps(torch.channels_last).requires_grad_()

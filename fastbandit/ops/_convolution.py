@@ -164,3 +164,37 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     if not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device)
+
+
+# No map is so large. Beyond it oneDNN's gradients end in a crash: F.conv2d itself does, from a
+# padding and stride of 2^20 on.
+_ONEDNN = 4096
+
+
+def beyond_onednn(x: Tensor, *numbers: Sequence[int]) -> bool:
+    """Whether torch's gradient of a convolution has to be computed without oneDNN."""
+    return x.device.type == "cpu" and max(map(max, numbers)) > _ONEDNN
+
+
+def convolution_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    mask: tuple[bool, bool],
+) -> tuple[Tensor, Tensor]:
+    """torch's gradients of a convolution by x and by weight; what ``mask`` leaves out is None."""
+
+    def run() -> tuple[Tensor, Tensor]:
+        grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+            grad, x, weight, None, stride, padding, dilation, False, [0, 0], groups, [*mask, False]
+        )
+        return grad_x, grad_weight
+
+    if beyond_onednn(x, stride, padding, dilation):
+        with torch.backends.mkldnn.flags(enabled=False):
+            return run()
+    return run()

@@ -76,16 +76,15 @@ def _backward_reference(
         by_weight = [grad.sum((0, 2, 3))]
     x = torch.cat(xs, 1)
     activated = x.relu()
-    backward = torch.ops.aten.convolution_backward
-    grad, grad_pointwise, _ = backward(
-        grad, activated if d is None else d, pointwise, None,
-        [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True, True, False],
-    )  # fmt: skip
+    backward = _convolution.convolution_backward
+    grad, grad_pointwise = backward(
+        grad, activated if d is None else d, pointwise, [1, 1], [0, 0], [1, 1], 1, (True, True)
+    )
     by_pointwise = [grad_pointwise.contiguous()]
     if depthwise is not None:
-        grad, grad_depthwise, _ = backward(
-            grad, activated, depthwise, None, [stride] * 2, [padding] * 2, [dilation] * 2,
-            False, [0, 0], x.shape[1], [True, True, False],
+        grad, grad_depthwise = backward(
+            grad, activated, depthwise, [stride] * 2, [padding] * 2, [dilation] * 2,
+            x.shape[1], (True, True),
         )  # fmt: skip
         by_pointwise.append(grad_depthwise.contiguous())
     results = []

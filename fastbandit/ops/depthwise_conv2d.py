@@ -78,10 +78,9 @@ def _convolution_backward(
     dilation: Sequence[int],
     mask: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor]:
-    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
-        grad, x, weight, None, stride, padding, dilation, False, [0, 0], x.shape[1], [*mask, False]
+    return _convolution.convolution_backward(
+        grad, x, weight, stride, padding, dilation, x.shape[1], mask
     )
-    return grad_x, grad_weight
 
 
 # --- Fake kernels ---------------------------------------------------------------------------------

@@ -89,7 +89,10 @@ def dilated_conv2d(
     if _splits(x, weight, stride, padding, dilation):
         result: Tensor = _SplitWeightGradient.apply(activated, weight, padding)
         return result
-    y = F.conv2d(activated, weight, None, stride, padding, dilation)
+    if _convolution.beyond_onednn(x, stride, padding, dilation) and not differentiated_by_torch():
+        y = _OwnGradient.apply(activated, weight, stride, padding, dilation)
+    else:
+        y = F.conv2d(activated, weight, None, stride, padding, dilation)
     if x.is_cuda and x.dtype == torch.float64:  # cuDNN has no channels-last convolution of these
         y = y.contiguous(memory_format=_convolution.memory_format(x))
     return y
@@ -120,6 +123,32 @@ def _splits(
             for axis in (0, 1)
         )
     )
+
+
+class _OwnGradient(torch.autograd.Function):
+    """F.conv2d whose gradients are computed without oneDNN."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.settings = (stride, padding, dilation)
+        return F.conv2d(x, weight, None, stride, padding, dilation)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        stride, padding, dilation = ctx.settings
+        grad_x, grad_weight = _convolution.convolution_backward(
+            grad, x, weight, stride, padding, dilation, 1, (True, True)
+        )
+        return grad_x, grad_weight, None, None, None
 
 
 class _SplitWeightGradient(torch.autograd.Function):

@@ -169,10 +169,7 @@ def _convolution_backward(
     dilation: Sequence[int],
     mask: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor]:
-    grad_total, grad_bank, _ = torch.ops.aten.convolution_backward(
-        grad, total, bank, None, stride, padding, dilation, False, [0, 0], 1, [*mask, False]
-    )
-    return grad_total, grad_bank
+    return _convolution.convolution_backward(grad, total, bank, stride, padding, dilation, 1, mask)
 
 
 # --- Fake kernels ---------------------------------------------------------------------------------
