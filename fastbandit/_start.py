@@ -27,11 +27,6 @@ _VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY
 
 # A thread that waits sleeps at once.
 _PASSIVE = {"OMP_WAIT_POLICY": "passive"}
-# A thread that waits spins for about as long as falling asleep and waking up take, then sleeps: so
-# it never loses more than twice what the better of the two would. libgomp takes 100,000 spins for a
-# millisecond, and spins three of them by default; KMP_BLOCKTIME is in milliseconds, 200 by default.
-_SHORT = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}
-
 # Others are in the way when they take more than this share of the CPUs that our threads run on.
 _SHARE = 0.25
 
@@ -43,7 +38,7 @@ class Waiting:
     """How OpenMP's threads wait for each other in this process, and why."""
 
     policy: str
-    """``passive``, ``short spin``, ``as set`` by the environment or ``default`` of the runtime"""
+    """``passive``, ``as set`` by the environment or ``default``: as the runtime does"""
     reason: str
 
     @property
@@ -74,8 +69,10 @@ def begin() -> None:
         _waiting = Waiting("default", "torch was loaded before the command began")
     if _waiting is None:
         crowded = _crowded()
-        os.environ.update(_PASSIVE if crowded else _SHORT)
-        _waiting = Waiting("passive", crowded) if crowded else Waiting("short spin", _IDLE)
+        if crowded:
+            os.environ.update(_PASSIVE)
+        # Else the runtime's own spin: a shorter one is slower here and no better once others come.
+        _waiting = Waiting("passive", crowded) if crowded else Waiting("default", _IDLE)
 
 
 _IDLE = "no other program is in the way"
