@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from fastbandit import _cli, retrain, space
-from fastbandit._files import FileError, plain_file
+from fastbandit._files import FileError
 from fastbandit._progress import Progress
 from fastbandit.data import DataSource
 from fastbandit.distributed import Group
@@ -49,8 +49,7 @@ FOLDER = "networks"
 #: Random networks of the found one's size are ``random-1``, ``random-2``, ...
 FOUND, REFERENCE = "found", "reference"
 
-# Of so many random networks the one nearest in size is taken. Sizes of a space of 60 edges have a
-# standard deviation of about 15 %, so the nearest differs by less than 1 %.
+# Of so many random networks the one nearest in size is taken.
 _DRAWS = 256
 
 
@@ -229,7 +228,6 @@ class Networks:
         config, path = retrain_config(self.config, name), self.path / FOLDER / name
         summary = None
         if self.group is None or self.group.rank == 0:
-            plain_file(path.parent, folder=True)  # through a link it would lie elsewhere
             summary = _finished(path, config, genotype)
         if self.group is not None:
             summary, _ = self.group.broadcast(summary, {})

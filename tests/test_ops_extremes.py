@@ -258,6 +258,10 @@ def test_the_largest_stride_and_padding_of_a_dense_convolution(size):
     y = ops.dilated_conv2d(x, weight, stride=size, padding=size, dilation=1)
     wanted = torch.einsum("nchw,ochw->no", x[:, :, :3, :3], weight)
     check_middle(y, wanted, (x, weight))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = ops.dilated_conv2d(x, weight, stride=size, padding=size, dilation=1)
+    assert half.dtype == torch.bfloat16
+    check_middle(half, wanted.bfloat16(), (x, weight))
 
 
 @pytest.mark.parametrize("normalize", [False, True])

@@ -49,7 +49,8 @@ __device__ __forceinline__ int64_t arm_to_drop(const Row& row, int64_t arms, dou
   return left > 1 ? dropped : -1;
 }
 
-// Eq. 4.10 without the normalisation; a bound that is NaN has the weight 0. The count of arm k is overwritten by its weight.
+// Eq. 4.10 without the normalisation; a bound that is NaN has the weight 0. The count of arm k is
+// overwritten by its weight.
 __device__ __forceinline__ double find_weights(const Row& row, int64_t arms, double scale) {
   bool untried = false;
   double smallest = kInfinity;

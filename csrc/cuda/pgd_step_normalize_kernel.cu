@@ -113,6 +113,7 @@ __global__ void __launch_bounds__(kThreads) pgd_step_normalize_strided_kernel(
   for (int64_t i = thread_in_grid(); i < layout.numel; i += threads_of_grid()) {
     int64_t at[kTensors];
     layout_offsets(layout, i, at);
+    // Before the step: behind it ptxas spills them around the double division on sm_100.
     const C mean = statistic<T>(statistics.mean, statistics.mean_dtype,
                                 at[kChannel] * statistics.mean_stride);
     const C std =

@@ -48,7 +48,9 @@ def _backward_input_reference(
     dilation: Sequence[int],
     relu: bool,
 ) -> Tensor:
-    grad_x = _convolution_backward(grad, x, weight, stride, padding, dilation, (True, False))[0]
+    grad_x = _convolution.convolution_backward(
+        grad, x, weight, stride, padding, dilation, x.shape[1], (True, False)
+    )[0]
     if relu:
         grad_x = torch.where(x > 0, grad_x, 0.0)
     return grad_x.contiguous(memory_format=_convolution.memory_format(x))
@@ -64,23 +66,10 @@ def _backward_weight_reference(
     relu: bool,
 ) -> Tensor:
     activated = x.relu() if relu else x
-    mask = (False, True)
-    grad_weight = _convolution_backward(grad, activated, weight, stride, padding, dilation, mask)[1]
+    grad_weight = _convolution.convolution_backward(
+        grad, activated, weight, stride, padding, dilation, x.shape[1], (False, True)
+    )[1]
     return grad_weight.contiguous()
-
-
-def _convolution_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    mask: tuple[bool, bool],
-) -> tuple[Tensor, Tensor]:
-    return _convolution.convolution_backward(
-        grad, x, weight, stride, padding, dilation, x.shape[1], mask
-    )
 
 
 # --- Fake kernels ---------------------------------------------------------------------------------

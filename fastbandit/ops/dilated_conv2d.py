@@ -90,7 +90,10 @@ def dilated_conv2d(
         result: Tensor = _SplitWeightGradient.apply(activated, weight, padding)
         return result
     if _convolution.beyond_onednn(x, stride, padding, dilation) and not differentiated_by_torch():
-        y = _OwnGradient.apply(activated, weight, stride, padding, dilation)
+        # Autocast does not look into a Function.
+        dtype = _convolution.autocast_dtype(x) or x.dtype
+        maps = activated.to(dtype), weight.to(dtype)
+        y = _OwnGradient.apply(*maps, stride, padding, dilation)
     else:
         y = F.conv2d(activated, weight, None, stride, padding, dilation)
     if x.is_cuda and x.dtype == torch.float64:  # cuDNN has no channels-last convolution of these
@@ -145,8 +148,9 @@ class _OwnGradient(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         stride, padding, dilation = ctx.settings
+        mask = (ctx.needs_input_grad[0], ctx.needs_input_grad[1])
         grad_x, grad_weight = _convolution.convolution_backward(
-            grad, x, weight, stride, padding, dilation, 1, (True, True)
+            grad, x, weight, stride, padding, dilation, 1, mask
         )
         return grad_x, grad_weight, None, None, None
 
@@ -167,29 +171,15 @@ class _SplitWeightGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        dilation = [_SPLIT_DILATION] * 2
+        backward, ones, twos = _convolution.convolution_backward, [1, 1], [_SPLIT_DILATION] * 2
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
-            grad_x = _backward(grad, x, weight, ctx.padding, dilation, [True, False, False])[0]
+            grad_x = backward(grad, x, weight, ones, ctx.padding, twos, 1, (True, False))[0]
         if ctx.needs_input_grad[1] and _convolution.gradient_wanted(ctx, 1):
             padding = [pad // 2 for pad in ctx.padding]
             phases = (_phases(grad), _phases(x))
-            grad_weight = _backward(*phases, weight, padding, [1, 1], [False, True, False])[1]
+            grad_weight = backward(*phases, weight, ones, padding, ones, 1, (False, True))[1]
         return grad_x, grad_weight, None
-
-
-def _backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    mask: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    result: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
-        grad, x, weight, None, [1, 1], padding, dilation, False, [0, 0], 1, mask
-    )
-    return result
 
 
 def _phases(x: Tensor) -> Tensor:

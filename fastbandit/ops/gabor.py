@@ -143,33 +143,20 @@ def _conv_backward_reference(
     grad_x = x.new_empty(0)
     if output_mask[0]:
         total = x.new_empty((x.shape[0], 1, x.shape[2], x.shape[3]))  # only its shape is used
-        mask = (True, False)
-        grad_total = _convolution_backward(
-            grad, total, bank.to(x.dtype), stride, padding, dilation, mask
+        grad_total = _convolution.convolution_backward(
+            grad, total, bank.to(x.dtype), stride, padding, dilation, 1, (True, False)
         )[0]
         grad_x = grad_total.contiguous()
     grad_parameters: Sequence[Tensor] = [p.new_empty(0) for p in parameters]
     if output_mask[1]:
         # In float32 for half types: the parameters are, and a sum over all pixels should be.
         total = _channel_sum(x)
-        mask = (False, True)
-        grad_bank = _convolution_backward(
-            grad.to(total.dtype), total, bank.to(total.dtype), stride, padding, dilation, mask
+        bank = bank.to(total.dtype)
+        grad_bank = _convolution.convolution_backward(
+            grad.to(total.dtype), total, bank, stride, padding, dilation, 1, (False, True)
         )[1]
         grad_parameters = _filters_backward_reference(grad_bank[:, 0], *parameters, kernel_size)
     return (grad_x, *grad_parameters)  # type: ignore[return-value]
-
-
-def _convolution_backward(
-    grad: Tensor,
-    total: Tensor,
-    bank: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    mask: tuple[bool, bool],
-) -> tuple[Tensor, Tensor]:
-    return _convolution.convolution_backward(grad, total, bank, stride, padding, dilation, 1, mask)
 
 
 # --- Fake kernels ---------------------------------------------------------------------------------
