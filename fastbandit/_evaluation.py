@@ -306,14 +306,13 @@ _LEVEL = 0.01
 _LEFT, _FLAT = 0.05, 0.05
 # Two passes of one batch may differ by rounding, relative to the largest logit.
 _ROUNDING = 1e-3
-# A copy with frozen batch norms may differ by rounding, relative to the largest logit of the image:
-# a hundred times the most met in trained networks of up to a hundred batch norms (8e-7), twice
-# that of norms whose mean is a thousand deviations from zero. Below the bound no copy computes
-# another function to speak of; above it nothing is lost but time.
+# A copy with frozen batch norms may differ by rounding, relative to the largest logit of the image.
+# float32 rounds to 6e-8, and the errors of a deep network add up to some tens of that. Below the
+# bound no copy computes another function to speak of; above it nothing is lost but time.
 _ROUNDING_OF_COPY = 1e-4
 # Of the images: those that stand though the copy that is attacked was fooled. By so much the worst
-# case may be too high. Rounding alone leaves none in float32 and up to 0.4 % in bfloat16 (digits);
-# with few images one or two of them are chance.
+# case may be too high. Rounding alone leaves few, most of them in bfloat16; of a small number of
+# images one or two are chance.
 _UNCONFIRMED, _BY_CHANCE = 0.02, 2
 
 

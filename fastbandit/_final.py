@@ -37,6 +37,7 @@ __all__ = [
     "network_name",
     "network_row",
     "random_genotype",
+    "reference_genotype",
     "retrain_config",
     "same_size",
 ]
@@ -81,6 +82,11 @@ def random_genotype(config: SearchConfig, *purpose: str | int) -> Genotype:
         options={"denoise": config.denoise, "gabor": config.gabor},
         macro={"layers": searched.cell_types, "channels": config.init_channels},
     )
+
+
+def reference_genotype(config: SearchConfig) -> Genotype:
+    """The network of the space that is trained before the search."""
+    return random_genotype(config, "random network", 0)
 
 
 class _EdgeSizes:
@@ -207,24 +213,23 @@ class Networks:
     ) -> None:
         self.config, self.path, self.source = config, path, source
         self.progress, self.group = progress, group
+        #: What is said of each, in the order in which they were trained.
+        self.rows: list[dict[str, Any]] = []
 
-    def reference(self) -> list[dict[str, Any]]:
-        """The random network that is trained before the search, if there is one."""
-        if not (self.config.final.reference and self.config.final.network_epochs):
-            return []
-        return [self._train(REFERENCE, random_genotype(self.config, "random network", 0))]
+    def train_reference(self) -> None:
+        """The random network before the search, if there is to be one."""
+        if self.config.final.reference and self.config.final.network_epochs:
+            self._train(REFERENCE, reference_genotype(self.config))
 
-    def compare(self, found: Genotype) -> list[dict[str, Any]]:
-        """The found network and random ones of its size."""
+    def train_found(self, found: Genotype) -> None:
+        """The found network and random ones of its size, if there are to be any."""
         if not self.config.final.network_epochs:
-            return []
-        rows = [self._train(FOUND, found)]
+            return
+        self._train(FOUND, found)
         for number in range(1, self.config.final.random_networks + 1):
-            other = same_size(found, self.config, number)
-            rows.append(self._train(f"random-{number}", other))
-        return rows
+            self._train(f"random-{number}", same_size(found, self.config, number))
 
-    def _train(self, name: str, genotype: Genotype) -> dict[str, Any]:
+    def _train(self, name: str, genotype: Genotype) -> None:
         config, path = retrain_config(self.config, name), self.path / FOLDER / name
         summary = None
         if self.group is None or self.group.rank == 0:
@@ -251,7 +256,7 @@ class Networks:
                 f"{100 * row['robust_accuracy']:.1f} % (chance "
                 f"{100 * chance(self.source, self.config):.1f} %)"
             )
-        return row
+        self.rows.append(row)
 
 
 def _finished(

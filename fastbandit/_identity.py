@@ -16,10 +16,11 @@ import numpy as np
 __all__ = ["ROUNDING", "Fingerprint"]
 
 #: Two logits that differ by less than this share of the image's largest one are the same number
-#: with other rounding. In float32 another machine, another number of threads or a GPU moves the
-#: logits of deep networks by 1e-6 to 1e-5 of the largest, while a mean or standard deviation of the
-#: normalisation that is written with one digit less moves them by 1e-4 or more. A hash of rounded
-#: logits could not do this: a number beside the edge of two roundings would change it.
+#: with other rounding. float32 rounds to 6e-8, and on another machine, with other threads or on a
+#: GPU the errors of a deep network add up to some tens or hundreds of that, while what tells
+#: models apart, a digit less of a mean or a deviation of the normalisation say, moves logits by
+#: more. A hash of rounded logits could not do this: a number beside the edge of two roundings
+#: would change it.
 ROUNDING = 1e-4
 
 

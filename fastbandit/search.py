@@ -1080,7 +1080,7 @@ class _Search:
                 "supernet",
                 {"run_id": self.folder_id, "genotype": genotype.to_dict()},
             )
-        trained = [*networks.reference(), *networks.compare(genotype)]
+        networks.train_found(genotype)
         if folder is None:
             return self.told_summary(None)
         self.peak_memory = max(self.peak_memory, run.peak_memory_mb(self.setup.device))
@@ -1103,7 +1103,7 @@ class _Search:
             "threat": config.training_threat().to_dict(),
             "overfitting": self.overfitting,
             "reward": config.reward,
-            "networks": trained,
+            "networks": networks.rows,
             "chance": _final.chance(self.setup.source, config),
             "final": final,
             "test": test,
@@ -1228,7 +1228,7 @@ def search(
             facts = current.share({"path": str(folder.path) if folder else ""})
             path = Path(facts["path"])
         networks = Networks(config, path, setup.source, progress, group)
-        networks.reference()
+        networks.train_reference()
         bandit = current.bandit
         with progress.running(
             path, config.space, current.space.rows, bandit, resumed=resumed
@@ -1291,6 +1291,7 @@ def dry_run(config: SearchConfig) -> dict[str, Any]:
         save = _seconds_to_save(current)
         peak = run.peak_memory_mb(setup.device)
         widest = _measure(current, torch.as_tensor(setup.supernet.widest_path()))
+        peak_widest = run.peak_memory_mb(setup.device)
         evaluations = config.bandit.evaluations_per_epoch
         # None in the initial pass.
         share = (bandit.total_samples - bandit.arms) / bandit.total_samples
@@ -1308,13 +1309,13 @@ def dry_run(config: SearchConfig) -> dict[str, Any]:
             seconds_network = retrain.dry_run(
                 _final.retrain_config(config, _final.REFERENCE),
                 source=setup.source,
-                genotype=_final.random_genotype(config, "random network", 0),
+                genotype=_final.reference_genotype(config),
             )["seconds_total"]
         return {
             "space": config.space,
             "epochs": bandit.total_samples,
             "peak_memory_mb": peak,
-            "peak_memory_mb_widest": run.peak_memory_mb(setup.device),
+            "peak_memory_mb_widest": peak_widest,
             "seconds_setup": seconds_setup,
             "seconds_per_epoch": per_epoch,
             "seconds_per_epoch_widest": epoch(widest) + save,
