@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
+from _tiny import TINY, tiny
 from safetensors.torch import save_file
 
 from fastbandit import search as module
@@ -18,17 +19,11 @@ from fastbandit.search import SearchConfig, main, search
 
 # 24 images to train on: batches of 21 and of 3, which is too few for two processes.
 CONFIG = {
-    "name": "tiny",
-    "device": "cpu",
-    "space": "general7-light",
-    "init_channels": 2,
-    "train_limit": 48,
+    **TINY,
     "test_limit": 33,
     "batch_size": 21,
     "evaluation_batch_size": 21,
-    "threads": 1,
-    "bandit": {"rounds": 1},
-    "final": {"steps": 1, "step_size": "0.1", "tune_epochs": 0, "network_epochs": 0},
+    "final": {**TINY["final"], "steps": 1},
 }
 
 
@@ -39,7 +34,7 @@ def cut_space() -> None:
 
 
 def configure(**changes) -> SearchConfig:
-    return merge(merge(SearchConfig(), CONFIG, "tiny"), changes, "test")
+    return merge(tiny(**CONFIG), changes, "test")
 
 
 class StopError(Exception):

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from _processes import Process, run
+from _tiny import TINY, tiny
 
 from fastbandit import data, retrain
 from fastbandit import search as module
@@ -27,25 +28,6 @@ from fastbandit.training import DivergenceError, is_out_of_memory
 
 # The files whose bytes are a function of the configuration.
 EXACT = ("genotype.json", "bandit.jsonl", "weights.safetensors")
-
-# The smallest search that still has all parts: 7 + 1 * (7 + ... + 2) = 34 epochs of one batch.
-TINY = {
-    "name": "tiny",
-    "space": "general7-light",
-    "init_channels": 2,
-    "train_limit": 48,
-    "test_limit": 32,
-    "batch_size": 24,
-    "evaluation_batch_size": 24,
-    "threads": 1,
-    "device": "cpu",
-    "bandit": {"rounds": 1},
-    "final": {"steps": 2, "step_size": "0.1", "tune_epochs": 0, "network_epochs": 0},
-}
-
-
-def tiny(**changes) -> SearchConfig:
-    return merge(merge(SearchConfig(), TINY, "tiny"), changes, "test")
 
 
 def lines(path):

@@ -6,6 +6,8 @@ import json
 
 import pytest
 import torch
+from _tiny import TINY
+from _tiny import tiny as smallest
 from safetensors.torch import load_file
 
 import fastbandit.retrain as retraining
@@ -22,24 +24,13 @@ from fastbandit.report import write_report
 from fastbandit.search import SearchConfig, dry_run, main, parse, search
 from fastbandit.study import StudyConfig
 
-SETTINGS = {
-    "name": "tiny",
-    "space": "general7-light",
-    "init_channels": 2,
-    "train_limit": 48,
-    "test_limit": 32,
-    "batch_size": 24,
-    "evaluation_batch_size": 24,
-    "threads": 1,
-    "device": "cpu",
-    "bandit": {"rounds": 1},
-    "final": {"steps": 2, "step_size": "0.1", "tune_epochs": 2, "network_epochs": 2},
-}
+# With networks trained from scratch, and tuning before them.
+FINAL = {**TINY["final"], "tune_epochs": 2, "network_epochs": 2}
 NAMES = ["reference", "found", "random-1"]
 
 
 def tiny(**changes) -> SearchConfig:
-    return merge(merge(SearchConfig(), SETTINGS, "tiny"), changes, "test")
+    return merge(smallest(final=FINAL), changes, "test")
 
 
 def small(name, **shape):
@@ -294,7 +285,7 @@ def test_the_dry_run_foretells_them():
 
 
 def test_the_command_says_what_the_networks_reach(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(module, "PRESETS", {**module.PRESETS, "smoke": SETTINGS})
+    monkeypatch.setattr(module, "PRESETS", {**module.PRESETS, "smoke": {**TINY, "final": FINAL}})
     assert main(["--preset", "smoke", "--out", str(tmp_path / "run")]) == 0
     printed, shown = capsys.readouterr()
     rows = json.loads((tmp_path / "run" / "summary.json").read_text())["networks"]
@@ -323,7 +314,7 @@ def test_the_command_says_what_the_networks_reach(tmp_path, capsys, monkeypatch)
 
 
 def test_json_holds_them(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(module, "PRESETS", {**module.PRESETS, "smoke": SETTINGS})
+    monkeypatch.setattr(module, "PRESETS", {**module.PRESETS, "smoke": {**TINY, "final": FINAL}})
     assert main(["--preset", "smoke", "--out", str(tmp_path / "run"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in found["networks"]] == NAMES
