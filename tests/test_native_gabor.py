@@ -14,6 +14,7 @@ from test_native_depthwise import LAYOUTS, TOLERANCE, place
 from torch import Tensor
 
 from fastbandit import _native
+from fastbandit.ops._convolution import convolution_backward
 
 gabor = importlib.import_module("fastbandit.ops.gabor")
 
@@ -78,8 +79,8 @@ def test_convolution_and_gradients(dtype, layout):
         total = x.double().sum(1, keepdim=True)
         expected = torch.nn.functional.conv2d(total, bank, None, stride, padding, dilation)
         grad = place(torch.randn(expected.shape, generator=generator).to(dtype), layout)
-        grad_total, grad_bank = gabor._convolution_backward(
-            grad.double(), total, bank, stride, padding, dilation, (True, True)
+        grad_total, grad_bank = convolution_backward(
+            grad.double(), total, bank, stride, padding, dilation, 1, (True, True)
         )
         by_parameters = gabor._filters_backward_reference(grad_bank[:, 0], *double, k)
 

@@ -11,6 +11,8 @@ from harness import DTYPES, Call, exact, library, run_all
 from test_cuda_depthwise_conv2d import FLOATS, TOLERANCE, assert_close, partial_floats, place
 from torch import Tensor
 
+from fastbandit.ops._convolution import convolution_backward
+
 gabor = importlib.import_module("fastbandit.ops.gabor")
 
 # The sanitizers' build computes the same: the plain one, which is optimised otherwise, is looked at
@@ -106,8 +108,8 @@ def test_convolution_and_gradients(layout, mode):
             total = x.double().sum(1, keepdim=True)
             reference = torch.nn.functional.conv2d(total, filters.double(), None, *settings)
             grad = place(torch.randn(reference.shape, generator=generator).to(dtype), layout)
-            grad_total, grad_bank = gabor._convolution_backward(
-                grad.double(), total, filters.double(), *settings, (True, True)
+            grad_total, grad_bank = convolution_backward(
+                grad.double(), total, filters.double(), *settings, 1, (True, True)
             )
 
             sums = torch.full((n, 1, h, w), float("nan"), dtype=wide)
