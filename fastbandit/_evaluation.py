@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastbandit._cli import ConfigError
 from fastbandit._intervals import sign_test
 from fastbandit.attacks import _apgd, _gradient, _square
 from fastbandit.attacks._model import (
@@ -27,6 +26,7 @@ from fastbandit.attacks._model import (
     finite_images,
     misclassified,
 )
+from fastbandit.config import ConfigError
 from fastbandit.threat import ThreatModel, format_fraction
 
 __all__ = ["ATTACKS", "Plan", "attack_plans", "check_plans", "verdicts"]

@@ -34,18 +34,12 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from fastbandit import _cli, _evaluation, ops, run
-from fastbandit._cli import ConfigError
+from fastbandit import _evaluation, ops
+from fastbandit import command as command_
+from fastbandit import config as config_
 from fastbandit._evaluation import Plan
 from fastbandit._identity import ROUNDING, Fingerprint
 from fastbandit._intervals import wilson
-from fastbandit._progress import Progress, format_seconds
-from fastbandit._running import (
-    check_group_device,
-    finished_before,
-    resolve_device,
-    torch_settings,
-)
 from fastbandit.attacks._model import (
     Attacked,
     Oracle,
@@ -53,11 +47,16 @@ from fastbandit.attacks._model import (
     misclassified,
     with_autograd,
 )
+from fastbandit.config import ConfigError
 from fastbandit.data import DataSource, load
 from fastbandit.distributed import Group, first_to_speak, launched
 from fastbandit.models import Model, find_model, load_model
 from fastbandit.nn.frozen import FrozenBatchNorm, freeze
-from fastbandit.run import RunError, RunFolder, derive_seed
+from fastbandit.runs.environment import derive_seed, environment, peak_memory_mb
+from fastbandit.runs.folder import RunFiles, RunFolder
+from fastbandit.runs.progress import Progress, format_seconds
+from fastbandit.runs.session import Session, check_group_device, resolve_device, torch_settings
+from fastbandit.runs.tensors import CheckpointError, RunError, save_tensors
 from fastbandit.threat import ThreatModel, format_fraction, parse_fraction
 from fastbandit.training import is_out_of_memory, synchronise
 
@@ -183,7 +182,7 @@ class EvaluateConfig:
     checks: ChecksConfig = field(default_factory=ChecksConfig)
 
     def __post_init__(self) -> None:
-        _cli.keep_plain_numbers(self)
+        config_.keep_plain_numbers(self)
         whole = (
             ("limit", self.limit, 1),
             ("threads", self.threads, 0),
@@ -231,10 +230,10 @@ class EvaluateConfig:
             threat.norm,
             threat.epsilon,
             setting=setting,
-            pgd=_cli.to_plain(self.pgd),
-            mifgsm=_cli.to_plain(self.mifgsm),
-            apgd=_cli.to_plain(self.apgd),
-            square=_cli.to_plain(self.square),
+            pgd=config_.to_plain(self.pgd),
+            mifgsm=config_.to_plain(self.mifgsm),
+            apgd=config_.to_plain(self.apgd),
+            square=config_.to_plain(self.square),
         )
 
     def plans(self, threat: ThreatModel) -> list[Plan]:
@@ -301,7 +300,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Options(_cli.CommonOptions):
+class Options(command_.CommonOptions):
     """What to do with the configuration; none of it changes a result."""
 
     model: tyro.conf.Positional[str | None] = None
@@ -328,11 +327,16 @@ class _Command:
     )
 
 
+FILES = RunFiles(
+    "evaluate",
+    result=RESULT,
+    logs=(),
+    files=("summary.json", "examples.safetensors", "images.safetensors"),
+)
+
+
 class _Folder(RunFolder):
     """The folder of an evaluation: finished when its result, written last, is there."""
-
-    RESULT = RESULT
-    FILES = (*RunFolder.FILES, "summary.json", "examples.safetensors", "images.safetensors")
 
     def forget(self) -> None:
         """Remove what is known so far; the configuration stays."""
@@ -673,7 +677,7 @@ class _Evaluation:
             for part in ("tried", "yes", "denied"):
                 value = tensors[f"{name}.{part}"]
                 if value.shape != (self.n,):
-                    raise run.CheckpointError(
+                    raise CheckpointError(
                         f"the checkpoint does not fit: expected {self.n} images, "
                         f"got {list(value.shape)}"
                     )
@@ -1004,7 +1008,7 @@ class _Evaluation:
         cross_check = self.cross_check()
         work = [entry for campaign in self.campaigns.values() for entry in campaign.work]
         names = [(name, plan.name) for name, c in self.campaigns.items() for plan in c.plans]
-        environment = run.environment(self.device)
+        facts = environment(self.device)
         seconds: dict[str, float] = {}
         for (campaign, _), entry in zip(names, work, strict=True):
             phase = "attacks" if campaign.startswith("radius") else campaign
@@ -1036,15 +1040,13 @@ class _Evaluation:
                 "unit_of_passes": "images",
                 "forward_passes": int(sum(entry["forward"] for entry in work)),
                 "backward_passes": int(sum(entry["backward"] for entry in work)),
-                "peak_memory_mb": run.peak_memory_mb(self.device),
+                "peak_memory_mb": peak_memory_mb(self.device),
                 "device": str(self.device),
-                "device_name": environment["device_name"],
+                "device_name": facts["device_name"],
                 "threads": torch.get_num_threads(),
                 "processes": 1 if self.group is None else self.group.size,
             },
-            "versions": {
-                key: environment[key] for key in ("fastbandit", "torch", "python", "cuda")
-            },
+            "versions": {key: facts[key] for key in ("fastbandit", "torch", "python", "cuda")},
         }
         if self.folder is not None:
             self._write_tensors(self.folder)
@@ -1063,7 +1065,7 @@ class _Evaluation:
             key = "broken_by" if number == 0 else f"broken_by_{number}"
             outcome[key] = self.campaigns[f"radius{number}"].first()
             facts[key] = format_fraction(Fraction(threat.epsilon))
-        run.save_tensors(folder.path / "images.safetensors", outcome, "images", facts)
+        save_tensors(folder.path / "images.safetensors", outcome, "images", facts)
         ids = self.example_ids
         adversarial = self.examples
         with Oracle(self.model, batch_size=self.config.batch_size) as oracle:
@@ -1074,7 +1076,7 @@ class _Evaluation:
                 else torch.empty(0, dtype=torch.int64)
                 for x in (self.pixels(ids), adversarial.to(self.device))
             ]
-        run.save_tensors(
+        save_tensors(
             folder.path / "examples.safetensors",
             {
                 "clean": self.images[ids.to(self.images.device)].cpu(),
@@ -1218,19 +1220,21 @@ def evaluate_model(
         folder: _Folder | None = None
         if first:
             plain = {
-                **_cli.to_plain(config),
+                **config_.to_plain(config),
                 "model": subject.identity(path),
                 "data_digest": source.digest,
             }
             if current.surrogate is not None:
                 plain["transfer_digest"] = current.surrogate[1]["digest"]
-            opened = stack.enter_context(_Folder.open(path, plain, force=force))
+            opened = stack.enter_context(_Folder.open(path, plain, force=force, files=FILES))
             assert isinstance(opened, _Folder)
             folder = current.folder = opened
             if folder.finished:
                 current.check_result(folder.result())
-        if (done := finished_before(folder, group, progress)) is not None:
-            return done
+        session = Session(config, group=group)
+        session.folder, session.path, session.progress = folder, path, progress
+        if (done := session.finished()) is not None:
+            return session.path, done
         if folder is not None:
             try:
                 resumed = folder.load_checkpoint(current.restore)
@@ -1239,8 +1243,8 @@ def evaluate_model(
                     raise
                 folder.forget()
             if not resumed:
-                environment = {"command": "evaluate", **run.environment(device)}
-                folder.write_json("env.json", environment)
+                facts = {"command": "evaluate", **environment(device)}
+                folder.write_json("env.json", facts)
         else:
             progress = Progress.silent()
         if group is not None:
@@ -1371,7 +1375,7 @@ def dry_run(model: nn.Module | str | Path, config: EvaluateConfig) -> dict[str, 
             * current.n
             * current.campaigns["clean"].plans[0].forward,
             "seconds_most": most,
-            "peak_memory_mb": run.peak_memory_mb(device),
+            "peak_memory_mb": peak_memory_mb(device),
             "device": config.device,
             "threads": torch.get_num_threads(),
         }
@@ -1382,7 +1386,7 @@ def dry_run(model: nn.Module | str | Path, config: EvaluateConfig) -> dict[str, 
 
 def parse(arguments: Sequence[str]) -> _Command:
     """Options and configuration: defaults < preset < file < flags."""
-    base = _cli.base_config(EvaluateConfig(), PRESETS, arguments)
+    base = command_.base_config(EvaluateConfig(), PRESETS, arguments)
     return tyro.cli(
         _Command,
         default=_Command(config=base),
@@ -1443,7 +1447,7 @@ def _print_result(path: Path, result: dict[str, Any]) -> None:
 
 def _stored(folder: Path) -> tuple[str, EvaluateConfig]:
     """Model file and configuration of the evaluation in ``folder``."""
-    plain = _Folder.read_config(folder)
+    plain = _Folder.read_config(folder, RESULT)
     identity = plain.pop("model", None)
     for key in ("data_digest", "transfer_digest"):
         plain.pop(key, None)
@@ -1453,7 +1457,7 @@ def _stored(folder: Path) -> tuple[str, EvaluateConfig]:
         raise RunError(
             f"{folder}: its model came from Python; call evaluate_model with it again to go on"
         )
-    return os.path.normpath(folder / identity["file"]), _cli.merge(
+    return os.path.normpath(folder / identity["file"]), config_.merge(
         EvaluateConfig(), plain, f"{folder}/config.yaml"
     )
 
@@ -1467,7 +1471,7 @@ def _run(arguments: Sequence[str]) -> int:
         stored_model, stored = _stored(folder)
         if model is not None and not find_model(model).samefile(stored_model):
             raise ConfigError(f"--resume: expected the model {stored_model}, got {model}")
-        config = _cli.resumed_config(config, stored, options.resume, out)
+        config = command_.resumed_config(config, stored, options.resume, out)
         model, out = stored_model, options.resume
     if model is None:
         raise ConfigError("expected a MODEL: a model file or the folder of a retraining run")
@@ -1479,7 +1483,7 @@ def _run(arguments: Sequence[str]) -> int:
             import yaml
 
             _, resolved = _prepare(model, config)
-            print(yaml.safe_dump(_cli.to_plain(resolved), sort_keys=False), end="")
+            print(yaml.safe_dump(config_.to_plain(resolved), sort_keys=False), end="")
             return 0
         measured = dry_run(model, config)
         if options.json:
@@ -1514,7 +1518,7 @@ def _run(arguments: Sequence[str]) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    return _cli.guard("evaluate", lambda: _run(given), speaks=first_to_speak)
+    return command_.guard("evaluate", lambda: _run(given), reports=first_to_speak)
 
 
 if __name__ == "__main__":

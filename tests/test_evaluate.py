@@ -17,9 +17,9 @@ from torch import nn
 from torch.nn.utils import weight_norm
 
 from fastbandit import evaluate as module
-from fastbandit._cli import ConfigError, merge
 from fastbandit._intervals import sign_test, wilson
 from fastbandit.attacks import pgd
+from fastbandit.config import ConfigError, merge, to_plain
 from fastbandit.data import load
 from fastbandit.evaluate import (
     PRESETS,
@@ -32,7 +32,8 @@ from fastbandit.evaluate import (
 )
 from fastbandit.nn.frozen import freeze
 from fastbandit.report import wilson as exported
-from fastbandit.run import CheckpointError, RunError, load_tensors
+from fastbandit.runs.folder import RunFolder
+from fastbandit.runs.tensors import CheckpointError, RunError, load_tensors
 
 TINY = {
     "limit": 90,
@@ -78,7 +79,7 @@ def done(model, tmp_path_factory):
 
 def test_result_says_what_the_page_reads(done, model):
     _, path, result = done
-    assert module._Folder(path).read_json("evaluation.json") == result
+    assert RunFolder(path, module.FILES).read_json("evaluation.json") == result
     assert (result["schema_version"], result["command"], result["status"]) == (
         1, "evaluate", "finished",
     )  # fmt: skip
@@ -261,7 +262,7 @@ def test_two_processes_give_the_same(done, model, tmp_path):
     file = tmp_path / "config.yaml"
     import yaml
 
-    plain = module._cli.to_plain(config)
+    plain = to_plain(config)
     plain["batch_size"] = 16  # several rounds
     file.write_text(yaml.safe_dump(plain))
     found, other = run_pair(
