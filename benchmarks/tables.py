@@ -32,7 +32,7 @@ HEAD = """\
 # How fast
 
 This page is made by `benchmarks/tables.py` from the files in `benchmarks/results/`: change those,
-not the page. Nothing here was measured on a GPU. Code may have changed since the commit of a run.
+not the page. {gpu}Code may have changed since the commit of a run.
 
 Each figure is a ratio of medians, rival / ours: above 1 ours is faster, and **what is below 1 is a
 loss**. Rivals of one group run in turn in one process, on the same inputs. `copy` moves the same
@@ -329,8 +329,10 @@ def section(machine: Machine, results: Path) -> Iterator[str]:
 
 
 def page(results: Path = RESULTS) -> str:
-    parts = [HEAD]
-    for machine in machines(results):
+    known = machines(results)
+    measured = any(row["device"] == "cuda" for machine in known for row in machine.rows)
+    parts = [HEAD.format(gpu="" if measured else "Nothing here was measured on a GPU. ")]
+    for machine in known:
         parts += section(machine, results)
     return "\n".join(parts)
 

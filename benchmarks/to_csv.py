@@ -30,6 +30,7 @@ COLUMNS = (
 )  # fmt: skip
 KEY = ("run", "group", "rival", "device")
 EXTRA = ("floor_us", "steps", "kernels", "peak_bytes", "standing")
+ALONE = {"ceilings": "torch", "compiled": "torch.compile"}  # what a stage measures without a rival
 Row = dict[str, str]
 
 
@@ -166,15 +167,16 @@ def stage_rows(stage: str, head: Mapping[str, Any], found: Mapping[str, Any]) ->
             if isinstance(samples, list):
                 yield {**common, "group": found["op"], "rival": ours(rival), **spread(samples, 1e6)}
     elif found.get("samples"):
-        names = ("what", "batch", "kernel", "stride", "dilation", "dtype", "size")
-        group = " ".join(f"{name} {found[name]}" for name in names if name in found)
-        if "shape" in found:
-            group = f"{sizes(found['shape'])} {group}"
-        elif not group:
-            group = f"{found['bytes']} bytes" if "bytes" in found else found["line"].split(":")[0]
+        rival = ours(found.get("rival", found.get("route", ALONE.get(stage, "ours"))))
+        base, _, precision = rival.rpartition(", ")
+        dtype = found.get("dtype", precision if base else "")
+        names = ["batch", "kernel", "stride", "dilation", "size"]
+        names += [] if "shape" in found else ["bytes"]
+        parts = [sizes(found.get("shape")), found.get("what", ""), dtype]
+        parts += [f"{name} {found[name]}" for name in names if name in found]
+        group = " ".join(filter(None, parts)) or found["line"].split(":")[0]
         yield {**common, "group": f"{stage} {group}", "shape": sizes(found.get("shape")),
-               "rival": ours(found.get("rival", found.get("route", "ours"))),
-               "dtype": found.get("dtype", ""), "extra": extras(found),
+               "rival": base or rival, "dtype": dtype, "extra": extras(found),
                **spread(found["samples"], 1e6)}  # fmt: skip
 
 

@@ -269,11 +269,18 @@ def test_results_of_our_own_programs(to_csv, tmp_path):
     ]  # fmt: skip
 
 
+CONVOLUTION = "depthwise 1x2x3x3 input float32 kernel 3 stride 1 dilation 2"
+
+
 def test_an_archive_of_the_program_for_a_gpu(to_csv, tmp_path):
     head = {"device": "GPU", "torch": "2.12", "commit": "abc", "check": False}
     lines = {
-        "steps": [{"line": "x", "batch": 128, "rival": "eager", "samples": [1.0, 3.0, 2.0],
-                   "peak_bytes": 7}],
+        "steps": [{"line": "x", "batch": 128, "rival": f"{rival}, bfloat16",
+                   "samples": [1.0, 3.0, 2.0], "peak_bytes": 7}
+                  for rival in ("fastbandit", "eager, in a graph")],
+        "ceilings": [{"line": "x", "bytes": 8, "samples": [1e-6]},
+                     {"line": "x", "what": "TF32", "size": 4, "samples": [1e-6]}],
+        "compiled": [{"line": "pgd compiled: 3 us", "samples": [3e-6]}],
         "ops": [{"line": "x", "op": "pgd", "ours": [1e-6], "eager": [3e-6]}],
         "depthwise": [{"what": "input", "route": route, "shape": [1, 2, 3, 3], "kernel": 3,
                        "stride": 1, "dilation": 2, "dtype": "float32", "bytes": 9,
@@ -290,13 +297,15 @@ def test_an_archive_of_the_program_for_a_gpu(to_csv, tmp_path):
     to_csv.add(file, "gpu", "part2", {"command": "gpu.py"}, tmp_path / "results")
     rows = rows_of(tmp_path / "results" / "gpu.csv")
     assert [(row["run"], row["group"], row["rival"], row["median"]) for row in rows] == [
-        ("gpu-steps", "steps batch 128", "eager", "2000000"),
+        ("gpu-steps", "steps bfloat16 batch 128", "fastbandit", "2000000"),
+        ("gpu-steps", "steps bfloat16 batch 128", "eager, in a graph", "2000000"),
+        ("gpu-ceilings", "ceilings bytes 8", "torch", "1"),
+        ("gpu-ceilings", "ceilings TF32 size 4", "torch", "1"),
+        ("gpu-compiled", "compiled pgd compiled", "torch.compile", "3"),
         ("gpu-ops", "pgd", "fastbandit", "1"),
         ("gpu-ops", "pgd", "eager", "3"),
-        ("gpu-depthwise", "depthwise 1x2x3x3 what input kernel 3 stride 1 dilation 2 "
-         "dtype float32", "fastbandit", "2"),
-        ("gpu-depthwise", "depthwise 1x2x3x3 what input kernel 3 stride 1 dilation 2 "
-         "dtype float32", "library", "2"),
+        ("gpu-depthwise", CONVOLUTION, "fastbandit", "2"),
+        ("gpu-depthwise", CONVOLUTION, "library", "2"),
     ]  # fmt: skip
     assert {(row["device"], row["commit"], row["date"][:4]) for row in rows} == {
         ("cuda", "abc", "2026")
