@@ -1,7 +1,7 @@
 """What the benchmarks share: devices, the way a rival is timed, and the table of ratios.
 
     pytest benchmarks                                    # every table
-    pytest benchmarks/bench_pgd.py --benchmark-json FILE # and the raw samples
+    pytest benchmarks/bench_pgd.py --benchmark-json FILE # for to_csv.py, which keeps results
     FASTBANDIT_BENCH_SMOKE=1 pytest benchmarks           # one shape, two rounds: do they still run
 
 Rivals of one group run one after another in one process on the same inputs. The table at the end

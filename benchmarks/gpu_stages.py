@@ -182,8 +182,8 @@ def ceilings(bench: Bench) -> None:
         finally:
             torch.backends.cuda.matmul.allow_tf32 = False
         rate = 2 * size**3 / statistics.median(samples)
-        bench.note(f"{name:8} matrix product {rate / 1e12:8.1f} TFLOP/s", size=size,
-                   samples=samples)  # fmt: skip
+        bench.note(f"{name:8} matrix product {rate / 1e12:8.1f} TFLOP/s", what=name,
+                   size=size, samples=samples)  # fmt: skip
 
 
 def our_step(bench: Bench, precision: str, recorder: Any = None) -> Task:
