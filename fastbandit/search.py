@@ -51,7 +51,7 @@ from fastbandit._running import (
     sgd,
     torch_settings,
 )
-from fastbandit.bandit import POLICIES, AntiBandit, replay
+from fastbandit.bandit import AntiBandit, BanditSettings, log, replay
 from fastbandit.data import Augment, DataSource, ImageSet, Loader, load
 from fastbandit.distributed import Group, Team, first_to_speak, launched, synchronise_batchnorm
 from fastbandit.genotype import Genotype
@@ -98,26 +98,6 @@ class AttackConfig:
     """keep x + delta in [0, 1] (image), or not (none: the algorithm as printed)"""
     bn_mode: Literal["train", "eval"] = "train"
     """batch norm while attacking in training; the attack of the reward always uses eval"""
-
-
-@dataclass(frozen=True)
-class BanditConfig:
-    """The bandit on every edge (Eqs. 4.9 to 4.13)."""
-
-    policy: str = "printed"
-    """how arms are sampled and abandoned: printed (the paper's rule), random (the baseline), ucb1,
-    thompson, successive-halving, detrended, ridge or ridge-thompson; see docs/study.md"""
-    rate: float = 0.7
-    """lambda, the weight of the new accuracy in an arm's running performance"""
-    rounds: int = 3
-    """T: an arm is abandoned on every edge after K * T samples, K the arms left"""
-    bonus: float = 1.0
-    """factor on the confidence radius sqrt(2 ln N / n); 1 as printed"""
-    scale: float = 1.0
-    """factor on the accuracies that are credited, which are in [0, 1]; 100 makes them percent"""
-    evaluations_per_epoch: int = 0
-    """R: for each path trained in the search phase, so many more are drawn, evaluated with the
-    shared weights and credited; they do not count in K * T. 0 as printed"""
 
 
 @dataclass(frozen=True)
@@ -207,7 +187,7 @@ class SearchConfig:
     sync_batchnorm: bool = False
     """with several processes: batch statistics over all of them, not over each one's images"""
     attack: AttackConfig = field(default_factory=AttackConfig)
-    bandit: BanditConfig = field(default_factory=BanditConfig)
+    bandit: BanditSettings = field(default_factory=BanditSettings)
     final: FinalConfig = field(default_factory=FinalConfig)
     # Less often than in retraining: an epoch of a search is short. 2.2 % of the time on digits.
     guard: GuardConfig = field(default_factory=lambda: GuardConfig(every=5))
@@ -215,11 +195,6 @@ class SearchConfig:
     def __post_init__(self) -> None:
         _cli.keep_plain_numbers(self)
         space.get(self.space)
-        if self.bandit.policy not in POLICIES:
-            raise ConfigError(
-                f"bandit.policy: expected one of {', '.join(sorted(POLICIES))}, "
-                f"got {self.bandit.policy!r}"
-            )
         checks = (
             ("seed", self.seed, 0 <= self.seed < 2**63, "a whole number in [0, 2^63)"),
             ("threads", self.threads, self.threads >= 0, "0 or more"),
@@ -281,18 +256,6 @@ class SearchConfig:
                 self.test_limit is None or self.test_limit >= 1,
                 "None or 1 or more",
             ),
-            (
-                "bandit.scale",
-                self.bandit.scale,
-                math.isfinite(self.bandit.scale) and self.bandit.scale > 0,
-                "a positive number",
-            ),
-            (
-                "bandit.evaluations_per_epoch",
-                self.bandit.evaluations_per_epoch,
-                self.bandit.evaluations_per_epoch >= 0,
-                "0 or more",
-            ),
             *(
                 (f"final.{name}", value, value >= 0, "0 or more")
                 for name, value in (
@@ -310,29 +273,18 @@ class SearchConfig:
                 "sync_batchnorm: expected no with parallel paths, where each process computes "
                 "another path and there is nothing to share; got yes"
             )
+        self.bandit.check("bandit.")
         self.guard.check()
         self.training_threat()
         self.final_threat()
         if self.final.network_epochs:
             _final.retrain_config(self, _final.FOUND)
-        self._bandit(1, 2)
-
-    def _bandit(self, rows: int, arms: int) -> AntiBandit:
-        return AntiBandit(
-            rows,
-            arms,
-            policy=self.bandit.policy,
-            rate=self.bandit.rate,
-            rounds=self.bandit.rounds,
-            bonus=self.bandit.bonus,
-            scale=self.bandit.scale,
-            seed=derive_seed(self.seed, "bandit"),
-        )
 
     def make_bandit(self) -> AntiBandit:
         """The bandit of this search: a row for each edge of each cell, an arm an operation."""
         found = space.get(self.space)
-        return self._bandit(found.rows, len(found.operations))
+        seed = derive_seed(self.seed, "bandit")
+        return AntiBandit(found.rows, len(found.operations), self.bandit, seed=seed)
 
     def training_threat(self) -> ThreatModel:
         """The adversary of the training step."""
@@ -648,21 +600,9 @@ class _Search:
     def start_line(self) -> dict[str, Any]:
         """The first line of the bandit's log: what it takes to replay the rest."""
         config, found = self.config, self.space
-        line: dict[str, Any] = {
-            "event": "start",
-            "space": config.space,
-            "operations": list(found.operations),
-            "edges": [found.edge_name(row) for row in range(found.rows)],
-            "policy": config.bandit.policy,
-            "rate": config.bandit.rate,
-            "rounds": config.bandit.rounds,
-            "bonus": config.bandit.bonus,
-            "scale": config.bandit.scale,
-            "seed": derive_seed(config.seed, "bandit"),
-        }
-        if config.bandit.evaluations_per_epoch:
-            line["evaluations_per_epoch"] = config.bandit.evaluations_per_epoch
-        return line
+        edges = [found.edge_name(row) for row in range(found.rows)]
+        seed = derive_seed(config.seed, "bandit")
+        return log.Start.of(config.space, found.operations, edges, config.bandit, seed).to_line()
 
     def reward_of(self, evaluation: Evaluation) -> float:
         return {
@@ -749,15 +689,14 @@ class _Search:
     def overfitted(self, number: int, verdict: Verdict) -> dict[str, Any]:
         """Train against a stronger attack from now on; returns the line for the bandit's log."""
         self._strengthen()
-        line = {
-            "event": "attack",
-            "sample": self.bandit.samples,
-            "epoch": number,
-            "trained": verdict.trained,
-            "strong": verdict.strong,
-            "steps": self.training_threat.steps,
-            "attack": self.training_threat.describe(),
-        }
+        line = log.AttackChanged(
+            sample=self.bandit.samples,
+            epoch=number,
+            trained=verdict.trained,
+            strong=verdict.strong,
+            steps=self.training_threat.steps,
+            attack=self.training_threat.describe(),
+        ).to_line()
         self.overfitting.append(line)
         return line
 
@@ -778,20 +717,19 @@ class _Search:
     ) -> dict[str, Any]:
         """Credit a path with its reward; returns the line for the bandit's log."""
         reward = self.reward_of(evaluation)
-        line: dict[str, Any] = {
-            "event": "sample",
-            "sample": self.bandit.samples,
-            "phase": self.bandit.phase,
-            "choice": choice.tolist(),
-            "probability": probability.tolist(),
-            "clean_accuracy": evaluation.clean_accuracy,
-            "robust_accuracy": evaluation.robust_accuracy,
-            "reward": reward,
-        }
+        line = log.Sample(
+            sample=self.bandit.samples,
+            phase=self.bandit.phase,
+            choice=choice.tolist(),
+            probability=probability.tolist(),
+            clean_accuracy=evaluation.clean_accuracy,
+            robust_accuracy=evaluation.robust_accuracy,
+            reward=reward,
+        )
         if not trained:
-            line["trained"] = False
+            line.trained = False
         self.bandit.credit(choice, reward, trained=trained)
-        return line
+        return line.to_line()
 
     def evaluate_only(self, number: int, paths: int) -> list[dict[str, Any]]:
         """Draw paths, evaluate them with the weights as they are, credit them; their lines."""
@@ -859,9 +797,8 @@ class _Search:
         while bandit.due:
             lines += self.prune()
         if bandit.finished:
-            lines.append(
-                {"event": "end", "sample": bandit.samples, "choice": bandit.final().tolist()}
-            )
+            end = log.End(sample=bandit.samples, choice=bandit.final().tolist())
+            lines.append(end.to_line())
         seconds = time.perf_counter() - started
         self.cost.add_seconds("other", seconds - (sum(self.cost.seconds.values()) - accounted))
         self.peak_memory = max(self.peak_memory, run.peak_memory_mb(self.setup.device))
@@ -970,35 +907,10 @@ class _Search:
 
     def prune(self) -> list[dict[str, Any]]:
         """Abandon one arm on every edge; returns the lines that say which and why."""
-        bandit = self.bandit
-        lower, upper = (bound.tolist() for bound in bandit.bounds())
-        mean, count = bandit.mean.tolist(), bandit.count.tolist()
-        score = bandit.score().tolist()
-        abandoned = bandit.prune().tolist()
+        bandit, found = self.bandit, self.space
+        edges = [found.edge_name(row) for row in range(found.rows)]
+        lines = [line.to_line() for line in log.prune(bandit, edges, found.operations)]
         self.round += 1
-        lines = []
-        for row, arm in enumerate(abandoned):
-            if arm < 0:
-                continue
-            lines.append(
-                {
-                    "event": "abandon",
-                    "sample": bandit.samples,
-                    "round": self.round,
-                    "row": row,
-                    "cell": self.space.edge_name(row).partition(":")[0],
-                    "edge": self.space.edge_name(row),
-                    "arm": arm,
-                    "operation": self.space.operations[arm],
-                    "mean": mean[row][arm],
-                    "count": count[row][arm],
-                    "lower": lower[row][arm],
-                    "upper": upper[row][arm],
-                    "score": score[row][arm],
-                    "total": sum(count[row]),
-                    "arms_left": bandit.arms_left,
-                }
-            )
         self.append(
             "genotypes.jsonl",
             {
@@ -1294,7 +1206,7 @@ def dry_run(config: SearchConfig) -> dict[str, Any]:
         peak_widest = run.peak_memory_mb(setup.device)
         evaluations = config.bandit.evaluations_per_epoch
         # None in the initial pass.
-        share = (bandit.total_samples - bandit.arms) / bandit.total_samples
+        share = (bandit.total_samples - bandit.initial_samples) / bandit.total_samples
 
         def epoch(seconds: dict[str, float]) -> float:
             only_evaluated = seconds["statistics"] + seconds["validate"]

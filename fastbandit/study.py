@@ -1,6 +1,6 @@
 """``python -m fastbandit.study``: which policy finds better arms, and do better networks follow?
 
-Two halves. On **simulated** searches (:mod:`fastbandit.simulation`), hundreds of seeds in
+Two halves. On **simulated** searches (:mod:`fastbandit.bandit.simulation`), hundreds of seeds in
 seconds: policy against policy and against chance at the same number of trained paths, and what
 lambda, the number of operations, paths that are only evaluated, and the bonus do. On **real** data
 (``--data``), few and small: each policy searches several times, the networks found and random ones
@@ -24,6 +24,7 @@ import math
 import statistics
 import sys
 import time
+import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ from typing import Annotated, Any
 
 import torch
 import tyro
+from pydantic import TypeAdapter
 
 from fastbandit import _cli, data, run, space
 from fastbandit._cli import ConfigError
@@ -46,11 +48,12 @@ from fastbandit._files import (
 from fastbandit._final import random_genotype
 from fastbandit._statistics import mann_whitney, mean_interval, standard_error, wilcoxon
 from fastbandit._study_page import make_page
+from fastbandit.bandit import BanditSettings
+from fastbandit.bandit.simulation import World, simulate
 from fastbandit.genotype import Genotype
 from fastbandit.nn.network import Network
 from fastbandit.run import RunError, RunFolder, derive_seed
 from fastbandit.search import FinalConfig, SearchConfig, search
-from fastbandit.simulation import BanditSettings, World, simulate
 from fastbandit.training import Cost, cosine, evaluate, train_epoch
 
 __all__ = ["PRESETS", "RealConfig", "SimulatedConfig", "StudyConfig", "main", "study"]
@@ -61,8 +64,8 @@ PARTS = ("policies", "rate", "space", "evaluations", "bonus")
 
 @dataclass(frozen=True)
 class SimulatedConfig:
-    """The studies on simulated searches. An entry is a policy, or POLICY,SETTING=VALUE,...:
-    rate, rounds, bonus, evaluations-per-epoch."""
+    """The studies on simulated searches. An entry is a policy, or POLICY,SETTING=VALUE,... with
+    the settings of a search's --bandit."""
 
     parts: tuple[str, ...] = PARTS
     """which studies: policies, rate, space, evaluations, bonus; none: no simulation"""
@@ -132,7 +135,8 @@ class SimulatedConfig:
         for part in self.parts:
             entries, name, values = studies[part]
             for entry in entries:
-                base, searched = parse_entry(entry, self.rounds, f"simulated {part}")
+                printed = BanditSettings(rounds=self.rounds)
+                base, searched = parse_entry(entry, printed, f"simulated {part}")
                 if searched is not None:
                     raise ConfigError(
                         f"simulated {part}: {entry!r}: space is for real data; simulated searches "
@@ -146,6 +150,7 @@ class SimulatedConfig:
                             world = dataclasses.replace(world, **change)
                         elif name:
                             settings = dataclasses.replace(base, **change)
+                            settings.check()
                     except ValueError as error:
                         raise ConfigError(f"simulated {part}: {error}") from None
                     yield part, entry, "" if not name else f"{value:g}", world, settings
@@ -180,7 +185,7 @@ class RealConfig:
                 f"real.train_limit: expected None or 4 or more, got {self.train_limit}"
             )
         for entry in self.policies:
-            _, searched = parse_entry(entry, 3, "real.policies")
+            _, searched = parse_entry(entry, BanditSettings(), "real.policies")
             if searched is not None:
                 space.get(searched)
 
@@ -233,16 +238,7 @@ class StudyConfig:
 
     def search_of(self, entry: str, seed: int) -> SearchConfig:
         """The search of one entry and seed."""
-        base = self.search.bandit
-        given, searched = parse_entry(entry, base.rounds, "real.policies", base)
-        bandit = dataclasses.replace(
-            base,
-            policy=given.policy,
-            rate=given.rate,
-            rounds=given.rounds,
-            bonus=given.bonus,
-            evaluations_per_epoch=given.evaluations_per_epoch,
-        )
+        bandit, searched = parse_entry(entry, self.search.bandit, "real.policies")
         return dataclasses.replace(
             self.search,
             data=self.data or self.search.data,
@@ -253,25 +249,21 @@ class StudyConfig:
         )
 
 
-def parse_entry(
-    text: str, rounds: int, where: str, base: Any = None
-) -> tuple[BanditSettings, str | None]:
+def parse_entry(text: str, base: BanditSettings, where: str) -> tuple[BanditSettings, str | None]:
     """``POLICY,SETTING=VALUE,...`` as settings, and the space it names, if any.
 
     Args:
         text: the entry.
-        rounds: T where the entry does not set it.
+        base: where other settings come from.
         where: what the message of an error begins with.
-        base: where other settings come from; default: those of the paper.
 
     Raises:
         ConfigError: an unknown policy or setting, or a value that is none.
     """
     name, *changes = (word.strip() for word in text.split(","))
-    values: dict[str, Any] = {"policy": name, "rounds": rounds}
-    kinds = {"rate": float, "rounds": int, "bonus": float, "evaluations_per_epoch": int}
-    if base is not None:
-        values |= {setting: getattr(base, setting) for setting in kinds}
+    values: dict[str, Any] = {"policy": name}
+    kinds = typing.get_type_hints(BanditSettings)
+    del kinds["policy"]
     searched = None
     for change in changes:
         setting, equals, value = change.partition("=")
@@ -285,15 +277,17 @@ def parse_entry(
                 f"{', '.join(kinds).replace('_', '-')}, space; got {change!r}"
             )
         try:
-            values[setting] = kinds[setting](value)
+            values[setting] = TypeAdapter(kinds[setting]).validate_python(value.strip())
         except ValueError:
             raise ConfigError(
                 f"{where}: {text!r}: {setting}: expected a number, got {value!r}"
             ) from None
+    settings = dataclasses.replace(base, **values)
     try:
-        return BanditSettings(**values), searched
+        settings.check()
     except ValueError as error:
         raise ConfigError(f"{where}: {text!r}: {error}") from None
+    return settings, searched
 
 
 # What each preset changes.
