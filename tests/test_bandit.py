@@ -636,10 +636,10 @@ def record(bandit, samples=None):
             "space": "example",
             "operations": [f"operation_{k}" for k in range(bandit.arms)],
             "edges": [f"a:0->{k}" for k in range(bandit.rows)],
-            "policy": bandit.policy,
-            "rate": bandit.rate,
-            "rounds": bandit.rounds,
-            "bonus": bandit.bonus,
+            "policy": bandit.settings.policy,
+            "rate": bandit.settings.rate,
+            "rounds": bandit.settings.rounds,
+            "bonus": bandit.settings.bonus,
             "seed": bandit.seed,
         }
     ]
@@ -666,7 +666,10 @@ def record(bandit, samples=None):
                         "sample": bandit.samples,
                         "round": number,
                         "row": row,
+                        "cell": "a",
+                        "edge": f"a:0->{row}",
                         "arm": arm,
+                        "operation": f"operation_{arm}",
                         "mean": bandit.mean[row, arm].item(),
                         "count": bandit.count[row, arm].item(),
                         "lower": lower[row, arm].item(),
@@ -699,6 +702,7 @@ def test_replay_with_paths_only_evaluated_and_a_scale():
         {
             "event": "sample",
             "sample": 4,
+            "phase": "search",
             "choice": choice.tolist(),
             "reward": 0.5,
             "trained": False,
@@ -776,7 +780,15 @@ def test_replay_of_incomplete_logs():
     choice = stopped.sample()
     stopped.credit(choice, 0.5)
     assert stopped.due
-    early.append({"event": "sample", "sample": 15, "choice": choice.tolist(), "reward": 0.5})
+    early.append(
+        {
+            "event": "sample",
+            "sample": 15,
+            "phase": "search",
+            "choice": choice.tolist(),
+            "reward": 0.5,
+        }
+    )
     assert replay(early).due  # a run that was killed there
     early.append({"event": "end", "sample": 16, "choice": stopped.final().tolist()})
     with pytest.raises(ValueError, match="expected abandon events, got end"):

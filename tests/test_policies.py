@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastbandit import _regression as regression
-from fastbandit.bandit import POLICIES, AntiBandit
+from fastbandit.bandit import POLICIES, AntiBandit, regression
 
 FLOAT = torch.float64
 # Points of the chi-square distribution that are exceeded in 0.1 % of cases.

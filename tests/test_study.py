@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from fastbandit import simulation, space
+from fastbandit import space
 from fastbandit._charts import Points, whisker_chart
 from fastbandit._files import FileError, check_seal, read_sealed, seal
 from fastbandit._statistics import (
@@ -23,12 +23,12 @@ from fastbandit._statistics import (
     student_t,
     wilcoxon,
 )
-from fastbandit.bandit import POLICIES, AntiBandit
+from fastbandit.bandit import POLICIES, AntiBandit, Bandits, BanditSettings
+from fastbandit.bandit.simulation import World, simulate
 from fastbandit.config import ConfigError, merge, to_plain
 from fastbandit.genotype import Genotype
 from fastbandit.runs.tensors import RunError
 from fastbandit.search.networks import random_genotype
-from fastbandit.simulation import BanditSettings, World, simulate
 from fastbandit.study import PRESETS, StudyConfig, main, parse_entry, study
 from fastbandit.study import real as module
 from fastbandit.study.config import PARTS
@@ -37,6 +37,7 @@ from fastbandit.study.tables import format_tables
 # --- simulated searches -------------------------------------------------------------------------
 
 SMALL = World(rows=6, arms=4, effect=0.01, noise=0.01)
+SEEDS = torch.tensor([3, 2**40 + 1, 77, 2**62])
 
 
 def one_by_one(world, settings, seed):
@@ -50,6 +51,7 @@ def one_by_one(world, settings, seed):
         rate=settings.rate,
         rounds=settings.rounds,
         bonus=settings.bonus,
+        scale=settings.scale,
         seed=seed,
     )
     total, extra = bandit.total_samples, settings.evaluations_per_epoch
@@ -79,9 +81,8 @@ def one_by_one(world, settings, seed):
     ids=lambda s: f"{s.policy}-{s.rate:g}-{s.bonus:g}-{s.evaluations_per_epoch}",
 )
 def test_simulation_agrees_with_the_bandit_one_by_one(settings):
-    seeds = torch.tensor([3, 2**40 + 1, 77, 2**62])
-    found = simulate(SMALL, settings, seeds, chunk=3)
-    for i, seed in enumerate(seeds.tolist()):
+    found = simulate(SMALL, settings, SEEDS, chunk=3)
+    for i, seed in enumerate(SEEDS.tolist()):
         bandit, effects = one_by_one(SMALL, settings, seed)
         assert bandit.final().tolist() == found.final[i].tolist()
         kept = effects.gather(1, bandit.final().unsqueeze(1)).squeeze(1)
@@ -93,23 +94,20 @@ def test_simulation_agrees_with_the_bandit_one_by_one(settings):
         assert (found.trained, found.trained + found.evaluated) == (bandit.trained, bandit.samples)
 
 
-def test_simulation_keeps_the_same_history_as_the_bandit():
+def test_simulation_keeps_the_same_history_as_the_bandit(monkeypatch):
     """Not the result alone: every choice, to the sample."""
     settings = BanditSettings(policy="ridge-thompson", rounds=1, evaluations_per_epoch=1)
-    seeds = torch.tensor([5, 6])
     states = []
-    original = simulation._Bandits.record
+    original = Bandits.credit
 
-    def record(self, choice, reward, trained):
-        original(self, choice, reward, trained)
+    def credit(self, choice, reward, *, trained=True):
+        original(self, choice, reward, trained=trained)
         if not states or states[-1] is not self:
             states.append(self)
 
-    simulation._Bandits.record = record
-    try:
-        simulate(SMALL, settings, seeds)
-    finally:
-        simulation._Bandits.record = original
+    with monkeypatch.context() as patch:
+        patch.setattr(Bandits, "credit", credit)
+        simulate(SMALL, settings, torch.tensor([5, 6]))
     (state,) = states
     for i, seed in enumerate((5, 6)):
         bandit, _ = one_by_one(SMALL, settings, seed)
@@ -193,11 +191,26 @@ def test_effects_and_noise_are_normal_and_differ():
         (lambda: World(noise=-1.0), "world.noise: expected a number >= 0, got -1.0"),
         (lambda: World(trend="up"), "world.trend: expected saturating, linear or late, got 'up'"),
         (lambda: World(start=0.8, rise=0.3), "world.start, world.rise: expected accuracies"),
-        (lambda: BanditSettings(policy="best"), "policy: expected one of detrended, printed"),
-        (lambda: BanditSettings(rate=0.0), "rate: expected a number in (0, 1], got 0.0"),
-        (lambda: BanditSettings(rounds=0), "rounds: expected 1 or more, got 0"),
-        (lambda: BanditSettings(bonus=math.inf), "bonus: expected a finite number >= 0, got inf"),
-        (lambda: BanditSettings(evaluations_per_epoch=-1), "evaluations_per_epoch: expected 0 or"),
+        (
+            lambda: simulate(SMALL, BanditSettings(policy="best"), SEEDS),
+            "policy: expected one of detrended, printed",
+        ),
+        (
+            lambda: simulate(SMALL, BanditSettings(rate=0.0), SEEDS),
+            "rate: expected a number in (0, 1], got 0.0",
+        ),
+        (
+            lambda: simulate(SMALL, BanditSettings(rounds=0), SEEDS),
+            "rounds: expected an integer >= 1, got 0",
+        ),
+        (
+            lambda: simulate(SMALL, BanditSettings(bonus=math.inf), SEEDS),
+            "bonus: expected a finite number >= 0, got inf",
+        ),
+        (
+            lambda: simulate(SMALL, BanditSettings(evaluations_per_epoch=-1), SEEDS),
+            "evaluations_per_epoch: expected 0 or",
+        ),
         (
             lambda: simulate(World(), BanditSettings(), torch.tensor([1.0])),
             "simulate: seeds: expected int64 [bandits], at least one, >= 0; got float32 [1]",
@@ -282,11 +295,13 @@ def test_large_samples_take_the_normal_approximation():
 
 
 def test_entries():
-    assert parse_entry("printed", 3, "x") == (BanditSettings(), None)
+    assert parse_entry("printed", BanditSettings(), "x") == (BanditSettings(), None)
     settings, searched = parse_entry(
-        "ridge, bonus=0.5,evaluations-per-epoch=4,rate=0.2,space=general7", 2, "x"
+        "ridge, bonus=0.5,evaluations-per-epoch=4,rate=0.2,space=general7",
+        BanditSettings(rounds=2, scale=100.0),
+        "x",
     )
-    assert settings == BanditSettings("ridge", 0.2, 2, 0.5, 4)
+    assert settings == BanditSettings("ridge", 0.2, 2, 0.5, 100.0, 4)
     assert searched == "general7"
 
 
@@ -303,7 +318,7 @@ def test_entries():
 )
 def test_wrong_entries(text, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
-        parse_entry(text, 3, "here")
+        parse_entry(text, BanditSettings(), "here")
 
 
 @pytest.mark.parametrize(

@@ -6,16 +6,18 @@ line that a killed process did not finish.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import torch
+from pydantic import ValidationError
 
 from fastbandit._charts import DIVERGING_STEPS
 from fastbandit._files import (
@@ -28,18 +30,15 @@ from fastbandit._files import (
     read_text,
 )
 from fastbandit._yaml import LARGEST_YAML, parse_yaml
+from fastbandit.bandit import POLICIES, Bandits, BanditSettings
+from fastbandit.bandit.log import LINES, Abandon, End, Line, Sample, Start
 
 __all__ = [
-    "Abandon",
-    "End",
+    "ArmHistory",
     "Folder",
-    "History",
-    "Line",
     "Metrics",
     "ReportError",
     "Run",
-    "Sample",
-    "Start",
     "check_config",
     "parse",
     "read_config",
@@ -61,64 +60,6 @@ _MOST_NOTES = 50  # of one file
 
 class ReportError(ValueError):
     """A folder that is not a run, or a file that cannot be the report; the message says why."""
-
-
-class Line(BaseModel):
-    """One line of a log. Names we do not know are left alone; infinities are not numbers."""
-
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, strict=True)
-
-
-Accuracy = Annotated[float, Field(ge=0, le=1)]
-
-
-class Start(Line):
-    event: Literal["start"]
-    space: str
-    operations: Annotated[list[str], Field(min_length=1)]
-    edges: Annotated[list[str], Field(min_length=1)]
-    policy: str
-    rate: Annotated[float, Field(gt=0, le=1)]
-    rounds: Annotated[int, Field(ge=1, le=1_000_000)]
-    bonus: Annotated[float, Field(ge=0, le=1e9)]
-    scale: Annotated[float, Field(gt=0, le=1e9)] = 1.0
-    seed: int
-    evaluations_per_epoch: Annotated[int, Field(ge=0, le=1_000_000)] = 0
-
-
-class Sample(Line):
-    event: Literal["sample"]
-    sample: int
-    phase: str
-    choice: list[int]
-    clean_accuracy: Accuracy | None = None
-    robust_accuracy: Accuracy | None = None
-    reward: Accuracy
-    trained: bool = True  # False: only evaluated, with weights that other paths trained
-
-
-class Abandon(Line):
-    event: Literal["abandon"]
-    sample: int
-    round: Annotated[int, Field(ge=1, le=1_000_000)]
-    row: int
-    cell: str
-    edge: str
-    arm: int
-    operation: str
-    mean: float
-    count: int
-    # A policy may abandon an arm that was never tried; its bounds are infinite, which JSON lacks.
-    lower: float | None = None
-    upper: float | None = None
-    total: int
-    arms_left: int
-
-
-class End(Line):
-    event: Literal["end"]
-    sample: int
-    choice: list[int]
 
 
 class Metrics(Line):
@@ -182,14 +123,20 @@ class Run(Folder):
         """Paths trained among the first ``samples`` samples."""
         return self.epochs[min(samples, len(self.epochs)) - 1] if samples and self.epochs else 0
 
+    @cached_property
+    def _schedule(self) -> tuple[int, int]:
+        """Paths that the whole search trains, and those of the initial pass."""
+        assert self.start is not None
+        bandits = _bandits(self.start)
+        return bandits.total_samples, bandits.initial_samples
+
     @property
     def planned_epochs(self) -> int:
         """Paths that the whole search trains: K + T (K + ... + 2), Algorithm 8."""
         done = self.epoch_at(len(self.samples))
         if self.start is None or self.end is not None:
             return done
-        arms = len(self.start.operations)
-        return max(arms + self.start.rounds * (arms * (arms + 1) // 2 - 1), done)
+        return max(self._schedule[0], done)
 
     @property
     def planned(self) -> int:
@@ -197,8 +144,8 @@ class Run(Folder):
         done = len(self.samples)
         if self.start is None or self.end is not None:
             return done
-        more = max(0, self.planned_epochs - len(self.start.operations))
-        return max(self.planned_epochs + self.start.evaluations_per_epoch * more, done)
+        more = max(0, self.planned_epochs - self._schedule[1])
+        return max(self.planned_epochs + self.start.settings.evaluations_per_epoch * more, done)
 
     @property
     def prunings(self) -> list[tuple[int, int, int]]:
@@ -206,12 +153,24 @@ class Run(Folder):
         return sorted({(a.sample, a.round, a.arms_left) for a in self.abandons})
 
     @cached_property
-    def history(self) -> History | None:
-        return None if self.start is None else History(self.start, self.samples, self.abandons)
+    def history(self) -> ArmHistory | None:
+        return None if self.start is None else ArmHistory(self)
 
 
-class History:
-    """The bandit's state after every sample, computed again from the choices and rewards.
+def _known(settings: BanditSettings) -> BanditSettings:
+    """The settings, with the paper's rule in place of a policy that is not known here."""
+    return (
+        settings if settings.policy in POLICIES else dataclasses.replace(settings, policy="printed")
+    )
+
+
+def _bandits(start: Start) -> Bandits:
+    """Bandits that are credited with what a log says, whatever its policy would have drawn."""
+    return Bandits(len(start.edges), len(start.operations), _known(start.settings))
+
+
+class ArmHistory:
+    """The bandit's state after every sample, from the choices and rewards of the log.
 
     Attributes:
         mean, count: [samples + 1, rows, arms], after so many samples; the mean of an arm that has
@@ -219,34 +178,29 @@ class History:
         life: [rows, arms], samples after which the arm was abandoned; a number larger than any
             sample for those alive.
         round: [rows, arms], the round in which it was, likewise. Rounds may share a sample.
-        explained: False where a logged mean is not what Eq. 4.11 gives, as with a policy that
-            credits its arms in another way.
+        explained: False where a logged mean is not what the policy gives, as with one that is not
+            known here and credits its arms in another way.
     """
 
     ALIVE = np.iinfo(np.int64).max
 
-    def __init__(
-        self, start: Start, samples: Sequence[Sample], abandons: Sequence[Abandon]
-    ) -> None:
-        rows, arms = len(start.edges), len(start.operations)
-        self.bonus = start.bonus
-        self.choice = np.array([s.choice for s in samples], dtype=np.int64).reshape(-1, rows)
-        self.mean = np.full((len(samples) + 1, rows, arms), np.nan)
-        self.count = np.zeros((len(samples) + 1, rows, arms), dtype=np.int64)
-        every = np.arange(rows)
-        for i, sample in enumerate(samples):
-            self.mean[i + 1], self.count[i + 1] = self.mean[i], self.count[i]
-            at = (i + 1, every, self.choice[i])
-            old, value = self.mean[at], start.scale * sample.reward
-            # The first value an arm gets is its m_0 (initial performance of Algorithm 8).
-            self.mean[at] = np.where(
-                np.isnan(old), value, (1 - start.rate) * old + start.rate * value
-            )
-            self.count[at] += 1
-        self.life = np.full((rows, arms), self.ALIVE)
-        self.round = np.full((rows, arms), self.ALIVE)
+    def __init__(self, run: Run) -> None:
+        assert run.start is not None
+        bandits = _bandits(run.start)
+        shape = (len(run.samples) + 1, bandits.rows, bandits.arms)
+        self.bonus = bandits.settings.bonus
+        self.choice = np.array([s.choice for s in run.samples], dtype=np.int64).reshape(
+            -1, bandits.rows
+        )
+        self.mean, self.count = np.full(shape, np.nan), np.zeros(shape, dtype=np.int64)
+        for i, sample in enumerate(run.samples, 1):
+            bandits.credit(torch.tensor(sample.choice), sample.reward, trained=sample.trained)
+            self.count[i] = bandits.count.numpy()
+            self.mean[i] = np.where(self.count[i] > 0, bandits.mean.numpy(), np.nan)
+        self.life = np.full(shape[1:], self.ALIVE)
+        self.round = np.full(shape[1:], self.ALIVE)
         self.explained = True
-        for line in abandons:
+        for line in run.abandons:
             self.life[line.row, line.arm] = line.sample
             self.round[line.row, line.arm] = line.round
             count = int(self.count[line.sample, line.row, line.arm])
@@ -370,25 +324,37 @@ def parse(
         return None
 
 
+def _out_of_range(run: Run, line: Line) -> str:
+    """What a bandit with the settings of the log would not take, or an empty string."""
+    if isinstance(line, Start):
+        try:
+            _known(line.settings).check()
+        except ValueError as error:
+            return str(error)
+    if isinstance(line, Sample) and run.start is not None:
+        policy = POLICIES[_known(run.start.settings).policy]
+        if problem := policy.reward_problem(line.reward):
+            return f"reward: {problem}"
+    return ""
+
+
 def _read_bandit(run: Run) -> None:
     """The bandit's log, as far as each line follows from those before it."""
     name = "bandit.jsonl"
-    kinds: dict[str, type[Line]] = {
-        "start": Start,
-        "sample": Sample,
-        "abandon": Abandon,
-        "end": End,
-    }
     for position, value in read_lines(run, name):
         event = value.get("event")
         if event == "attack":  # a stronger adversary; the summary lists them
             continue
-        kind = kinds.get(event) if isinstance(event, str) else None
+        kind = LINES.get(event) if isinstance(event, str) else None
         if kind is None:
             run.notes.append(f"{name}: line {position}: unknown event {event!r}; it is left out")
             continue
         line = parse(run, name, position, kind, value)
         if line is None:
+            continue
+        problem = _out_of_range(run, line)
+        if problem:
+            run.notes.append(f"{name}: line {position}: {problem}; the line is left out")
             continue
         if isinstance(line, Start) and run.start is None:
             size = len(line.edges) * len(line.operations)
@@ -486,7 +452,7 @@ def read_run(folder: Path, summary: Mapping[str, Any] | None) -> Run:
     if run.history is not None and not run.history.explained:
         run.notes.append(
             f"bandit.jsonl: m and n of abandoned arms are not those of Eq. 4.11 with the logged "
-            f"rewards (policy {run.start.policy if run.start else ''}); arms over time are drawn "
-            "with Eq. 4.11"
+            f"rewards (policy {run.start.settings.policy if run.start else ''}); arms over time "
+            "are drawn with Eq. 4.11"
         )
     return run

@@ -23,7 +23,9 @@ from fastbandit._report.html import (
     tile,
 )
 from fastbandit._report.networks import networks, trained_networks
-from fastbandit._report.reading import Abandon, Run, Start, read_lines, without_folder
+from fastbandit._report.reading import Run, read_lines, without_folder
+from fastbandit.bandit import POLICIES
+from fastbandit.bandit.log import Abandon, Start
 from fastbandit.threat import ThreatModel
 
 __all__ = ["SECTIONS", "accuracy_rows", "describe_threat", "header", "totals"]
@@ -576,8 +578,10 @@ def _reason(run: Run, line: Abandon) -> str:
     start, history = run.start, run.history
     assert start is not None
     assert history is not None
+    name = start.settings.policy
+    rule = f"rule of policy {show(name)}"
     if line.upper is None or not history.explained:
-        return f"rule of policy {show(start.policy)}"
+        return rule
     upper = history.upper(line.sample, line.row)
     others = [
         (float(upper[arm]), arm)
@@ -585,20 +589,16 @@ def _reason(run: Run, line: Abandon) -> str:
         if arm != line.arm and history.round[line.row, arm] > line.round
     ]
     if not others:
-        return f"rule of policy {show(start.policy)}"
+        return rule
     smaller = sum(value < line.upper - 1e-9 for value, _ in others)
-    if start.policy == "random":
-        return f"drawn at random; upper bound {smaller + 1} of {len(others) + 1} from below"
-    if smaller:
-        return (
-            f"rule of policy {show(start.policy)}; upper bound {smaller + 1} of "
-            f"{len(others) + 1} from below"
-        )
+    reason = POLICIES[name].reason if name in POLICIES else ""
+    if reason or smaller:
+        return f"{reason or rule}; upper bound {smaller + 1} of {len(others) + 1} from below"
     bound, arm = min(others)
-    name = show(start.operations[arm])
+    other = show(start.operations[arm])
     if bound <= line.upper + 1e-12:
-        return f"smallest upper bound {line.upper:.4f}, equal to {name}'s; the lowest index goes"
-    return f"smallest upper bound {line.upper:.4f}; next smallest {bound:.4f} ({name})"
+        return f"smallest upper bound {line.upper:.4f}, equal to {other}'s; the lowest index goes"
+    return f"smallest upper bound {line.upper:.4f}; next smallest {bound:.4f} ({other})"
 
 
 def _abandoned(run: Run) -> str:

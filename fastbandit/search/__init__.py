@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from fastbandit.search.config import (
         PRESETS,
         AttackConfig,
-        BanditConfig,
         FinalConfig,
         SearchConfig,
     )
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = [
     "PRESETS",
     "AttackConfig",
-    "BanditConfig",
     "FinalConfig",
     "OutOfMemoryError",
     "SearchConfig",
@@ -37,7 +35,7 @@ __all__ = [
     "search",
 ]
 
-_CONFIG = ("PRESETS", "AttackConfig", "BanditConfig", "FinalConfig", "SearchConfig")
+_CONFIG = ("PRESETS", "AttackConfig", "FinalConfig", "SearchConfig")
 __getattr__ = lazy(
     __name__,
     {

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from fastbandit.bandit import log
 from fastbandit.distributed import Team
 from fastbandit.overfitting import MOST_STEPS, OverfittingGuard, Verdict, stronger
 from fastbandit.runs.cost import accounting
@@ -231,15 +232,14 @@ class Adversarial:
     def _overfitted(self, number: int, verdict: Verdict, samples: int) -> dict[str, Any]:
         """Train against a stronger attack from now on; returns the line for the bandit's log."""
         self._strengthen()
-        line = {
-            "event": "attack",
-            "sample": samples,
-            "epoch": number,
-            "trained": verdict.trained,
-            "strong": verdict.strong,
-            "steps": self.threat.steps,
-            "attack": self.threat.describe(),
-        }
+        line = log.AttackChanged(
+            sample=samples,
+            epoch=number,
+            trained=verdict.trained,
+            strong=verdict.strong,
+            steps=self.threat.steps,
+            attack=self.threat.describe(),
+        ).to_line()
         self.overfitting.append(line)
         self.session.progress.note(
             f"catastrophic overfitting in epoch {number}: accuracy {100 * verdict.trained:.1f} % "

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from fastbandit import space as spaces
-from fastbandit.bandit import POLICIES, AntiBandit
+from fastbandit.bandit import AntiBandit, BanditSettings
 from fastbandit.config import POSITIVE, SEED, SHARE, ConfigError, Radius, Range, at_least
 from fastbandit.overfitting import GuardConfig
 from fastbandit.runs.environment import derive_seed
@@ -15,7 +15,7 @@ from fastbandit.runs.session import resolve_device
 from fastbandit.runs.training import TrainingConfig
 from fastbandit.threat import ThreatModel
 
-__all__ = ["PRESETS", "AttackConfig", "BanditConfig", "FinalConfig", "SearchConfig"]
+__all__ = ["PRESETS", "AttackConfig", "FinalConfig", "SearchConfig"]
 
 
 @dataclass(frozen=True)
@@ -34,26 +34,6 @@ class AttackConfig:
     """keep x + delta in [0, 1] (image), or not (none: the algorithm as printed)"""
     bn_mode: Literal["train", "eval"] = "train"
     """batch norm while attacking in training; the attack of the reward always uses eval"""
-
-
-@dataclass(frozen=True)
-class BanditConfig:
-    """The bandit on every edge (Eqs. 4.9 to 4.13)."""
-
-    policy: str = "printed"
-    """how arms are sampled and abandoned: printed (the paper's rule), random (the baseline), ucb1,
-    thompson, successive-halving, detrended, ridge or ridge-thompson; see docs/study.md"""
-    rate: float = 0.7
-    """lambda, the weight of the new accuracy in an arm's running performance"""
-    rounds: int = 3
-    """T: an arm is abandoned on every edge after K * T samples, K the arms left"""
-    bonus: float = 1.0
-    """factor on the confidence radius sqrt(2 ln N / n); 1 as printed"""
-    scale: Annotated[float, POSITIVE] = 1.0
-    """factor on the accuracies that are credited, which are in [0, 1]; 100 makes them percent"""
-    evaluations_per_epoch: Annotated[int, at_least(0)] = 0
-    """R: for each path trained in the search phase, so many more are drawn, evaluated with the
-    shared weights and credited; they do not count in K * T. 0 as printed"""
 
 
 @dataclass(frozen=True)
@@ -112,16 +92,11 @@ class SearchConfig(TrainingConfig):
     """with several processes (torchrun): data divides each batch of the one path, paths trains a
     path on each process and averages gradients; the number of processes is not a setting"""
     attack: AttackConfig = field(default_factory=AttackConfig)
-    bandit: BanditConfig = field(default_factory=BanditConfig)
+    bandit: BanditSettings = field(default_factory=BanditSettings)
     final: FinalConfig = field(default_factory=FinalConfig)
 
     def check(self) -> None:
         spaces.get(self.space)
-        if self.bandit.policy not in POLICIES:
-            raise ConfigError(
-                f"bandit.policy: expected one of {', '.join(sorted(POLICIES))}, "
-                f"got {self.bandit.policy!r}"
-            )
         if self.learning_rate_min > self.learning_rate:
             raise ConfigError(
                 f"learning_rate_min: expected 0 to learning_rate ({self.learning_rate}), "
@@ -132,6 +107,7 @@ class SearchConfig(TrainingConfig):
                 "sync_batchnorm: expected no with parallel paths, where each process computes "
                 "another path and there is nothing to share; got yes"
             )
+        self.bandit.check("bandit.")
         self.guard.check()
         self.training_threat()
         self.final_threat()
@@ -140,24 +116,12 @@ class SearchConfig(TrainingConfig):
             from fastbandit.search.networks import FOUND, retrain_config
 
             retrain_config(self, FOUND)
-        self._bandit(1, 2)
-
-    def _bandit(self, rows: int, arms: int) -> AntiBandit:
-        return AntiBandit(
-            rows,
-            arms,
-            policy=self.bandit.policy,
-            rate=self.bandit.rate,
-            rounds=self.bandit.rounds,
-            bonus=self.bandit.bonus,
-            scale=self.bandit.scale,
-            seed=derive_seed(self.seed, "bandit"),
-        )
 
     def make_bandit(self) -> AntiBandit:
         """The bandit of this search: a row for each edge of each cell, an arm an operation."""
         found = spaces.get(self.space)
-        return self._bandit(found.rows, len(found.operations))
+        seed = derive_seed(self.seed, "bandit")
+        return AntiBandit(found.rows, len(found.operations), self.bandit, seed=seed)
 
     def training_threat(self) -> ThreatModel:
         """The adversary of the training step."""

@@ -74,7 +74,7 @@ def dry_run(config: SearchConfig) -> dict[str, Any]:
         peak_widest = peak_memory_mb(setup.device)
         evaluations = config.bandit.evaluations_per_epoch
         # None in the initial pass.
-        share = (bandit.total_samples - bandit.arms) / bandit.total_samples
+        share = (bandit.total_samples - bandit.initial_samples) / bandit.total_samples
 
         def epoch(seconds: dict[str, float]) -> float:
             only_evaluated = seconds["statistics"] + seconds["validate"]

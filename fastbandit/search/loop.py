@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastbandit import space
 from fastbandit._graphs import Graphs
+from fastbandit.bandit import log
 from fastbandit.distributed import Team
 from fastbandit.genotype import Genotype
 from fastbandit.runs.environment import derive_seed, peak_memory_mb
@@ -143,19 +144,18 @@ class SearchRun:
         self, choice: Tensor, probability: Tensor, found: PathResult, *, trained: bool
     ) -> dict[str, Any]:
         """Credit a path with its score; returns the line for the bandit's log."""
-        line: dict[str, Any] = {
-            "event": "sample",
-            "sample": self.bandit.samples,
-            "phase": self.bandit.phase,
-            "choice": choice.tolist(),
-            "probability": probability.tolist(),
-            **found.log,
-            "reward": found.score,
-        }
+        line = log.Sample(
+            sample=self.bandit.samples,
+            phase=self.bandit.phase,
+            choice=choice.tolist(),
+            probability=probability.tolist(),
+            **found.log,  # type: ignore[arg-type]
+            reward=found.score,
+        )
         if not trained:
-            line["trained"] = False
+            line.trained = False
         self.bandit.credit(choice, found.score, trained=trained)
-        return line
+        return line.to_line()
 
     def epoch(self) -> dict[str, Any]:
         """Sample, train, validate, credit, perhaps prune; log and save. Returns the metrics.
@@ -185,9 +185,8 @@ class SearchRun:
         while bandit.due:
             lines += self.prune()
         if bandit.finished:
-            lines.append(
-                {"event": "end", "sample": bandit.samples, "choice": bandit.final().tolist()}
-            )
+            end = log.End(sample=bandit.samples, choice=bandit.final().tolist())
+            lines.append(end.to_line())
         self.session.append("bandit.jsonl", *lines)
         return self._end_epoch(timer, trained, number, phase, arms)
 
@@ -242,34 +241,9 @@ class SearchRun:
     def prune(self) -> list[dict[str, Any]]:
         """Abandon one arm on every edge; returns the lines that say which and why."""
         bandit = self.bandit
-        lower, upper = (bound.tolist() for bound in bandit.bounds())
-        mean, count = bandit.mean.tolist(), bandit.count.tolist()
-        score = bandit.score().tolist()
-        abandoned = bandit.prune().tolist()
+        edges, operations = self.space.edge_names, self.space.operations
+        lines = [line.to_line() for line in log.prune(bandit, edges, operations)]
         self.round += 1
-        lines = []
-        for row, arm in enumerate(abandoned):
-            if arm < 0:
-                continue
-            lines.append(
-                {
-                    "event": "abandon",
-                    "sample": bandit.samples,
-                    "round": self.round,
-                    "row": row,
-                    "cell": self.space.edge_name(row).partition(":")[0],
-                    "edge": self.space.edge_name(row),
-                    "arm": arm,
-                    "operation": self.space.operations[arm],
-                    "mean": mean[row][arm],
-                    "count": count[row][arm],
-                    "lower": lower[row][arm],
-                    "upper": upper[row][arm],
-                    "score": score[row][arm],
-                    "total": sum(count[row]),
-                    "arms_left": bandit.arms_left,
-                }
-            )
         self.session.append(
             "genotypes.jsonl",
             {
@@ -284,21 +258,14 @@ class SearchRun:
     def start_line(self) -> dict[str, Any]:
         """The first line of the bandit's log: what it takes to replay the rest."""
         config, searched = self.config, self.space
-        line: dict[str, Any] = {
-            "event": "start",
-            "space": config.space,
-            "operations": list(searched.operations),
-            "edges": [searched.edge_name(row) for row in range(searched.rows)],
-            "policy": config.bandit.policy,
-            "rate": config.bandit.rate,
-            "rounds": config.bandit.rounds,
-            "bonus": config.bandit.bonus,
-            "scale": config.bandit.scale,
-            "seed": derive_seed(config.seed, "bandit"),
-        }
-        if config.bandit.evaluations_per_epoch:
-            line["evaluations_per_epoch"] = config.bandit.evaluations_per_epoch
-        return line
+        start = log.Start.of(
+            config.space,
+            searched.operations,
+            searched.edge_names,
+            config.bandit,
+            derive_seed(config.seed, "bandit"),
+        )
+        return start.to_line()
 
     def genotype(self) -> Genotype:
         """The best arm of every edge so far; at the end the only one."""

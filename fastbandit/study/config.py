@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+from pydantic import TypeAdapter
+
 from fastbandit import space
+from fastbandit.bandit import BanditSettings
+from fastbandit.bandit.simulation import World
 from fastbandit.config import Config, ConfigError, Range, at_least
 from fastbandit.search.config import FinalConfig, SearchConfig
-from fastbandit.simulation import BanditSettings, World
 
 __all__ = ["PARTS", "PRESETS", "RealConfig", "SimulatedConfig", "StudyConfig", "parse_entry"]
 
@@ -21,8 +25,8 @@ PARTS = ("policies", "rate", "space", "evaluations", "bonus")
 
 @dataclass(frozen=True)
 class SimulatedConfig:
-    """The studies on simulated searches. An entry is a policy, or POLICY,SETTING=VALUE,...:
-    rate, rounds, bonus, evaluations-per-epoch."""
+    """The studies on simulated searches. An entry is a policy, or POLICY,SETTING=VALUE,... with
+    the settings of a search's --bandit."""
 
     parts: tuple[str, ...] = PARTS
     """which studies: policies, rate, space, evaluations, bonus; none: no simulation"""
@@ -92,7 +96,8 @@ class SimulatedConfig:
         for part in self.parts:
             entries, name, values = studies[part]
             for entry in entries:
-                base, searched = parse_entry(entry, self.rounds, f"simulated {part}")
+                printed = BanditSettings(rounds=self.rounds)
+                base, searched = parse_entry(entry, printed, f"simulated {part}")
                 if searched is not None:
                     raise ConfigError(
                         f"simulated {part}: {entry!r}: space is for real data; simulated searches "
@@ -106,6 +111,7 @@ class SimulatedConfig:
                             world = dataclasses.replace(world, **change)
                         elif name:
                             settings = dataclasses.replace(base, **change)
+                            settings.check()
                     except ValueError as error:
                         raise ConfigError(f"simulated {part}: {error}") from None
                     yield part, entry, "" if not name else f"{value:g}", world, settings
@@ -131,7 +137,7 @@ class RealConfig:
 
     def __post_init__(self) -> None:
         for entry in self.policies:
-            _, searched = parse_entry(entry, 3, "real.policies")
+            _, searched = parse_entry(entry, BanditSettings(), "real.policies")
             if searched is not None:
                 space.get(searched)
 
@@ -180,16 +186,7 @@ class StudyConfig(Config):
 
     def search_of(self, entry: str, seed: int) -> SearchConfig:
         """The search of one entry and seed."""
-        base = self.search.bandit
-        given, searched = parse_entry(entry, base.rounds, "real.policies", base)
-        bandit = dataclasses.replace(
-            base,
-            policy=given.policy,
-            rate=given.rate,
-            rounds=given.rounds,
-            bonus=given.bonus,
-            evaluations_per_epoch=given.evaluations_per_epoch,
-        )
+        bandit, searched = parse_entry(entry, self.search.bandit, "real.policies")
         return dataclasses.replace(
             self.search,
             data=self.data or self.search.data,
@@ -200,25 +197,21 @@ class StudyConfig(Config):
         )
 
 
-def parse_entry(
-    text: str, rounds: int, where: str, base: Any = None
-) -> tuple[BanditSettings, str | None]:
+def parse_entry(text: str, base: BanditSettings, where: str) -> tuple[BanditSettings, str | None]:
     """``POLICY,SETTING=VALUE,...`` as settings, and the space it names, if any.
 
     Args:
         text: the entry.
-        rounds: T where the entry does not set it.
+        base: where other settings come from.
         where: what the message of an error begins with.
-        base: where other settings come from; default: those of the paper.
 
     Raises:
         ConfigError: an unknown policy or setting, or a value that is none.
     """
     name, *changes = (word.strip() for word in text.split(","))
-    values: dict[str, Any] = {"policy": name, "rounds": rounds}
-    kinds = {"rate": float, "rounds": int, "bonus": float, "evaluations_per_epoch": int}
-    if base is not None:
-        values |= {setting: getattr(base, setting) for setting in kinds}
+    values: dict[str, Any] = {"policy": name}
+    kinds = typing.get_type_hints(BanditSettings)
+    del kinds["policy"]
     searched = None
     for change in changes:
         setting, equals, value = change.partition("=")
@@ -232,15 +225,17 @@ def parse_entry(
                 f"{', '.join(kinds).replace('_', '-')}, space; got {change!r}"
             )
         try:
-            values[setting] = kinds[setting](value)
+            values[setting] = TypeAdapter(kinds[setting]).validate_python(value.strip())
         except ValueError:
             raise ConfigError(
                 f"{where}: {text!r}: {setting}: expected a number, got {value!r}"
             ) from None
+    settings = dataclasses.replace(base, **values)
     try:
-        return BanditSettings(**values), searched
+        settings.check()
     except ValueError as error:
         raise ConfigError(f"{where}: {text!r}: {error}") from None
+    return settings, searched
 
 
 # What each preset changes.

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from fastbandit._statistics import mean_interval, standard_error, wilcoxon
+from fastbandit.bandit import BanditSettings
+from fastbandit.bandit.simulation import World, simulate
 from fastbandit.config import to_plain
 from fastbandit.runs.environment import derive_seed
-from fastbandit.simulation import BanditSettings, World, simulate
 from fastbandit.study.config import StudyConfig
 from fastbandit.study.pieces import Pieces
 

@@ -10,20 +10,21 @@ same number of trained paths:
   because they remove the rise of the training and, the last two, what the other rows do.
 
 Every policy is written on leading dimensions ``...``: a bandit's tensors are [rows, arms], a
-simulation has thousands of bandits in [bandits, rows, arms] (:mod:`fastbandit.simulation`).
+simulation has thousands of bandits in [bandits, rows, arms]
+(:mod:`fastbandit.bandit.simulation`).
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fastbandit import ops
-from fastbandit._regression import (
+from fastbandit.bandit.regression import (
     RidgeFit,
     arm_means,
     detrend,
@@ -31,6 +32,7 @@ from fastbandit._regression import (
     posterior_variance,
     ridge,
 )
+from fastbandit.bandit.state import History, State
 
 __all__ = [
     "POLICIES",
@@ -49,39 +51,6 @@ __all__ = [
 ]
 
 
-class History(NamedTuple):
-    """All that was credited, in order; the position in it is the sample's index."""
-
-    choice: Tensor  # [..., samples, rows], int64
-    reward: Tensor  # [..., samples], float64
-    trained: Tensor  # [samples], bool: False for a path that was only evaluated
-
-
-class State(Protocol):
-    """What a policy sees of a bandit; :class:`fastbandit.bandit.AntiBandit` is one."""
-
-    rows: int
-    arms: int
-    rate: float
-    rounds: int
-    bonus: float
-    scale: float
-    mean: Tensor  # [..., rows, arms], float64
-    count: Tensor  # [..., rows, arms], int64
-    alive: Tensor  # [..., rows, arms], bool
-
-    @property
-    def arms_left(self) -> int: ...
-
-    @property
-    def drawn(self) -> Tensor: ...  # [..., rows, arms], int64: count, and what is drawn ahead
-
-    @property
-    def history(self) -> History: ...
-
-    def uniform(self, purpose: str, columns: int = 1) -> Tensor: ...  # [..., rows, columns]
-
-
 class Policy(ABC):
     """How arms are drawn, credited and abandoned; this base draws by no rule.
 
@@ -91,17 +60,35 @@ class Policy(ABC):
     of these.) It changes ``mean`` and ``count`` in :meth:`credit` and nothing else; the schedule
     and ``alive`` are the bandit's.
 
-    To add one: derive, set ``name``, decorate with :func:`register`.
+    To add one: derive, set ``name`` and ``description``, decorate with :func:`register`. A
+    parameter of its own is a field of :class:`fastbandit.bandit.BanditSettings`.
     """
 
     name: ClassVar[str]
+    #: What the policy is, in a few words, for lists of policies.
+    description: ClassVar[str] = ""
+    #: Whether every arm gets one sample before the first round.
+    initial_pass: ClassVar[bool] = True
+    #: Whether rewards are accuracies, in [0, 1]; otherwise any finite number is one.
+    accuracies: ClassVar[bool] = True
+    #: How an arm is chosen to be abandoned, where neither score nor bound says it.
+    reason: ClassVar[str] = ""
+    #: Bandits that are simulated at a time; fewer bound the memory of a policy that needs much.
+    simulated_at_a_time: ClassVar[int] = 1000
+
+    @classmethod
+    def reward_problem(cls, reward: float) -> str:
+        """What is wrong with a reward, or an empty string."""
+        if cls.accuracies and not 0.0 <= reward <= 1.0:
+            return f"expected an accuracy in [0, 1], got {reward}"
+        return "" if math.isfinite(reward) else f"expected a finite number, got {reward}"
 
     def budget(self, bandit: State, arms: int) -> int:
         """Paths to train with ``arms`` arms alive before one is abandoned: K * T.
 
         0 is allowed and abandons the next arm at once.
         """
-        return arms * bandit.rounds
+        return arms * bandit.settings.rounds
 
     @abstractmethod
     def probabilities(self, bandit: State) -> Tensor:
@@ -121,7 +108,7 @@ class Policy(ABC):
             reward: a number, or float64 [..., 1].
         """
         first = bandit.count.gather(-1, choice.unsqueeze(-1)).squeeze(-1) == 0
-        for rows, rate in ((first, 1.0), (~first, bandit.rate)):
+        for rows, rate in ((first, 1.0), (~first, bandit.settings.rate)):
             ops.bandit_update_(
                 bandit.mean, bandit.count, torch.where(rows, choice, -1), reward, rate=rate
             )
@@ -142,7 +129,7 @@ POLICIES: dict[str, type[Policy]] = {}
 
 
 def register(policy: type[Policy]) -> type[Policy]:
-    """Class decorator: makes a policy known under its ``name``."""
+    """Class decorator: make a policy known under its ``name``."""
     if policy.name in POLICIES:
         raise ValueError(f"policy {policy.name!r} is registered already")
     POLICIES[policy.name] = policy
@@ -202,20 +189,23 @@ class Printed(Policy):
     """The rule as printed: draw by ``softmax(-s_L)``, abandon the smallest s_U."""
 
     name = "printed"
+    description = "the paper's rule"
 
     def probabilities(self, bandit: State) -> Tensor:
-        return ops.bandit_probabilities(bandit.mean, bandit.count, bandit.alive, bonus=bandit.bonus)
+        return ops.bandit_probabilities(
+            bandit.mean, bandit.count, bandit.alive, bonus=bandit.settings.bonus
+        )
 
     def sample(self, bandit: State) -> Tensor:
         uniform = bandit.uniform("sample").squeeze(-1)
         choice, _ = ops.bandit_sample(
-            bandit.mean, bandit.count, bandit.alive, uniform, bonus=bandit.bonus
+            bandit.mean, bandit.count, bandit.alive, uniform, bonus=bandit.settings.bonus
         )
         return choice
 
     def prune(self, bandit: State) -> Tensor:
         kept = bandit.alive.clone()
-        ops.bandit_prune_(kept, bandit.mean, bandit.count, bonus=bandit.bonus)
+        ops.bandit_prune_(kept, bandit.mean, bandit.count, bonus=bandit.settings.bonus)
         return (bandit.alive & ~kept).int().argmax(-1)
 
 
@@ -227,6 +217,8 @@ class Random(Policy):
     """
 
     name = "random"
+    description = "the baseline, which learns nothing"
+    reason = "drawn at random"
 
     def probabilities(self, bandit: State) -> Tensor:
         return bandit.alive.double() / bandit.arms_left
@@ -279,13 +271,14 @@ class Ucb1(_Averaging):
     """
 
     name = "ucb1"
+    description = "largest upper bounds"
 
     def probabilities(self, bandit: State) -> Tensor:
         law = torch.zeros_like(bandit.mean)
         return law.scatter_(-1, self.sample(bandit).unsqueeze(-1), 1.0)
 
     def sample(self, bandit: State) -> Tensor:
-        _, upper = ops.bandit_bounds(bandit.mean, bandit.count, bonus=bandit.bonus)
+        _, upper = ops.bandit_bounds(bandit.mean, bandit.count, bonus=bandit.settings.bonus)
         return torch.where(bandit.alive, upper, -math.inf).argmax(-1)
 
 
@@ -301,6 +294,7 @@ class Thompson(_Averaging):
     """
 
     name = "thompson"
+    description = "draws from normal posteriors"
 
     def probabilities(self, bandit: State) -> Tensor:
         return _best_law(bandit.mean, self._deviation(bandit), bandit.alive)
@@ -311,10 +305,10 @@ class Thompson(_Averaging):
     @staticmethod
     def _deviation(bandit: State) -> Tensor:
         reward = bandit.history.reward
-        variance = bandit.scale**2 * reward.var(-1, correction=0)
+        variance = bandit.settings.scale**2 * reward.var(-1, correction=0)
         count = bandit.count.clamp(min=1)
         # The floor lets equal arms of equal accuracies share the law.
-        return bandit.bonus * (variance[..., None, None] / count).sqrt() + 1e-12
+        return bandit.settings.bonus * (variance[..., None, None] / count).sqrt() + 1e-12
 
 
 @register
@@ -331,6 +325,7 @@ class SuccessiveHalving(_Balanced):
     """
 
     name = "successive-halving"
+    description = "half of the arms at a time"
 
     def budget(self, bandit: State, arms: int) -> int:
         stages = []
@@ -340,7 +335,7 @@ class SuccessiveHalving(_Balanced):
             left = (left + 1) // 2
         if arms not in stages:
             return 0
-        total = bandit.rounds * sum(range(2, bandit.arms + 1))
+        total = bandit.settings.rounds * sum(range(2, bandit.arms + 1))
         each, rest = divmod(total, len(stages))
         return each + (stages.index(arms) < rest)
 
@@ -358,12 +353,13 @@ class Detrended(_Balanced):
     """
 
     name = "detrended"
+    description = "means less the training trend"
 
     def score(self, bandit: State) -> Tensor:
         choice, reward, trained = bandit.history
         if not trained.numel():
             return torch.zeros_like(bandit.mean)
-        return bandit.scale * arm_means(choice, detrend(reward, trained), bandit.arms)
+        return bandit.settings.scale * arm_means(choice, detrend(reward, trained), bandit.arms)
 
 
 @register
@@ -381,6 +377,9 @@ class Ridge(_Balanced):
     """
 
     name = "ridge"
+    description = "one model of all edges"
+    # The regression holds a matrix of samples x samples for each bandit.
+    simulated_at_a_time = 25
 
     def __init__(self) -> None:
         # A function of the history, kept because a law and its draw both need it.
@@ -401,7 +400,7 @@ class Ridge(_Balanced):
         fit = self.fit(bandit)
         if fit is None:
             return torch.zeros_like(bandit.mean)
-        return bandit.scale * posterior_mean(fit, bandit.history.choice, bandit.arms)
+        return bandit.settings.scale * posterior_mean(fit, bandit.history.choice, bandit.arms)
 
 
 @register
@@ -413,6 +412,7 @@ class RidgeThompson(Ridge):
     """
 
     name = "ridge-thompson"
+    description = "draws from that model"
 
     def probabilities(self, bandit: State) -> Tensor:
         return _best_law(*self._beliefs(bandit), bandit.alive)
@@ -426,4 +426,6 @@ class RidgeThompson(Ridge):
             return torch.zeros_like(bandit.mean), torch.ones_like(bandit.mean)
         choice = bandit.history.choice
         variance = posterior_variance(fit, choice, bandit.alive)
-        return posterior_mean(fit, choice, bandit.arms), bandit.bonus * variance.sqrt() + 1e-12
+        return posterior_mean(
+            fit, choice, bandit.arms
+        ), bandit.settings.bonus * variance.sqrt() + 1e-12

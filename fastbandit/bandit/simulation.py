@@ -1,10 +1,9 @@
 """Searches without networks: thousands of bandits at once on made-up accuracies.
 
 A :class:`World` says what a path's accuracy is: the training trend, an effect for the arm of each
-row, and noise. :func:`simulate` runs one policy on many such searches at the same time, with
-the batched bandit ops and the same policies, schedule and random numbers as
-:class:`fastbandit.bandit.AntiBandit`: bandit i of a simulation makes the choices that an
-``AntiBandit`` with the i-th seed makes.
+row, and noise. :func:`simulate` runs one policy on many such searches at the same time, as
+:class:`fastbandit.bandit.Bandits`: bandit i of a simulation makes the choices that an
+:class:`fastbandit.bandit.AntiBandit` with the i-th seed makes.
 """
 
 from __future__ import annotations
@@ -18,10 +17,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fastbandit.bandit import counter_uniform
-from fastbandit.policies import POLICIES, History
+from fastbandit.bandit.bandits import Bandits, counter_uniform
+from fastbandit.bandit.policies import POLICIES
+from fastbandit.bandit.settings import BanditSettings
 
-__all__ = ["BanditSettings", "Outcome", "World", "simulate"]
+__all__ = ["Outcome", "World", "simulate"]
 
 
 @dataclass(frozen=True)
@@ -108,33 +108,6 @@ def _normal(seeds: Tensor, what: str, columns: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class BanditSettings:
-    """Settings of the bandits, as those of a search."""
-
-    policy: str = "printed"
-    rate: float = 0.7
-    rounds: int = 3
-    bonus: float = 1.0
-    evaluations_per_epoch: int = 0
-
-    def __post_init__(self) -> None:
-        if self.policy not in POLICIES:
-            raise ValueError(
-                f"policy: expected one of {', '.join(sorted(POLICIES))}, got {self.policy!r}"
-            )
-        if not 0 < self.rate <= 1:
-            raise ValueError(f"rate: expected a number in (0, 1], got {self.rate}")
-        if self.rounds < 1:
-            raise ValueError(f"rounds: expected 1 or more, got {self.rounds}")
-        if not 0 <= self.bonus < math.inf:
-            raise ValueError(f"bonus: expected a finite number >= 0, got {self.bonus}")
-        if self.evaluations_per_epoch < 0:
-            raise ValueError(
-                f"evaluations_per_epoch: expected 0 or more, got {self.evaluations_per_epoch}"
-            )
-
-
-@dataclass(frozen=True)
 class Outcome:
     """What a policy came to in each search."""
 
@@ -143,49 +116,6 @@ class Outcome:
     best_kept: Tensor  # float64 [bandits]: share of rows whose best arm survived
     trained: int  # paths trained in each search
     evaluated: int  # paths that were only evaluated
-
-
-class _Bandits:
-    """Many bandits on one schedule: what a policy sees of them (a ``State``)."""
-
-    def __init__(self, world: World, settings: BanditSettings, seeds: Tensor, samples: int) -> None:
-        self.rows, self.arms = world.rows, world.arms
-        self.rate, self.rounds = settings.rate, settings.rounds
-        self.bonus, self.scale = settings.bonus, 1.0
-        shape = (len(seeds), world.rows, world.arms)
-        self.mean = torch.zeros(shape, dtype=torch.float64)
-        self.count = torch.zeros(shape, dtype=torch.int64)
-        self.alive = torch.ones(shape, dtype=torch.bool)
-        self.arms_left = world.arms
-        self.samples = 0
-        self._seeds = seeds
-        self._choice = torch.zeros((len(seeds), samples, world.rows), dtype=torch.int64)
-        self._reward = torch.zeros((len(seeds), samples), dtype=torch.float64)
-        self._trained = torch.zeros(samples, dtype=torch.bool)
-
-    @property
-    def drawn(self) -> Tensor:
-        return self.count
-
-    @property
-    def history(self) -> History:
-        n = self.samples
-        return History(self._choice[:, :n], self._reward[:, :n], self._trained[:n])
-
-    def uniform(self, purpose: str, columns: int = 1) -> Tensor:
-        number = self.samples if purpose == "sample" else self.arms_left
-        return counter_uniform(self._seeds, purpose, number, self.rows, columns)
-
-    def initial(self) -> Tensor:
-        """The order in which each row tries its arms, int64 [bandits, rows, arms]."""
-        keys = counter_uniform(self._seeds, "initial", 0, self.rows, self.arms)
-        return keys.argsort(dim=-1, stable=True)
-
-    def record(self, choice: Tensor, reward: Tensor, trained: bool) -> None:
-        self._choice[:, self.samples] = choice
-        self._reward[:, self.samples] = reward
-        self._trained[self.samples] = trained
-        self.samples += 1
 
 
 def simulate(
@@ -206,16 +136,16 @@ def simulate(
         chunk: searches at a time, which bounds the memory; default: what fits the policy.
 
     Raises:
-        ValueError: seeds of another shape, dtype or range.
+        ValueError: seeds of another shape, dtype or range, or a setting out of its range.
     """
     if seeds.dim() != 1 or seeds.dtype != torch.int64 or len(seeds) < 1 or int(seeds.min()) < 0:
         raise ValueError(
             "simulate: seeds: expected int64 [bandits], at least one, >= 0; got "
             f"{str(seeds.dtype).removeprefix('torch.')} {list(seeds.shape)}"
         )
+    settings.check()
     if chunk is None:
-        # The regressions hold a matrix of samples x samples for each bandit.
-        chunk = 25 if settings.policy.startswith("ridge") else 1000
+        chunk = POLICIES[settings.policy].simulated_at_a_time
     found = [_simulate(world, settings, part) for part in _parts(seeds, chunk)]
     return dataclasses.replace(
         found[0],
@@ -231,36 +161,22 @@ def _parts(seeds: Tensor, chunk: int) -> Iterator[Tensor]:
 
 
 def _simulate(world: World, settings: BanditSettings, seeds: Tensor) -> Outcome:
-    policy = POLICIES[settings.policy]()
-    arms, extra = world.arms, settings.evaluations_per_epoch
-    # The schedule needs nothing of the state but the number of arms and of rounds.
-    empty = _Bandits(world, settings, seeds[:0], 0)
-    budgets = {left: policy.budget(empty, left) for left in range(arms, 1, -1)}
-    search_paths = sum(budgets.values())
-    total = arms + search_paths
-    bandits = _Bandits(world, settings, seeds, total + extra * search_paths)
+    # The schedule is the same for any number of bandits, also for none.
+    none = Bandits(world.rows, world.arms, settings, seed=seeds[:0])
+    total = none.total_samples
+    evaluated = settings.evaluations_per_epoch * (total - none.initial_samples)
+    bandits = Bandits(world.rows, world.arms, settings, seed=seeds, room_for=total + evaluated)
     effects = world.effects(seeds)
-    noise = world.noises(seeds, total + extra * search_paths)
-    trained = 0
-
-    def credit(choice: Tensor, is_trained: bool) -> None:
-        level = world.level(trained, total)
-        reward = world.accuracy(effects, choice, level, noise[:, bandits.samples])
-        policy.credit(bandits, choice, reward.unsqueeze(1))
-        bandits.record(choice, reward, is_trained)
-
-    initial = bandits.initial()
-    for arm in range(arms):
-        trained += 1
-        credit(initial[:, :, arm].contiguous(), True)
-    for left in range(arms, 1, -1):
-        for _ in range(budgets[left]):
-            trained += 1
-            credit(policy.sample(bandits), True)
-            for _ in range(extra):
-                credit(policy.sample(bandits), False)
-        bandits.alive.scatter_(-1, policy.prune(bandits).unsqueeze(-1), False)
-        bandits.arms_left -= 1
+    noise = world.noises(seeds, total + evaluated)
+    while not bandits.finished:
+        extra = settings.evaluations_per_epoch if bandits.phase == "search" else 0
+        level = world.level(bandits.trained + 1, total)
+        for trained in (True, *[False] * extra):
+            choice = bandits.sample()
+            reward = world.accuracy(effects, choice, level, noise[:, bandits.samples])
+            bandits.credit(choice, reward, trained=trained)
+        while bandits.due:
+            bandits.prune()
     final = bandits.alive.int().argmax(-1)
     kept = effects.gather(-1, final.unsqueeze(-1)).squeeze(-1)
     return Outcome(
@@ -268,5 +184,5 @@ def _simulate(world: World, settings: BanditSettings, seeds: Tensor) -> Outcome:
         advantage=(kept - effects.mean(-1)).mean(-1),
         best_kept=(final == effects.argmax(-1)).double().mean(-1),
         trained=total,
-        evaluated=extra * search_paths,
+        evaluated=evaluated,
     )
