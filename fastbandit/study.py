@@ -48,7 +48,7 @@ from fastbandit._files import (
 from fastbandit._final import random_genotype
 from fastbandit._statistics import mann_whitney, mean_interval, standard_error, wilcoxon
 from fastbandit._study_page import make_page
-from fastbandit.bandit import BanditSettings
+from fastbandit.bandit import POLICIES, BanditSettings
 from fastbandit.bandit.simulation import World, simulate
 from fastbandit.genotype import Genotype
 from fastbandit.nn.network import Network
@@ -80,12 +80,7 @@ class SimulatedConfig:
         "printed,bonus=0.1",
         "printed,bonus=0",
         "printed,bonus=0.1,rate=0.2",
-        "ucb1",
-        "thompson",
-        "successive-halving",
-        "detrended",
-        "ridge",
-        "ridge-thompson",
+        *(name for name in POLICIES if name not in ("random", "printed")),
         "ridge,evaluations-per-epoch=4",
     )
     """entries of the study of policies; the first printed one is what the others are tested with"""
@@ -262,7 +257,7 @@ def parse_entry(text: str, base: BanditSettings, where: str) -> tuple[BanditSett
     """
     name, *changes = (word.strip() for word in text.split(","))
     values: dict[str, Any] = {"policy": name}
-    kinds = typing.get_type_hints(BanditSettings)
+    kinds = typing.get_type_hints(type(base))
     del kinds["policy"]
     searched = None
     for change in changes:
