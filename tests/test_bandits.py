@@ -203,6 +203,14 @@ def test_a_setting_of_a_policy_s_own(gap):
     AntiBandit(1, 2, Wider("gap")).load_state_dict(before)
 
 
+def test_whole_numbers_are_floats_where_a_setting_is_one():
+    """A checkpoint of rate 1 goes on with rate 1.0, as a configuration file gives it back."""
+    whole, plain = AntiBandit(1, 2, rate=1, bonus=2), AntiBandit(1, 2, rate=1.0, bonus=2.0)
+    plain.load_state_dict(whole.state_dict())
+    assert type(whole.settings.rate) is float
+    assert type(whole.settings.rounds) is int
+
+
 # --- the log ------------------------------------------------------------------------------------
 
 
