@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import pytest
 import torch
 
-from fastbandit.bandit import POLICIES, AntiBandit, regression
+from fastbandit.bandit import POLICIES, AntiBandit, BanditSettings, regression
+from fastbandit.study import SimulatedConfig
 
 FLOAT = torch.float64
 # Points of the chi-square distribution that are exceeded in 0.1 % of cases.
@@ -37,6 +41,18 @@ def run(bandit, effect, noise=0.0, evaluated=0):
         while bandit.due:
             abandoned.append(bandit.prune())
     return abandoned
+
+
+def test_the_lists_of_policies_are_the_registry():
+    page = (Path(__file__).parent.parent / "docs" / "study.md").read_text(encoding="utf-8")
+    section = page.split("## The policies")[1].split("## ")[0]
+    assert re.findall(r"^\| `([\w-]+)` \|", section, re.MULTILINE) == list(POLICIES)
+    (said,) = get_type_hints(BanditSettings, include_extras=True)["policy"].__metadata__
+    for name, policy in POLICIES.items():
+        assert policy.description
+        assert f"{name} ({policy.description})" in said.documentation
+    tried = [entry for entry in SimulatedConfig().policies if "," not in entry]
+    assert sorted(tried) == sorted(POLICIES)
 
 
 # --- plain averages -----------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from _runs import make_run, read_lines, write_json, write_lines
 
 from fastbandit import report
 from fastbandit._charts import Lane, Series, arm_lanes, line_chart, ticks
+from fastbandit.bandit import AntiBandit, log
 from fastbandit.genotype import Genotype
 from fastbandit.report import ReportError, wilson, write_report
 
@@ -484,6 +485,33 @@ def test_two_rounds_at_one_sample(small):
     survived = {row[0]: row[1:] for row in page.rows if len(row) == 4}
     assert survived[lines[0]["operation"]] == ["60", "59", "59"]
     assert survived[lines[1]["operation"]] == ["60", "60", "59"]
+
+
+def test_means_of_a_policy_that_averages(small):
+    """The lanes and tables are those of its own rule, which is not Eq. 4.11."""
+    events = read_lines(small / "bandit.jsonl")
+    operations, edges = events[0]["operations"], events[0]["edges"]
+    bandit = AntiBandit(len(edges), len(operations), policy="ucb1", rounds=1)
+    start = log.Start.of("general7", operations, edges, bandit.settings, 0)
+    events = [start.to_line()]
+    while not bandit.finished:
+        number, phase, choice = bandit.samples, bandit.phase, bandit.sample()
+        reward = 0.3 + 0.01 * (choice.sum().item() % 40)
+        line = log.Sample(sample=number, phase=phase, choice=choice.tolist(), reward=reward)
+        bandit.credit(choice, reward)
+        events.append(line.to_line())
+        while bandit.due:
+            events += [one.to_line() for one in log.prune(bandit, edges, operations)]
+    write_lines(small / "bandit.jsonl", events)
+    page = Page(write_report(small).read_text(encoding="utf-8"))
+    assert "are not those of Eq. 4.11" not in page.text
+    averages = {tuple(row) for row in page.rows if row[0] in edges}
+    for row, edge in enumerate(edges):
+        shown = tuple(
+            f"{mean:.4f}n {count}"
+            for mean, count in zip(bandit.mean[row], bandit.count[row], strict=True)
+        )
+        assert (edge, *shown) in averages
 
 
 def test_means_of_another_rule_are_noted(small):

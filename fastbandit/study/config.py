@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import TypeAdapter
 
 from fastbandit import space
-from fastbandit.bandit import BanditSettings
+from fastbandit.bandit import POLICIES, BanditSettings
 from fastbandit.bandit.simulation import World
 from fastbandit.config import Config, ConfigError, Range, at_least
 from fastbandit.search.config import FinalConfig, SearchConfig
@@ -41,12 +41,7 @@ class SimulatedConfig:
         "printed,bonus=0.1",
         "printed,bonus=0",
         "printed,bonus=0.1,rate=0.2",
-        "ucb1",
-        "thompson",
-        "successive-halving",
-        "detrended",
-        "ridge",
-        "ridge-thompson",
+        *(name for name in POLICIES if name not in ("random", "printed")),
         "ridge,evaluations-per-epoch=4",
     )
     """entries of the study of policies; the first printed one is what the others are tested with"""
@@ -210,7 +205,7 @@ def parse_entry(text: str, base: BanditSettings, where: str) -> tuple[BanditSett
     """
     name, *changes = (word.strip() for word in text.split(","))
     values: dict[str, Any] = {"policy": name}
-    kinds = typing.get_type_hints(BanditSettings)
+    kinds = typing.get_type_hints(type(base))
     del kinds["policy"]
     searched = None
     for change in changes:
