@@ -8,33 +8,30 @@ what is known can be stored as one bit for each image and plan.
 from __future__ import annotations
 
 import itertools
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fastbandit._cli import ConfigError
 from fastbandit._intervals import sign_test
-from fastbandit.attacks import _apgd, _gradient, _square
+from fastbandit.attacks._apgd import APGDCEAttack
 from fastbandit.attacks._model import (
-    Attacked,
     Oracle,
     cross_entropy,
-    finite_images,
-    misclassified,
 )
-from fastbandit.threat import ThreatModel, format_fraction
+from fastbandit.attacks._pgd import pgd_loop
+from fastbandit.attacks._reference import ReferenceAutoAttack
+from fastbandit.attacks._square import SquareAttack
+from fastbandit.attacks.ball import Ball
+from fastbandit.attacks.registry import ATTACKS, Attack, AttackResult, find_attack
+from fastbandit.threat import ThreatModel
 
-__all__ = ["ATTACKS", "Plan", "attack_plans", "check_plans", "verdicts"]
+__all__ = ["Plan", "attack_plans", "check_plans", "verdicts"]
 
-#: What ``--attacks`` may name; PGD-k for any k.
-ATTACKS = ("fgsm", "mifgsm", "pgd-<steps>", "apgd-ce", "apgd-t", "square")
-
-Run = Callable[[Oracle, Tensor, Tensor, Tensor, int], Attacked]
+Run = Callable[[Oracle, Tensor, Tensor, Tensor, int], AttackResult]
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class Plan:
 
     key: short name, stable, from which its seed is derived; name: for people; describe: one line.
     run: (oracle, images, labels, ids, seed) -> which images answer yes, and with what.
-    crafted_on: the model whose gradients are followed, where it is not the one evaluated.
+    budget: how much it spends, where the name does not say so.
     """
 
     key: str
@@ -53,35 +50,38 @@ class Plan:
     settings: dict[str, Any] = field(default_factory=dict)
     forward: float = 0.0  # passes of one image that nothing fools, at most
     backward: float = 0.0
-    crafted_on: nn.Module | None = None
+    budget: str | None = None
+    black_box: bool = False
 
+    @classmethod
+    def of(cls, attack: Attack, ball: Ball, key: str | None = None) -> Plan:
+        """Which images ``attack`` fools the model with; ``key``: other than the attack's own."""
 
-def _norm_name(norm: str) -> str:
-    return {"linf": "L-infinity", "l2": "L2"}[norm]
+        def run(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> AttackResult:
+            return attack.run(oracle, x, y, ids, seed, ball)
 
-
-def _restarts(count: int) -> str:
-    return f"{count} restart" + ("" if count == 1 else "s")
+        forward, backward = attack.passes()
+        return cls(
+            key or attack.key,
+            attack.title(ball.norm),
+            attack.describe(ball),
+            run,
+            attack.facts(ball),
+            forward,
+            backward,
+            attack.budget(),
+            attack.black_box,
+        )
 
 
 def attack_plans(
-    names: str,
-    norm: str,
-    epsilon: Fraction,
-    *,
-    setting: str = "attacks",
-    pgd: dict[str, Any],
-    mifgsm: dict[str, Any],
-    apgd: dict[str, Any],
-    square: dict[str, Any],
-    stop_early: bool = True,
+    names: str, ball: Ball, settings: Mapping[str, object], *, setting: str = "attacks"
 ) -> list[Plan]:
     """The attacks that ``names`` asks for, in this order.
 
     Args:
         names: one name or more, with commas between them. setting: what messages call them.
-        pgd: step_size, restarts. mifgsm: steps, step_size, decay. apgd: steps, restarts, targets.
-        square: queries, restarts, share.
+        settings: the attacks' settings by section.
 
     Raises:
         ConfigError: no name, one that is none, or twice the same.
@@ -93,12 +93,12 @@ def attack_plans(
                 f"{setting}: expected names with commas between them, of {', '.join(ATTACKS)}, "
                 f"got {names!r}"
             )
-        plan = _attack_plan(name, norm, epsilon, pgd, mifgsm, apgd, square, stop_early)
-        if plan is None:
+        attack = find_attack(name, settings)
+        if attack is None:
             raise ConfigError(
                 f"{setting}: expected names of {', '.join(ATTACKS)}, got {name.strip()!r}"
             )
-        found.append(plan)
+        found.append(Plan.of(attack, ball))
     keys = [plan.key for plan in found]
     for key in keys:
         if keys.count(key) > 1:
@@ -106,155 +106,33 @@ def attack_plans(
     return found
 
 
-def _attack_plan(
-    name: str,
-    norm: str,
-    epsilon: Fraction,
-    pgd: dict[str, Any],
-    mifgsm: dict[str, Any],
-    apgd: dict[str, Any],
-    square: dict[str, Any],
-    stop_early: bool,
-) -> Plan | None:
-    """The attack of that name, None where there is none."""
-    key = name.strip().lower().replace("mi-fgsm", "mifgsm")
-    radius = float(epsilon)
-    ball = f"{_norm_name(norm)}, epsilon {format_fraction(epsilon)}"
-    steps_of = re.fullmatch(r"pgd-?(\d+)", key)
-    if key == "fgsm" or (steps_of and int(steps_of[1]) >= 1):
-        steps = int(steps_of[1]) if steps_of else 1
-        # One step is FGSM from the image; PGD-k starts at random, from several points if asked to.
-        threat = ThreatModel(
-            norm=norm,
-            epsilon=epsilon,
-            step_size=pgd["step_size"] if steps_of else None,
-            steps=steps,
-            random_start=steps_of is not None,
-        )
-        restarts = pgd["restarts"] if steps_of else 1
-
-        def follow(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Attacked:
-            return _gradient.restart(
-                oracle, x, y, threat, seed=seed, index=ids, restarts=restarts, stop_early=stop_early
-            )
-
-        title = f"PGD-{steps}" if steps_of else "FGSM" if norm == "linf" else "FGM"
-        text = threat.describe().replace("FGSM", title, 1)
-        return Plan(
-            f"pgd-{steps}" if steps_of else "fgsm",
-            title,
-            f"{text}, {_restarts(restarts)}" if steps_of else text,
-            follow,
-            {**threat.to_dict(), "restarts": restarts},
-            forward=(steps + 1) * restarts,
-            backward=steps * restarts,
-        )
-    if key == "mifgsm":
-        threat = _gradient.mifgsm_threat(norm, epsilon, mifgsm["step_size"], mifgsm["steps"])
-        decay = mifgsm["decay"]
-
-        def momentum(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Attacked:
-            return _gradient.descend(
-                oracle, x, y, threat, seed=seed, index=ids, decay=decay, stop_early=stop_early
-            )
-
-        title = "MI-FGSM" if norm == "linf" else "MI-FGM"
-        return Plan(
-            key,
-            title,
-            f"{title}, {ball}, {threat.steps} steps of {threat.step_value:.4g}, decay {decay:g}",
-            momentum,
-            {**threat.to_dict(), "decay": decay},
-            forward=threat.steps + 1,
-            backward=threat.steps,
-        )
-    if key in ("apgd-ce", "apgd-t"):
-        steps, restarts = apgd["steps"], apgd["restarts"]
-        targets = apgd["targets"]
-        settings = {"norm": norm, "steps": steps, "restarts": restarts}
-        if key == "apgd-ce":
-
-            def ascend(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Attacked:
-                return _apgd.apgd(
-                    oracle, x, y, norm=norm, epsilon=radius, steps=steps, restarts=restarts,
-                    seed=seed, index=ids,
-                )  # fmt: skip
-
-            return Plan(
-                key,
-                "APGD-CE",
-                f"APGD-CE, {ball}, {steps} steps, {_restarts(restarts)}",
-                ascend,
-                settings,
-                forward=(steps + 1) * restarts,
-                backward=steps * restarts,
-            )
-
-        def towards(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Attacked:
-            return _apgd.targeted(
-                oracle, x, y, norm=norm, epsilon=radius, steps=steps, restarts=restarts,
-                targets=targets, seed=seed, index=ids,
-            )  # fmt: skip
-
-        return Plan(
-            key,
-            "APGD-T",
-            f"APGD-T (DLR), {ball}, {steps} steps, {targets} targets, {_restarts(restarts)}",
-            towards,
-            {**settings, "targets": targets},
-            forward=(steps + 1) * restarts * targets + 1,
-            backward=steps * restarts * targets,
-        )
-    if key == "square":
-        queries, restarts, share = square["queries"], square["restarts"], square["share"]
-
-        def queried(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Attacked:
-            return _square.search(
-                oracle, x, y, norm=norm, epsilon=radius, queries=queries, restarts=restarts,
-                share=share, seed=seed, index=ids,
-            )  # fmt: skip
-
-        return Plan(
-            key,
-            "Square",
-            f"Square, {ball}, {queries} queries, {_restarts(restarts)}",
-            queried,
-            {"norm": norm, "queries": queries, "restarts": restarts, "share": share},
-            forward=queries * restarts,
-        )
-    return None
-
-
 def on_another(plan: Plan, surrogate: nn.Module, name: str) -> Plan:
     """``plan`` with its images made on ``surrogate`` and judged by the model evaluated."""
 
-    def transfer(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Attacked:
+    def transfer(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> AttackResult:
         with Oracle(surrogate, batch_size=oracle.batch_size, labels=y) as other:
             found = plan.run(other, x, y, ids, seed)
         oracle.forward_passes += other.forward_passes
         oracle.backward_passes += other.backward_passes
         logits = oracle.logits(found.adversarial)
-        return Attacked(found.adversarial, oracle.fooled(found.adversarial, logits, y, ids))
+        return AttackResult(found.adversarial, oracle.fooled(found.adversarial, logits, y, ids))
 
     return replace(
         plan,
         key=f"transfer-{plan.key}",
         describe=f"{plan.describe}; made on {name}",
         run=transfer,
-        crafted_on=surrogate,
     )
 
 
-def reference_plan(norm: str, epsilon: Fraction, classes: int, device: torch.device) -> Plan:
+def reference_plan(ball: Ball, classes: int) -> Plan:
     """The reference AutoAttack, standard version, on every image it is given.
 
     Raises:
         ConfigError: it is not installed, or cannot handle so few classes.
     """
     try:
-        from importlib.metadata import version
-
-        from pyautoattack import AutoAttack
+        attack = ReferenceAutoAttack.of_release(classes)
     except ImportError:
         raise ConfigError(
             "cross_check: autoattack needs the package pyautoattack; install the extra eval"
@@ -263,37 +141,7 @@ def reference_plan(norm: str, epsilon: Fraction, classes: int, device: torch.dev
         raise ConfigError(
             f"cross_check: expected 4 classes or more for the reference's DLR loss, got {classes}"
         )
-    release = version("pyautoattack")
-
-    def reference(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Attacked:
-        attack = AutoAttack(
-            oracle.exact,
-            norm={"linf": "Linf", "l2": "L2"}[norm],
-            eps=float(epsilon),
-            version="standard",
-            seed=seed % 2**31,
-            device=device,
-        )
-        attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, classes - 1)
-        # It seeds torch's own generator.
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            adversarial, _ = attack.run_standard_evaluation(
-                x.contiguous(), y, batch_size=oracle.batch_size or len(x)
-            )
-        logits = oracle.logits(adversarial, exact=True)
-        return Attacked(adversarial, misclassified(logits, y) & finite_images(adversarial))
-
-    return Plan(
-        "reference",
-        "AutoAttack",
-        f"AutoAttack standard (APGD-CE, APGD-T, FAB-T, Square), pyautoattack {release}, "
-        f"{_norm_name(norm)}, epsilon {format_fraction(epsilon)}",
-        reference,
-        {"package": "pyautoattack", "version": release, "norm": norm, "attacks": "standard"},
-        # 100 steps, 9 targets of 100, FAB-T with 9 targets of 100, 5,000 queries.
-        forward=100 + 900 + 1800 + 5000,
-        backward=100 + 900 + 900,
-    )
+    return Plan.of(attack, ball)
 
 
 # --- suspicion ------------------------------------------------------------------------------
@@ -316,59 +164,43 @@ _ROUNDING_OF_COPY = 1e-4
 _UNCONFIRMED, _BY_CHANCE = 0.02, 2
 
 
-def check_plans(
-    norm: str, epsilon: Fraction, pixels: int, *, steps: int, queries: int
-) -> list[Plan]:
+def check_plans(ball: Ball, pixels: int, *, steps: int, queries: int) -> list[Plan]:
     """The questions that the suspicion checks rest on, asked of a sample of images."""
-    whole = Fraction(1) if norm == "linf" else Fraction(int(pixels**0.5) + 1)
+    whole = Fraction(1) if ball.norm == "linf" else Fraction(int(pixels**0.5) + 1)
     few = max(steps // 5, 2)
 
-    def gradient(key: str, radius: Fraction, count: int, *, last: bool) -> Plan:
-        threat = ThreatModel(norm=norm, epsilon=radius, steps=count, random_start=True)
+    def gradient(key: str, radius: Fraction | float, count: int, *, last: bool) -> Plan:
+        threat = ThreatModel(norm=ball.norm, epsilon=radius, steps=count, random_start=True)
 
-        def run(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Attacked:
-            return _gradient.descend(
-                oracle, x, y, threat, seed=seed, index=ids, stop_early=not last
-            )
+        def run(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> AttackResult:
+            return pgd_loop(oracle, x, y, threat, seed=seed, index=ids, stop_early=not last)
 
         return Plan(key, key, threat.describe(), run, forward=count + 1, backward=count)
 
-    def ascend(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Attacked:
-        return _apgd.apgd(
-            oracle, x, y, norm=norm, epsilon=float(epsilon), steps=steps, restarts=1, seed=seed,
-            index=ids,
-        )  # fmt: skip
-
-    def ask(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Attacked:
-        return _square.search(
-            oracle, x, y, norm=norm, epsilon=float(epsilon), queries=queries, restarts=1,
-            share=0.8, seed=seed, index=ids,
-        )  # fmt: skip
-
-    def flat(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Attacked:
+    def flat(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> AttackResult:
         _, _, slope = oracle.gradient(x, cross_entropy, y)
         # NaN shows no direction either.
-        return Attacked(x, slope.nan_to_num(nan=0.0).flatten(1).abs().amax(1) == 0)
+        return AttackResult(x, slope.nan_to_num(nan=0.0).flatten(1).abs().amax(1) == 0)
 
-    def probabilities(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Attacked:
+    def probabilities(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> AttackResult:
         logits = oracle.logits(x, exact=True)
         found = (logits >= 0).all(1) & ((logits.sum(1) - 1).abs() < 1e-3)
-        return Attacked(x, found)
+        return AttackResult(x, found)
 
-    def random(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Attacked:
+    def random(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> AttackResult:
         first, second = (oracle.logits(x, exact=True) for _ in range(2))
         # Written so that NaN in one of the passes counts as apart.
         apart = ~((first - second).abs().amax(1) <= _ROUNDING * first.abs().amax(1))
-        return Attacked(x, apart | (first.argmax(1) != second.argmax(1)))
+        return AttackResult(x, apart | (first.argmax(1) != second.argmax(1)))
 
     return [
         gradient("zero", Fraction(0), 2, last=False),
         gradient("whole", whole, steps, last=False),
-        gradient("pgd-1", epsilon, 1, last=True),
-        gradient("pgd-few", epsilon, few, last=True),
-        gradient("pgd-many", epsilon, steps, last=True),
-        Plan("apgd", "apgd", "", ascend, forward=steps + 1, backward=steps),
-        Plan("square", "square", "", ask, forward=queries),
+        gradient("pgd-1", ball.radius, 1, last=True),
+        gradient("pgd-few", ball.radius, few, last=True),
+        gradient("pgd-many", ball.radius, steps, last=True),
+        Plan.of(APGDCEAttack(steps), ball, key="apgd"),
+        Plan.of(SquareAttack(queries), ball, key="square"),
         Plan("flat", "flat", "", flat, forward=1, backward=1),
         Plan("probabilities", "probabilities", "", probabilities, forward=1),
         Plan("random", "random", "", random, forward=2),

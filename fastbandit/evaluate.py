@@ -28,7 +28,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 import tyro
@@ -40,19 +40,15 @@ from fastbandit._evaluation import Plan
 from fastbandit._identity import ROUNDING, Fingerprint
 from fastbandit._intervals import wilson
 from fastbandit._progress import Progress, format_seconds
+from fastbandit._ranges import out_of_range
 from fastbandit._running import (
     check_group_device,
     finished_before,
     resolve_device,
     torch_settings,
 )
-from fastbandit.attacks._model import (
-    Attacked,
-    Oracle,
-    kind,
-    misclassified,
-    with_autograd,
-)
+from fastbandit.attacks._model import Oracle, kind, misclassified, with_autograd
+from fastbandit.attacks.registry import ATTACKS, SECTIONS, AttackResult
 from fastbandit.data import DataSource, load
 from fastbandit.distributed import Group, first_to_speak, launched
 from fastbandit.models import Model, find_model, load_model
@@ -60,6 +56,12 @@ from fastbandit.nn.frozen import FrozenBatchNorm, freeze
 from fastbandit.run import RunError, RunFolder, derive_seed
 from fastbandit.threat import ThreatModel, format_fraction, parse_fraction
 from fastbandit.training import is_out_of_memory, synchronise
+
+if TYPE_CHECKING:
+    from fastbandit.attacks._apgd import APGDSettings
+    from fastbandit.attacks._mifgsm import MIFGSMAttack
+    from fastbandit.attacks._pgd import PGDSettings
+    from fastbandit.attacks._square import SquareAttack
 
 __all__ = ["PRESETS", "EvaluateConfig", "dry_run", "evaluate_model", "main"]
 
@@ -69,52 +71,6 @@ _SCHEMA = 1
 # enough that little is lost when the process is killed.
 _BATCHES = 4
 _SECONDS_BETWEEN_CHECKPOINTS = 2.0
-
-
-@dataclass(frozen=True)
-class PGDConfig:
-    """PGD-k, for each k that ``attacks`` names."""
-
-    step_size: str | None = None
-    """step along the gradient's sign (L2: its direction); default 2.5 epsilon / k"""
-    restarts: int = 1
-    """random starts; those after the first are for images that still stand"""
-
-
-@dataclass(frozen=True)
-class MIFGSMConfig:
-    """MI-FGSM."""
-
-    steps: int = 10
-    """gradient steps"""
-    step_size: str | None = None
-    """step along the sign of the momentum; default epsilon / steps"""
-    decay: float = 1.0
-    """weight of the momentum"""
-
-
-@dataclass(frozen=True)
-class APGDConfig:
-    """APGD-CE and APGD-T; the defaults are the standard AutoAttack's."""
-
-    steps: int = 100
-    """gradient steps"""
-    restarts: int = 1
-    """random starts"""
-    targets: int = 9
-    """classes that APGD-T aims at; all others where there are fewer"""
-
-
-@dataclass(frozen=True)
-class SquareConfig:
-    """The Square attack; the defaults are the standard AutoAttack's."""
-
-    queries: int = 5000
-    """forward passes for each image"""
-    restarts: int = 1
-    """random starts"""
-    share: float = 0.8
-    """of the pixels, in the first square"""
 
 
 @dataclass(frozen=True)
@@ -130,8 +86,8 @@ class ChecksConfig:
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
-    """Everything that decides the result of an evaluation, beside the model."""
+class _General:
+    """The settings that are no attack's."""
 
     name: str = "evaluation"
     """part of the folder's name where the model comes from Python"""
@@ -147,8 +103,9 @@ class EvaluateConfig:
     """radius, for images in [0, 1]; write 8/255 as 8/255; auto: the model's training radius"""
     epsilons: str = ""
     """further radii for a sweep, with commas: 0,2/255,8/255"""
-    attacks: str = "fgsm,mifgsm,pgd-7,pgd-20,pgd-40,pgd-100,apgd-ce,apgd-t,square"
-    """attacks in this order, with commas"""
+    attacks: Annotated[
+        str, tyro.conf.arg(help=f"attacks in this order, with commas, of {', '.join(ATTACKS)}")
+    ] = "fgsm,mifgsm,pgd-7,pgd-20,pgd-40,pgd-100,apgd-ce,apgd-t,square"
     attack_all: bool = False
     """attack every image with every attack, for a table as in papers; the worst case is the same
     kind of number, at a multiple of the time"""
@@ -176,10 +133,30 @@ class EvaluateConfig:
     """attacks on that second model"""
     examples: int = 32
     """adversarial images to keep"""
-    pgd: PGDConfig = field(default_factory=PGDConfig)
-    mifgsm: MIFGSMConfig = field(default_factory=MIFGSMConfig)
-    apgd: APGDConfig = field(default_factory=APGDConfig)
-    square: SquareConfig = field(default_factory=SquareConfig)
+
+
+if TYPE_CHECKING:
+
+    @dataclass(frozen=True)
+    class _WithAttacks(_General):
+        pgd: PGDSettings = field(default_factory=PGDSettings)
+        mifgsm: MIFGSMAttack = field(default_factory=MIFGSMAttack)
+        apgd: APGDSettings = field(default_factory=APGDSettings)
+        square: SquareAttack = field(default_factory=SquareAttack)
+else:
+    # One field for each group of settings in the registry; above is what a type checker knows.
+    _WithAttacks = dataclasses.make_dataclass(
+        "_WithAttacks",
+        [(name, kind, field(default_factory=kind)) for name, kind in SECTIONS.items()],
+        bases=(_General,),
+        frozen=True,
+    )
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(_WithAttacks):
+    """Everything that decides the result of an evaluation, beside the model."""
+
     checks: ChecksConfig = field(default_factory=ChecksConfig)
 
     def __post_init__(self) -> None:
@@ -190,13 +167,6 @@ class EvaluateConfig:
             ("batch_size", self.batch_size, 1),
             ("cross_check_limit", self.cross_check_limit, 1),
             ("examples", self.examples, 0),
-            ("pgd.restarts", self.pgd.restarts, 1),
-            ("mifgsm.steps", self.mifgsm.steps, 1),
-            ("apgd.steps", self.apgd.steps, 1),
-            ("apgd.restarts", self.apgd.restarts, 1),
-            ("apgd.targets", self.apgd.targets, 1),
-            ("square.queries", self.square.queries, 1),
-            ("square.restarts", self.square.restarts, 1),
             ("checks.images", self.checks.images, 0),
             ("checks.steps", self.checks.steps, 10),
             ("checks.queries", self.checks.queries, 1),
@@ -206,10 +176,9 @@ class EvaluateConfig:
                 raise ConfigError(f"{name}: expected {least} or more, got {value!r}")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed: expected a whole number in [0, 2^63), got {self.seed}")
-        if not 0 < self.square.share <= 1:
-            raise ConfigError(f"square.share: expected a number in (0, 1], got {self.square.share}")
-        if not (math.isfinite(self.mifgsm.decay) and self.mifgsm.decay >= 0):
-            raise ConfigError(f"mifgsm.decay: expected 0 or more, got {self.mifgsm.decay}")
+        for section, settings in self.attack_settings().items():
+            for name, allowed, value in out_of_range(settings):
+                raise ConfigError(f"{section}.{name}: expected {allowed.expected}, got {value!r}")
         radius = "0.1" if self.epsilon == "auto" else self.epsilon
         threat = ThreatModel(norm=self.norm, epsilon=radius)
         # The names are checked at radius 0 too, where no attack runs.
@@ -224,18 +193,13 @@ class EvaluateConfig:
         values = sorted({parse_fraction(text, "epsilons") for text in texts})
         return [ThreatModel(norm=self.norm, epsilon=value) for value in values]
 
+    def attack_settings(self) -> dict[str, Any]:
+        """The attacks' settings by section."""
+        return {section: getattr(self, section) for section in SECTIONS}
+
     def _plans(self, setting: str, threat: ThreatModel) -> list[Plan]:
-        assert isinstance(threat.epsilon, Fraction)
-        return _evaluation.attack_plans(
-            getattr(self, setting),
-            threat.norm,
-            threat.epsilon,
-            setting=setting,
-            pgd=_cli.to_plain(self.pgd),
-            mifgsm=_cli.to_plain(self.mifgsm),
-            apgd=_cli.to_plain(self.apgd),
-            square=_cli.to_plain(self.square),
-        )
+        names = getattr(self, setting)
+        return _evaluation.attack_plans(names, threat.ball, self.attack_settings(), setting=setting)
 
     def plans(self, threat: ThreatModel) -> list[Plan]:
         """The attacks at one radius; none at radius 0."""
@@ -559,7 +523,6 @@ class _Evaluation:
         self.threats = [ThreatModel(norm=config.norm, epsilon=config.epsilon)]
         self.threats += [t for t in config.sweep() if t.epsilon != self.threats[0].epsilon]
         main = self.threats[0]
-        assert isinstance(main.epsilon, Fraction)
 
         def begin(plans: list[Plan], *, every: bool) -> _Campaign:
             return _Campaign.begin(plans, n, every=every)
@@ -571,8 +534,7 @@ class _Evaluation:
         checks = []
         if config.checks.images:
             checks = _evaluation.check_plans(
-                config.norm,
-                main.epsilon,
+                main.ball,
                 images.images[0].numel(),
                 steps=config.checks.steps,
                 queries=config.checks.queries,
@@ -588,9 +550,7 @@ class _Evaluation:
         self.campaigns["transfer"] = begin(transfer, every=True)
         reference = []
         if config.cross_check != "none" and main.epsilon:
-            reference = [
-                _evaluation.reference_plan(config.norm, main.epsilon, self._classes(), device)
-            ]
+            reference = [_evaluation.reference_plan(main.ball, self._classes())]
         self.campaigns["reference"] = begin(reference, every=True)
         self.example_ids = torch.empty(0, dtype=torch.int64)
         self.examples = torch.empty(0, *images.shape)
@@ -729,7 +689,7 @@ class _Evaluation:
             # Tried, yes and denied of this round, then the passes.
             found = torch.zeros(3 * self.n + 2, dtype=torch.int64)
             tried, yes, denied = found[: 3 * self.n].view(3, self.n)
-            attacked: Attacked | None = None
+            attacked: AttackResult | None = None
             if len(mine):
                 fast = self.fast
                 oracle = Oracle(
@@ -742,7 +702,7 @@ class _Evaluation:
                 y = self.labels[mine.to(self.labels.device)].to(self.device)
                 with oracle:
                     attacked = plan.run(oracle, x, y, mine.to(self.device), seed)
-                hit = attacked.fooled.cpu()
+                hit = attacked.success.cpu()
                 tried[mine] = 1 << number
                 yes[mine[hit]] = 1 << number
                 lost = torch.tensor(sorted(oracle.unconfirmed), dtype=torch.int64)
@@ -763,7 +723,7 @@ class _Evaluation:
             if time.perf_counter() - self._saved > _SECONDS_BETWEEN_CHECKPOINTS:
                 self.save()
 
-    def keep_examples(self, mine: Tensor, attacked: Attacked | None) -> None:
+    def keep_examples(self, mine: Tensor, attacked: AttackResult | None) -> None:
         """Keep the adversarial images of the lowest ids that fell at the main radius."""
         fallen = (self.campaigns["radius0"].yes != 0).nonzero()[:, 0]
         ids = fallen[: self.config.examples]
@@ -838,16 +798,16 @@ class _Evaluation:
         norm = "L-infinity" if threat.norm == "linf" else "L2"
         names = ", ".join(plan.name for plan in campaign.plans) or "no attack"
         rule = self.subject.training.get("checkpoint_rule") or self.subject.training.get("rule")
-        steps = [
-            f"{plan.name} {plan.settings['steps']} steps"
-            for plan in campaign.plans
-            if plan.key.startswith(("apgd", "mifgsm"))
+        budgets = [
+            f"{plan.name} {plan.budget}"
+            for plan in sorted(campaign.plans, key=lambda plan: plan.black_box)
+            if plan.budget is not None
         ]
-        steps += [
-            f"{plan.name} {plan.settings['queries']} queries"
-            for plan in campaign.plans
-            if plan.key == "square"
-        ]
+        notes = {
+            note
+            for attack in ATTACKS.values()
+            if (note := attack.note(getattr(config, attack.section, None))) is not None
+        }
         precision: str = config.precision
         if precision != "float32":
             precision += ", successes confirmed in float32"
@@ -855,8 +815,8 @@ class _Evaluation:
             f"n {self.n} ({config.split} images of {self.source.name})",
             f"seed {config.seed}",
             f"worst case of {names}",
-            *steps,
-            f"PGD restarts {config.pgd.restarts}",
+            *budgets,
+            *sorted(notes),
             f"norm {norm}",
             f"epsilon {format_fraction(Fraction(threat.epsilon))}",
             f"dtype {precision}",
@@ -878,7 +838,7 @@ class _Evaluation:
             main = self.campaigns["radius0"]
             white = torch.zeros_like(right)
             for position, plan in enumerate(main.plans):
-                if plan.key != "square":
+                if not plan.black_box:
                     white |= main.bit(position)
             alone, other = int((by_transfer & ~white).sum()), int((white & ~by_transfer).sum())
             moved = (alone, other, int(right.sum()))
@@ -1097,7 +1057,7 @@ def _prediction(logits: Tensor) -> Tensor:
 def _clean_plan(fast: nn.Module | None) -> Plan:
     """Who is classified wrongly; and whose logits the fast copy has not, as unconfirmed."""
 
-    def wrong(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Attacked:
+    def wrong(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> AttackResult:
         logits = oracle.logits(x, exact=True)
         finite = logits.isfinite().all(1)
         if not bool(finite.all()):
@@ -1111,7 +1071,7 @@ def _clean_plan(fast: nn.Module | None) -> Plan:
                 same = _evaluation.same_logits(copied.logits(x), logits)
             oracle.forward_passes += copied.forward_passes
             oracle.unconfirmed.update(ids[~same].tolist())
-        return Attacked(x, misclassified(logits, y))
+        return AttackResult(x, misclassified(logits, y))
 
     passes = 1 if fast is None else 2
     return Plan("clean", "clean", "clean (no attack)", wrong, forward=passes)

@@ -20,12 +20,12 @@ from fastbandit import evaluate as module
 from fastbandit._cli import ConfigError, merge
 from fastbandit._intervals import sign_test, wilson
 from fastbandit.attacks import pgd
+from fastbandit.attacks._pgd import PGDSettings
 from fastbandit.data import load
 from fastbandit.evaluate import (
     PRESETS,
     ChecksConfig,
     EvaluateConfig,
-    PGDConfig,
     dry_run,
     evaluate_model,
     main,
@@ -668,7 +668,7 @@ def test_numbers_of_other_libraries_are_settings(tmp_path):
         epsilon=np.float32(0.15),
         limit=np.int64(12),
         attacks="fgsm,pgd-2",
-        pgd=PGDConfig(step_size=Fraction(1, 30), restarts=torch.tensor(2)),
+        pgd=PGDSettings(step_size=Fraction(1, 30), restarts=torch.tensor(2)),
         checks=ChecksConfig(images=np.int32(0)),
         seed=np.int64(3),
         threads=1,
@@ -681,7 +681,7 @@ def test_numbers_of_other_libraries_are_settings(tmp_path):
     # The same settings, written as usual, are those of the folder.
     again = EvaluateConfig(
         epsilon="0.15", limit=12, attacks="fgsm,pgd-2", threads=1, seed=3,
-        pgd=PGDConfig(step_size="1/30", restarts=2), checks=ChecksConfig(images=0),
+        pgd=PGDSettings(step_size="1/30", restarts=2), checks=ChecksConfig(images=0),
     )  # fmt: skip
     assert (
         evaluate_model(network(), again, tmp_path / "f")[1]["results"][0]["worst_case"]
