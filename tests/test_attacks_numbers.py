@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from fastbandit import _evaluation, attacks
+from fastbandit import attacks
 from fastbandit.attacks import perturb
 from fastbandit.attacks._apgd import APGDCEAttack, APGDTAttack
 from fastbandit.attacks._model import Oracle
 from fastbandit.attacks._pgd import pgd_loop
 from fastbandit.attacks._square import SquareAttack
 from fastbandit.attacks.ball import Ball, perturbed, point_of
+from fastbandit.evaluate.plans import reference_plan
 from fastbandit.objectives import Adversarial, Free, Trades, perturb_away
 from fastbandit.threat import ThreatModel, parse_fraction
 from fastbandit.training import Cost, Step, evaluate
@@ -228,7 +229,7 @@ def test_an_image_of_the_reference_that_is_not_finite_is_no_success(monkeypatch)
 
     monkeypatch.setattr(pytest.importorskip("pyautoattack"), "AutoAttack", Reference)
     x, y = batch()
-    plan = _evaluation.reference_plan(Ball("linf", Fraction(1, 10)), CLASSES)
+    plan = reference_plan(Ball("linf", Fraction(1, 10)), CLASSES)
     for answer in (1.0, torch.nan):
         model = Then(after=lambda z, answer=answer: z * answer)
         with Oracle(model) as oracle:

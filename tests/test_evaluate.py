@@ -16,8 +16,7 @@ from _processes import run, run_pair
 from torch import nn
 from torch.nn.utils import weight_norm
 
-from fastbandit import evaluate as module
-from fastbandit._cli import ConfigError, merge
+from fastbandit._cli import ConfigError, merge, to_plain
 from fastbandit._intervals import sign_test, wilson
 from fastbandit.attacks import pgd
 from fastbandit.attacks._pgd import PGDSettings
@@ -30,6 +29,12 @@ from fastbandit.evaluate import (
     evaluate_model,
     main,
 )
+from fastbandit.evaluate import __main__ as command
+from fastbandit.evaluate import grid as grids
+from fastbandit.evaluate import run as running
+from fastbandit.evaluate import subject as subjects
+from fastbandit.evaluate.plans import same_logits
+from fastbandit.evaluate.sanity import Evidence, judge
 from fastbandit.nn.frozen import freeze
 from fastbandit.report import wilson as exported
 from fastbandit.run import CheckpointError, RunError, load_tensors
@@ -78,7 +83,7 @@ def done(model, tmp_path_factory):
 
 def test_result_says_what_the_page_reads(done, model):
     _, path, result = done
-    assert module._Folder(path).read_json("evaluation.json") == result
+    assert running.EvaluationFolder(path).read_json("evaluation.json") == result
     assert (result["schema_version"], result["command"], result["status"]) == (
         1, "evaluate", "finished",
     )  # fmt: skip
@@ -186,20 +191,20 @@ def test_killed_and_resumed_is_the_same(done, model, tmp_path):
     out = tmp_path / "killed"
     script = (
         "import os, signal, sys\n"
-        "from fastbandit import evaluate as module\n"
+        "from fastbandit.evaluate import evaluate_model, grid\n"
         "from test_evaluate import configure\n"
-        "save, count = module._Evaluation.save, 0\n"
+        "save, count = grid.Evaluation.save, 0\n"
         "def dies(self):\n"
         "    global count\n"
         "    save(self)\n"
         "    count += 1\n"
         "    if count == 6:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "module._Evaluation.save = dies\n"
-        "module._SECONDS_BETWEEN_CHECKPOINTS, module._BATCHES = -1.0, 1\n"
+        "grid.Evaluation.save = dies\n"
+        "grid._SECONDS_BETWEEN_CHECKPOINTS, grid._BATCHES = -1.0, 1\n"
         f"config = configure(epsilons='0,0.05,0.15', transfer_from={str(model)!r},\n"
         "                   transfer_attacks='mifgsm', examples=5)\n"
-        f"module.evaluate_model({str(model)!r}, config, {str(out)!r})\n"
+        f"evaluate_model({str(model)!r}, config, {str(out)!r})\n"
     )
     dead = run("-c", script)
     assert dead.returncode == -signal.SIGKILL, dead.stderr
@@ -208,18 +213,18 @@ def test_killed_and_resumed_is_the_same(done, model, tmp_path):
         evaluate_model(model, merge(config, {"seed": 3}, "test"), out)
     # What was known is not asked again.
     asked = []
-    original = module._Campaign.todo
+    original = grids.AttackGrid.todo
 
     def todo(self, plan, candidates):
         found = original(self, plan, candidates)
         asked.append(len(found))
         return found
 
-    module._Campaign.todo = todo
+    grids.AttackGrid.todo = todo
     try:
         _, again = evaluate_model(model, config, out)
     finally:
-        module._Campaign.todo = original
+        grids.AttackGrid.todo = original
     assert asked[0] == 0  # clean accuracy was there
     assert settled(again) == settled(result)
     for name in ("images.safetensors", "examples.safetensors"):
@@ -261,7 +266,7 @@ def test_two_processes_give_the_same(done, model, tmp_path):
     file = tmp_path / "config.yaml"
     import yaml
 
-    plain = module._cli.to_plain(config)
+    plain = to_plain(config)
     plain["batch_size"] = 16  # several rounds
     file.write_text(yaml.safe_dump(plain))
     found, other = run_pair(
@@ -410,20 +415,20 @@ def test_a_copy_that_computes_something_else_is_not_attacked(tmp_path, monkeypat
     def stop(self, ids, mine):
         raise StopError
 
-    monkeypatch.setattr(module, "freeze", spoilt)
+    monkeypatch.setattr(subjects, "freeze", spoilt)
     with monkeypatch.context() as patch:
-        patch.setattr(module._Evaluation, "keep_examples", stop)
-        patch.setattr(module, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+        patch.setattr(grids.Evaluation, "keep_examples", stop)
+        patch.setattr(grids, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
         with pytest.raises(StopError):
             evaluate_model(net, configure(**FEW), tmp_path / "out")
-    monkeypatch.setattr(module, "freeze", freeze)  # what was found is remembered
+    monkeypatch.setattr(subjects, "freeze", freeze)  # what was found is remembered
     _, result = evaluate_model(net, configure(**FEW), tmp_path / "out")
     assert result["fast_copy"]["used"] is False
     assert result["fast_copy"]["differs"] > 100
     assert result["results"][0]["worst_case"] == honest["results"][0]["worst_case"]
     check = result["suspicion"]["checks"][-1]
     assert (check["name"], check["verdict"]) == ("successes confirmed", "skipped")
-    module._print_result(tmp_path, result)
+    command._print_result(tmp_path, result)
     assert "attacks followed the network itself" in capsys.readouterr().out
 
 
@@ -441,7 +446,7 @@ class SeesAttacks(nn.Module):
 
 
 def test_many_successes_that_the_network_denies_are_suspicious(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_fast_copy", SeesAttacks)
+    monkeypatch.setattr(running, "fast_copy", SeesAttacks)
     config = configure(**FEW | {"epsilon": "0.02"})
     _, result = evaluate_model(normalised(), config, tmp_path / "out")
     assert result["fast_copy"] == {"used": True, "differs": 0}
@@ -461,9 +466,9 @@ def test_many_successes_that_the_network_denies_are_suspicious(tmp_path, monkeyp
     ],
 )
 def test_unconfirmed_by_hand(denied, total, verdict):
-    found = module._evaluation.verdicts(
-        {},
-        0,
+    evidence = Evidence(
+        answers={},
+        n=0,
         norm="linf",
         steps=10,
         queries=1,
@@ -471,6 +476,7 @@ def test_unconfirmed_by_hand(denied, total, verdict):
         unconfirmed=(denied, total),
         fixed=(0, 32),
     )
+    found = judge(evidence)
     assert found["verdict"] == verdict
     assert f"{denied} of {total} images" in found["checks"][-1]["detail"]
 
@@ -478,7 +484,7 @@ def test_unconfirmed_by_hand(denied, total, verdict):
 def test_logits_that_are_not_numbers_are_not_the_same():
     exact = torch.tensor([[1.0, 2.0], [1.0, 2.0], [1.0, 2.0], [0.0, 0.0]])
     copied = exact + torch.tensor([[1e-4], [3e-4], [torch.nan], [0.0]])
-    assert module._evaluation.same_logits(copied, exact).tolist() == [True, False, False, True]
+    assert same_logits(copied, exact).tolist() == [True, False, False, True]
 
 
 def test_a_module_that_cannot_be_copied(tmp_path):

@@ -20,7 +20,6 @@ from typing import Any
 import pytest
 import torch
 
-from fastbandit import evaluate as evaluation
 from fastbandit import retrain as retraining
 from fastbandit import search as searching
 from fastbandit import study as studying
@@ -28,6 +27,7 @@ from fastbandit._cli import merge
 from fastbandit._progress import Progress
 from fastbandit._running import check_same, finished_before
 from fastbandit.evaluate import EvaluateConfig, evaluate_model
+from fastbandit.evaluate.run import EvaluationFolder
 from fastbandit.genotype import Genotype
 from fastbandit.models import Architecture, save_model
 from fastbandit.retrain import RetrainConfig, retrain
@@ -197,12 +197,12 @@ def nothing(path: Path) -> None:
     pass
 
 
-@pytest.mark.parametrize("kind", [RunFolder, evaluation._Folder])
+@pytest.mark.parametrize("kind", [RunFolder, EvaluationFolder])
 def test_a_run_stopped_anywhere_goes_on(tmp_path, kind):
     stop_at_each(tmp_path, nothing, small_job(kind, 1))
 
 
-@pytest.mark.parametrize("kind", [RunFolder, evaluation._Folder])
+@pytest.mark.parametrize("kind", [RunFolder, EvaluationFolder])
 @pytest.mark.parametrize("seed", [1, 2])
 def test_force_stopped_anywhere_starts_anew(tmp_path, kind, seed):
     """Over a finished run of the same and of another configuration."""
