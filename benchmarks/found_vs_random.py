@@ -18,10 +18,10 @@ from typing import Any
 import torch
 
 from fastbandit import space
-from fastbandit._cli import merge
 from fastbandit._files import write_atomic
+from fastbandit.config import merge
 from fastbandit.genotype import Genotype
-from fastbandit.run import RunFolder
+from fastbandit.runs.folder import RunFolder
 from fastbandit.search import SearchConfig
 from fastbandit.study import train_from_scratch
 

@@ -30,8 +30,8 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from fastbandit import _cli
 from fastbandit._files import write_atomic
+from fastbandit.command import guard
 from fastbandit.models import Model, find_model, load_model
 from fastbandit.nn.layers import Denoise
 
@@ -249,7 +249,7 @@ def _run(arguments: Sequence[str]) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    return _cli.guard("export", lambda: _run(given))
+    return guard("export", lambda: _run(given))
 
 
 if __name__ == "__main__":

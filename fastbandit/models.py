@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fastbandit._files import plain_file
 from fastbandit.genotype import Genotype
 from fastbandit.nn.network import Network
-from fastbandit.run import CheckpointError, RunError, load_tensors, save_tensors
+from fastbandit.runs.tensors import CheckpointError, RunError, load_tensors, save_tensors
 
 __all__ = [
     "BEST",

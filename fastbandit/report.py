@@ -23,12 +23,12 @@ from typing import Any
 
 import tyro
 
-from fastbandit import _cli
 from fastbandit._files import write_atomic
 from fastbandit._intervals import wilson
 from fastbandit._report.folders import Collection, collect
 from fastbandit._report.page import make_joint_page, make_page
 from fastbandit._report.reading import ReportError
+from fastbandit.command import guard
 
 __all__ = ["ReportError", "main", "wilson", "write_report"]
 
@@ -137,7 +137,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    return _cli.guard("report", lambda: _run(arguments))
+    return guard("report", lambda: _run(arguments))
 
 
 if __name__ == "__main__":

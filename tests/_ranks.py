@@ -10,12 +10,15 @@ import torch
 from _tiny import TINY, tiny
 from safetensors.torch import save_file
 
-from fastbandit import search as module
-from fastbandit._cli import merge
+from fastbandit import space
+from fastbandit.config import merge
 from fastbandit.data import Loader
 from fastbandit.distributed import Group, Team, synchronise_batchnorm
 from fastbandit.nn.layers import BatchNorm2d
 from fastbandit.search import SearchConfig, main, search
+from fastbandit.search import result as ending
+from fastbandit.search import run as running
+from fastbandit.search.loop import SearchRun
 
 # 24 images to train on: batches of 21 and of 3, which is too few for two processes.
 CONFIG = {
@@ -29,7 +32,7 @@ CONFIG = {
 
 def cut_space() -> None:
     """Three operations: 3 + 1 * (3 + 2) = 8 epochs."""
-    spaces = module.space.SPACES
+    spaces = space.SPACES
     spaces["general7-light"] = spaces["general7-light"][:3]
 
 
@@ -41,14 +44,14 @@ class StopError(Exception):
     pass
 
 
-def first_epochs(config, out, epochs, group=None) -> module._Search:
+def first_epochs(config, out, epochs, group=None) -> SearchRun:
     """A search in float64 that stops after so many epochs.
 
     In float32 these tiny networks have channels whose variance is next to nothing, and batch norm
     makes whole numbers of their rounding errors.
     """
-    original, found = module._Search.epoch, []
-    build, batches = module._build, Loader.epoch
+    original, found = SearchRun.epoch, []
+    build, batches = running.build, Loader.epoch
 
     def build_double(*arguments):
         setup = build(*arguments)
@@ -64,13 +67,13 @@ def first_epochs(config, out, epochs, group=None) -> module._Search:
             raise StopError
         return original(self)
 
-    module._Search.epoch, module._build, Loader.epoch = epoch, build_double, batches_double
+    SearchRun.epoch, running.build, Loader.epoch = epoch, build_double, batches_double
     try:
         search(config, out, group=group)
     except StopError:
         return found[0]
     finally:
-        module._Search.epoch, module._build, Loader.epoch = original, build, batches
+        SearchRun.epoch, running.build, Loader.epoch = original, build, batches
     raise AssertionError("the search ended before")
 
 
@@ -119,13 +122,13 @@ def checks(folder: Path) -> None:
         save_file(dict(state.supernet.state_dict()), folder / f"data{rank}.safetensors")
 
         current = []
-        original = module._Search.finish
+        original = ending.finish
 
-        def finish(self, networks):
-            current.append(self)
-            return original(self, networks)
+        def finish(run, networks):
+            current.append(run)
+            return original(run, networks)
 
-        module._Search.finish = finish
+        ending.finish = finish
         config = configure(parallel="paths", bandit={"evaluations_per_epoch": 1})
         search(config, folder / "paths", group=group)
 
@@ -139,7 +142,7 @@ def checks(folder: Path) -> None:
 
 def run_search(arguments: list[str]) -> int:
     """The command; with DIE_AT the last process kills itself at the end of that epoch."""
-    original = module._Search.epoch
+    original = SearchRun.epoch
 
     def epoch(self):
         if self.group.rank and self.bandit.trained >= int(os.environ["DIE_AT"]):
@@ -147,7 +150,7 @@ def run_search(arguments: list[str]) -> int:
         return original(self)
 
     if "DIE_AT" in os.environ:
-        module._Search.epoch = epoch
+        SearchRun.epoch = epoch
     return main(arguments)
 
 

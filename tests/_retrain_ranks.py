@@ -3,11 +3,11 @@
 import sys
 from pathlib import Path
 
-from fastbandit import retrain as module
-from fastbandit._cli import merge
+from fastbandit.config import merge
 from fastbandit.data import Loader
 from fastbandit.distributed import Group
 from fastbandit.retrain import RetrainConfig, retrain
+from fastbandit.retrain import loop as module
 
 # 24 images to train on: batches of 21 and of 3, which is too few for two processes.
 CONFIG = {
@@ -37,7 +37,7 @@ def retrain_double(out: Path, group: Group | None = None, **changes) -> tuple[Pa
     In float32 these tiny networks have channels whose variance is next to nothing, and batch norm
     makes whole numbers of their rounding errors.
     """
-    build, batches = module._build, Loader.epoch
+    build, batches = module.build, Loader.epoch
 
     def build_double(*arguments):
         setup = build(*arguments)
@@ -50,13 +50,13 @@ def retrain_double(out: Path, group: Group | None = None, **changes) -> tuple[Pa
     def test(self):
         return None  # a network built from the file would be float32 again
 
-    original = module._Retraining.test
-    module._build, Loader.epoch, module._Retraining.test = build_double, batches_double, test
+    original = module.Retraining.test
+    module.build, Loader.epoch, module.Retraining.test = build_double, batches_double, test
     try:
         config = merge(merge(RetrainConfig(), CONFIG, "tiny"), changes, "test")
         return retrain(config, out, group=group)
     finally:
-        module._build, Loader.epoch, module._Retraining.test = build, batches, original
+        module.build, Loader.epoch, module.Retraining.test = build, batches, original
 
 
 if __name__ == "__main__":

@@ -419,7 +419,7 @@ def make_evaluation(
     """
     import torch
 
-    from fastbandit.run import save_tensors
+    from fastbandit.runs.tensors import save_tensors
 
     generator = np.random.default_rng(seed + 2)
     folder.mkdir(parents=True, exist_ok=True)

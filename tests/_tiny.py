@@ -1,6 +1,6 @@
 """The smallest search that still has all parts, for tests that run one."""
 
-from fastbandit._cli import merge
+from fastbandit.config import merge
 from fastbandit.search import SearchConfig
 
 # 7 + 1 * (7 + ... + 2) = 34 epochs of one batch; of a space cut down to three operations, 8.

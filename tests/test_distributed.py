@@ -13,11 +13,11 @@ from _processes import run_pair
 from _ranks import CONFIG, batchnorm_case, configure, first_epochs
 from safetensors.torch import load_file
 
-from fastbandit import search as module
-from fastbandit._cli import ConfigError
+from fastbandit import space
 from fastbandit.bandit import replay
+from fastbandit.config import ConfigError, to_plain
 from fastbandit.distributed import Group, Team
-from fastbandit.run import run_id
+from fastbandit.runs.environment import run_id
 from fastbandit.search import main, parse, search
 
 SCRIPT = str(Path(__file__).with_name("_ranks.py"))
@@ -53,7 +53,7 @@ def checked(tmp_path_factory):
 
 @pytest.fixture
 def small_space(monkeypatch):
-    spaces = module.space.SPACES
+    spaces = space.SPACES
     monkeypatch.setitem(spaces, "general7-light", spaces["general7-light"][:3])
 
 
@@ -211,7 +211,7 @@ def test_an_error_of_all_processes_is_said_once(tmp_path):
 def test_settings(tmp_path):
     # The mode is part of what a run is, the number of processes is not.
     ids = {
-        run_id(module._cli.to_plain(configure(**changes).resolve()))
+        run_id(to_plain(configure(**changes).resolve()))
         for changes in ({}, {"parallel": "paths"}, {"sync_batchnorm": True})
     }
     assert len(ids) == 3

@@ -16,10 +16,10 @@ from _processes import run, run_pair
 from torch import nn
 from torch.nn.utils import weight_norm
 
-from fastbandit._cli import ConfigError, merge, to_plain
 from fastbandit._intervals import sign_test, wilson
 from fastbandit.attacks import pgd
 from fastbandit.attacks._pgd import PGDSettings
+from fastbandit.config import ConfigError, merge, to_plain
 from fastbandit.data import load
 from fastbandit.evaluate import (
     PRESETS,
@@ -37,7 +37,8 @@ from fastbandit.evaluate.plans import same_logits
 from fastbandit.evaluate.sanity import Evidence, judge
 from fastbandit.nn.frozen import freeze
 from fastbandit.report import wilson as exported
-from fastbandit.run import CheckpointError, RunError, load_tensors
+from fastbandit.runs.folder import RunFolder
+from fastbandit.runs.tensors import CheckpointError, RunError, load_tensors
 
 TINY = {
     "limit": 90,
@@ -83,7 +84,7 @@ def done(model, tmp_path_factory):
 
 def test_result_says_what_the_page_reads(done, model):
     _, path, result = done
-    assert running.EvaluationFolder(path).read_json("evaluation.json") == result
+    assert RunFolder(path, running.FILES).read_json("evaluation.json") == result
     assert (result["schema_version"], result["command"], result["status"]) == (
         1, "evaluate", "finished",
     )  # fmt: skip

@@ -12,7 +12,7 @@ from torch import nn
 from fastbandit._identity import ROUNDING, Fingerprint
 from fastbandit.evaluate import evaluate_model
 from fastbandit.evaluate import subject as module
-from fastbandit.run import RunError
+from fastbandit.runs.tensors import RunError
 
 QUICK = {"limit": 60, "attacks": "fgsm", "checks": {"images": 0}}
 

@@ -16,7 +16,7 @@ from fastbandit.models import (
     multiply_adds,
     save_model,
 )
-from fastbandit.run import CheckpointError, RunError, save_tensors
+from fastbandit.runs.tensors import CheckpointError, RunError, save_tensors
 
 GENOTYPE = Genotype.published("ABANDIT_CIFAR_2")
 ARCHITECTURE = Architecture(2, 5, 3, 2, denoise_blocks=True, gabor="released", bn_eps=2e-3)

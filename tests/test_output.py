@@ -12,8 +12,8 @@ import sys
 import pytest
 import yaml
 
-from fastbandit import _cli
-from fastbandit._progress import Progress
+from fastbandit.command import guard
+from fastbandit.runs.progress import Progress
 
 COMMANDS = ("info", "search", "retrain", "evaluate", "report", "study", "export")
 SOME = [("info", "--json"), ("search", "--print-config"), ("study", "--dry-run"), ("report", "-h")]
@@ -121,7 +121,7 @@ def test_live_progress_goes_on_without_a_reader(without_reader):
             pass
         return 0
 
-    assert _cli.guard("work", work) == 0
+    assert guard("work", work) == 0
 
 
 def test_errors_do_not_go_to_standard_output(monkeypatch, capsys):
@@ -136,7 +136,7 @@ def test_an_error_elsewhere_is_still_told(capsys):
     def broken() -> int:
         raise BrokenPipeError(32, "Broken pipe")  # of a socket, say
 
-    assert _cli.guard("work", broken) == 1
+    assert guard("work", broken) == 1
     assert "Broken pipe" in capsys.readouterr().err
 
 

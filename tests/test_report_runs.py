@@ -27,7 +27,7 @@ from fastbandit._identity import Fingerprint
 from fastbandit._report import png
 from fastbandit.genotype import Genotype
 from fastbandit.report import ReportError, write_report
-from fastbandit.run import load_tensors, save_tensors
+from fastbandit.runs.tensors import load_tensors, save_tensors
 
 SWEEP = ("8/255", "2/255", "4/255", "16/255")
 

@@ -11,14 +11,20 @@ import yaml
 from _processes import Process, run, run_pair
 from _retrain_ranks import retrain_double
 
-from fastbandit import retrain as module
-from fastbandit._cli import ConfigError, merge
-from fastbandit.data import load
+from fastbandit.config import ConfigError, merge, to_plain
+from fastbandit.data import Loader, load
 from fastbandit.genotype import Genotype, GenotypeError
 from fastbandit.models import BEST, LAST, load_model
-from fastbandit.overfitting import Verdict
+from fastbandit.overfitting import Verdict, stronger
 from fastbandit.retrain import PRESETS, RetrainConfig, dry_run, find_genotype, main, parse, retrain
-from fastbandit.run import CheckpointError, RunError, RunFolder, run_id
+from fastbandit.retrain.genotypes import with_genotype
+from fastbandit.retrain.loop import Retraining
+from fastbandit.retrain.setup import build
+from fastbandit.runs.environment import derive_seed, run_id
+from fastbandit.runs.folder import RunFolder
+from fastbandit.runs.progress import Progress
+from fastbandit.runs.session import Session
+from fastbandit.runs.tensors import CheckpointError, RunError, load_tensors
 from fastbandit.search import SearchConfig
 from fastbandit.threat import ThreatModel
 from fastbandit.training import Cost, evaluate
@@ -166,7 +172,7 @@ def test_a_run_folder_gives_data_and_adversary_where_nothing_else_does(tmp_path)
         {"name": "mnist", "data": "/my/mnist", "attack": {"epsilon": "0.25"}},
         "test",
     )
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(module._cli.to_plain(search)))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(to_plain(search)))
     Genotype.published(NAME).save(tmp_path / "genotype.json")
     run = str(tmp_path)
     config = parse([run]).config
@@ -263,9 +269,9 @@ def test_model_files_give_the_recorded_accuracies(finished):
         images = load("digits").test if part == "test" else load("digits").train
         found = evaluate(
             model.network,
-            module.Loader(images, split[part], batch_size=32),
+            Loader(images, split[part], batch_size=32),
             threat,
-            seed=module.derive_seed(0, "attack", *purpose),
+            seed=derive_seed(0, "attack", *purpose),
             cost=Cost(),
         )
         assert found.clean_accuracy == summary[key]["clean_accuracy"]
@@ -360,7 +366,7 @@ class StopError(Exception):
 
 def interrupted(config, out, epochs, monkeypatch):
     """A retraining that ends with an error after so many epochs."""
-    original = module._Retraining.run_epoch
+    original = Retraining.run_epoch
 
     def run_epoch(self):
         if self.epoch == epochs:
@@ -368,7 +374,7 @@ def interrupted(config, out, epochs, monkeypatch):
         return original(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module._Retraining, "run_epoch", run_epoch)
+        patch.setattr(Retraining, "run_epoch", run_epoch)
         with pytest.raises(StopError):
             retrain(config, out)
 
@@ -415,13 +421,14 @@ def test_kill_in_the_middle(finished, tmp_path):
     command = ["-m", "fastbandit.retrain", "--config", str(file), "--out", str(out)]
     # Slow at one moment, so that there is something to kill.
     slow = (
-        "import sys, time; from fastbandit import retrain as m; original = m._Retraining.train\n"
+        "import sys, time; from fastbandit.retrain import main\n"
+        "from fastbandit.retrain.loop import Retraining; original = Retraining.train\n"
         "def train(self, *rest):\n"
         "    found = original(self, *rest)\n"
         "    time.sleep(60 * (self.epoch == 2))\n"
         "    return found\n"
-        "m._Retraining.train = train\n"
-        f"sys.exit(m.main({command[2:]!r}))"
+        "Retraining.train = train\n"
+        f"sys.exit(main({command[2:]!r}))"
     )
     process = Process("-c", slow)
     log, deadline = out / "metrics.jsonl", time.monotonic() + 120
@@ -535,7 +542,7 @@ def test_out_of_memory_suggests_a_batch_size(tmp_path, monkeypatch):
     def train(self, batches=None):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    monkeypatch.setattr(module._Retraining, "train", train)
+    monkeypatch.setattr(Retraining, "train", train)
     with pytest.raises(ValueError, match=r"in epoch 0 .*--batch-size 12 --evaluation-batch-size"):
         retrain(tiny(), tmp_path / "run")
     with pytest.raises(ValueError, match="in the dry run"):
@@ -553,8 +560,8 @@ def test_two_processes_are_one_up_to_rounding(tmp_path):
     path, summary = retrain_double(tmp_path / "alone")
     both = json.loads((tmp_path / "data" / "summary.json").read_text())
     for name in (BEST, LAST):
-        expected, _ = module.run.load_tensors(path / name, "network")
-        found, _ = module.run.load_tensors(tmp_path / "data" / name, "network")
+        expected, _ = load_tensors(path / name, "network")
+        found, _ = load_tensors(tmp_path / "data" / name, "network")
         assert found.keys() == expected.keys()
         for key, tensor in found.items():
             assert tensor.dtype in (torch.float64, torch.int64)
@@ -576,7 +583,7 @@ def test_two_processes_are_one_up_to_rounding(tmp_path):
 def test_training_goes_back_and_on_with_a_stronger_attack(finished, tmp_path, monkeypatch):
     """The check is told to find something after epoch 1; the rest is real."""
     seen = []
-    original = module._Retraining.check
+    original = Retraining.check
 
     def check(self):
         now = {k: v.clone() for k, v in self._learning().items()}
@@ -585,10 +592,10 @@ def test_training_goes_back_and_on_with_a_stronger_attack(finished, tmp_path, mo
             return Verdict(0.9, 0.05, 8, True)
         return original(self)
 
-    monkeypatch.setattr(module._Retraining, "check", check)
+    monkeypatch.setattr(Retraining, "check", check)
     notes = []
 
-    class Notes(module.Progress):
+    class Notes(Progress):
         def note(self, text):
             notes.append(text)
 
@@ -619,8 +626,8 @@ def test_training_goes_back_and_on_with_a_stronger_attack(finished, tmp_path, mo
 
 
 def test_the_way_back_restores_weights_momentum_and_average(monkeypatch):
-    config, genotype = module._with_genotype(tiny().resolve(), None)
-    current = module._Retraining(module._build(config, genotype), None)
+    config, genotype = with_genotype(tiny().resolve(), None)
+    current = Retraining(build(config, genotype), Session(config))
     current.train()
     current.keep_good(0)
     good = {k: v.clone() for k, v in current._learning().items()}
@@ -628,14 +635,14 @@ def test_the_way_back_restores_weights_momentum_and_average(monkeypatch):
     current.epoch = 1
     current.train()
     assert not all(torch.equal(good[k], v) for k, v in current._learning().items())
-    monkeypatch.setattr(module._Retraining, "check", lambda self: Verdict(0.9, 0.0, 8, True))
+    monkeypatch.setattr(Retraining, "check", lambda self: Verdict(0.9, 0.0, 8, True))
     where = {k: v.data_ptr() for k, v in current._learning().items()}
     current.guarded()
     assert all(torch.equal(good[k], v) for k, v in current._learning().items())
     # A recorded step goes on writing to the memory it was recorded with.
     assert {k: v.data_ptr() for k, v in current._learning().items()} == where
     # Before the first epoch there is no momentum, which is the same as zero.
-    fresh = module._Retraining(module._build(config, genotype), None)
+    fresh = Retraining(build(config, genotype), Session(config))
     fresh.train()
     fresh.guarded()
     assert fresh.good_epoch == -1
@@ -648,7 +655,7 @@ def test_the_way_back_restores_weights_momentum_and_average(monkeypatch):
 
 
 def test_the_attack_does_not_grow_for_ever(tmp_path, monkeypatch):
-    monkeypatch.setattr(module._Retraining, "check", lambda self: Verdict(0.9, 0.0, 8, True))
+    monkeypatch.setattr(Retraining, "check", lambda self: Verdict(0.9, 0.0, 8, True))
     path, summary = retrain(tiny(epochs=5), tmp_path / "run")
     assert [line["attack_steps"] for line in lines(path / "metrics.jsonl")] == [1, 2, 4, 8, 8]
     assert [fired["back_to"] for fired in summary["overfitting"]] == [-1, -1, -1]
@@ -659,7 +666,7 @@ def test_free_training_goes_on_as_pgd_training(tmp_path, monkeypatch):
     config = tiny(method="free").resolve()
     threat = config.training_threat()
     assert type(config.objective(threat)).__name__ == "Free"
-    objective = config.objective(module.stronger(threat))
+    objective = config.objective(stronger(threat))
     assert (type(objective).__name__, objective.updates) == ("Adversarial", 1)
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fastbandit import run
-from fastbandit.run import CheckpointError, RunError, RunFolder, derive_seed, load_tensors, run_id
+from fastbandit.runs.environment import derive_seed, run_id
+from fastbandit.runs.folder import RunFolder
+from fastbandit.runs.tensors import CheckpointError, RunError, load_tensors, save_tensors
 
 CONFIG = {"seed": 0, "attack": {"epsilon": "8/255"}, "learning_rate": 3e-4}
 
@@ -19,7 +20,7 @@ def tensors(value=1.0):
 
 def test_tensor_file_round_trip_and_same_bytes(tmp_path):
     for name in ("x", "y"):
-        run.save_tensors(tmp_path / name, tensors(), "weights", {"z": 1, "m": {"k": [1, 2]}})
+        save_tensors(tmp_path / name, tensors(), "weights", {"z": 1, "m": {"k": [1, 2]}})
     assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
     found, metadata = load_tensors(tmp_path / "x", "weights")
     assert metadata["m"] == {"k": [1, 2]}
@@ -29,7 +30,7 @@ def test_tensor_file_round_trip_and_same_bytes(tmp_path):
 
 def test_every_flipped_byte_is_noticed(tmp_path):
     path = tmp_path / "x"
-    run.save_tensors(path, tensors(), "weights", {})
+    save_tensors(path, tensors(), "weights", {})
     data = path.read_bytes()
     for position in range(0, len(data), 7):
         broken = bytearray(data)
@@ -48,7 +49,7 @@ def test_every_flipped_byte_is_noticed(tmp_path):
 @pytest.mark.parametrize("length", [0, 5, 100])
 def test_truncated_file(tmp_path, length):
     path = tmp_path / "x"
-    run.save_tensors(path, tensors(), "weights", {})
+    save_tensors(path, tensors(), "weights", {})
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(CheckpointError, match="damaged or not a safetensors file"):
         load_tensors(path, "weights")
@@ -59,7 +60,7 @@ def test_foreign_files(tmp_path):
     save_file(tensors(), path)
     with pytest.raises(CheckpointError, match="not one that fastbandit wrote"):
         load_tensors(path, "weights")
-    run.save_tensors(path, tensors(), "checkpoint", {})
+    save_tensors(path, tensors(), "checkpoint", {})
     with pytest.raises(
         CheckpointError, match="expected a weights of version 1 or 2, got 'checkpoint'"
     ):
@@ -224,7 +225,7 @@ def test_damaged_configuration(tmp_path):
 
 def test_two_processes_never_write_one_run(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from fastbandit.run import RunFolder\n"
+        "import sys; from pathlib import Path; from fastbandit.runs.folder import RunFolder\n"
         f"RunFolder.open(Path({str(tmp_path / 'r')!r}), {CONFIG!r})"
     )
     with open_run(tmp_path / "r"):

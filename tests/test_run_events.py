@@ -20,20 +20,21 @@ from typing import Any
 import pytest
 import torch
 
-from fastbandit import retrain as retraining
-from fastbandit import search as searching
-from fastbandit import study as studying
-from fastbandit._cli import merge
-from fastbandit._progress import Progress
-from fastbandit._running import check_same, finished_before
+from fastbandit.config import merge
 from fastbandit.evaluate import EvaluateConfig, evaluate_model
-from fastbandit.evaluate.run import EvaluationFolder
+from fastbandit.evaluate.run import FILES as EVALUATION
 from fastbandit.genotype import Genotype
 from fastbandit.models import Architecture, save_model
 from fastbandit.retrain import RetrainConfig, retrain
-from fastbandit.run import RunFolder, save_tensors
+from fastbandit.retrain.loop import Retraining
+from fastbandit.runs.folder import RunFiles, RunFolder
+from fastbandit.runs.session import Session
+from fastbandit.runs.tensors import save_tensors
 from fastbandit.search import SearchConfig, search
+from fastbandit.search.loop import SearchRun
 from fastbandit.study import StudyConfig, study
+from fastbandit.study.pieces import Pieces
+from fastbandit.study.run import FILES as STUDY
 
 
 class Killed(BaseException):
@@ -138,13 +139,15 @@ def stop_at_each(
 # --- a small job in each kind of folder --------------------------------------------------------
 
 
-def small_job(kind: type[RunFolder], seed: int, *, force: bool = False) -> Callable[[Path], Any]:
+def small_job(files: RunFiles, seed: int, *, force: bool = False) -> Callable[[Path], Any]:
     """What every command does with its folder, in the order of the search."""
 
     def job(path: Path) -> None:
-        with kind.open(path, {"seed": seed}, force=force) as folder:
+        with RunFolder.open(path, {"seed": seed}, force=force, files=files) as folder:
+            session = Session({})
+            session.folder = folder
             if folder.finished and not force:
-                assert finished_before(folder, None, Progress.silent()) is not None
+                assert session.finished() is not None
                 return
             done = 0
 
@@ -157,7 +160,7 @@ def small_job(kind: type[RunFolder], seed: int, *, force: bool = False) -> Calla
                 folder.save_checkpoint({"w": torch.tensor([seed, done])}, {"epoch": done})
 
             resumed = folder.load_checkpoint(restore)
-            check_same(folder, "split.json", {"weights": [1, 2, 3]})
+            session._check_same("split.json", {"weights": [1, 2, 3]})
             if resumed:
                 folder.read_json("env.json")
             else:
@@ -171,7 +174,7 @@ def small_job(kind: type[RunFolder], seed: int, *, force: bool = False) -> Calla
                 save()
             assert [line["epoch"] for line in folder.lines("metrics.jsonl")] == [0, 1, 2]
             save_tensors(path / "weights.safetensors", {"w": torch.ones(2)}, "supernet", {})
-            folder.write_json(kind.RESULT, {"status": "finished", "seed": seed})
+            folder.write_json(files.result, {"status": "finished", "seed": seed})
 
     return job
 
@@ -180,13 +183,13 @@ def small_study(seed: int, *, force: bool = False) -> Callable[[Path], Any]:
     """What a study does with its folder."""
 
     def job(path: Path) -> None:
-        with studying._Folder.open(path, {"seed": seed}, force=force) as folder:
+        with RunFolder.open(path, {"seed": seed}, force=force, files=STUDY) as folder:
             if not (path / "env.json").is_file():
                 folder.write_json("env.json", {"date": "today"})
-            pieces = studying._Pieces(path / "pieces")
+            pieces = Pieces(path / "pieces")
             made = [pieces.get("piece", {"n": n}, lambda n=n: {"is": seed + n}) for n in range(2)]
             (path / "searches").mkdir(exist_ok=True)
-            small_job(RunFolder, seed)(path / "searches" / "first")
+            small_job(RunFiles(), seed)(path / "searches" / "first")
             folder.write_json("study.json", {"pieces": made})
             folder.write_json("summary.json", {"status": "finished"})
 
@@ -197,21 +200,21 @@ def nothing(path: Path) -> None:
     pass
 
 
-@pytest.mark.parametrize("kind", [RunFolder, EvaluationFolder])
-def test_a_run_stopped_anywhere_goes_on(tmp_path, kind):
-    stop_at_each(tmp_path, nothing, small_job(kind, 1))
+@pytest.mark.parametrize("files", [RunFiles(), EVALUATION], ids=["run", "evaluation"])
+def test_a_run_stopped_anywhere_goes_on(tmp_path, files):
+    stop_at_each(tmp_path, nothing, small_job(files, 1))
 
 
-@pytest.mark.parametrize("kind", [RunFolder, EvaluationFolder])
+@pytest.mark.parametrize("files", [RunFiles(), EVALUATION], ids=["run", "evaluation"])
 @pytest.mark.parametrize("seed", [1, 2])
-def test_force_stopped_anywhere_starts_anew(tmp_path, kind, seed):
+def test_force_stopped_anywhere_starts_anew(tmp_path, files, seed):
     """Over a finished run of the same and of another configuration."""
 
     def again(path: Path) -> None:
-        job = small_job(kind, 1, force=True)
+        job = small_job(files, 1, force=True)
         job(path)
 
-    stop_at_each(tmp_path, small_job(kind, seed), again)
+    stop_at_each(tmp_path, small_job(files, seed), again)
 
 
 def test_a_study_stopped_anywhere_goes_on(tmp_path):
@@ -221,18 +224,18 @@ def test_a_study_stopped_anywhere_goes_on(tmp_path):
 
 
 def test_what_force_began_is_ended_without_it(tmp_path):
-    small_job(RunFolder, 2)(tmp_path / "whole")
+    small_job(RunFiles(), 2)(tmp_path / "whole")
     with recorded(tmp_path / "whole") as events:
-        small_job(RunFolder, 1, force=True)(tmp_path / "whole")
+        small_job(RunFiles(), 1, force=True)(tmp_path / "whole")
     # The removal ends with that of its mark.
     marks = [n for n, event in enumerate(events) if ".clearing" in event]
     assert len(marks) == 3  # written beside its place, renamed, removed
     for number in range(marks[1] + 1, marks[2] + 1, 3):
         path = tmp_path / f"{number}"
-        small_job(RunFolder, 2)(path)
+        small_job(RunFiles(), 2)(path)
         with recorded(path, number), pytest.raises(Killed):
-            small_job(RunFolder, 1, force=True)(path)
-        small_job(RunFolder, 1)(path)
+            small_job(RunFiles(), 1, force=True)(path)
+        small_job(RunFiles(), 1)(path)
         assert results(path) == results(tmp_path / "whole")
 
 
@@ -266,7 +269,8 @@ def fixed_environment(device: torch.device) -> dict[str, Any]:
 def same_every_time(monkeypatch):
     """Nothing in a file that a clock decides; and nothing waits for the disk."""
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
-    monkeypatch.setattr("fastbandit.run.environment", fixed_environment)
+    for module in ("runs.session", "study.run", "evaluate.run", "evaluate.result"):
+        monkeypatch.setattr(f"fastbandit.{module}.environment", fixed_environment)
     monkeypatch.setattr("time.perf_counter", lambda: 0.0)
 
 
@@ -295,21 +299,21 @@ RETRAIN = {"genotype": "ABANDIT_MNIST_NORMAL_1", "layers": 2, "epochs": 1}
 
 @pytest.mark.parametrize("force", [False, True])
 def test_search_stopped_before_it_begins(tmp_path, monkeypatch, force):
-    monkeypatch.setattr(searching._Search, "epoch", begin)
+    monkeypatch.setattr(SearchRun, "epoch", begin)
     before = begin_search(**SEARCH, seed=1) if force else nothing
     stop_at_each(tmp_path, before, begin_search(force, **SEARCH), step=5)
 
 
 @pytest.mark.parametrize("force", [False, True])
 def test_retrain_stopped_before_it_begins(tmp_path, monkeypatch, force):
-    monkeypatch.setattr(retraining._Retraining, "run_epoch", begin)
+    monkeypatch.setattr(Retraining, "run_epoch", begin)
     before = begin_retrain(**RETRAIN, seed=1) if force else nothing
     stop_at_each(tmp_path, before, begin_retrain(force, **RETRAIN), step=2)
 
 
 @pytest.mark.parametrize("force", [False, True])
 def test_evaluate_stopped_anywhere(tmp_path, monkeypatch, force):
-    monkeypatch.setattr("fastbandit.run.peak_memory_mb", lambda device: 0.0)
+    monkeypatch.setattr("fastbandit.evaluate.result.peak_memory_mb", lambda device: 0.0)
     genotype = Genotype.published("ABANDIT_MNIST_NORMAL_1")
     architecture = Architecture(in_channels=1, classes=10, channels=2, cells=2)
     torch.manual_seed(0)
@@ -343,5 +347,5 @@ def test_study_stopped_anywhere(tmp_path, monkeypatch, force):
 
 def test_the_folder_that_older_versions_leave_is_taken(tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    small_job(RunFolder, 1)(tmp_path / "run")
+    small_job(RunFiles(), 1)(tmp_path / "run")
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"

@@ -19,15 +19,24 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from fastbandit import run
-from fastbandit._files import FileError, naming, plain_file, read_sealed, seal, write_atomic
+from fastbandit._files import (
+    FileError,
+    canonical_json,
+    naming,
+    plain_file,
+    read_sealed,
+    seal,
+    write_atomic,
+)
 from fastbandit._report.folders import collect
-from fastbandit.evaluate.run import EvaluationFolder
+from fastbandit.evaluate.run import FILES as EVALUATION
 from fastbandit.genotype import Genotype, GenotypeError
 from fastbandit.models import Architecture, find_model, load_model, save_model
 from fastbandit.report import write_report
-from fastbandit.run import CheckpointError, RunError, RunFolder, load_tensors, save_tensors
-from fastbandit.study import _Folder as StudyFolder
+from fastbandit.runs import folder as folders
+from fastbandit.runs.folder import RunFiles, RunFolder
+from fastbandit.runs.tensors import CheckpointError, RunError, load_tensors, save_tensors
+from fastbandit.study.run import FILES as STUDY
 
 CONFIG = {"seed": 0, "attack": {"epsilon": "8/255"}, "epochs": 6, "learning_rate": 3e-4}
 NAME = "ABANDIT_MNIST_NORMAL_1"
@@ -186,13 +195,13 @@ def old_file(path: Path, kind: str, tensors: dict[str, torch.Tensor], **metadata
     for name in sorted(tensors):
         crc = zlib.crc32(tensors[name].numpy().tobytes(), zlib.crc32(name.encode(), crc))
     header = {"kind": kind, "version": 1, "crc32": crc, **metadata}
-    path.write_bytes(save(tensors, metadata={"fastbandit": run.canonical_json(header)}))
+    path.write_bytes(save(tensors, metadata={"fastbandit": canonical_json(header)}))
 
 
 def test_files_of_older_versions_are_read(tmp_path):
     path = make(tmp_path / "r")
     tensors = {"w": torch.arange(3.0)}
-    lengths = dict.fromkeys(RunFolder.LOGS, 0)
+    lengths = dict.fromkeys(RunFiles().logs, 0)
     latest = path / "checkpoints" / "latest.safetensors"
     old_file(latest, "checkpoint", tensors, state={"epoch": 5}, lengths=lengths)
     (path / "split.json").write_text('{"weights": [1]}')
@@ -282,34 +291,34 @@ def _report_says(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"),
-    [(RunFolder, "checkpoints"), (StudyFolder, "pieces"), (StudyFolder, "searches")],
+    ("files", "name"),
+    [(RunFiles(), "checkpoints"), (STUDY, "pieces"), (STUDY, "searches")],
 )
-def test_a_folder_that_is_a_link_is_refused(tmp_path, kind, name):
+def test_a_folder_that_is_a_link_is_refused(tmp_path, files, name):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / ".mine.tmp").write_text("mine")
-    with kind.open(tmp_path / "r", CONFIG):
+    with RunFolder.open(tmp_path / "r", CONFIG, files=files):
         pass
-    if name in kind.FOLDERS:
+    if name in files.folders:
         (tmp_path / "r" / name).rmdir()
     (tmp_path / "r" / name).symlink_to(tmp_path / "elsewhere")
     for force in (False, True):
         with pytest.raises(FileError, match=f"{name}: expected a folder, got a symbolic link"):
-            kind.open(tmp_path / "r", {} if force else CONFIG, force=force)
+            RunFolder.open(tmp_path / "r", {} if force else CONFIG, force=force, files=files)
     assert (tmp_path / "elsewhere" / ".mine.tmp").read_text() == "mine"
 
 
 def test_every_file_of_a_folder_is_looked_at(tmp_path):
-    for kind in (RunFolder, EvaluationFolder, StudyFolder):
-        for name in ("config.yaml", kind.RESULT, *kind.FILES):
-            path = tmp_path / f"{kind.__module__}-{name.replace('/', '-')}"
-            with kind.open(path, CONFIG):
+    for files in (RunFiles(), EVALUATION, STUDY):
+        for name in ("config.yaml", files.result, *files.all):
+            path = tmp_path / f"{files.command}-{name.replace('/', '-')}"
+            with RunFolder.open(path, CONFIG, files=files):
                 pass
             (path / name).parent.mkdir(exist_ok=True)
             (path / name).unlink(missing_ok=True)
             (path / name).symlink_to(tmp_path / "nowhere")
             with pytest.raises(FileError, match="got a symbolic link"):
-                kind.open(path, CONFIG)
+                RunFolder.open(path, CONFIG, files=files)
 
 
 def test_a_log_with_a_second_name_is_not_changed_there(tmp_path):
@@ -509,7 +518,7 @@ def test_without_locks_a_run_goes_on_and_says_so_once(tmp_path, monkeypatch, cod
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    monkeypatch.setattr(run, "_warned_of_no_locks", False)
+    monkeypatch.setattr(folders, "_warned_of_no_locks", False)
     with pytest.warns(RuntimeWarning, match="the file system has no locks"):
         make(tmp_path / "r")
     with warnings.catch_warnings():
@@ -551,7 +560,7 @@ def test_a_folder_whose_name_is_not_utf8(odd):
 
 
 def test_a_configuration_may_hold_such_a_name(odd):
-    from fastbandit._cli import merge
+    from fastbandit.config import merge
     from fastbandit.retrain import RetrainConfig
 
     config = {"genotype": str(odd / "g.json"), "data": "digits"}

@@ -16,14 +16,34 @@ from _processes import Process, run
 from _tiny import TINY, tiny
 
 from fastbandit import data, retrain
-from fastbandit import search as module
-from fastbandit._cli import ConfigError, merge
+from fastbandit import space as spaces_module
 from fastbandit._files import FileError, check_seal
-from fastbandit._running import pace, torch_settings
 from fastbandit.bandit import replay
+from fastbandit.config import ConfigError, merge, to_plain
+from fastbandit.data import load
 from fastbandit.genotype import Genotype
-from fastbandit.run import CheckpointError, RunError, RunFolder, load_tensors, run_id, save_tensors
-from fastbandit.search import PRESETS, SearchConfig, dry_run, main, parse, search
+from fastbandit.overfitting import Verdict
+from fastbandit.runs.cost import measure_throughput
+from fastbandit.runs.environment import run_id
+from fastbandit.runs.folder import RunFolder
+from fastbandit.runs.progress import Progress
+from fastbandit.runs.session import Session, torch_settings
+from fastbandit.runs.tensors import CheckpointError, RunError, load_tensors, save_tensors
+from fastbandit.search import (
+    PRESETS,
+    AttackConfig,
+    FinalConfig,
+    SearchConfig,
+    adversarial,
+    dry_run,
+    estimate,
+    main,
+    parse,
+    search,
+)
+from fastbandit.search.adversarial import Adversarial
+from fastbandit.search.loop import SearchRun
+from fastbandit.search.setup import build
 from fastbandit.training import DivergenceError, is_out_of_memory
 
 # The files whose bytes are a function of the configuration.
@@ -43,14 +63,14 @@ def finished(tmp_path_factory):
 
 def small_space(monkeypatch):
     """Cut the space of :data:`TINY` down to three operations: 3 + 1 * (3 + 2) = 8 epochs."""
-    spaces = module.space.SPACES
+    spaces = spaces_module.SPACES
     monkeypatch.setitem(spaces, "general7-light", spaces["general7-light"][:3])
 
 
 # The same in a process of its own, before the command.
 SMALL_SPACE = (
-    "from fastbandit import search\n"
-    "spaces = search.space.SPACES\n"
+    "from fastbandit import search, space\n"
+    "spaces = space.SPACES\n"
     "spaces['general7-light'] = spaces['general7-light'][:3]\n"
 )
 
@@ -149,7 +169,7 @@ def test_split_is_stored_and_disjoint(finished):
     assert not set(split["weights"]) & set(split["validation"])
     assert len(split["test"]) == 32
     # Positions in the whole data set: the first images of each class, not simply the first 48.
-    labels = module.load("digits").train.labels
+    labels = load("digits").train.labels
     used = labels[split["weights"] + split["validation"]]
     assert used.bincount(minlength=10).min() >= 4
     assert max(split["weights"] + split["validation"]) < 200
@@ -174,7 +194,7 @@ def test_weights_are_those_of_the_supernet(finished):
     path, summary = finished
     tensors, metadata = load_tensors(path / "weights.safetensors", "supernet")
     assert metadata["run_id"] == summary["run_id"]
-    setup = module._build(tiny().resolve())
+    setup = build(tiny().resolve())
     setup.supernet.load_state_dict(tensors)
 
 
@@ -214,7 +234,7 @@ def test_float32_is_float32_within_a_run(monkeypatch, before):
 
 
 def test_pace_of_batches_that_are_all_alike():
-    told = pace(lambda batches: (0.5 * batches, 8 * batches), 3, recorded=False)
+    told = measure_throughput(lambda batches: (0.5 * batches, 8 * batches), 3, recorded=False)
     assert (told.once, told.per_image) == (0.0, 0.0625)
     assert told.of(100) == 6.25
 
@@ -227,21 +247,21 @@ def test_pace_where_the_first_batches_are_eager_and_recorded():
         eager, record = 4.0, 7.0 if len(calls) == 1 else 0.0
         return eager + record + 0.5 * (batches - 1), 8 * batches
 
-    told = pace(run, 3, recorded=True)
+    told = measure_throughput(run, 3, recorded=True)
     assert calls == [3, 3, 13]
     # An epoch of 50 batches: one eager, one recording, 49 replayed.
     assert told.of(400) == pytest.approx(4.0 + 7.0 + 0.5 * 49)
 
 
 def test_pace_of_a_set_without_further_batches():
-    told = pace(lambda batches: (2.0, 16), 3, recorded=True)
+    told = measure_throughput(lambda batches: (2.0, 16), 3, recorded=True)
     assert told.of(16) == pytest.approx(2.0)
 
 
 def test_momenta_come_back_in_the_layout_of_their_weights(tmp_path):
     """The fused step of a GPU takes no others; a file keeps values, not strides."""
-    setup = module._build(tiny(space="robust9", init_channels=4).resolve())
-    one = module._Search(setup, None)
+    setup = build(tiny(space="robust9", init_channels=4).resolve())
+    one = SearchRun(setup, Session(setup.config))
     optimizer = setup.optimizer
     for parameter in setup.supernet.parameters():
         optimizer.state[parameter]["momentum_buffer"] = torch.randn_like(parameter)
@@ -250,7 +270,7 @@ def test_momenta_come_back_in_the_layout_of_their_weights(tmp_path):
     save_tensors(tmp_path / "file", tensors, "checkpoint", {})
     stored, _ = load_tensors(tmp_path / "file", "checkpoint")
     optimizer.state.clear()
-    module._Search(setup, None).restore(stored, state)
+    SearchRun(setup, Session(setup.config)).restore(stored, state)
     strides = set()
     for parameter in setup.supernet.parameters():
         momentum = optimizer.state[parameter]["momentum_buffer"]
@@ -327,7 +347,7 @@ class StopError(Exception):
 
 def interrupted(config, out, epochs, monkeypatch):
     """A search that ends with an error after so many epochs."""
-    original = module._Search.epoch
+    original = SearchRun.epoch
 
     def epoch(self):
         if self.bandit.samples == epochs:
@@ -335,7 +355,7 @@ def interrupted(config, out, epochs, monkeypatch):
         return original(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module._Search, "epoch", epoch)
+        patch.setattr(SearchRun, "epoch", epoch)
         with pytest.raises(StopError):
             search(config, out)
 
@@ -399,7 +419,7 @@ class Squares(torch.utils.data.Dataset):
 
 def test_search_of_a_torch_dataset(tmp_path, monkeypatch):
     monkeypatch.setitem(
-        module.space.SPACES, "general7-light", module.space.SPACES["general7-light"][:2]
+        spaces_module.SPACES, "general7-light", spaces_module.SPACES["general7-light"][:2]
     )
     source = data.load(Squares(), name="squares")
     config = tiny(data="squares", train_limit=None, test_limit=None, batch_size=9)
@@ -428,7 +448,7 @@ def test_log_changed_by_another_hand(tmp_path, monkeypatch):
 
 def test_unfinished_run_is_continued_without_out(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(module, "_STATISTICS_BATCHES", 1)
+    monkeypatch.setattr(adversarial, "_STATISTICS_BATCHES", 1)
     interrupted(tiny(), None, 2, monkeypatch)
     (first,) = (tmp_path / "runs").iterdir()
     interrupted(tiny(), None, 4, monkeypatch)
@@ -466,10 +486,10 @@ def test_finished_run_is_safe(finished):
 def test_variants_run(changes, tmp_path, monkeypatch):
     """Each variant to its end, on a space cut down to three operations."""
     monkeypatch.setitem(
-        module.space.SPACES, "robust8-light", module.space.SPACES["robust8-light"][-3:]
+        spaces_module.SPACES, "robust8-light", spaces_module.SPACES["robust8-light"][-3:]
     )
     monkeypatch.setitem(
-        module.space.SPACES, "general7-light", module.space.SPACES["general7-light"][:3]
+        spaces_module.SPACES, "general7-light", spaces_module.SPACES["general7-light"][:3]
     )
     config = tiny(**changes)
     path, summary = search(config, tmp_path / "run")
@@ -523,7 +543,7 @@ def test_paths_that_are_only_evaluated(tmp_path, monkeypatch):
     assert page.count("(search, only evaluated): clean") == 10
     # An interruption changes nothing, and no path but the trained ones changes the weights.
     out = tmp_path / "again"
-    original, calls = module._Search.evaluate_only, []
+    original, calls = SearchRun.evaluate_only, []
 
     def evaluate_only(self, number, paths):
         before = [p.clone() for p in self.supernet.parameters()]
@@ -535,7 +555,7 @@ def test_paths_that_are_only_evaluated(tmp_path, monkeypatch):
         return line
 
     with monkeypatch.context() as patch:
-        patch.setattr(module._Search, "evaluate_only", evaluate_only)
+        patch.setattr(SearchRun, "evaluate_only", evaluate_only)
         with pytest.raises(StopError):
             search(config, out)
     assert calls == [3, 3, 4]
@@ -570,17 +590,17 @@ def test_the_attack_grows_when_the_shared_weights_overfit(clip, tmp_path, monkey
     """The third check is told to find something; the rest is real."""
     small_space(monkeypatch)
     config = tiny(guard={"every": 1}, attack={"clip": clip})
-    original, evaluated = module._Search.check, []
+    original, evaluated = Adversarial._check, []
 
-    def check(self, number, paths, path):
-        verdict = original(self, number, paths, path)
-        evaluated.append((number, self.training_threat.steps, self.reward_threat.steps))
-        return module.Verdict(0.8, 0.1, 24, True) if number == 2 else verdict
+    def check(self, path, number):
+        verdict = original(self, path, number)
+        evaluated.append((number, self.threat.steps, self.reward_threat.steps))
+        return Verdict(0.8, 0.1, 24, True) if number == 2 else verdict
 
-    monkeypatch.setattr(module._Search, "check", check)
+    monkeypatch.setattr(Adversarial, "_check", check)
     notes = []
 
-    class Notes(module.Progress):
+    class Notes(Progress):
         def note(self, text):
             notes.append(text)
 
@@ -613,8 +633,8 @@ def test_the_attack_grows_when_the_shared_weights_overfit(clip, tmp_path, monkey
 
 def test_the_attack_of_a_search_does_not_grow_for_ever(tmp_path, monkeypatch):
     small_space(monkeypatch)
-    found = module.Verdict(0.8, 0.1, 24, True)
-    monkeypatch.setattr(module._Search, "check", lambda *arguments: found)
+    found = Verdict(0.8, 0.1, 24, True)
+    monkeypatch.setattr(Adversarial, "_check", lambda *arguments: found)
     path, summary = search(tiny(guard={"every": 1}), tmp_path / "run")
     steps = [line["attack_steps"] for line in lines(path / "metrics.jsonl")]
     assert steps == [1, 2, 4, 8, 8, 8, 8, 8]
@@ -651,8 +671,8 @@ def test_dry_run_estimates_from_what_it_measured(monkeypatch):
         cost = next(costs)
         return {"train": cost, "validate": 0.5, "statistics": 0.25, "final": 4.0}
 
-    monkeypatch.setattr(module, "_measure", measure)
-    monkeypatch.setattr(module, "_seconds_to_save", lambda current: 0.125)
+    monkeypatch.setattr(estimate, "_measure", measure)
+    monkeypatch.setattr(estimate, "seconds_to_save", lambda state: 0.125)
     result = dry_run(tiny(bandit={"rounds": 2, "evaluations_per_epoch": 3}))
     assert torch.equal(seen[0], seen[1])
     assert torch.stack(seen[1:4]).sort(0).values.eq(torch.arange(3).unsqueeze(1)).all()
@@ -671,17 +691,18 @@ def test_out_of_memory_suggests_a_batch_size_and_resumes(tmp_path, monkeypatch):
     file.write_text(yaml.safe_dump(settings))
     code = (
         "import resource, sys\n"
-        "from fastbandit import search\n"
-        "spaces = search.space.SPACES\n"
+        "from fastbandit import search, space\n"
+        "from fastbandit.search.loop import SearchRun\n"
+        "spaces = space.SPACES\n"
         "spaces['general7-light'] = spaces['general7-light'][:3]\n"
-        "original = search._Search.epoch\n"
+        "original = SearchRun.epoch\n"
         "def epoch(self):\n"
         "    if self.bandit.trained == 3:\n"
         "        pages = int(open('/proc/self/statm').read().split()[0])\n"
         "        size = pages * resource.getpagesize() + 2**20\n"
         "        resource.setrlimit(resource.RLIMIT_AS, (size, size))\n"
         "    return original(self)\n"
-        "search._Search.epoch = epoch\n"
+        "SearchRun.epoch = epoch\n"
         f"sys.exit(search.main(['--config', {str(file)!r}, '--out', {str(out)!r}]))\n"
     )
     environment = {
@@ -786,16 +807,16 @@ def test_numbers_of_other_libraries_are_settings(tmp_path):
     config = SearchConfig(
         batch_size=np.int64(32),
         learning_rate=np.float32(0.1),
-        attack=module.AttackConfig(epsilon=Fraction(8, 255), steps=torch.tensor(1)),
-        final=module.FinalConfig(step_size=np.float64(0.01)),
+        attack=AttackConfig(epsilon=Fraction(8, 255), steps=torch.tensor(1)),
+        final=FinalConfig(step_size=np.float64(0.01)),
     )
-    plain = module._cli.to_plain(config)
+    plain = to_plain(config)
     assert (plain["batch_size"], plain["learning_rate"]) == (32, 0.1)
     assert plain["attack"]["epsilon"] == "8/255"
     assert type(plain["attack"]["steps"]) is int
     assert yaml.safe_load(yaml.safe_dump(plain)) == plain
     attack = retrain.AttackConfig(epsilon=np.float64(0.1))
-    again = module._cli.to_plain(retrain.RetrainConfig(epochs=np.int32(2), attack=attack))
+    again = to_plain(retrain.RetrainConfig(epochs=np.int32(2), attack=attack))
     assert yaml.safe_load(yaml.safe_dump(again)) == again
 
 
@@ -865,16 +886,16 @@ def test_full_disk_in_the_middle(tmp_path, capsys, short, monkeypatch):
     code = (
         SMALL_SPACE + "import resource, signal, sys\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "from fastbandit import run\n"
+        "from fastbandit.runs.folder import RunFolder\n"
         "saved = 0\n"
-        "original = run.RunFolder.save_checkpoint\n"
+        "original = RunFolder.save_checkpoint\n"
         "def save(self, *rest):\n"
         "    global saved\n"
         "    saved += 1\n"
         "    if saved == 5:\n"
         "        resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000))\n"
         "    original(self, *rest)\n"
-        "run.RunFolder.save_checkpoint = save\n"
+        "RunFolder.save_checkpoint = save\n"
         f"sys.exit(search.main(['--config', {str(file)!r}, '--out', {str(out)!r}]))\n"
     )
     result = run("-c", code)

@@ -10,18 +10,20 @@ from _tiny import TINY
 from _tiny import tiny as smallest
 from safetensors.torch import load_file
 
-import fastbandit.retrain as retraining
-import fastbandit.search as module
 from fastbandit import _final, space
-from fastbandit._cli import ConfigError, merge
-from fastbandit._progress import Progress
+from fastbandit import retrain as retraining
 from fastbandit.bandit import replay
+from fastbandit.config import ConfigError, merge
 from fastbandit.data import load
 from fastbandit.genotype import Genotype
 from fastbandit.models import load_model
 from fastbandit.nn.network import Network
+from fastbandit.overfitting import Verdict
 from fastbandit.report import write_report
+from fastbandit.runs.progress import Progress
 from fastbandit.search import SearchConfig, dry_run, main, parse, search
+from fastbandit.search import __main__ as module
+from fastbandit.search.adversarial import Adversarial
 from fastbandit.study import StudyConfig
 
 # With networks trained from scratch, and tuning before them.
@@ -65,13 +67,13 @@ def parameters(genotype):
 
 
 def test_the_found_path_is_trained_after_the_last_pruning(tmp_path, monkeypatch):
-    original, trained = module._Search.train_path, []
+    original, trained = Adversarial.train, []
 
-    def train_path(self, path, number, *rest):
-        trained.append((number, {id(p) for p in path["parameters"]}, self))
+    def train(self, path, number, *rest):
+        trained.append((number, {id(p) for p in path.parameters}, self))
         return original(self, path, number, *rest)
 
-    monkeypatch.setattr(module._Search, "train_path", train_path)
+    monkeypatch.setattr(Adversarial, "train", train)
     path, summary = search(tiny(final={"network_epochs": 0}), tmp_path / "run")
     assert [number for number, *_ in trained] == list(range(10))
     current = trained[-1][2]
@@ -102,13 +104,13 @@ def test_without_tuning_it_is_the_printed_algorithm(tmp_path):
 
 
 def test_overfitting_while_tuning(tmp_path, monkeypatch):
-    original = module._Search.check
+    original = Adversarial._check
 
-    def check(self, number, paths, path):
-        found = original(self, number, paths, path)
-        return module.Verdict(0.8, 0.1, 24, True) if number == 8 else found
+    def check(self, path, number):
+        found = original(self, path, number)
+        return Verdict(0.8, 0.1, 24, True) if number == 8 else found
 
-    monkeypatch.setattr(module._Search, "check", check)
+    monkeypatch.setattr(Adversarial, "_check", check)
     path, summary = search(tiny(final={"network_epochs": 0}), tmp_path / "run")
     assert [line["attack_steps"] for line in lines(path / "metrics.jsonl")] == [1] * 9 + [2]
     assert [line["epoch"] for line in summary["overfitting"]] == [8]
@@ -285,7 +287,7 @@ def test_the_dry_run_foretells_them():
 
 
 def test_the_command_says_what_the_networks_reach(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(module, "PRESETS", {**module.PRESETS, "smoke": {**TINY, "final": FINAL}})
+    monkeypatch.setitem(module.PRESETS, "smoke", {**TINY, "final": FINAL})
     assert main(["--preset", "smoke", "--out", str(tmp_path / "run")]) == 0
     printed, shown = capsys.readouterr()
     rows = json.loads((tmp_path / "run" / "summary.json").read_text())["networks"]
@@ -314,7 +316,7 @@ def test_the_command_says_what_the_networks_reach(tmp_path, capsys, monkeypatch)
 
 
 def test_json_holds_them(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(module, "PRESETS", {**module.PRESETS, "smoke": {**TINY, "final": FINAL}})
+    monkeypatch.setitem(module.PRESETS, "smoke", {**TINY, "final": FINAL})
     assert main(["--preset", "smoke", "--out", str(tmp_path / "run"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in found["networks"]] == NAMES
@@ -370,5 +372,6 @@ def test_a_study_trains_its_networks_itself():
         merge(StudyConfig(), {"search": {"final": {"network_epochs": 1}}}, "test")
 
 
-def test_progress_shows_no_result_when_silent():
-    Progress.silent().result("nothing")
+def test_progress_shows_no_result_when_silent(capsys):
+    Progress.silent().line("nothing")
+    assert capsys.readouterr() == ("", "")

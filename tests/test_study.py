@@ -13,10 +13,8 @@ import pytest
 import torch
 import yaml
 
-from fastbandit import simulation
-from fastbandit import study as module
+from fastbandit import simulation, space
 from fastbandit._charts import Points, whisker_chart
-from fastbandit._cli import ConfigError, merge, to_plain
 from fastbandit._files import FileError, check_seal, read_sealed, seal
 from fastbandit._statistics import (
     mann_whitney,
@@ -26,10 +24,15 @@ from fastbandit._statistics import (
     wilcoxon,
 )
 from fastbandit.bandit import POLICIES, AntiBandit
+from fastbandit.config import ConfigError, merge, to_plain
 from fastbandit.genotype import Genotype
-from fastbandit.run import RunError
+from fastbandit.runs.tensors import RunError
+from fastbandit.search.networks import random_genotype
 from fastbandit.simulation import BanditSettings, World, simulate
 from fastbandit.study import PRESETS, StudyConfig, main, parse_entry, study
+from fastbandit.study import real as module
+from fastbandit.study.config import PARTS
+from fastbandit.study.tables import format_tables
 
 # --- simulated searches -------------------------------------------------------------------------
 
@@ -400,7 +403,7 @@ def test_folder_is_complete(finished):
 def test_rows_hold_the_figures(finished):
     _, result = finished
     rows = result["simulated"]["rows"]
-    counts = {part: sum(row["part"] == part for row in rows) for part in module.PARTS}
+    counts = {part: sum(row["part"] == part for row in rows) for part in PARTS}
     assert counts == {"policies": 3, "rate": 4, "space": 8, "evaluations": 6, "bonus": 6}
     ridge = next(row for row in rows if row["entry"] == "ridge" and row["part"] == "policies")
     seeds = torch.tensor(result["simulated"]["seeds"])
@@ -445,7 +448,7 @@ def test_finished_study_is_kept_unless_forced(finished, tmp_path):
     path, result = study(tiny(), tmp_path / "run")
     before = (path / "study.json").read_bytes()
     said = []
-    again, stored = study(tiny(), path, say=said.append)
+    again, stored = study(tiny(), path, log=said.append)
     assert (again, stored) == (path, json.loads(json.dumps(result)))
     assert "all is done" in said[0]
     with pytest.raises(RunError, match="another configuration"):
@@ -503,7 +506,7 @@ REAL = {
 
 @pytest.fixture
 def few_operations(monkeypatch):
-    spaces = module.space.SPACES
+    spaces = space.SPACES
     monkeypatch.setitem(spaces, "general7-light", spaces["general7-light"][:3])
 
 
@@ -512,7 +515,7 @@ def test_searches_and_networks_of_a_study(few_operations, tmp_path, monkeypatch)
     config = merge(StudyConfig(), REAL, "test")
     config = merge(config, {"real": {"seeds": 1, "random": 1}}, "test")
     said = []
-    path, result = study(config, tmp_path / "run", say=said.append)
+    path, result = study(config, tmp_path / "run", log=said.append)
     groups = result["real"]["groups"]
     assert [group["name"] for group in groups] == ["printed", "ridge", "random networks"]
     assert {folder.name for folder in (path / "searches").iterdir()} == {
@@ -540,11 +543,12 @@ def test_searches_and_networks_of_a_study(few_operations, tmp_path, monkeypatch)
     assert without_seconds(study(config, path)[1]) == without_seconds(result)
 
 
-def test_training_from_scratch_repeats_and_depends_on_its_seed(few_operations):
+def test_training_from_scratch_repeats_and_depends_on_its_seed(few_operations, tmp_path):
     config = merge(StudyConfig(), REAL, "test").search_of("printed", 0)
-    genotype = module._random_genotype(config, 0)
+    genotype = random_genotype(config, "random network", 0)
     first, again, other = (
-        without_seconds(module.train_from_scratch(genotype, config, 2, seed)) for seed in (1, 1, 2)
+        without_seconds(module.train_from_scratch(genotype, config, 2, seed, tmp_path / "run"))
+        for seed in (1, 1, 2)
     )
     assert first == again
     assert first["parameters"] == other["parameters"]
@@ -553,11 +557,11 @@ def test_training_from_scratch_repeats_and_depends_on_its_seed(few_operations):
 
 def test_random_networks_are_uniform_and_fixed_by_the_seed(few_operations):
     config = merge(StudyConfig(), REAL, "test").search_of("printed", 0)
-    drawn = [module._random_genotype(config, i) for i in range(12)]
+    drawn = [random_genotype(config, "random network", i) for i in range(12)]
     assert len({genotype.hash for genotype in drawn}) == 12
-    assert drawn[3].hash == module._random_genotype(config, 3).hash
+    assert drawn[3].hash == random_genotype(config, "random network", 3).hash
     text = json.dumps([genotype.to_dict()["cells"] for genotype in drawn])
-    counts = [text.count(f'"{name}"') for name in module.space.get("general7-light").operations]
+    counts = [text.count(f'"{name}"') for name in space.get("general7-light").operations]
     assert sum(counts) == 12 * 60
     assert all(abs(count - 240) < 60 for count in counts)  # 4.7 standard deviations
 
@@ -566,7 +570,7 @@ def test_figures_of_groups(monkeypatch, tmp_path):
     """Means, intervals and tests, with accuracies made up."""
     values = iter([0.5, 0.6, 0.7, 0.8, 0.1, 0.2, 0.3])
 
-    def made_up(genotype, config, epochs, seed):
+    def made_up(genotype, config, epochs, seed, folder):
         robust = next(values)
         return {
             "genotype": genotype.hash,
@@ -579,7 +583,7 @@ def test_figures_of_groups(monkeypatch, tmp_path):
         }
 
     def found(path, config, digest):
-        return module._random_genotype(config, 100 + config.seed), {"seconds": 60.0}
+        return random_genotype(config, "random network", 100 + config.seed), {"seconds": 60.0}
 
     monkeypatch.setattr(module, "train_from_scratch", made_up)
     monkeypatch.setattr(module, "_found", found)
@@ -599,7 +603,7 @@ def test_figures_of_groups(monkeypatch, tmp_path):
     }
     assert ridge["clean_accuracy"]["mean"] == pytest.approx(0.85)
     assert ridge["search_seconds"] == 60.0
-    text = module.format_tables(result)
+    text = format_tables(result)
     assert re.search(
         r"ridge,space=robust8-light +2 +85\.00 .* 75\.00 .* 10 +1\.0  0\.2, 0\.33", text
     )
@@ -608,7 +612,7 @@ def test_figures_of_groups(monkeypatch, tmp_path):
 def test_every_repeat_trains_from_a_seed_of_its_own(monkeypatch, tmp_path):
     calls = []
 
-    def made_up(genotype, config, epochs, seed):
+    def made_up(genotype, config, epochs, seed, folder):
         calls.append((genotype.hash, seed))
         return {
             "genotype": genotype.hash,
@@ -621,7 +625,7 @@ def test_every_repeat_trains_from_a_seed_of_its_own(monkeypatch, tmp_path):
         }
 
     # Every search finds the same network: what is stored of one must not serve another.
-    always = module._random_genotype(merge(StudyConfig(), REAL, "test").search, 0)
+    always = random_genotype(merge(StudyConfig(), "random network", REAL, "test").search, 0)
     monkeypatch.setattr(module, "train_from_scratch", made_up)
     monkeypatch.setattr(module, "_found", lambda path, config, digest: (always, {"seconds": 1.0}))
     changes = {"real": {"policies": ["printed"], "random": 0, "repeats": 2}}
@@ -636,7 +640,7 @@ def test_what_was_made_of_other_data_is_not_taken(few_operations, monkeypatch, t
     """The name is the same: images were added to the folder, say."""
     calls = []
 
-    def made_up(genotype, config, epochs, seed):
+    def made_up(genotype, config, epochs, seed, folder):
         calls.append(seed)
         if len(calls) == 2:
             raise KeyboardInterrupt
@@ -650,12 +654,12 @@ def test_what_was_made_of_other_data_is_not_taken(few_operations, monkeypatch, t
     config = merge(merge(StudyConfig(), REAL, "test"), changes, "test")
     with pytest.raises(KeyboardInterrupt):
         study(config, tmp_path / "run")
-    original = module.data.load
+    original = module.load
 
     def load(name):
         return dataclasses.replace(original(name), digest="0123456789abcdef")
 
-    monkeypatch.setattr(module.data, "load", load)
+    monkeypatch.setattr(module, "load", load)
     with pytest.raises(RunError, match=r"holds a search on other data .*0123456789abcdef now"):
         study(config, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "searches")
@@ -755,10 +759,10 @@ def test_whisker_chart_draws_every_value_and_interval():
 def test_page_shows_every_part_and_loads_nothing(finished):
     path, result = finished
     page = (path / "study.html").read_text()
-    for part in module.PARTS:
+    for part in PARTS:
         assert f'<section id="{part}">' in page
     charts = re.findall(r"<svg.*?</svg>", page, re.S)
-    assert len(charts) == len(module.PARTS)
+    assert len(charts) == len(PARTS)
     assert sum(len(drawing(chart).findall("circle")) for chart in charts) == len(
         result["simulated"]["rows"]
     )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from fastbandit._cli import ConfigError, merge, read_config_file
 from fastbandit._yaml import parse_yaml
-from fastbandit.run import RunError, RunFolder
+from fastbandit.config import ConfigError, merge, read_config_file
+from fastbandit.runs.folder import RunFolder
+from fastbandit.runs.tensors import RunError
 from fastbandit.search import SearchConfig, main
 
 

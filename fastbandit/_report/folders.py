@@ -412,7 +412,7 @@ def _read_examples(run: Evaluation) -> Examples | None:
     file = run.folder / EXAMPLES
     if not os.path.lexists(file):
         return None
-    from fastbandit.run import CheckpointError, load_tensors
+    from fastbandit.runs.tensors import CheckpointError, load_tensors
 
     try:
         tensors, _ = load_tensors(plain_file(file), "examples", _LARGEST_EXAMPLES)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from fastbandit._final import FOLDER, FOUND, REFERENCE, network_name, network_row
 from fastbandit._report.html import (
     duration,
     finite,
@@ -20,6 +19,7 @@ from fastbandit._report.html import (
     tile,
 )
 from fastbandit._report.reading import Run, read_optional
+from fastbandit.search.networks import FOLDER, FOUND, REFERENCE, network_name, network_row
 
 __all__ = ["Trained", "networks", "trained_networks"]
 

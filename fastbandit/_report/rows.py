@@ -8,7 +8,6 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from fastbandit._charts import STYLES
-from fastbandit._final import FOUND
 from fastbandit._report.folders import (
     EVALUATION,
     Evaluation,
@@ -23,6 +22,7 @@ from fastbandit._report.html import get, pairs, percent, show, table
 from fastbandit._report.networks import trained_networks
 from fastbandit._report.reading import Folder, Run
 from fastbandit._report.search import accuracy_rows
+from fastbandit.search.networks import FOUND
 
 __all__ = [
     "Row",

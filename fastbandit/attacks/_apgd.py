@@ -15,7 +15,6 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from fastbandit._ranges import at_least
 from fastbandit.attacks import _draws
 from fastbandit.attacks._attack import (
     Attack,
@@ -27,6 +26,7 @@ from fastbandit.attacks._attack import (
 )
 from fastbandit.attacks._model import Loss, Oracle, cross_entropy
 from fastbandit.attacks.ball import Ball, per_image, point_of, wide
+from fastbandit.config import at_least
 from fastbandit.threat import parse_whole
 
 # The constants of the paper: momentum, least share of steps that must improve, the first length

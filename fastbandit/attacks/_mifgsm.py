@@ -12,11 +12,11 @@ from typing import Annotated, Any
 
 from torch import Tensor, nn
 
-from fastbandit._ranges import at_least
 from fastbandit.attacks._attack import Attack, AttackResult
 from fastbandit.attacks._model import Oracle
 from fastbandit.attacks._pgd import follow_gradient, pgd_loop
 from fastbandit.attacks.ball import Ball
+from fastbandit.config import Radius, at_least
 from fastbandit.threat import ThreatModel, parse_number
 
 
@@ -30,7 +30,7 @@ class MIFGSMAttack(Attack):
 
     steps: Annotated[int, at_least(1)] = 10
     """gradient steps"""
-    step_size: str | None = None
+    step_size: Radius | None = None
     """step along the sign of the momentum; default epsilon / steps"""
     decay: Annotated[float, at_least(0)] = 1.0
     """weight of the momentum"""

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastbandit import ops
-from fastbandit._ranges import at_least
 from fastbandit.attacks._attack import Attack, AttackResult, count, from_starts
 from fastbandit.attacks._model import (
     LARGEST_SEED,
@@ -27,6 +26,7 @@ from fastbandit.attacks._model import (
     with_autograd,
 )
 from fastbandit.attacks.ball import Ball, of_sum_one, perturbed, point_of, wide
+from fastbandit.config import Radius, at_least
 from fastbandit.threat import ThreatModel, parse_whole
 
 
@@ -290,7 +290,7 @@ def restart(
 class PGDSettings:
     """PGD-k, for each k that ``attacks`` names."""
 
-    step_size: str | None = None
+    step_size: Radius | None = None
     """step along the gradient's sign (L2: its direction); default 2.5 epsilon / k"""
     restarts: Annotated[int, at_least(1)] = 1
     """random starts; those after the first are for images that still stand"""

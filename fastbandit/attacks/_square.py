@@ -15,7 +15,6 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from fastbandit._ranges import Range, at_least
 from fastbandit.attacks import _draws
 from fastbandit.attacks._attack import (
     Attack,
@@ -27,6 +26,7 @@ from fastbandit.attacks._attack import (
 )
 from fastbandit.attacks._model import Oracle, margin
 from fastbandit.attacks.ball import Ball, point_of, wide
+from fastbandit.config import Range, at_least
 from fastbandit.threat import parse_number, parse_whole
 
 # The share of pixels that change is halved at these queries of 10,000.

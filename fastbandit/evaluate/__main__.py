@@ -18,9 +18,8 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from fastbandit import _cli
-from fastbandit._cli import ConfigError
-from fastbandit._progress import Progress
+from fastbandit.command import CommonOptions, base_config, guard, resumed_config
+from fastbandit.config import ConfigError, merge, to_plain
 from fastbandit.distributed import Group, first_to_speak, launched
 from fastbandit.evaluate.config import PRESETS, EvaluateConfig
 from fastbandit.evaluate.estimate import dry_run
@@ -28,13 +27,14 @@ from fastbandit.evaluate.result import RESULT
 from fastbandit.evaluate.run import EvaluationFolder, evaluate_model
 from fastbandit.evaluate.subject import prepare
 from fastbandit.models import find_model
-from fastbandit.run import RunError
+from fastbandit.runs.progress import Progress
+from fastbandit.runs.tensors import RunError
 
 __all__ = ["main", "parse"]
 
 
 @dataclass(frozen=True)
-class Options(_cli.CommonOptions):
+class Options(CommonOptions):
     """What to do with the configuration; none of it changes a result."""
 
     model: tyro.conf.Positional[str | None] = None
@@ -63,7 +63,7 @@ class _Command:
 
 def parse(arguments: Sequence[str]) -> _Command:
     """Options and configuration: defaults < preset < file < flags."""
-    base = _cli.base_config(EvaluateConfig(), PRESETS, arguments)
+    base = base_config(EvaluateConfig(), PRESETS, arguments)
     return tyro.cli(
         _Command,
         default=_Command(config=base),
@@ -124,7 +124,7 @@ def _print_result(path: Path, result: dict[str, Any]) -> None:
 
 def _stored(folder: Path) -> tuple[str, EvaluateConfig]:
     """Model file and configuration of the evaluation in ``folder``."""
-    plain = EvaluationFolder.read_config(folder)
+    plain = EvaluationFolder.read_config(folder, RESULT)
     identity = plain.pop("model", None)
     for key in ("data_digest", "transfer_digest"):
         plain.pop(key, None)
@@ -134,7 +134,7 @@ def _stored(folder: Path) -> tuple[str, EvaluateConfig]:
         raise RunError(
             f"{folder}: its model came from Python; call evaluate_model with it again to go on"
         )
-    return os.path.normpath(folder / identity["file"]), _cli.merge(
+    return os.path.normpath(folder / identity["file"]), merge(
         EvaluateConfig(), plain, f"{folder}/config.yaml"
     )
 
@@ -148,7 +148,7 @@ def _run(arguments: Sequence[str]) -> int:
         stored_model, stored = _stored(folder)
         if model is not None and not find_model(model).samefile(stored_model):
             raise ConfigError(f"--resume: expected the model {stored_model}, got {model}")
-        config = _cli.resumed_config(config, stored, options.resume, out)
+        config = resumed_config(config, stored, options.resume, out)
         model, out = stored_model, options.resume
     if model is None:
         raise ConfigError("expected a MODEL: a model file or the folder of a retraining run")
@@ -160,7 +160,7 @@ def _run(arguments: Sequence[str]) -> int:
             import yaml
 
             _, resolved = prepare(model, config)
-            print(yaml.safe_dump(_cli.to_plain(resolved), sort_keys=False), end="")
+            print(yaml.safe_dump(to_plain(resolved), sort_keys=False), end="")
             return 0
         measured = dry_run(model, config)
         if options.json:
@@ -195,7 +195,7 @@ def _run(arguments: Sequence[str]) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    return _cli.guard("evaluate", lambda: _run(given), speaks=first_to_speak)
+    return guard("evaluate", lambda: _run(given), reports=first_to_speak)
 
 
 if __name__ == "__main__":

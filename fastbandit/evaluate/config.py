@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from fastbandit import _cli
-from fastbandit._cli import ConfigError
-from fastbandit._ranges import out_of_range
-from fastbandit._running import resolve_device
 from fastbandit.attacks.registry import ATTACKS, SECTIONS
+from fastbandit.config import SEED, Config, ConfigError, Radius, at_least
 from fastbandit.evaluate.plans import Plan, attack_plans
+from fastbandit.runs.session import resolve_device
 from fastbandit.threat import ThreatModel, format_fraction, parse_fraction
 
 if TYPE_CHECKING:
@@ -29,16 +27,16 @@ __all__ = ["PRESETS", "ChecksConfig", "EvaluateConfig"]
 class ChecksConfig:
     """The suspicion checks, on a sample of the images that are classified correctly."""
 
-    images: int = 128
+    images: Annotated[int, at_least(0)] = 128
     """how many; 0 for no checks"""
-    steps: int = 50
+    steps: Annotated[int, at_least(10)] = 50
     """of the longest attack"""
-    queries: int = 200
+    queries: Annotated[int, at_least(1)] = 200
     """of the black-box attack"""
 
 
 @dataclass(frozen=True)
-class _General:
+class _General(Config):
     """The settings that are no attack's."""
 
     name: str = "evaluation"
@@ -51,7 +49,7 @@ class _General:
     """only the first so many images"""
     norm: Literal["linf", "l2"] = "linf"
     """the norm of the perturbation"""
-    epsilon: str = "auto"
+    epsilon: Radius = "auto"
     """radius, for images in [0, 1]; write 8/255 as 8/255; auto: the model's training radius"""
     epsilons: str = ""
     """further radii for a sweep, with commas: 0,2/255,8/255"""
@@ -61,15 +59,15 @@ class _General:
     attack_all: bool = False
     """attack every image with every attack, for a table as in papers; the worst case is the same
     kind of number, at a multiple of the time"""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """decides everything random, together with the image's position in the data"""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto takes a GPU if there is one"""
-    threads: int = 0
+    threads: Annotated[int, at_least(0)] = 0
     """CPU threads, 0: as torch chooses"""
     deterministic: bool | None = None
     """deterministic algorithms only; default: yes on a CPU, no on a GPU"""
-    batch_size: int = 256
+    batch_size: Annotated[int, at_least(1)] = 256
     """images in one call of the model"""
     precision: Literal["float32", "bfloat16"] = "float32"
     """what attacks compute in; whatever they find is asked of the float32 model before it counts"""
@@ -83,7 +81,7 @@ class _General:
     """a second model whose adversarial images are tried on this one"""
     transfer_attacks: str = "mifgsm,pgd-20"
     """attacks on that second model"""
-    examples: int = 32
+    examples: Annotated[int, at_least(0)] = 32
     """adversarial images to keep"""
 
 
@@ -111,26 +109,11 @@ class EvaluateConfig(_WithAttacks):
 
     checks: ChecksConfig = field(default_factory=ChecksConfig)
 
-    def __post_init__(self) -> None:
-        _cli.keep_plain_numbers(self)
-        whole = (
-            ("limit", self.limit, 1),
-            ("threads", self.threads, 0),
-            ("batch_size", self.batch_size, 1),
-            ("cross_check_limit", self.cross_check_limit, 1),
-            ("examples", self.examples, 0),
-            ("checks.images", self.checks.images, 0),
-            ("checks.steps", self.checks.steps, 10),
-            ("checks.queries", self.checks.queries, 1),
-        )
-        for name, value, least in whole:
-            if value is not None and value < least:
-                raise ConfigError(f"{name}: expected {least} or more, got {value!r}")
-        if not 0 <= self.seed < 2**63:
-            raise ConfigError(f"seed: expected a whole number in [0, 2^63), got {self.seed}")
-        for section, settings in self.attack_settings().items():
-            for name, allowed, value in out_of_range(settings):
-                raise ConfigError(f"{section}.{name}: expected {allowed.expected}, got {value!r}")
+    def check(self) -> None:
+        for name in ("limit", "cross_check_limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}: expected 1 or more, got {value!r}")
         radius = "0.1" if self.epsilon == "auto" else self.epsilon
         threat = ThreatModel(norm=self.norm, epsilon=radius)
         # The names are checked at radius 0 too, where no attack runs.

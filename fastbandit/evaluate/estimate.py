@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastbandit import run
-from fastbandit._running import torch_settings
 from fastbandit.attacks._model import Oracle, cross_entropy, with_autograd
 from fastbandit.data import load
 from fastbandit.evaluate.config import EvaluateConfig
 from fastbandit.evaluate.grid import Evaluation
 from fastbandit.evaluate.run import memory_enough_for
 from fastbandit.evaluate.subject import evaluating, fast_copy, place, prepare
+from fastbandit.runs.environment import peak_memory_mb
+from fastbandit.runs.session import torch_settings
 from fastbandit.training import synchronise
 
 __all__ = ["dry_run"]
@@ -69,7 +69,7 @@ def dry_run(model: nn.Module | str | Path, config: EvaluateConfig) -> dict[str, 
             "seconds_backward": backward,
             "seconds_clean": times["forward"] * current.n * current.grids["clean"].plans[0].forward,
             "seconds_most": most,
-            "peak_memory_mb": run.peak_memory_mb(device),
+            "peak_memory_mb": peak_memory_mb(device),
             "device": config.device,
             "threads": torch.get_num_threads(),
         }

@@ -11,18 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastbandit import run
-from fastbandit._cli import ConfigError
 from fastbandit._identity import ROUNDING, Fingerprint
 from fastbandit.attacks._model import Oracle
 from fastbandit.attacks.registry import AttackResult
+from fastbandit.config import ConfigError
 from fastbandit.data import DataSource
 from fastbandit.distributed import Group
 from fastbandit.evaluate.config import EvaluateConfig
 from fastbandit.evaluate.plans import Plan, clean_plan, on_another, reference_plan
 from fastbandit.evaluate.sanity import sanity_plans
 from fastbandit.evaluate.subject import Subject, probe_images, take_fingerprint
-from fastbandit.run import RunError, RunFolder, derive_seed
+from fastbandit.runs.environment import derive_seed
+from fastbandit.runs.folder import RunFolder
+from fastbandit.runs.tensors import CheckpointError, RunError
 from fastbandit.threat import ThreatModel
 
 # One call of an attack takes so many batches: enough to keep batches full as images fall, few
@@ -227,7 +228,7 @@ class Evaluation:
             for stored, part in _PARTS.items():
                 value = tensors[f"{name}.{stored}"]
                 if value.shape != (self.n,):
-                    raise run.CheckpointError(
+                    raise CheckpointError(
                         f"the checkpoint does not fit: expected {self.n} images, "
                         f"got {list(value.shape)}"
                     )

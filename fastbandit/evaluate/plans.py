@@ -13,11 +13,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastbandit._cli import ConfigError
 from fastbandit.attacks._model import Oracle, misclassified
 from fastbandit.attacks._reference import ReferenceAutoAttack
 from fastbandit.attacks.ball import Ball
 from fastbandit.attacks.registry import ATTACKS, Attack, AttackResult, find_attack
+from fastbandit.config import ConfigError
 
 __all__ = ["Plan", "attack_plans", "clean_plan", "on_another", "reference_plan", "same_logits"]
 

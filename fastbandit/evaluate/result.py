@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastbandit import run
 from fastbandit._intervals import wilson
 from fastbandit.attacks._model import Oracle
 from fastbandit.attacks.registry import ATTACKS
 from fastbandit.evaluate.grid import AttackGrid, Evaluation
 from fastbandit.evaluate.sanity import Evidence, judge
-from fastbandit.run import RunFolder
+from fastbandit.runs.environment import environment, peak_memory_mb
+from fastbandit.runs.folder import RunFolder
+from fastbandit.runs.tensors import save_tensors
 from fastbandit.threat import NORM_NAMES, ThreatModel, format_fraction
 
 RESULT = "evaluation.json"
@@ -257,7 +258,7 @@ def finish(evaluation: Evaluation) -> dict[str, Any]:
     results = [table(evaluation, number) for number in range(len(evaluation.threats))]
     cross_check = _cross_check(evaluation)
     work = [entry for grid in evaluation.grids.values() for entry in grid.work]
-    environment = run.environment(evaluation.device)
+    facts = environment(evaluation.device)
     seconds: dict[str, float] = {}
     for name, grid in evaluation.grids.items():
         phase = "attacks" if name.startswith("radius") else name
@@ -290,13 +291,13 @@ def finish(evaluation: Evaluation) -> dict[str, Any]:
             "unit_of_passes": "images",
             "forward_passes": int(sum(entry["forward"] for entry in work)),
             "backward_passes": int(sum(entry["backward"] for entry in work)),
-            "peak_memory_mb": run.peak_memory_mb(evaluation.device),
+            "peak_memory_mb": peak_memory_mb(evaluation.device),
             "device": str(evaluation.device),
-            "device_name": environment["device_name"],
+            "device_name": facts["device_name"],
             "threads": torch.get_num_threads(),
             "processes": 1 if evaluation.group is None else evaluation.group.size,
         },
-        "versions": {key: environment[key] for key in ("fastbandit", "torch", "python", "cuda")},
+        "versions": {key: facts[key] for key in ("fastbandit", "torch", "python", "cuda")},
     }
     if evaluation.folder is not None:
         _write_tensors(evaluation, evaluation.folder)
@@ -316,7 +317,7 @@ def _write_tensors(evaluation: Evaluation, folder: RunFolder) -> None:
         key = "broken_by" if number == 0 else f"broken_by_{number}"
         outcome[key] = evaluation.grids[f"radius{number}"].first()
         facts[key] = format_fraction(Fraction(threat.epsilon))
-    run.save_tensors(folder.path / "images.safetensors", outcome, "images", facts)
+    save_tensors(folder.path / "images.safetensors", outcome, "images", facts)
     ids = evaluation.example_ids
     adversarial = evaluation.examples
     with Oracle(evaluation.model, batch_size=evaluation.config.batch_size) as oracle:
@@ -327,7 +328,7 @@ def _write_tensors(evaluation: Evaluation, folder: RunFolder) -> None:
             else torch.empty(0, dtype=torch.int64)
             for x in (evaluation.pixels(ids), adversarial.to(evaluation.device))
         ]
-    run.save_tensors(
+    save_tensors(
         folder.path / "examples.safetensors",
         {
             "clean": evaluation.images[ids.to(evaluation.images.device)].cpu(),

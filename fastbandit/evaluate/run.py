@@ -12,27 +12,34 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastbandit import _cli, run
-from fastbandit._progress import Progress, format_seconds
-from fastbandit._running import check_group_device, finished_before, torch_settings
 from fastbandit.attacks._model import with_autograd
+from fastbandit.config import to_plain
 from fastbandit.data import DataSource, load
 from fastbandit.distributed import Group
 from fastbandit.evaluate.config import EvaluateConfig
 from fastbandit.evaluate.grid import Evaluation, OtherModelError
 from fastbandit.evaluate.result import RESULT, finish
 from fastbandit.evaluate.subject import Subject, evaluating, fast_copy, load_subject, place, prepare
-from fastbandit.run import RunError, RunFolder, derive_seed
+from fastbandit.runs.environment import derive_seed, environment
+from fastbandit.runs.folder import RunFiles, RunFolder
+from fastbandit.runs.progress import Progress, format_seconds
+from fastbandit.runs.session import Session, check_group_device, torch_settings
+from fastbandit.runs.tensors import RunError
 from fastbandit.training import is_out_of_memory
 
-__all__ = ["EvaluationFolder", "evaluate_model", "memory_enough_for"]
+__all__ = ["FILES", "EvaluationFolder", "evaluate_model", "memory_enough_for"]
+
+
+FILES = RunFiles(
+    "evaluate",
+    result=RESULT,
+    logs=(),
+    files=("summary.json", "examples.safetensors", "images.safetensors"),
+)
 
 
 class EvaluationFolder(RunFolder):
     """The folder of an evaluation: finished when its result, written last, is there."""
-
-    RESULT = RESULT
-    FILES = (*RunFolder.FILES, "summary.json", "examples.safetensors", "images.safetensors")
 
     def forget(self) -> None:
         """Remove what is known so far; the configuration stays."""
@@ -125,19 +132,23 @@ def evaluate_model(
         folder: EvaluationFolder | None = None
         if first:
             plain = {
-                **_cli.to_plain(config),
+                **to_plain(config),
                 "model": subject.identity(path),
                 "data_digest": source.digest,
             }
             if current.surrogate is not None:
                 plain["transfer_digest"] = current.surrogate[1]["digest"]
-            opened = stack.enter_context(EvaluationFolder.open(path, plain, force=force))
+            opened = stack.enter_context(
+                EvaluationFolder.open(path, plain, force=force, files=FILES)
+            )
             assert isinstance(opened, EvaluationFolder)
             folder = current.folder = opened
             if folder.finished:
                 current.check_result(folder.result())
-        if (done := finished_before(folder, group, progress)) is not None:
-            return done
+        session = Session(config, group=group)
+        session.folder, session.path, session.progress = folder, path, progress
+        if (done := session.finished()) is not None:
+            return session.path, done
         if folder is not None:
             try:
                 resumed = folder.load_checkpoint(current.restore)
@@ -146,8 +157,8 @@ def evaluate_model(
                     raise
                 folder.forget()
             if not resumed:
-                environment = {"command": "evaluate", **run.environment(device)}
-                folder.write_json("env.json", environment)
+                facts = {"command": "evaluate", **environment(device)}
+                folder.write_json("env.json", facts)
         else:
             progress = Progress.silent()
         if group is not None:

@@ -20,7 +20,7 @@ from fastbandit._identity import Fingerprint
 from fastbandit.attacks._model import Oracle, kind
 from fastbandit.models import Model, find_model, load_model
 from fastbandit.nn.frozen import FrozenBatchNorm, freeze
-from fastbandit.run import RunError
+from fastbandit.runs.tensors import RunError
 
 if TYPE_CHECKING:
     from fastbandit.evaluate.config import EvaluateConfig

@@ -14,18 +14,22 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from fastbandit import _cli, retrain, space
+from fastbandit import space
 from fastbandit._files import FileError
-from fastbandit._progress import Progress
+from fastbandit.config import to_plain
 from fastbandit.data import DataSource
-from fastbandit.distributed import Group
 from fastbandit.genotype import Genotype
 from fastbandit.nn.operations import make
-from fastbandit.run import RunError, RunFolder, derive_seed
+from fastbandit.retrain.config import AttackConfig, FinalConfig, RetrainConfig
+from fastbandit.retrain.loop import retrain
+from fastbandit.runs.environment import derive_seed
+from fastbandit.runs.folder import RunFolder
+from fastbandit.runs.session import Session
+from fastbandit.runs.tensors import RunError
 from fastbandit.space import reduction_cells
 
 if TYPE_CHECKING:
-    from fastbandit.search import SearchConfig
+    from fastbandit.search.config import SearchConfig
 
 __all__ = [
     "EDGES_PER_NODE",
@@ -129,13 +133,13 @@ def same_size(genotype: Genotype, config: SearchConfig, number: int) -> Genotype
     return min(others, key=lambda one: abs(sizes.of(one) - wanted))
 
 
-def retrain_config(config: SearchConfig, name: str) -> retrain.RetrainConfig:
+def retrain_config(config: SearchConfig, name: str) -> RetrainConfig:
     """The short schedule with which a search trains its networks from scratch.
 
     Data, adversary, batches and width are the search's; the learning rate is a retraining's.
     """
     final, attack = config.final, config.attack
-    default = retrain.RetrainConfig()
+    default = RetrainConfig()
     steps = attack.steps if config.training_threat().attacks else 0
     method: Literal["fgsm", "pgd", "clean"] = (
         "clean" if steps == 0 else "fgsm" if steps == 1 else "pgd"
@@ -165,7 +169,7 @@ def retrain_config(config: SearchConfig, name: str) -> retrain.RetrainConfig:
         precision=config.precision,
         graphs=config.graphs,
         sync_batchnorm=config.sync_batchnorm,
-        attack=retrain.AttackConfig(
+        attack=AttackConfig(
             epsilon=attack.epsilon,
             steps=steps,
             step_size=attack.step_size,
@@ -176,7 +180,7 @@ def retrain_config(config: SearchConfig, name: str) -> retrain.RetrainConfig:
         # Where the rate falls to 0 the last epoch is the best one, and a look at each would take
         # a quarter of so short a training.
         selection=replace(default.selection, every=final.network_epochs),
-        final=retrain.FinalConfig(steps=final.steps, step_size=final.step_size),
+        final=FinalConfig(steps=final.steps, step_size=final.step_size),
         guard=replace(config.guard, every=min(config.guard.every, default.guard.every)),
     )
 
@@ -196,23 +200,13 @@ class Networks:
     """The networks of a search that are trained from scratch, each a retraining run of its own.
 
     Args:
-        config: the resolved configuration of the search.
-        path: the search's run folder; every process knows it.
+        session: the search.
         source: the images of the search.
-        progress: where each training and its result are shown.
-        group: all processes of the run; None where there is one.
     """
 
-    def __init__(
-        self,
-        config: SearchConfig,
-        path: Path,
-        source: DataSource,
-        progress: Progress,
-        group: Group | None,
-    ) -> None:
-        self.config, self.path, self.source = config, path, source
-        self.progress, self.group = progress, group
+    def __init__(self, session: Session, source: DataSource) -> None:
+        self.session, self.source = session, source
+        self.config: SearchConfig = session.config
         #: What is said of each, in the order in which they were trained.
         self.rows: list[dict[str, Any]] = []
 
@@ -230,27 +224,27 @@ class Networks:
             self._train(f"random-{number}", same_size(found, self.config, number))
 
     def _train(self, name: str, genotype: Genotype) -> None:
-        config, path = retrain_config(self.config, name), self.path / FOLDER / name
-        summary = None
-        if self.group is None or self.group.rank == 0:
+        config, session = retrain_config(self.config, name), self.session
+        path, summary = session.path / FOLDER / name, None
+        if session.is_main:
             summary = _finished(path, config, genotype)
-        if self.group is not None:
-            summary, _ = self.group.broadcast(summary, {})
+        if session.group is not None:
+            summary, _ = session.group.broadcast(summary, {})
         fresh = summary is None
         if summary is None:
-            _, summary = retrain.retrain(
+            _, summary = retrain(
                 config,
                 path,
                 # What another configuration left there is none of this run's.
                 force=True,
-                progress=self.progress,
-                group=self.group,
+                progress=session.progress,
+                group=session.group,
                 source=self.source,
                 genotype=genotype,
             )
         row = network_row(name, summary)
         if fresh:
-            self.progress.result(
+            session.progress.line(
                 f"{network_name(name)}, trained from scratch: {row['parameters']:,} parameters, "
                 f"{row['split']} images clean {100 * row['clean_accuracy']:.1f} %, robust "
                 f"{100 * row['robust_accuracy']:.1f} % (chance "
@@ -259,13 +253,11 @@ class Networks:
         self.rows.append(row)
 
 
-def _finished(
-    path: Path, config: retrain.RetrainConfig, genotype: Genotype
-) -> dict[str, Any] | None:
+def _finished(path: Path, config: RetrainConfig, genotype: Genotype) -> dict[str, Any] | None:
     """The summary of the run there if it is finished and of this configuration."""
     if not (path / "summary.json").is_file():
         return None
-    wanted = _cli.to_plain(replace(config.resolve(), genotype_hash=genotype.hash))
+    wanted = to_plain(replace(config.resolve(), genotype_hash=genotype.hash))
     try:
         # What cannot be read is trained again.
         return RunFolder(path).result() if RunFolder.read_config(path) == wanted else None

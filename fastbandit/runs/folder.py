@@ -7,10 +7,9 @@ last checkpoint is gone and is written again, byte for byte.
 
 Every file says whether it is as it was written. Tensor files carry a checksum of tensors and
 metadata, JSON files one of their content; the checkpoint holds digests of the configuration and of
-the logs, and the result, written last, those of the text files beside it. Files of version 1 of
-the tensor format, and JSON files without a seal, come from older versions and are read as they
-are; no single damaged byte makes a new file look like an old one. A run folder may be a
-stranger's, so links, pipes and devices in it are refused.
+the logs, and the result, written last, those of the text files beside it. JSON files without a
+seal come from older versions and are read as they are. A run folder may be a stranger's, so links,
+pipes and devices in it are refused.
 """
 
 from __future__ import annotations
@@ -21,28 +20,23 @@ import errno
 import hashlib
 import json
 import os
-import platform
 import re
 import shutil
-import stat
 import sys
 import warnings
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
+import filelock
 import yaml
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, save
 from torch import Tensor
 
 from fastbandit._files import (
     MEGABYTE,
     FileError,
-    canonical_json,
     naming,
     parse_json,
     plain_file,
@@ -52,178 +46,51 @@ from fastbandit._files import (
     sync_folder,
     write_atomic,
 )
-from fastbandit._version import __version__
 from fastbandit._yaml import LARGEST_YAML, parse_yaml
+from fastbandit.runs.environment import config_digest
+from fastbandit.runs.tensors import CheckpointError, RunError, load_tensors, save_tensors
 
-__all__ = [
-    "CheckpointError",
-    "RunError",
-    "RunFolder",
-    "canonical_json",
-    "derive_seed",
-    "environment",
-    "load_tensors",
-    "peak_memory_mb",
-    "run_id",
-    "save_tensors",
-]
-
-# One key for everything: the order of several keys in a safetensors header is not fixed, and two
-# runs of the same seed must give the same bytes.
-_METADATA_KEY = "fastbandit"
+__all__ = ["RunFiles", "RunFolder"]
 
 
-class RunError(ValueError):
-    """A run folder that cannot be used as asked; the message says why and what to do."""
+@dataclass(frozen=True)
+class RunFiles:
+    """What a command writes into its run folders.
 
-
-class CheckpointError(RunError):
-    """A tensor file that is damaged, or is not one of ours."""
-
-
-def _config_digest(config: Mapping[str, Any]) -> str:
-    return hashlib.sha256(canonical_json(dict(config)).encode()).hexdigest()
-
-
-def run_id(config: dict[str, Any]) -> str:
-    """The first 12 hexadecimal digits of the SHA-256 of the resolved configuration."""
-    return _config_digest(config)[:12]
-
-
-def derive_seed(seed: int, *purpose: str | int) -> int:
-    """A seed in [0, 2^63) of its own for each purpose, from the run's one seed."""
-    text = canonical_json([seed, *purpose])
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """Peak memory in MiB: of torch's allocator on a GPU, of the process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    try:
-        import resource
-    except ImportError:  # not a POSIX system
-        return 0.0  # unknown
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """What a result depends on beside the configuration: versions, processor, threads, backends."""
-    from fastbandit import _native
-
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "fastbandit": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "platform": platform.platform(terse=True),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "device": str(device),
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-        "threads": torch.get_num_threads(),
-        "kernels": _native.status(),
-    }
-
-
-# --- tensor files ---------------------------------------------------------------------------
-
-
-# Version 1 has a checksum of names and bytes of the tensors alone.
-_VERSION = 2
-_LARGEST_HEADER = 32 * MEGABYTE  # bytes; ours have a few hundred thousand
-
-
-def _digest(tensors: dict[str, Tensor], header: dict[str, Any] | None) -> int:
-    """CRC-32 over all that a file says: safetensors itself does not notice a flipped bit."""
-    crc = 0
-    if header is not None:
-        kinds = {name: [str(t.dtype), list(t.shape)] for name, t in tensors.items()}
-        crc = zlib.crc32(canonical_json([header, kinds]).encode())
-    for name in sorted(tensors):
-        crc = zlib.crc32(name.encode(), crc)
-        flat = tensors[name].detach().cpu().contiguous().reshape(-1)
-        crc = zlib.crc32(flat.view(torch.uint8).numpy().data, crc)
-    return crc
-
-
-def save_tensors(
-    path: Path, tensors: dict[str, Tensor], kind: str, metadata: dict[str, Any]
-) -> None:
-    """Write a safetensors file atomically; the same tensors and metadata give the same bytes."""
-    cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    # As it will be read: keys are text, tuples are lists.
-    header = json.loads(canonical_json({"kind": kind, "version": _VERSION, **metadata}))
-    header["crc32"] = _digest(cpu, header)
-    write_atomic(path, save(cpu, metadata={_METADATA_KEY: canonical_json(header)}))
-
-
-def _read_safetensors(path: Path, limit: int | None) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of any safetensors file."""
-    status = os.stat(path)  # before it is opened: a pipe would keep us waiting
-    if not stat.S_ISREG(status.st_mode):
-        raise CheckpointError(f"{path}: expected a file")
-    if limit is not None and status.st_size > limit:
-        raise CheckpointError(f"{path}: expected at most {limit:,} bytes, got {status.st_size:,}")
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > min(max(status.st_size - 8, 0), _LARGEST_HEADER):
-            raise CheckpointError(
-                f"{path}: damaged or not a safetensors file: a header of {length:,} bytes"
-            )
-        try:
-            str(path).encode()
-        except UnicodeEncodeError:
-            # The library takes names of UTF-8 alone.
-            data = file.read()
-            text = parse_json(data[:length]).get("__metadata__", {})
-            return load(length.to_bytes(8, "little") + data), text
-    with safe_open(path, framework="pt") as found:
-        text = found.metadata() or {}
-        return {name: found.get_tensor(name) for name in found.keys()}, text  # noqa: SIM118
-
-
-def load_tensors(
-    path: Path, kind: str, limit: int | None = None
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and metadata of a file that :func:`save_tensors` wrote.
-
-    Args:
-        limit: bytes of a file that is read; None: any.
-
-    Raises:
-        CheckpointError: not a safetensors file, not ours, of another kind or version, too large,
-            or damaged, in tensors or in metadata.
+    ``force`` removes these files and folders, and nothing else.
     """
-    try:
-        tensors, text = _read_safetensors(path, limit)
-    except CheckpointError:
-        raise
-    except (SafetensorError, OSError, ValueError, AttributeError, MemoryError) as error:
-        raise CheckpointError(f"{path}: damaged or not a safetensors file: {error}") from None
-    if _METADATA_KEY not in text:
-        raise CheckpointError(f"{path}: a safetensors file, but not one that fastbandit wrote")
-    try:
-        metadata = parse_json(text[_METADATA_KEY])
-        found = (metadata["kind"], metadata["version"])
-        crc = metadata["crc32"]
-    except (ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{path}: damaged: its metadata cannot be read") from None
-    if found not in ((kind, 1), (kind, _VERSION)):
-        raise CheckpointError(
-            f"{path}: expected a {kind} of version 1 or {_VERSION}, got {found[0]!r:.80} of "
-            f"version {found[1]!r:.80}"
-        )
-    rest = {key: value for key, value in metadata.items() if key != "crc32"}
-    # What a damaged byte makes of a file of version 2 has not the checksum of version 1.
-    if crc != _digest(tensors, None if found[1] == 1 else rest):
-        what = "tensors" if found[1] == 1 else "tensors and metadata"
-        raise CheckpointError(f"{path}: damaged: the checksum of its {what} does not match")
-    return tensors, metadata
+
+    command: str = ""
+    #: Written last; a run is finished when it is there.
+    result: str = "summary.json"
+    #: Logs that only grow, and are cut back to the last checkpoint.
+    logs: tuple[str, ...] = ("metrics.jsonl", "bandit.jsonl", "genotypes.jsonl")
+    #: Files beside those that a run of any command has.
+    files: tuple[str, ...] = ()
+    #: Folders made at the start.
+    folders: tuple[str, ...] = ("checkpoints",)
+    #: Folders that ``force`` removes with all that is in them.
+    trees: tuple[str, ...] = ()
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """All files but ``config.yaml``, which comes first and goes last, and the result."""
+        return (*_FILES, *self.logs, *self.files)
 
 
-# --- run folders ----------------------------------------------------------------------------
+# Of any command: a folder may hold what another command left there.
+_FILES = (
+    "env.json",
+    "split.json",
+    "genotype.json",
+    "weights.safetensors",
+    "model-best.safetensors",
+    "model-last.safetensors",
+    "report.html",
+    "checkpoints/latest.safetensors",
+    "checkpoints/previous.safetensors",
+    "checkpoints/next.safetensors",
+)
 
 
 class _Log:
@@ -255,34 +122,14 @@ class RunFolder:
     (some network and cluster file systems) a run goes on without, and a warning says so once.
     """
 
-    LOGS = ("metrics.jsonl", "bandit.jsonl", "genotypes.jsonl")
-    #: Written last; a run is finished when it is there.
-    RESULT = "summary.json"
-    #: All else that a run writes; ``force`` removes these files and the result, and nothing else.
-    FILES: tuple[str, ...] = (
-        "env.json",
-        "split.json",
-        "genotype.json",
-        "weights.safetensors",
-        "model-best.safetensors",
-        "model-last.safetensors",
-        "report.html",
-        "checkpoints/latest.safetensors",
-        "checkpoints/previous.safetensors",
-        "checkpoints/next.safetensors",
-        *LOGS,
-    )
-    #: Folders made at the start, and those that ``force`` removes with all that is in them.
-    FOLDERS: tuple[str, ...] = ("checkpoints",)
-    TREES: tuple[str, ...] = ()
     #: Text files whose digests the result holds.
-    _DIGESTED = ("config.yaml", "env.json", "split.json", "genotype.json", "study.json", *LOGS)
+    _DIGESTED = ("config.yaml", "env.json", "split.json", "genotype.json", "study.json")
     # There from the first to the last moment of a removal, so that one that was cut short is
     # brought to its end by the next call.
     _CLEARING = ".clearing"
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, files: RunFiles = RunFiles()) -> None:
+        self.path, self.files = path, files
         self.config: dict[str, Any] = {}
         self._lock: Any = None
         self._logs: dict[str, _Log] = {}
@@ -290,8 +137,11 @@ class RunFolder:
     # The configuration that decides whether a folder belongs to a run.
 
     @classmethod
-    def read_config(cls, path: Path) -> dict[str, Any]:
+    def read_config(cls, path: Path, result: str = "summary.json") -> dict[str, Any]:
         """The resolved configuration stored in the folder.
+
+        Args:
+            result: the file that a finished run has.
 
         Raises:
             RunError: no configuration there, or one that cannot be read, or not the one that a
@@ -307,12 +157,12 @@ class RunFolder:
         if not isinstance(value, dict):
             raise RunError(f"{file}: expected a mapping, got {type(value).__name__}")
         try:
-            result = read_sealed(plain_file(path / cls.RESULT))
+            stated = read_sealed(plain_file(path / result))
         except FileError:
             return value  # not finished, or said by who reads the result
-        files = result.get("files") if isinstance(result, dict) else None
-        stated = files.get("config.yaml") if isinstance(files, dict) else None
-        if stated is not None and stated != hashlib.sha256(text.encode()).hexdigest():
+        files = stated.get("files") if isinstance(stated, dict) else None
+        digest = files.get("config.yaml") if isinstance(files, dict) else None
+        if digest is not None and digest != hashlib.sha256(text.encode()).hexdigest():
             raise RunError(f"{file}: damaged or edited: not as it was when the run was finished")
         return value
 
@@ -340,7 +190,14 @@ class RunFolder:
         return path
 
     @classmethod
-    def open(cls, path: Path, config: dict[str, Any], *, force: bool = False) -> RunFolder:
+    def open(
+        cls,
+        path: Path,
+        config: dict[str, Any],
+        *,
+        force: bool = False,
+        files: RunFiles = RunFiles(),
+    ) -> RunFolder:
         """Create the folder, or open it to go on with the same run.
 
         A finished run of this configuration is opened too, and left as it is; see
@@ -349,6 +206,7 @@ class RunFolder:
         Args:
             config: resolved configuration, plain values; what is stored must equal it.
             force: throw away what a finished or a different run left there.
+            files: what the command writes.
 
         Raises:
             RunError: the folder holds something else or a run of another configuration, or
@@ -369,7 +227,7 @@ class RunFolder:
             )
         with naming(path):
             path.mkdir(parents=True, exist_ok=True)
-        folder = cls(path)
+        folder = cls(path, files)
         folder.config = config
         folder._check_files()
         folder._acquire()
@@ -381,9 +239,9 @@ class RunFolder:
         return folder
 
     def _check_files(self) -> None:
-        for name in (*self.FOLDERS, *self.TREES):
+        for name in (*self.files.folders, *self.files.trees):
             plain_file(self.path / name, folder=True)
-        for name in ("config.yaml", self.RESULT, *self.FILES, ".lock", self._CLEARING):
+        for name in ("config.yaml", self.files.result, *self.files.all, ".lock", self._CLEARING):
             plain_file(self.path / name)
 
     def _prepare(self, config: dict[str, Any], force: bool) -> None:
@@ -391,14 +249,14 @@ class RunFolder:
         path = self.path
         if (path / self._CLEARING).is_file():
             self._clear()
-        places = (path, *(path / name for name in (*self.FOLDERS, *self.TREES)))
+        places = (path, *(path / name for name in (*self.files.folders, *self.files.trees)))
         for stray in (file for place in places for file in place.glob(".*.tmp")):
             if stray.is_symlink() or not stray.is_dir():
                 stray.unlink(missing_ok=True)
         if (path / "config.yaml").is_file():
             stored = None
             try:
-                stored = self.read_config(path)
+                stored = self.read_config(path, self.files.result)
             except RunError:
                 if not force:
                     raise
@@ -418,7 +276,7 @@ class RunFolder:
                 path / "config.yaml",
                 yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
             )
-        for name in self.FOLDERS:
+        for name in self.files.folders:
             (path / name).mkdir(exist_ok=True)
 
     def _clear(self) -> None:
@@ -426,19 +284,26 @@ class RunFolder:
         marker = self.path / self._CLEARING
         write_atomic(marker, b"")
         # The result first: without it the rest counts as unfinished for who reads meanwhile.
-        for name in (self.RESULT, *self.FILES, "config.yaml"):
+        for name in (self.files.result, *self.files.all, "config.yaml"):
             (self.path / name).unlink(missing_ok=True)
-        for name in self.TREES:
+        for name in self.files.trees:
             if (self.path / name).exists():
                 shutil.rmtree(self.path / name)
         sync_folder(self.path)
         marker.unlink()
 
     def _acquire(self) -> None:
-        try:
-            import fcntl
-        except ImportError:  # not a POSIX system: no lock, as before
+        if sys.platform == "win32":
+            windows = filelock.FileLock(self.path / ".lock", blocking=False)
+            try:
+                windows.acquire()
+            except filelock.Timeout:
+                raise RunError(f"{self.path}: another process is writing this run") from None
+            self._lock = windows
             return
+        # Not filelock's: it says of a file system without locks that another process holds it.
+        import fcntl
+
         lock = open(self.path / ".lock", "a")  # noqa: SIM115 - held as long as the run
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -454,7 +319,7 @@ class RunFolder:
 
     def close(self) -> None:
         if self._lock is not None:
-            self._lock.close()
+            self._lock.release() if sys.platform == "win32" else self._lock.close()
             self._lock = None
 
     def __enter__(self) -> RunFolder:
@@ -473,11 +338,11 @@ class RunFolder:
     @property
     def finished(self) -> bool:
         """A run is finished when its result, written last, is there."""
-        return (self.path / self.RESULT).is_file()
+        return (self.path / self.files.result).is_file()
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
         """Write a sealed JSON file; the result with the digests of the text files beside it."""
-        if name == self.RESULT:
+        if name == self.files.result:
             value = {**value, "files": self._digests()}
         text = json.dumps(seal(value), indent=2, allow_nan=False)
         write_atomic(self.path / name, text + "\n")
@@ -489,7 +354,7 @@ class RunFolder:
             FileError: missing, damaged or edited.
         """
         value = read_sealed(plain_file(self.path / name))
-        if name == self.RESULT and isinstance(value, dict):
+        if name == self.files.result and isinstance(value, dict):
             value.pop("files", None)
         return value
 
@@ -500,17 +365,17 @@ class RunFolder:
             RunError: it cannot be read, or is not what was written.
         """
         try:
-            value = self.read_json(self.RESULT)
+            value = self.read_json(self.files.result)
         except FileError as error:
             raise RunError(f"{error}; pass --force to run it again") from None
         if not isinstance(value, dict):
-            raise RunError(f"{self.path / self.RESULT}: expected an object; pass --force")
+            raise RunError(f"{self.path / self.files.result}: expected an object; pass --force")
         return value
 
     def _digests(self) -> dict[str, str]:
         found = {}
-        for name in self._DIGESTED:
-            if name != self.RESULT and (self.path / name).is_file():
+        for name in (*self._DIGESTED, *self.files.logs):
+            if name != self.files.result and (self.path / name).is_file():
                 log = _Log()
                 log.read(self.path / name)
                 found[name] = log.sha256.hexdigest()
@@ -561,10 +426,10 @@ class RunFolder:
         """Replace the checkpoint, keeping the one before it; fix the logs' present content."""
         latest = self.path / "checkpoints" / "latest.safetensors"
         fresh = self.path / "checkpoints" / "next.safetensors"
-        logs = {name: self._log(name) for name in self.LOGS}
+        logs = {name: self._log(name) for name in self.files.logs}
         metadata = {
             "state": state,
-            "config": _config_digest(self.config),
+            "config": config_digest(self.config),
             "lengths": {name: log.length for name, log in logs.items()},
             "digests": {name: log.sha256.hexdigest() for name, log in logs.items()},
         }
@@ -589,7 +454,7 @@ class RunFolder:
         if not latest.is_file():
             # Killed between the two renames of save_checkpoint: the one before it is whole.
             latest = previous
-        logs = {name: _Log() for name in self.LOGS}
+        logs = {name: _Log() for name in self.files.logs}
         found = latest.is_file()
         if found:
             hint = (
@@ -599,7 +464,7 @@ class RunFolder:
             )
             try:
                 tensors, metadata = load_tensors(plain_file(latest), "checkpoint")
-                if metadata["version"] > 1 and metadata["config"] != _config_digest(self.config):
+                if metadata["version"] > 1 and metadata["config"] != config_digest(self.config):
                     raise CheckpointError(
                         f"{latest}: expected a checkpoint of the configuration in config.yaml, got "
                         "one of another"

@@ -1,0 +1,315 @@
+"""The shell of every command: options, presets, files, flags, processes, output and errors.
+
+Settings come from, each winning over those before: defaults, preset, YAML file, flags.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, TypeVar
+
+import tyro
+
+from fastbandit._output import flushed, lasting_streams
+from fastbandit.config import Config, ConfigError, merge, read_config_file, to_plain
+
+if TYPE_CHECKING:
+    from fastbandit.distributed import Group
+    from fastbandit.runs.progress import Progress
+
+__all__ = [
+    "Command",
+    "CommonOptions",
+    "Request",
+    "RunOptions",
+    "base_config",
+    "guard",
+    "take_option",
+]
+
+C = TypeVar("C", bound=Config)
+
+
+@dataclass(frozen=True)
+class CommonOptions:
+    """Options that mean the same in every command with a configuration."""
+
+    config: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """YAML file with settings; they win over the preset, and flags win over them"""
+    print_config: bool = False
+    """print the resolved configuration as YAML and stop"""
+    json: bool = False
+    """print the result as JSON on standard output"""
+
+
+@dataclass(frozen=True)
+class RunOptions(CommonOptions):
+    """Options of a command that writes a run folder and may run on several processes."""
+
+    preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """settings to start from"""
+    out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """run folder; default: an unfinished run of this configuration below runs/, else a new one"""
+    resume: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """go on with the run in this folder, with the configuration stored there"""
+    force: bool = False
+    """replace a finished run, or one of another configuration, in --out"""
+    peer_timeout: float = 600.0
+    """seconds to wait for another process of the run before it counts as gone"""
+    dry_run: bool = False
+    """measure a few steps, print memory and time that the run will take, and stop"""
+
+
+@dataclass(frozen=True)
+class Request(Generic[C]):
+    """What a command line asks for."""
+
+    options: Any
+    config: C
+    out: str | None = None
+
+
+class Command(Generic[C]):
+    """A command; a subclass says what it runs, what that costs and how the result is shown."""
+
+    name: ClassVar[str]
+    description: ClassVar[str]
+    config: type[C]
+    options: ClassVar[type[Any]] = RunOptions
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    #: What the folder is called in the JSON output.
+    folder_key: ClassVar[str] = "run"
+    #: Whether torchrun may start it.
+    several_processes: ClassVar[bool] = True
+
+    # What a subclass provides.
+
+    def run(
+        self, request: Request[C], progress: Progress, group: Group | None
+    ) -> tuple[Path, dict[str, Any]]:
+        """Do it; returns the folder and the result."""
+        raise NotImplementedError
+
+    def show(self, path: Path, result: dict[str, Any]) -> None:
+        """Print the result."""
+        raise NotImplementedError
+
+    def estimate(self, request: Request[C]) -> dict[str, Any]:
+        """What it will cost."""
+        raise NotImplementedError
+
+    def show_estimate(self, result: dict[str, Any]) -> None:
+        """Print what it will cost."""
+        raise NotImplementedError
+
+    # What a subclass may change.
+
+    def default(self) -> C:
+        """The settings where nothing is said."""
+        return self.config()
+
+    def base(self, arguments: Sequence[str]) -> C:
+        """The settings before the flags."""
+        return base_config(self.default(), self.presets, arguments)
+
+    def stored(self, folder: Path) -> C:
+        """The settings of the run in ``folder``, for ``--resume``."""
+        from fastbandit.runs.folder import RunFolder
+
+        return merge(self.config(), RunFolder.read_config(folder), f"{folder}/config.yaml")
+
+    def prepare(self, arguments: Sequence[str]) -> Request[C]:
+        """The request that a command line makes.
+
+        Raises:
+            ConfigError: ``--resume`` beside settings or a folder that are not those stored.
+        """
+        request: Request[C] = self.parse(arguments)
+        folder = getattr(request.options, "resume", None)
+        if folder is None:
+            return request
+        stored = self.stored(Path(folder))
+        # Whatever else is asked for must agree with what is stored, or it is refused.
+        if request.config not in (self.config(), stored):
+            raise ConfigError(
+                "--resume takes its settings from the folder; give it no other settings"
+            )
+        if request.out is not None and Path(request.out) != Path(folder):
+            raise ConfigError("--resume and --out name different folders; give one of them")
+        return dataclasses.replace(request, config=stored, out=folder)
+
+    def resolved(self, request: Request[C]) -> Any:
+        """The configuration with every ``auto`` replaced by what it means here."""
+        return request.config
+
+    # The same for all.
+
+    def parse(self, arguments: Sequence[str], base: C | None = None) -> Request[C]:
+        """Options and settings: defaults < preset < file < flags.
+
+        Raises:
+            ValueError: an unknown preset, setting or value. (tyro ends the process with status 2
+                and a message of its own where a flag cannot be parsed at all.)
+        """
+        base = self.base(arguments) if base is None else base
+        flat = tyro.conf.arg(name="")
+        kind = dataclasses.make_dataclass(
+            "Arguments",
+            [("options", Annotated[self.options, flat]), ("config", Annotated[self.config, flat])],
+            frozen=True,
+        )
+        found: Any = tyro.cli(
+            kind,
+            default=kind(self.options(), base),
+            args=list(arguments),
+            prog=f"python -m fastbandit.{self.name}",
+            description=self.description,
+        )
+        return Request(found.options, found.config, getattr(found.options, "out", None))
+
+    def main(self, arguments: Sequence[str] | None = None) -> int:
+        """Run the command; returns its exit status."""
+        given = sys.argv[1:] if arguments is None else list(arguments)
+        return guard(self.name, lambda: self._main(given), reports=self._reports_errors)
+
+    def _reports_errors(self) -> bool:
+        from fastbandit.distributed import first_to_speak
+
+        return not self.several_processes or first_to_speak()
+
+    def _main(self, arguments: Sequence[str]) -> int:
+        from fastbandit.distributed import Group, launched
+        from fastbandit.runs.progress import Progress
+
+        request = self.prepare(arguments)
+        options = request.options
+        many = self.several_processes and launched()
+        # What needs no run needs no other process either.
+        if many and os.environ["RANK"] != "0" and (options.print_config or options.dry_run):
+            return 0
+        if options.print_config:
+            import yaml
+
+            # Through JSON: lists where the configuration has tuples.
+            plain = json.loads(json.dumps(to_plain(self.resolved(request))))
+            print(yaml.safe_dump(plain, sort_keys=False), end="")
+            return 0
+        if options.dry_run:
+            estimate = self.estimate(request)
+            if options.json:
+                print(json.dumps(estimate))
+            else:
+                self.show_estimate(estimate)
+            return 0
+        if not many:
+            path, result = self.run(request, Progress(), None)
+        else:
+            import torch
+
+            kind = torch.device(self.resolved(request).device).type
+            with Group.join(kind, timeout=options.peer_timeout) as group:
+                path, result = self.run(request, Progress(), group)
+                if group.rank:
+                    return 0
+        if options.json:
+            print(json.dumps({self.folder_key: str(path), **result}))
+        else:
+            self.show(path, result)
+        return 0
+
+
+def take_option(arguments: Sequence[str], name: str) -> str | None:
+    """The value of ``--name VALUE`` or ``--name=VALUE``, the last one given; None without it.
+
+    The preset and the configuration file have to be known before the command line is parsed,
+    because they give its defaults.
+    """
+    value = None
+    flag = f"--{name}"
+    for position, argument in enumerate(arguments):
+        if argument == "--":
+            break
+        if argument == flag:
+            value = arguments[position + 1] if position + 1 < len(arguments) else None
+        elif argument.startswith(flag + "="):
+            value = argument[len(flag) + 1 :]
+    return value
+
+
+def base_config(config: C, presets: Mapping[str, Mapping[str, Any]], arguments: Sequence[str]) -> C:
+    """``config`` with the preset and the file that the command line names; flags come after.
+
+    Raises:
+        ConfigError: no such preset, or a setting there that is unknown or of the wrong kind.
+    """
+    preset = take_option(arguments, "preset")
+    if preset is not None:
+        config = merge(config, preset_settings(presets, preset), f"preset {preset}")
+    file = take_option(arguments, "config")
+    if file is not None:
+        config = merge(config, read_config_file(file), f"--config {file}")
+    return config
+
+
+def preset_settings(presets: Mapping[str, Mapping[str, Any]], name: str) -> Mapping[str, Any]:
+    """The settings of a preset.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    if name not in presets:
+        raise ConfigError(f"--preset: expected one of {', '.join(presets)}, got {name!r}")
+    return presets[name]
+
+
+def guard(
+    command: str, action: Callable[[], int], *, reports: Callable[[], bool] = lambda: True
+) -> int:
+    """Run a command's body; turn errors that are the user's to mend into one line and a status.
+
+    ``FASTBANDIT_DEBUG=1`` shows the traceback instead. ``reports`` is asked before the line is
+    printed: of several processes with the same error one is enough. What is printed within goes
+    through :func:`fastbandit._output.lasting_streams`.
+    """
+    with lasting_streams():
+        try:
+            return flushed(action)
+        except KeyboardInterrupt:
+            if reports():
+                print(
+                    f"\n{command}: interrupted; the same command goes on from here",
+                    file=sys.stderr,
+                )
+            return 130
+        except (ValueError, OSError, RuntimeError) as error:
+            message = _message(error)
+            if message is None or os.environ.get("FASTBANDIT_DEBUG") == "1":
+                raise
+            if reports():
+                print(f"{command}: error: {message}", file=sys.stderr)
+            return 1
+
+
+def _message(error: Exception) -> str | None:
+    """What is printed of an error; None for one that is a fault of ours."""
+    if not isinstance(error, RuntimeError):
+        return str(error)
+    torch = sys.modules.get("torch")  # not every command needs it
+    if torch is None or not isinstance(error, torch.OutOfMemoryError):
+        return None
+    return f"out of memory: {str(error).splitlines()[0]}; try half the --batch-size"
+
+
+def resumed_config(given: C, stored: C, folder: str, out: str | None) -> C:
+    """TEMPORARY until evaluate is a Command."""
+    if given not in (type(given)(), stored):
+        raise ConfigError("--resume takes its settings from the folder; give it no other settings")
+    if out is not None and Path(out) != Path(folder):
+        raise ConfigError("--resume and --out name different folders; give one of them")
+    return stored

@@ -1,0 +1,152 @@
+"""``python -m fastbandit.search``: the anti-bandit search for a robust architecture."""
+
+from __future__ import annotations
+
+if __name__ == "__main__":
+    from fastbandit import _start
+
+    _start.begin()  # before torch is loaded
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from fastbandit.command import Command, Request, RunOptions, base_config, take_option
+from fastbandit.config import merge
+from fastbandit.distributed import Group
+from fastbandit.runs.progress import Progress
+from fastbandit.search.config import PRESETS, SearchConfig
+from fastbandit.search.estimate import dry_run
+from fastbandit.search.networks import REFERENCE, network_name
+from fastbandit.search.run import search
+
+__all__ = ["main", "parse"]
+
+
+@dataclass(frozen=True)
+class Options(RunOptions):
+    """What to do with the configuration; none of it changes a result."""
+
+    preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """settings to start from: digits (the default where no --data is given), digits-full, smoke,
+    mnist, cifar10"""
+    dry_run: bool = False
+    """measure the widest path, print memory and time that the search will take, and stop"""
+
+
+class SearchCommand(Command[SearchConfig]):
+    """Search for an architecture."""
+
+    name = "search"
+    config = SearchConfig
+    options = Options
+    presets = PRESETS
+    description = (
+        "Anti-bandit search (ABanditNAS) for an architecture that stays accurate under adversarial "
+        "attack. With no argument: the embedded digits, minutes on a CPU."
+    )
+
+    def base(self, arguments: Sequence[str]) -> SearchConfig:
+        base = base_config(SearchConfig(), PRESETS, arguments)
+        # Of images of one's own nothing is left out unasked.
+        given = ("preset", "config", "resume", "data")
+        if all(take_option(arguments, name) is None for name in given):
+            base = merge(base, PRESETS["digits"], "preset digits")
+        return base
+
+    def resolved(self, request: Request[SearchConfig]) -> SearchConfig:
+        return request.config.resolve()
+
+    def run(
+        self, request: Request[SearchConfig], progress: Progress, group: Group | None
+    ) -> tuple[Path, dict[str, Any]]:
+        return search(
+            request.config,
+            request.out,
+            force=request.options.force,
+            progress=progress,
+            group=group,
+        )
+
+    def estimate(self, request: Request[SearchConfig]) -> dict[str, Any]:
+        return dry_run(request.config)
+
+    def show_estimate(self, result: dict[str, Any]) -> None:
+        minutes = result["seconds_total"] / 60
+        print(f"space {result['space']}: {result['parameters']:,} parameters in the supernet")
+        print(f"epochs               {result['epochs']}")
+        print(
+            f"peak memory          {result['peak_memory_mb']:.0f} MiB "
+            f"(widest path {result['peak_memory_mb_widest']:.0f})"
+        )
+        print(
+            f"seconds per epoch    {result['seconds_per_epoch']:.2f} "
+            f"(widest path {result['seconds_per_epoch_widest']:.2f})"
+        )
+        if result["networks"]:
+            print(
+                f"trained from scratch {result['networks']} networks, "
+                f"{result['seconds_network']:.0f} seconds each"
+            )
+        print(
+            f"whole command        about {minutes:.1f} minutes on {result['device']}, "
+            f"{result['threads']} CPU threads"
+        )
+
+    def show(self, path: Path, result: dict[str, Any]) -> None:
+        cost, final, test = result["cost"], result["final"], result["test"]
+        networks = sum(row["seconds_total"] for row in result["networks"])
+        trained = f", {networks / 60:.1f} minutes for the networks" if networks else ""
+        print(
+            f"search finished: {cost['epochs']} epochs in {cost['seconds_total'] / 60:.1f} minutes"
+            f"{trained}, {cost['images_per_second']:.0f} images/s in training, "
+            f"peak memory {cost['peak_memory_mb']:.0f} MiB"
+        )
+        for line in _network_table(result):
+            print(line)
+        if result["networks"]:
+            print("  (one training of each: a difference of a few points may be chance)")
+        print("with the supernet's shared weights, which do not judge an architecture:")
+        for found in (final, test):
+            if found is not None:
+                print(
+                    f"  found path, {found['split']:<10} clean "
+                    f"{100 * found['clean_accuracy']:.2f} %  "
+                    f"robust {100 * found['robust_accuracy']:.2f} %  (n = {found['n']})"
+                )
+        print(f"attack: {final['attack']}")
+        print(f"genotype {result['genotype_hash'][:12]}: {path / 'genotype.json'}")
+        print(f"report: {path / 'report.html'}")
+        print(f"run folder: {path}")
+
+
+def _network_table(summary: dict[str, Any]) -> list[str]:
+    """The networks trained from scratch, a line each, and what they are compared with."""
+    rows = summary["networks"]
+    if not rows:
+        return []
+    first = rows[0]
+    lines = [
+        f"{'trained from scratch, ' + str(first['epochs']) + ' epochs each':<34}"
+        f"{'parameters':>12}{'clean':>10}{'robust':>10}   {first['split']} images, "
+        f"n = {first['n']}"
+    ]
+    for row in sorted(rows, key=lambda row: row["name"] == REFERENCE):
+        lines.append(
+            f"  {network_name(row['name']):<32}{row['parameters']:>12,}"
+            f"{100 * row['clean_accuracy']:>8.2f} %{100 * row['robust_accuracy']:>8.2f} %"
+        )
+    chance = f"{100 * summary['chance']:>8.2f} %"
+    lines.append(f"  {'chance (the most frequent class)':<32}{'':>12}{chance}{chance}")
+    return lines
+
+
+_COMMAND = SearchCommand()
+parse = _COMMAND.parse
+main = _COMMAND.main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

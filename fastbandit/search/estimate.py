@@ -1,0 +1,174 @@
+"""What a search will cost, measured on a few steps of real paths."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastbandit.retrain.estimate import dry_run as retrain_dry_run
+from fastbandit.runs.cost import measure_throughput, seconds_to_save
+from fastbandit.runs.environment import peak_memory_mb
+from fastbandit.runs.session import Session, torch_settings
+from fastbandit.search import networks
+from fastbandit.search.adversarial import FEW_STATISTICS_BATCHES, Adversarial
+from fastbandit.search.config import SearchConfig
+from fastbandit.search.loop import SearchRun
+from fastbandit.search.setup import build
+from fastbandit.threat import ThreatModel
+from fastbandit.training import (
+    Cost,
+    evaluate,
+    reestimate_batchnorm,
+    reset_batchnorm,
+    train_epoch,
+)
+
+__all__ = ["dry_run"]
+
+
+def dry_run(config: SearchConfig) -> dict[str, Any]:
+    """What the search will cost, measured on a few steps of real paths. Writes nothing lasting.
+
+    The paths measured are those of the initial pass, in which every edge tries every arm once: the
+    mean of their times is that of paths drawn uniformly. Momentum of all weights is allocated, as
+    it is towards the end of a search.
+
+    Returns:
+        ``epochs``; ``seconds_per_epoch`` (mean, with validation, paths that are only evaluated and
+        the checkpoint), ``seconds_per_epoch_widest``, ``seconds_setup``, ``seconds_tuning`` (the
+        epochs after the last pruning), ``seconds_final`` (the attack on the found path),
+        ``networks`` that are trained from scratch, ``seconds_network`` (for each of them) and
+        ``seconds_total`` of all; ``peak_memory_mb`` in MiB on those paths
+        and ``peak_memory_mb_widest`` on the widest, which a search is unlikely to meet. On a CPU
+        memory is the process's, so it is right in a process that did nothing before.
+
+    Raises:
+        OutOfMemoryError: not even this fits.
+    """
+    config = config.resolve()
+    session = Session(config)
+    with (
+        torch_settings(config.threads, bool(config.deterministic)),
+        session.oom_hint("in the dry run"),
+    ):
+        started = time.perf_counter()
+        setup = build(config)
+        seconds_setup = time.perf_counter() - started
+        current = SearchRun(setup, session)
+        for parameter in setup.supernet.parameters():
+            setup.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        # The first steps of a process pay for what is loaded and planned once.
+        bandit = config.make_bandit()
+        paths = [bandit.sample(ahead=True) for _ in range(bandit.arms)]
+        _measure(current, paths[0])
+        measured = [_measure(current, choice) for choice in paths]
+        mean = {name: sum(one[name] for one in measured) / len(measured) for name in measured[0]}
+        save = seconds_to_save(current.state())
+        peak = peak_memory_mb(setup.device)
+        widest = _measure(current, torch.as_tensor(setup.supernet.widest_path()))
+        peak_widest = peak_memory_mb(setup.device)
+        evaluations = config.bandit.evaluations_per_epoch
+        # None in the initial pass.
+        share = (bandit.total_samples - bandit.arms) / bandit.total_samples
+
+        def epoch(seconds: dict[str, float]) -> float:
+            only_evaluated = seconds["statistics"] + seconds["validate"]
+            return seconds["train"] + seconds["validate"] + evaluations * share * only_evaluated
+
+        per_epoch = epoch(mean) + save
+        final = config.final
+        tuning = final.tune_epochs * (mean["train"] + mean["validate"] + save)
+        count, seconds_network = 0, 0.0
+        if final.network_epochs:
+            count = 1 + final.random_networks + final.reference
+            seconds_network = retrain_dry_run(
+                networks.retrain_config(config, networks.REFERENCE),
+                source=setup.source,
+                genotype=networks.reference_genotype(config),
+            )["seconds_total"]
+        return {
+            "space": config.space,
+            "epochs": bandit.total_samples,
+            "peak_memory_mb": peak,
+            "peak_memory_mb_widest": peak_widest,
+            "seconds_setup": seconds_setup,
+            "seconds_per_epoch": per_epoch,
+            "seconds_per_epoch_widest": epoch(widest) + save,
+            "seconds_tuning": tuning,
+            "seconds_final": mean["final"],
+            "networks": count,
+            "seconds_network": seconds_network,
+            "seconds_total": seconds_setup
+            + bandit.total_samples * per_epoch
+            + tuning
+            + mean["final"]
+            + count * seconds_network,
+            "parameters": sum(p.numel() for p in setup.supernet.parameters()),
+            "device": config.device,
+            "threads": torch.get_num_threads(),
+        }
+
+
+def _measure(current: SearchRun, choice: Tensor) -> dict[str, float]:
+    """Seconds that each part of a search takes with this path, from a few batches."""
+    config, setup = current.config, current.setup
+    path = current.use_path([choice], None)
+    trial = Adversarial(setup, current.session, current.cost)
+    optimizer, model = setup.optimizer, setup.supernet
+    # Learning rate 0: the real step, which changes nothing.
+    optimizer.param_groups[0]["lr"] = 0.0
+    threat = trial.threat
+
+    def train(batches: int) -> tuple[float, int]:
+        few, cost = setup.weights.first(batches), Cost()
+        train_epoch(
+            model,
+            few,
+            0,
+            optimizer,
+            threat,
+            seed=0,
+            cost=cost,
+            grad_clip=config.grad_clip,
+            **path.scope,
+        )
+        return cost.seconds["train"], cost.images_trained
+
+    def validate(threat: ThreatModel, batches: int) -> tuple[float, int]:
+        few, cost = setup.validation.first(batches), Cost()
+        evaluate(model, few, threat, seed=0, cost=cost, **path.scope)
+        return cost.seconds["validate"], cost.images_evaluated
+
+    recorded = current.engine.records
+    reset_batchnorm(path.modules)
+    train(1)
+    training = measure_throughput(train, 3, recorded=recorded)
+    # An evaluation is two forward passes and the steps of its attack.
+    without = dataclasses.replace(trial.reward_threat, steps=0)
+    validate(without, 1)
+    clean = measure_throughput(partial(validate, without), 2, recorded=recorded).per_image
+    reward = measure_throughput(partial(validate, trial.reward_threat), 3, recorded=recorded)
+    step = max((reward.per_image - 2 * clean) / trial.reward_threat.steps, clean)
+    final = 2 * clean + step * config.final.steps
+    checked = 0.0
+    if trial.guard is not None:
+        attacks = trial.guard.attacks(threat)
+        checked = sum(2 * clean + step * attack.steps for attack in attacks)
+    cost = Cost()
+    reestimate_batchnorm(model, setup.statistics, threat, count=2, seed=0, cost=cost, **path.scope)
+    batches = min(2, len(setup.statistics))
+    test = 0 if setup.test is None else len(setup.test.index)
+    return {
+        "train": training.of(len(setup.weights.index)),
+        "validate": reward.of(len(setup.validation.index))
+        + checked * len(setup.guard.index) / config.guard.every,
+        "statistics": cost.seconds["statistics"]
+        * min(FEW_STATISTICS_BATCHES, len(setup.statistics))
+        / batches,
+        "final": final * (len(setup.validation.index) + test),
+    }

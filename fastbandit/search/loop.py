@@ -1,0 +1,334 @@
+"""The loop of Algorithm 8: sample a path, train it, credit the bandit, abandon arms.
+
+Who trains and scores a path is a :class:`~fastbandit.search.trial.Trial`'s business.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastbandit import space
+from fastbandit._graphs import Graphs
+from fastbandit.distributed import Team
+from fastbandit.genotype import Genotype
+from fastbandit.runs.environment import derive_seed, peak_memory_mb
+from fastbandit.runs.session import (
+    Session,
+)
+from fastbandit.runs.tensors import CheckpointError
+from fastbandit.runs.training import load_momenta, momenta
+from fastbandit.search.adversarial import Adversarial
+from fastbandit.search.networks import EDGES_PER_NODE
+from fastbandit.search.setup import Setup
+from fastbandit.search.trial import Path, PathResult, Trial, TrialResult
+from fastbandit.training import Cost, Engine, cosine
+
+__all__ = ["SearchRun"]
+
+
+class SearchRun:
+    """A search in progress: its state, one epoch, and how the state goes to disk and back.
+
+    Args:
+        session: where files go, and the processes of the run.
+        trial: makes what trains and scores a path.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        session: Session,
+        trial: Callable[[Setup, Session, Cost], Trial] = Adversarial,
+    ) -> None:
+        self.setup, self.session, self.config = setup, session, setup.config
+        self.group = session.group
+        self.supernet = setup.supernet
+        self.space = space.get(self.config.space)
+        self.bandit = self.config.make_bandit()
+        self.cost = Cost()
+        self.engine = Engine(
+            self.config.precision,
+            Graphs(self.config.graphs, setup.device, processes=session.processes),
+        )
+        self.trial = trial(setup, session, self.cost)
+        self.round = 0
+        # Epochs of the found path after the last pruning.
+        self.tuned = 0
+        self.peak_memory = 0.0
+
+    # State on disk.
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and plain values: all that :meth:`restore` needs."""
+        bandit = self.bandit.state_dict()
+        tensors = {f"model.{k}": v for k, v in self.supernet.state_dict().items()}
+        found = momenta(self.supernet, self.setup.optimizer)
+        tensors |= {f"momentum.{k}": v for k, v in found.items()}
+        tensors |= {f"bandit.{k}": v for k, v in bandit.items() if isinstance(v, Tensor)}
+        state = {
+            "round": self.round,
+            "tuned": self.tuned,
+            "cost": self.cost.state_dict(),
+            "peak_memory_mb": self.peak_memory,
+            **self.trial.state(),
+            "bandit": {k: v for k, v in bandit.items() if not isinstance(v, Tensor)},
+        }
+        return tensors, state
+
+    def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "momentum": {}, "bandit": {}}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = tensor
+        try:
+            self.bandit.load_state_dict({**state["bandit"], **parts["bandit"]})
+            self.supernet.load_state_dict(parts["model"])
+        except (ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"the checkpoint does not fit this search: {str(error).splitlines()[0]}"
+            ) from None
+        load_momenta(self.supernet, self.setup.optimizer, parts["momentum"])
+        self.cost.load_state_dict(state["cost"])
+        self.round = state["round"]
+        self.tuned = state.get("tuned", 0)
+        self.trial.restore(state)
+        self.peak_memory = state["peak_memory_mb"]
+
+    # One sample of Algorithm 8.
+
+    @property
+    def paths_per_epoch(self) -> int:
+        """Paths that are trained at a time."""
+        paths = self.group is not None and self.config.parallel == "paths"
+        return self.group.size if paths and self.group is not None else 1
+
+    def team(self, paths: int) -> Team | None:
+        """The processes that share this one's path when ``paths`` are computed at a time."""
+        return None if self.group is None else Team(self.group, paths)
+
+    def use_path(self, choices: Sequence[Tensor], team: Team | None) -> Path:
+        """Set the supernet to this process's path of ``choices``."""
+        mine = 0 if team is None else team.path
+        parameters = []
+        for choice in choices:
+            self.supernet.set_path(choice)
+            parameters.append(list(self.supernet.path_parameters()))
+        self.supernet.set_path(choices[mine])
+        # The optimiser's state is kept by parameter, so momentum of the other arms stays. What
+        # another process's path uses is updated here too: all hold the same weights.
+        updated = parameters[0] if team is None else team.use(parameters)
+        self.setup.optimizer.param_groups[0]["params"] = updated
+        return Path(list(self.supernet.path_modules()), parameters[mine], team, self.engine)
+
+    def draw(self, paths: int, *, trained: bool) -> tuple[list[Tensor], list[Tensor]]:
+        """Paths from the bandit and the probability of each of their arms, [rows] each."""
+        choices, probabilities = [], []
+        for _ in range(paths):
+            distribution = self.bandit.probabilities()
+            choice = self.bandit.sample(trained=trained, ahead=True)
+            choices.append(choice)
+            probabilities.append(distribution.gather(1, choice.unsqueeze(1)).squeeze(1))
+        if self.group is not None:
+            # Every process draws the same from the same state; if not, nothing after it is right.
+            self.group.check_same("the path drawn", torch.stack(choices))
+        return choices, probabilities
+
+    def credit(
+        self, choice: Tensor, probability: Tensor, found: PathResult, *, trained: bool
+    ) -> dict[str, Any]:
+        """Credit a path with its score; returns the line for the bandit's log."""
+        line: dict[str, Any] = {
+            "event": "sample",
+            "sample": self.bandit.samples,
+            "phase": self.bandit.phase,
+            "choice": choice.tolist(),
+            "probability": probability.tolist(),
+            **found.log,
+            "reward": found.score,
+        }
+        if not trained:
+            line["trained"] = False
+        self.bandit.credit(choice, found.score, trained=trained)
+        return line
+
+    def epoch(self) -> dict[str, Any]:
+        """Sample, train, validate, credit, perhaps prune; log and save. Returns the metrics.
+
+        With ``parallel paths`` that is one epoch of several paths, numbered one after the other:
+        as many as there are processes, or as are left of the round or of the initial pass.
+        """
+        bandit, config = self.bandit, self.config
+        timer = _Timer(self.cost)
+        number, phase, arms = bandit.trained, bandit.phase, bandit.arms_left
+        choices, probabilities = self.draw(min(self.paths_per_epoch, bandit.room), trained=True)
+        paths = len(choices)
+        path = self.use_path(choices, self.team(paths))
+        rate = cosine(number, bandit.total_samples, config.learning_rate, config.learning_rate_min)
+        trained = self.trial.train(path, number, rate, bandit.samples)
+        lines = list(trained.events)
+        lines += [
+            self.credit(*each, trained=True)
+            for each in zip(choices, probabilities, trained.paths, strict=True)
+        ]
+        # Before the arms are judged, so that the judgement has them too.
+        remaining = config.bandit.evaluations_per_epoch * paths if phase == "search" else 0
+        while remaining:
+            few = min(self.paths_per_epoch, remaining)
+            lines += self.evaluate_only(number, few)
+            remaining -= few
+        while bandit.due:
+            lines += self.prune()
+        if bandit.finished:
+            lines.append(
+                {"event": "end", "sample": bandit.samples, "choice": bandit.final().tolist()}
+            )
+        self.session.append("bandit.jsonl", *lines)
+        return self._end_epoch(timer, trained, number, phase, arms)
+
+    def evaluate_only(self, number: int, paths: int) -> list[dict[str, Any]]:
+        """Draw paths, evaluate them with the weights as they are, credit them; their lines."""
+        choices, probabilities = self.draw(paths, trained=False)
+        found = self.trial.evaluate(self.use_path(choices, self.team(paths)), number)
+        return [
+            self.credit(*each, trained=False)
+            for each in zip(choices, probabilities, found, strict=True)
+        ]
+
+    def tune(self) -> dict[str, Any]:
+        """Train the found path for one more epoch; log and save. Returns the metrics.
+
+        The last pruning leaves a path that was never trained as a whole: its accuracy would say
+        nothing. The learning rate falls from that of the search's beginning to 0.
+        """
+        config, bandit = self.config, self.bandit
+        timer, number = _Timer(self.cost), bandit.trained + self.tuned
+        path = self.use_path([bandit.final()], self.team(1))
+        rate = cosine(self.tuned, config.final.tune_epochs, config.learning_rate)
+        # The bandit's log has ended; a stronger attack is in the metrics and in the summary.
+        trained = self.trial.train(path, number, rate, bandit.samples)
+        self.tuned += 1
+        return self._end_epoch(timer, trained, number, "tuning", bandit.arms_left)
+
+    def _end_epoch(
+        self, timer: _Timer, trained: TrialResult, number: int, phase: str, arms: int
+    ) -> dict[str, Any]:
+        """Write the metrics of an epoch and a checkpoint; returns the metrics of its last path."""
+        seconds = timer.stop()
+        self.peak_memory = max(self.peak_memory, peak_memory_mb(self.setup.device))
+        metrics = [
+            {
+                "epoch": number + i,
+                "phase": phase,
+                "arms": arms,
+                "samples": self.bandit.samples,
+                **found.metrics,
+                **({} if phase == "tuning" else {"reward": found.score}),
+                **trained.metrics,
+                "seconds_total": seconds / len(trained.paths),
+                "peak_memory_mb": self.peak_memory,
+            }
+            for i, found in enumerate(trained.paths)
+        ]
+        self.session.append("metrics.jsonl", *metrics)
+        self.session.save(self)
+        return metrics[-1]
+
+    def prune(self) -> list[dict[str, Any]]:
+        """Abandon one arm on every edge; returns the lines that say which and why."""
+        bandit = self.bandit
+        lower, upper = (bound.tolist() for bound in bandit.bounds())
+        mean, count = bandit.mean.tolist(), bandit.count.tolist()
+        score = bandit.score().tolist()
+        abandoned = bandit.prune().tolist()
+        self.round += 1
+        lines = []
+        for row, arm in enumerate(abandoned):
+            if arm < 0:
+                continue
+            lines.append(
+                {
+                    "event": "abandon",
+                    "sample": bandit.samples,
+                    "round": self.round,
+                    "row": row,
+                    "cell": self.space.edge_name(row).partition(":")[0],
+                    "edge": self.space.edge_name(row),
+                    "arm": arm,
+                    "operation": self.space.operations[arm],
+                    "mean": mean[row][arm],
+                    "count": count[row][arm],
+                    "lower": lower[row][arm],
+                    "upper": upper[row][arm],
+                    "score": score[row][arm],
+                    "total": sum(count[row]),
+                    "arms_left": bandit.arms_left,
+                }
+            )
+        self.session.append(
+            "genotypes.jsonl",
+            {
+                "sample": bandit.samples,
+                "arms_left": bandit.arms_left,
+                "choice": bandit.final().tolist(),
+                "genotype": self.genotype().to_dict(),
+            },
+        )
+        return lines
+
+    def start_line(self) -> dict[str, Any]:
+        """The first line of the bandit's log: what it takes to replay the rest."""
+        config, searched = self.config, self.space
+        line: dict[str, Any] = {
+            "event": "start",
+            "space": config.space,
+            "operations": list(searched.operations),
+            "edges": [searched.edge_name(row) for row in range(searched.rows)],
+            "policy": config.bandit.policy,
+            "rate": config.bandit.rate,
+            "rounds": config.bandit.rounds,
+            "bonus": config.bandit.bonus,
+            "scale": config.bandit.scale,
+            "seed": derive_seed(config.seed, "bandit"),
+        }
+        if config.bandit.evaluations_per_epoch:
+            line["evaluations_per_epoch"] = config.bandit.evaluations_per_epoch
+        return line
+
+    def genotype(self) -> Genotype:
+        """The best arm of every edge so far; at the end the only one."""
+        return Genotype.from_choices(
+            self.space,
+            self.bandit.final().tolist(),
+            mean=self.bandit.score().tolist(),
+            edges_per_node=EDGES_PER_NODE[self.config.edges_per_node],
+            options={"denoise": self.config.denoise, "gabor": self.config.gabor},
+            macro={"layers": self.space.cell_types, "channels": self.config.init_channels},
+            search={
+                "run_id": self.session.run_id,
+                "seed": self.config.seed,
+                "samples": self.bandit.samples,
+                "policy": self.config.bandit.policy,
+                "data": self.setup.source.name,
+                **self.trial.describe(),
+            },
+        )
+
+
+class _Timer:
+    """Seconds since it was made; what no phase of the ledger has counted goes to ``other``."""
+
+    def __init__(self, cost: Cost) -> None:
+        self._cost = cost
+        self._started, self._accounted = time.perf_counter(), sum(cost.seconds.values())
+
+    def stop(self) -> float:
+        seconds = time.perf_counter() - self._started
+        known = sum(self._cost.seconds.values()) - self._accounted
+        self._cost.add_seconds("other", seconds - known)
+        return seconds

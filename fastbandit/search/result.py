@@ -1,0 +1,87 @@
+"""The end of a search: the found path is measured, networks are trained, the result is written."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fastbandit._version import __version__
+from fastbandit.bandit import replay
+from fastbandit.report import write_report
+from fastbandit.runs.cost import cost_summary
+from fastbandit.runs.environment import peak_memory_mb
+from fastbandit.runs.tensors import RunError, save_tensors
+from fastbandit.search.networks import Networks, chance
+
+if TYPE_CHECKING:
+    from fastbandit.search.loop import SearchRun
+
+__all__ = ["finish"]
+
+
+def finish(current: SearchRun, networks: Networks) -> dict[str, Any]:
+    """Check that the log explains the result, measure the found path, train the found network and
+    random ones from scratch, write the last files; returns the summary.
+
+    Raises:
+        RunError: the log and the state of the bandit disagree.
+    """
+    bandit, config, session = current.bandit, current.config, current.session
+    setup, folder = current.setup, session.folder
+    if folder is not None:
+        explained = replay(folder.lines("bandit.jsonl")).final()
+        if not torch.equal(explained, bandit.final()):
+            raise RunError(
+                f"{folder.path}: bandit.jsonl does not explain the genotype found; it was changed "
+                "by another program"
+            )
+    path = current.use_path([bandit.final()], current.team(1))
+    measured = current.trial.measure(path, trained=current.tuned > 0)
+    genotype = current.genotype()
+    if folder is not None:
+        genotype.save(folder.path / "genotype.json")
+        save_tensors(
+            folder.path / "weights.safetensors",
+            dict(current.supernet.state_dict()),
+            "supernet",
+            {"run_id": session.run_id, "genotype": genotype.to_dict()},
+        )
+    networks.train_found(genotype)
+    if folder is None:
+        return session.finish(None)
+    peak_memory = max(current.peak_memory, peak_memory_mb(setup.device))
+    summary = {
+        "status": "finished",
+        "run_id": session.run_id,
+        "name": config.name,
+        "genotype": "genotype.json",
+        "genotype_hash": genotype.hash,
+        "data": {
+            "name": setup.source.name,
+            "description": setup.source.description,
+            "weights": len(setup.splits["weights"]),
+            "validation": len(setup.splits["validation"]),
+            "test": len(setup.splits["test"]),
+            "classes": setup.source.classes,
+        },
+        "selection": "the last arm on every edge; nothing is chosen by the test images",
+        **current.trial.summary(),
+        "networks": networks.rows,
+        "chance": chance(setup.source, config),
+        **measured,
+        "cost": cost_summary(
+            current.cost,
+            peak_memory,
+            config.device,
+            session.group,
+            epochs=bandit.trained,
+            epochs_tuning=current.tuned,
+            paths_only_evaluated=bandit.samples - bandit.trained,
+        )
+        | {"graphs": current.engine.records},
+        "versions": {"torch": torch.__version__, "fastbandit": __version__},
+    }
+    # The summary is what makes a run finished, so it comes last; the report shows it.
+    write_report(folder.path, summary=summary)
+    return session.finish(summary)

@@ -1,0 +1,121 @@
+"""A search from its beginning to its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastbandit._graphs import Graphs
+from fastbandit.data import DataSource
+from fastbandit.distributed import Group
+from fastbandit.runs.folder import RunFiles, RunFolder
+from fastbandit.runs.progress import Progress, accuracies
+from fastbandit.runs.session import (
+    OutOfMemoryError,
+    Session,
+    check_group_device,
+    torch_settings,
+)
+from fastbandit.search import result
+from fastbandit.search.config import SearchConfig
+from fastbandit.search.loop import SearchRun
+from fastbandit.search.networks import FOLDER, Networks
+from fastbandit.search.setup import Setup, build
+
+__all__ = ["FILES", "OutOfMemoryError", "search"]
+
+#: What a search writes: the runs of the networks trained from scratch are in its folder.
+FILES = RunFiles("search", trees=(FOLDER,))
+
+
+def search(
+    config: SearchConfig,
+    out: str | Path | None = None,
+    *,
+    root: str | Path = "runs",
+    force: bool = False,
+    progress: Progress | None = None,
+    group: Group | None = None,
+    source: DataSource | None = None,
+) -> tuple[Path, dict[str, Any]]:
+    """Run a search to its end, or go on with one that was interrupted.
+
+    Args:
+        config: the settings; see :class:`SearchConfig`.
+        out: run folder; None: an unfinished run of the same configuration below ``root``, else a
+            new folder there.
+        force: replace what a finished or a different run left in ``out``.
+        progress: where progress is shown; None shows none.
+        group: the processes that run this search together, each of them calling this function;
+            None: this one alone. Only the first reads and writes files, and shows progress.
+        source: the images, for instance :func:`fastbandit.data.load` of a torch Dataset; None:
+            those that ``config.data`` names. To go on with a run, give the same images again:
+            their digest is stored and compared.
+
+    Returns:
+        The run folder and its summary; of a finished run of the same configuration in ``out``
+        those that are stored, unless ``force`` is given.
+
+    Raises:
+        OutOfMemoryError: there is not enough memory; the run goes on from its last epoch.
+        ValueError: settings, data, run folder or checkpoint cannot be used; the message says why.
+        OSError: a file could not be written; the run goes on from its last checkpoint.
+    """
+    config = config.resolve()
+    session = Session(config, group=group)
+    check_group_device(config.device, group)
+    # Before there is a run folder: what cannot be is said and leaves nothing behind.
+    Graphs(config.graphs, torch.device(config.device), processes=session.processes)
+    with torch_settings(config.threads, bool(config.deterministic)):
+        setup = build(config, group, source)
+        with session.open(FILES, out, root=root, name=config.name, force=force, progress=progress):
+            done = session.finished(setup.splits)
+            return session.path, _search(setup, session) if done is None else done
+
+
+def _search(setup: Setup, session: Session) -> dict[str, Any]:
+    current, config, progress = SearchRun(setup, session), setup.config, session.progress
+    graphs = current.engine.graphs
+    if graphs is not None and graphs.reason and setup.device.type == "cuda":
+        progress.note(f"no CUDA graphs: {graphs.reason}")
+
+    def begin(folder: RunFolder, seconds: float) -> None:
+        folder.append("bandit.jsonl", current.start_line())
+        current.cost.add_seconds("setup", seconds)
+
+    resumed = session.resume(current, device=setup.device, splits=setup.splits, begin=begin)
+    networks = Networks(session, setup.source)
+    networks.train_reference()
+    bandit = current.bandit
+    begins = f"goes on after epoch {bandit.trained}" if resumed and bandit.trained else "begins"
+    with progress.steps(
+        f"search {begins}: {config.space}, {current.space.rows} edges, {bandit.arms_left} arms "
+        f"each, {bandit.total_samples} epochs; run folder {session.path}",
+        bandit.total_samples,
+        bandit.trained,
+    ) as update:
+        while not bandit.finished:
+            with session.oom_hint(f"in epoch {bandit.trained}"):
+                metrics = current.epoch()
+            update(
+                bandit.trained,
+                f"epoch {bandit.trained}/{bandit.total_samples}  arms {bandit.arms_left}  "
+                f"{accuracies(metrics)}",
+            )
+    tuning = config.final.tune_epochs
+    if current.tuned < tuning:
+        begins = f"goes on after epoch {current.tuned}" if resumed and current.tuned else "begins"
+        with progress.steps(
+            f"tuning {begins}: the path found, with the shared weights, {tuning} epochs; "
+            f"run folder {session.path}",
+            tuning,
+            current.tuned,
+        ) as update:
+            while current.tuned < tuning:
+                with session.oom_hint(f"in tuning epoch {current.tuned}"):
+                    metrics = current.tune()
+                update(current.tuned, f"epoch {current.tuned}/{tuning}  {accuracies(metrics)}")
+    with session.oom_hint("when the found path was measured"):
+        return result.finish(current, networks)

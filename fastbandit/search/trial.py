@@ -1,0 +1,118 @@
+"""How one sampled path is trained and scored: what the search asks of an algorithm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import nn
+
+from fastbandit.distributed import Team
+from fastbandit.training import Engine
+
+__all__ = ["Path", "PathResult", "Trial", "TrialResult"]
+
+
+@dataclass(frozen=True)
+class Path:
+    """The path that the supernet is set to on this process.
+
+    Attributes:
+        modules, parameters: those of the path alone.
+        team: the processes, where there are several; each may have another path.
+    """
+
+    modules: list[nn.Module]
+    parameters: list[nn.Parameter]
+    team: Team | None
+    engine: Engine
+
+    @property
+    def paths(self) -> int:
+        """How many paths are computed at a time."""
+        return 1 if self.team is None else self.team.paths
+
+    @property
+    def place(self) -> int:
+        """Which of them is this process's."""
+        return 0 if self.team is None else self.team.path
+
+    @property
+    def scope(self) -> dict[str, Any]:
+        """Bounds a training or an evaluation to the path."""
+        return {
+            "modules": self.modules,
+            "parameters": self.parameters,
+            "team": self.team,
+            "engine": self.engine,
+        }
+
+
+@dataclass(frozen=True)
+class PathResult:
+    """What is known of a path after it was trained or evaluated.
+
+    Attributes:
+        score: what the bandit is credited with.
+        log: figures for the path's line in ``bandit.jsonl``.
+        metrics: figures for its line in ``metrics.jsonl``.
+    """
+
+    score: float
+    log: dict[str, float]
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """What is known of all paths that were trained at the same time, on every process.
+
+    Attributes:
+        paths: one for each path.
+        metrics: figures that they share.
+        events: lines for ``bandit.jsonl``.
+    """
+
+    paths: list[PathResult]
+    metrics: dict[str, Any]
+    events: list[dict[str, Any]]
+
+
+class Trial(Protocol):
+    """One way to train and to score a path. The search calls, for each path that it draws:
+
+    1. :meth:`train`, or only :meth:`evaluate` for a path that is scored with the weights as they
+       are;
+    2. at the end :meth:`measure`, on the path found.
+    """
+
+    def train(self, path: Path, number: int, rate: float, samples: int) -> TrialResult:
+        """Train the path for one epoch and score it.
+
+        Args:
+            number: the epoch of the first of the paths computed at a time.
+            rate: the learning rate.
+            samples: paths that the bandit was credited with so far; for the log.
+        """
+
+    def evaluate(self, path: Path, number: int) -> list[PathResult]:
+        """Score a path with the weights as they are; a result for each path."""
+
+    def measure(self, path: Path, *, trained: bool) -> dict[str, Any]:
+        """The figures of the path found, for the summary.
+
+        Args:
+            trained: whether its weights are those that the last epoch has trained.
+        """
+
+    def describe(self) -> dict[str, Any]:
+        """What a genotype says about how its paths were scored."""
+
+    def summary(self) -> dict[str, Any]:
+        """What the summary of the search says about the trial."""
+
+    def state(self) -> dict[str, Any]:
+        """Plain values: what :meth:`restore` needs."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""

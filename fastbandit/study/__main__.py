@@ -1,0 +1,98 @@
+"""``python -m fastbandit.study``: do policies find better arms, and do better networks follow?"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":
+    from fastbandit import _start
+
+    _start.begin()  # before torch is loaded
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from fastbandit.command import Command, CommonOptions, Request
+from fastbandit.distributed import Group
+from fastbandit.runs.progress import Progress
+from fastbandit.study.config import PRESETS, StudyConfig
+from fastbandit.study.run import study
+from fastbandit.study.tables import format_tables
+
+__all__ = ["main", "parse"]
+
+
+@dataclass(frozen=True)
+class Options(CommonOptions):
+    """What to do with the configuration; none of it changes a result."""
+
+    preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """settings to start from: simulated (the default), smoke, digits, digits-small, smoke-digits"""
+    out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """run folder; default: an unfinished study of this configuration below runs/, else a new one"""
+    force: bool = False
+    """replace a finished study, or one of another configuration, in --out"""
+    dry_run: bool = False
+    """say what there is to do, and stop"""
+
+
+class StudyCommand(Command[StudyConfig]):
+    """Compare policies."""
+
+    name = "study"
+    config = StudyConfig
+    options = Options
+    presets = PRESETS
+    several_processes = False
+    description = (
+        "Compare the policies of the search with each other and with chance: on simulated "
+        "searches, and with --data on real ones."
+    )
+
+    def run(
+        self, request: Request[StudyConfig], progress: Progress, group: Group | None
+    ) -> tuple[Path, dict[str, Any]]:
+        return study(request.config, request.out, force=request.options.force, log=_log)
+
+    def estimate(self, request: Request[StudyConfig]) -> dict[str, Any]:
+        return _plan(request.config)
+
+    def show_estimate(self, result: dict[str, Any]) -> None:
+        for name, count in result.items():
+            print(f"{name.replace('_', ' '):<20} {count:,}")
+
+    def show(self, path: Path, result: dict[str, Any]) -> None:
+        print(format_tables(result))
+        print(f"charts: {path / 'study.html'}")
+        print(f"run folder: {path}")
+
+
+def _log(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _plan(config: StudyConfig) -> dict[str, int]:
+    """How many pieces there are to make."""
+    settings = list(config.simulated.settings())
+    real = config.real if config.data is not None else None
+    searches = [] if real is None else [config.search_of(entry, 0) for entry in real.policies]
+    paths = [used.make_bandit().total_samples for used in searches]
+    found = 0 if real is None else real.seeds * len(searches)
+    return {
+        "simulated_settings": len(settings),
+        "simulated_searches": len(settings) * config.simulated.seeds,
+        "searches": found,
+        "search_epochs": sum(paths) * (real.seeds if real else 0),
+        "networks": 0 if real is None else (found + real.random) * real.repeats,
+        "network_epochs": 0 if real is None else (found + real.random) * real.repeats * real.epochs,
+    }
+
+
+_COMMAND = StudyCommand()
+parse = _COMMAND.parse
+main = _COMMAND.main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,196 @@
+"""The study on real data: searches, and networks trained from scratch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fastbandit._files import plain_file, read_sealed
+from fastbandit._statistics import mann_whitney, mean_interval
+from fastbandit.config import ConfigError, to_plain
+from fastbandit.data import load
+from fastbandit.genotype import Genotype
+from fastbandit.retrain.loop import retrain
+from fastbandit.runs.environment import derive_seed
+from fastbandit.runs.folder import RunFolder
+from fastbandit.runs.tensors import RunError
+from fastbandit.search.config import SearchConfig
+from fastbandit.search.networks import random_genotype, retrain_config
+from fastbandit.search.run import search
+from fastbandit.study.config import StudyConfig
+from fastbandit.study.pieces import Pieces
+
+__all__ = ["run_real", "train_from_scratch"]
+
+
+def train_from_scratch(
+    genotype: Genotype, config: SearchConfig, epochs: int, seed: int, folder: Path
+) -> dict[str, Any]:
+    """Train a network by the code of a retraining; accuracy on the test images.
+
+    Data, adversary, batches and width are the search's. The test images are looked at once, with
+    the weights of the last epoch.
+
+    Args:
+        epochs: passes over the images.
+        seed: decides everything random in the training.
+        folder: holds the run while it goes on, so that it resumes; removed at the end.
+
+    Raises:
+        ConfigError: the data have no test images.
+    """
+    final = dataclasses.replace(config.final, network_epochs=epochs)
+    settings = retrain_config(dataclasses.replace(config, final=final), "study")
+    settings = dataclasses.replace(settings, seed=seed)
+    _, summary = retrain(settings, folder, force=True, genotype=genotype)
+    test, cost = summary["test"], summary["cost"]
+    if test is None:
+        raise ConfigError(f"data: {config.data}: expected a set with test images, got none")
+    shutil.rmtree(folder)
+    return {
+        "genotype": genotype.hash,
+        "parameters": summary["parameters"],
+        "clean_accuracy": test["clean_accuracy"],
+        "robust_accuracy": test["robust_accuracy"],
+        "n": test["n"],
+        "attack": test["attack"],
+        "seconds": cost["seconds_total"],
+    }
+
+
+def _slug(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "-." else "_" for c in text.replace("=", "-"))
+
+
+def _found(path: Path, config: SearchConfig, digest: str) -> tuple[Genotype, dict[str, Any]]:
+    """What a search found; searched, or taken from the folder where it is finished.
+
+    Args:
+        digest: of the data.
+    """
+    if (path / "summary.json").is_file():
+        if RunFolder.read_config(path) != to_plain(config.resolve()):
+            raise RunError(f"{path}: holds a search of another configuration; delete it")
+        if (searched := read_sealed(plain_file(path / "split.json"))["digest"]) != digest:
+            raise RunError(
+                f"{path}: holds a search on other data (digest {searched} there, {digest} now); "
+                "delete it"
+            )
+        summary = read_sealed(plain_file(path / "summary.json"))
+    else:
+        _, summary = search(config, path)
+    cost = summary["cost"]
+    return Genotype.load(plain_file(path / "genotype.json")), {
+        "genotype": summary["genotype_hash"],
+        "trained": cost["epochs"],
+        "evaluated": cost["paths_only_evaluated"],
+        "seconds": cost["seconds_total"],
+        "shared_clean_accuracy": summary["final"]["clean_accuracy"],
+        "shared_robust_accuracy": summary["final"]["robust_accuracy"],
+    }
+
+
+def run_real(
+    config: StudyConfig, folder: Path, pieces: Pieces, log: Callable[[str], None]
+) -> dict[str, Any] | None:
+    if config.data is None:
+        return None
+    real = config.real
+    groups: list[dict[str, Any]] = []
+    # A name says nothing of what the data hold now.
+    digest = load(config.data).digest
+
+    def network(group: str, number: int, genotype: Genotype, used: SearchConfig) -> dict[str, Any]:
+        trained = []
+        for repeat in range(real.repeats):
+            # Network i of every group starts from the same seed.
+            seed = derive_seed(config.seed, "network", number, repeat)
+            plain = to_plain(used)
+            plain.pop("bandit")  # has no part in training from scratch
+            macro = genotype.macro  # has a part in the network, but none in the hash
+            key = {
+                "genotype": genotype.hash,
+                "macro": None if macro is None else macro.model_dump(mode="json"),
+                "data": digest,
+                "training": plain,
+                "epochs": real.epochs,
+                "seed": seed,
+            }
+            known = pieces.done("network", key)
+
+            def make(seed: int = seed) -> dict[str, Any]:
+                return train_from_scratch(genotype, used, real.epochs, seed, folder / "training")
+
+            found = pieces.get("network", key, make)
+            trained.append(found)
+            log(
+                f"network {group} {number}: clean {100 * found['clean_accuracy']:.2f} %, robust "
+                f"{100 * found['robust_accuracy']:.2f} %  "
+                f"({'stored' if known else format(found['seconds'], '.0f') + ' s'})"
+            )
+        return {
+            "genotype": genotype.hash,
+            "trained": trained,
+            **{
+                name: statistics.fmean(one[name] for one in trained)
+                for name in ("clean_accuracy", "robust_accuracy", "parameters")
+            },
+        }
+
+    def training(used: SearchConfig) -> SearchConfig:
+        """The same for every network of a space."""
+        return dataclasses.replace(used, seed=config.seed, train_limit=real.train_limit)
+
+    for entry in real.policies:
+        members, searches = [], []
+        for number in range(real.seeds):
+            used = config.search_of(entry, number)
+            path = folder / "searches" / f"{_slug(entry)}-seed{used.seed}"
+            path.parent.mkdir(exist_ok=True)
+            genotype, found = _found(path, used, digest)
+            searches.append({"folder": str(path.relative_to(folder)), "seed": used.seed, **found})
+            log(f"search {entry} {number}: {found['seconds'] / 60:.1f} minutes")
+            members.append(network(entry, number, genotype, training(used)))
+        groups.append({"name": entry, "networks": members, "searches": searches})
+    base = dataclasses.replace(
+        config.search,
+        data=config.data,
+        seed=config.seed,
+        threads=config.threads,
+    )
+    drawn = [
+        network("random", number, random_genotype(base, "random network", number), training(base))
+        for number in range(real.random)
+    ]
+    if drawn:
+        groups.append({"name": "random networks", "networks": drawn, "searches": []})
+    _summarise(groups)
+    first = groups[0]["networks"][0]["trained"][0]
+    return {"data": config.data, "groups": groups, "n": first["n"], "attack": first["attack"]}
+
+
+def _summarise(groups: list[dict[str, Any]]) -> None:
+    """Adds means, intervals and the tests against random networks and the printed rule."""
+    for group in groups:
+        for name in ("clean_accuracy", "robust_accuracy"):
+            values = [one[name] for one in group["networks"]]
+            mean, low, high = mean_interval(values)
+            group[name] = {
+                "mean": mean,
+                "low": low if math.isfinite(low) else None,
+                "high": high if math.isfinite(high) else None,
+                "values": values,
+            }
+            group[name]["p"] = {
+                other["name"]: mann_whitney(values, [one[name] for one in other["networks"]])
+                for other in groups
+                if other is not group and other["name"] in ("printed", "random networks")
+            }
+        group["parameters"] = statistics.fmean(one["parameters"] for one in group["networks"])
+        seconds = [one["seconds"] for one in group["searches"]]
+        group["search_seconds"] = statistics.fmean(seconds) if seconds else None

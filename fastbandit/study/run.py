@@ -1,0 +1,88 @@
+"""A study from its beginning to its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastbandit._files import write_atomic
+from fastbandit._study_page import make_page
+from fastbandit.runs.environment import environment
+from fastbandit.runs.folder import RunFiles
+from fastbandit.runs.session import Session, torch_settings
+from fastbandit.study.config import StudyConfig
+from fastbandit.study.pieces import Pieces
+from fastbandit.study.real import run_real
+from fastbandit.study.simulated import run_simulated
+
+__all__ = ["FILES", "study"]
+
+#: What a study writes: pieces and searches, and no checkpoint of its own.
+FILES = RunFiles(
+    "study",
+    logs=(),
+    files=("study.json", "study.html"),
+    folders=(),
+    trees=("pieces", "searches", "training"),
+)
+
+
+def study(
+    config: StudyConfig,
+    out: str | Path | None = None,
+    *,
+    root: str | Path = "runs",
+    force: bool = False,
+    log: Callable[[str], None] = lambda text: None,
+) -> tuple[Path, dict[str, Any]]:
+    """Run a study to its end, or go on with one that was interrupted.
+
+    Args:
+        config: the settings.
+        out: run folder; None: an unfinished study of the same configuration below ``root``, else a
+            new folder there.
+        force: replace what a finished or a different study left in ``out``.
+        log: is called with a line about each finished piece.
+
+    Returns:
+        The run folder and the content of its ``study.json``; of a finished study of the same
+        configuration what is stored, unless ``force`` is given.
+
+    Raises:
+        RunError: the folder holds something else.
+    """
+    session = Session(config)
+    search = config.search.resolve()
+    with (
+        torch_settings(config.threads, bool(search.deterministic)),
+        session.open(FILES, out, root=root, name=config.name, force=force, progress=None),
+    ):
+        folder, path = session.folder, session.path
+        assert folder is not None
+        if session.finished() is not None:
+            stored: dict[str, Any] = folder.read_json("study.json")
+            stored.pop("environment")
+            log(
+                f"{path}: all is done: the study of this configuration is finished, and this is "
+                "its stored result; --force runs it again"
+            )
+            return path, stored
+        if not (path / "env.json").is_file():
+            facts = environment(torch.device(search.device))
+            folder.write_json("env.json", {"command": FILES.command, **facts})
+        started = time.perf_counter()
+        pieces = Pieces(path / "pieces")
+        result = {
+            "simulated": run_simulated(config, pieces, log),
+            "real": run_real(config, path, pieces, log),
+        }
+        facts = folder.read_json("env.json")
+        folder.write_json("study.json", {**result, "environment": facts})
+        page = make_page(config.name, result, facts, (path / "config.yaml").read_text())
+        write_atomic(path / "study.html", page)
+        session.finish({"status": "finished", "seconds_last_call": time.perf_counter() - started})
+    return path, result
