@@ -39,7 +39,7 @@ from torch.nn import functional as F
 
 from fastbandit import ops, space
 from fastbandit._intervals import wilson
-from fastbandit.attacks import _gradient
+from fastbandit.attacks import _pgd
 from fastbandit.attacks._model import Oracle
 from fastbandit.data import Loader, load, statistics
 from fastbandit.genotype import Genotype
@@ -146,10 +146,10 @@ def ours(
         for threat in (fgsm, pgd) if first_fgsm else (pgd,):
             kept = []
             for part in rows.split(4 * BATCH):
-                found = _gradient.descend(
+                found = _pgd.pgd_loop(
                     oracle, x[part], y[part], threat, seed=0, index=part, stop_early=drop
                 )
-                kept.append(part[~found.fooled])
+                kept.append(part[~found.success])
             rows = torch.cat(kept)
     return len(rows)
 
@@ -185,7 +185,7 @@ def test_pgd20_of_a_test_set(
     fast = freeze(copy.deepcopy(model))
     if rival == "no cycles":
         monkeypatch.setattr(
-            _gradient._Iterates, "repeats", lambda self, d: d.new_zeros(len(d), dtype=torch.bool)
+            _pgd._Iterates, "repeats", lambda self, d: d.new_zeros(len(d), dtype=torch.bool)
         )
 
     def run() -> int:

@@ -7,6 +7,7 @@ With FGSM, PGD-k or no attack at all the objective is the same and the threat mo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastbandit.attacks import _ball, attack_mode
-from fastbandit.attacks._gradient import leaf
+from fastbandit.attacks import attack_mode
 from fastbandit.attacks._model import check_answer
+from fastbandit.attacks._pgd import leaf
+from fastbandit.attacks.ball import perturbed
 from fastbandit.threat import ThreatModel, parse_number, parse_whole
 from fastbandit.training import Objective, Step
 
@@ -96,21 +98,12 @@ class Free(Adversarial):
             last = F.pad(last, [0, 0] * 3 + [0, len(images) - len(last)])
         # The difference of two images would be rounded, and could leave the ball.
         delta = last[: len(images)].clone()
-        _ball.step_(
-            delta,
-            torch.zeros_like(delta),
-            images,
-            norm=threat.norm,
-            step_size=0.0,
-            epsilon=threat.epsilon_value,
-            lower=threat.lower,
-            upper=threat.upper,
-        )
+        threat.ball.step_(delta, torch.zeros_like(delta), images, 0.0)
         return delta
 
     def losses(self, step: Step) -> Iterator[tuple[Tensor, Tensor]]:
-        threat = step.threat
-        epsilon = threat.epsilon_value
+        threat, ball = step.threat, step.threat.ball
+        size = ball.epsilon if threat.step_size is None else threat.step_value
         delta = self._start(step)
         for _ in range(self.updates):
             point, own = leaf(step.images, delta)
@@ -118,16 +111,7 @@ class Free(Adversarial):
                 point, own = point.detach(), own.detach()
             yield self.cross_entropy(step, partial(step.model, own))
             if point.grad is not None:
-                _ball.step_(
-                    delta,
-                    point.grad,
-                    step.images,
-                    norm=threat.norm,
-                    step_size=epsilon if threat.step_size is None else threat.step_value,
-                    epsilon=epsilon,
-                    lower=threat.lower,
-                    upper=threat.upper,
-                )
+                ball.step_(delta, point.grad, step.images, size)
         self._delta = delta
 
     def passes(self, threat: ThreatModel) -> tuple[int, int]:
@@ -160,7 +144,7 @@ class Trades(Adversarial):
     def losses(self, step: Step) -> Iterator[tuple[Tensor, Tensor]]:
         point = step.images
         if step.threat.attacks:
-            point = _ball.moved(point, perturb_away(step))
+            point = perturbed(point, perturb_away(step))
         natural, logits = self.cross_entropy(step, partial(step.model, step.images))
         moved = step.model(point)
         divergence = F.kl_div(
@@ -188,16 +172,13 @@ def perturb_away(step: Step) -> Tensor:
         TypeError, ValueError: the model's answer is no logits [N, classes].
     """
     threat, images = step.threat, step.images
-    epsilon = threat.epsilon_value
-    delta = _ball.start(
+    ball = threat.ball
+    near = ball if threat.random_start else replace(ball, radius=min(ball.epsilon, _NUDGE))
+    delta = near.start(
         images,
-        norm=threat.norm,
-        epsilon=epsilon if threat.random_start else min(epsilon, _NUDGE),
         seed=step.seed,
         index=step.index,
         offset=step.offset,
-        lower=threat.lower,
-        upper=threat.upper,
         reach=threat.steps * threat.step_value,
     )
     with (
@@ -212,14 +193,5 @@ def perturb_away(step: Step) -> Tensor:
             prediction = F.log_softmax(check_answer(step.model(own), images), dim=1)
             divergence = F.kl_div(prediction, target, reduction="sum")
             (gradient,) = torch.autograd.grad(divergence, point)
-            _ball.step_(
-                delta,
-                gradient,
-                images,
-                norm=threat.norm,
-                step_size=threat.step_value,
-                epsilon=epsilon,
-                lower=threat.lower,
-                upper=threat.upper,
-            )
+            ball.step_(delta, gradient, images, threat.step_value)
     return delta

@@ -10,7 +10,10 @@ import math
 import re
 from dataclasses import dataclass, fields
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastbandit.attacks.ball import Ball
 
 __all__ = [
     "ThreatModel",
@@ -22,7 +25,7 @@ __all__ = [
 ]
 
 NORMS = ("linf", "l2")
-_NORM_NAMES = {"linf": "L-infinity", "l2": "L2"}
+NORM_NAMES = {"linf": "L-infinity", "l2": "L2"}
 BN_MODES = ("eval", "train")
 
 
@@ -245,6 +248,14 @@ class ThreatModel:
         return float(self.epsilon * Fraction(5, 4)) if self.random_start else float(self.epsilon)
 
     @property
+    def ball(self) -> Ball:
+        """The perturbations that the adversary may choose."""
+        from fastbandit.attacks.ball import Ball  # this file needs no torch
+
+        assert isinstance(self.epsilon, Fraction)
+        return Ball(self.norm, self.epsilon, self.lower, self.upper)
+
+    @property
     def attacks(self) -> bool:
         """False where the adversary has nothing to do: no step, or a radius of zero."""
         return self.steps > 0 and self.epsilon != 0
@@ -279,6 +290,6 @@ class ThreatModel:
             high = "inf" if self.upper is None else f"{self.upper:g}"
             bounds = f"x + delta in [{low}, {high}]"
         return (
-            f"{name}, {_NORM_NAMES[self.norm]}, epsilon {format_fraction(self.epsilon)}, "
+            f"{name}, {NORM_NAMES[self.norm]}, epsilon {format_fraction(self.epsilon)}, "
             f"step {step}, {start}, {bounds}, batch norm in {self.bn_mode} mode"
         )

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from fastbandit._graphs import Graphs, Recorded, Recorder
 from fastbandit._inputs import Batches, Input, ReadyInput, Start, input_of
-from fastbandit.attacks import _ball, perturb, perturb_from
+from fastbandit.attacks import perturb, perturb_from
 from fastbandit.attacks._model import check_answer, misclassified, with_autograd
+from fastbandit.attacks.ball import perturbed
 from fastbandit.distributed import Team
 from fastbandit.nn.layers import BatchNorm2d, Moves
 from fastbandit.threat import ThreatModel
@@ -115,7 +116,7 @@ class Step:
             return self.model(self.images, **options)
         taken = None if self.start is None else self.start.take()
         if taken is None:
-            return self.model(_ball.moved(self.images, self.perturb()), **options)
+            return self.model(perturbed(self.images, self.perturb()), **options)
         point = self._continue(*taken)
         return self.model.forward_normalized(point, **options)  # type: ignore[operator]
 

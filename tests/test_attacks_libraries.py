@@ -37,7 +37,7 @@ def test_pgd_is_torchattacks_image_by_image(case, start, monkeypatch):
         monkeypatch.setattr(torch.Tensor, "uniform_", lambda self, *_: self.copy_(delta))
         clipped = (x + delta).clamp(0, 1) - x
         monkeypatch.setattr(
-            "fastbandit.attacks._ball.ops.random_start", lambda *a, **k: clipped.clone()
+            "fastbandit.attacks.ball.ops.random_start", lambda *a, **k: clipped.clone()
         )
     ours = PGD(model, EPSILON, 0.02, 20, random_start=start)(x, y)
     reference = theirs.PGD(model, EPSILON, 0.02, 20, random_start=start)(x, y)

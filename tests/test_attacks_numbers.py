@@ -8,9 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from fastbandit import _evaluation, attacks
-from fastbandit.attacks import _ball, perturb
+from fastbandit import attacks
+from fastbandit.attacks import perturb
+from fastbandit.attacks._apgd import APGDCEAttack, APGDTAttack
 from fastbandit.attacks._model import Oracle
+from fastbandit.attacks._pgd import pgd_loop
+from fastbandit.attacks._square import SquareAttack
+from fastbandit.attacks.ball import Ball, perturbed, point_of
+from fastbandit.evaluate.plans import reference_plan
 from fastbandit.objectives import Adversarial, Free, Trades, perturb_away
 from fastbandit.threat import ThreatModel, parse_fraction
 from fastbandit.training import Cost, Step, evaluate
@@ -182,20 +187,17 @@ def test_an_answer_that_is_not_finite_is_a_success(value):
         model.weight[0] = 9.0
     y = torch.zeros(8, dtype=torch.int64)
     assert not wrong(model, x, y).any()
-    kept = {"norm": "linf", "epsilon": 0.1, "seed": 0, "index": torch.arange(8)}
+    kept = torch.arange(8), 0, Ball("linf", 0.1)
     threat = ThreatModel(epsilon="0.1", steps=2)
     with Oracle(model) as oracle:
         found = [
-            attacks._gradient.descend(
-                oracle, x, y, threat, seed=0, index=torch.arange(8), stop_early=early
-            )
+            pgd_loop(oracle, x, y, threat, seed=0, index=torch.arange(8), stop_early=early)
             for early in (False, True)
         ]
-        found.append(attacks._apgd.apgd(oracle, x, y, steps=3, restarts=1, **kept))
-        found.append(attacks._apgd.targeted(oracle, x, y, steps=3, restarts=1, targets=2, **kept))
-        found.append(attacks._square.search(oracle, x, y, queries=3, restarts=1, share=0.8, **kept))
+        for attack in (APGDCEAttack(steps=3), APGDTAttack(steps=3, targets=2), SquareAttack(3)):
+            found.append(attack.run(oracle, x, y, *kept))
     for attacked in found:
-        assert attacked.fooled.all()
+        assert attacked.success.all()
         assert attacked.adversarial.isfinite().all()
     point = found[0].adversarial.clone()
     together = attacks.ensemble(model, point, y, epsilon=0.1, steps=2, queries=2)
@@ -227,14 +229,14 @@ def test_an_image_of_the_reference_that_is_not_finite_is_no_success(monkeypatch)
 
     monkeypatch.setattr(pytest.importorskip("pyautoattack"), "AutoAttack", Reference)
     x, y = batch()
-    plan = _evaluation.reference_plan("linf", Fraction(1, 10), CLASSES, torch.device("cpu"))
+    plan = reference_plan(Ball("linf", Fraction(1, 10)), CLASSES)
     for answer in (1.0, torch.nan):
         model = Then(after=lambda z, answer=answer: z * answer)
         with Oracle(model) as oracle:
             found = plan.run(oracle, x, (y + 1) % CLASSES, torch.arange(8), 0)
-        assert not found.fooled[::2].any()
+        assert not found.success[::2].any()
         if answer != answer:
-            assert found.fooled[1::2].all()
+            assert found.success[1::2].all()
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -254,15 +256,10 @@ def test_an_infinite_loss_that_the_exact_model_denies_is_not_the_best(norm):
             )
 
     x, y = batch()
-    kept = {"norm": norm, "epsilon": 0.01, "seed": 0, "index": torch.arange(8), "restarts": 1}
-    for search in (
-        lambda oracle, k: attacks._apgd.apgd(oracle, x, y, steps=k, **kept),
-        lambda oracle, k: attacks._apgd.apgd(oracle, x, y, steps=k, loss=attacks._apgd.dlr, **kept),
-        lambda oracle, k: attacks._square.search(oracle, x, y, queries=5 * k, share=0.8, **kept),
-    ):
+    for attack in (APGDCEAttack(steps=6), APGDCEAttack(steps=6, loss="dlr"), SquareAttack(30)):
         with Oracle(Overflows(), exact=Linear()) as oracle:
-            found = search(oracle, 6)
-        assert not found.fooled.any()
+            found = attack.run(oracle, x, y, torch.arange(8), 0, Ball(norm, 0.01))
+        assert not found.success.any()
 
         def margins(point):
             with torch.no_grad():
@@ -288,7 +285,7 @@ def test_a_point_is_the_nearest_that_is_no_farther(device, dtype):
     delta = torch.randn(20_000, generator=generator, dtype=wide) * 0.1
     delta[::7] *= 1e-5
     delta[::11] = 8 / 255
-    found = _ball.point(x.to(device), delta.to(device), dtype).cpu()
+    found = point_of(x.to(device), delta.to(device), dtype).cpu()
     assert found.dtype == dtype
     apart = (found.to(wide) - x).abs()
     assert (apart <= delta.abs()).all()
@@ -297,7 +294,7 @@ def test_a_point_is_the_nearest_that_is_no_farther(device, dtype):
     exact = x.double() + delta.double()
     better = (farther.double() - exact).abs() < (found.double() - exact).abs()
     assert ((farther.to(wide) - x).abs()[better] > delta.abs()[better]).all()
-    assert torch.equal(_ball.point(x, torch.zeros_like(x), dtype), x.to(dtype))
+    assert torch.equal(point_of(x, torch.zeros_like(x), dtype), x.to(dtype))
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -345,7 +342,7 @@ def test_training_perturbations_are_in_the_ball(dtype, norm):
         assert delta.dtype == dtype
         assert inside(delta)
         if dtype in (torch.bfloat16, torch.float16):
-            assert inside(_ball.moved(x, delta).to(wide) - x.to(wide))
+            assert inside(perturbed(x, delta).to(wide) - x.to(wide))
     objective = Free(3)
     for loss, _ in objective.losses(step):
         loss.backward()

@@ -1,6 +1,9 @@
 """The attacks against closed forms, and what they promise whatever the model."""
 
 import math
+import re
+from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,9 +11,12 @@ from _digits import images, network
 from torch import nn
 
 from fastbandit import attacks
-from fastbandit.attacks import APGD, APGDT, FGSM, MIFGSM, PGD, PGDL2, AutoAttack, Square, _ball
+from fastbandit.attacks import APGD, APGDT, FGSM, MIFGSM, PGD, PGDL2, AutoAttack, Square
 from fastbandit.attacks._draws import below, normal, uniform, words
 from fastbandit.attacks._model import Oracle
+from fastbandit.attacks._pgd import PGDSettings, _start, pgd_loop
+from fastbandit.attacks.ball import Ball
+from fastbandit.attacks.registry import ATTACKS, SECTIONS, find_attack
 from fastbandit.threat import ThreatModel
 
 EPSILON = 0.2
@@ -192,8 +198,8 @@ def test_stopping_early_is_no_weaker_and_asks_less():
     counts = []
     for stop in (False, True):
         with Oracle(model) as oracle:
-            attacks._gradient.descend(
-                oracle, x, y, attacks._gradient.ThreatModel(epsilon=EPSILON, steps=20),
+            pgd_loop(
+                oracle, x, y, ThreatModel(epsilon=EPSILON, steps=20),
                 seed=0, index=torch.arange(150), stop_early=stop,
             )  # fmt: skip
         counts.append(oracle.forward_passes)
@@ -205,10 +211,10 @@ def test_an_iterate_that_repeats_ends_the_attack():
     """On a linear model the corner is reached and never left."""
     model, x, y = linear(2)
     with Oracle(model) as oracle:
-        threat = attacks._gradient.ThreatModel(epsilon=1e-4, steps=100, step_size=1e-4)
-        found = attacks._gradient.descend(oracle, x, y, threat, seed=0, index=torch.arange(len(x)))
+        threat = ThreatModel(epsilon=1e-4, steps=100, step_size=1e-4)
+        found = pgd_loop(oracle, x, y, threat, seed=0, index=torch.arange(len(x)))
     assert oracle.forward_passes < 8 * len(x)
-    assert not found.fooled[distance(model, x, y, "linf") > 1.01e-4].any()
+    assert not found.success[distance(model, x, y, "linf") > 1.01e-4].any()
 
 
 def test_restarts_help_and_attack_only_who_stands():
@@ -282,10 +288,7 @@ def test_l2_start_has_a_uniform_radius(reach, nearest):
     ids = torch.arange(7, 4007)
 
     def start(part: slice) -> torch.Tensor:
-        return _ball.start(
-            x[part], norm="l2", epsilon=0.4, lower=0.0, upper=1.0,
-            seed=0, index=ids[part], offset=0, reach=reach,
-        )  # fmt: skip
+        return Ball("l2", 0.4).start(x[part], seed=0, index=ids[part], offset=0, reach=reach)
 
     delta = start(slice(None))
     radius = delta.flatten(1).norm(dim=1)
@@ -303,7 +306,7 @@ def test_the_start_knows_how_far_the_steps_go():
     x = torch.full((50, 1, 8, 8), 0.5)
     for steps, nearest in ((2, 0.3), (20, 0.0)):
         threat = ThreatModel(norm="l2", epsilon=0.4, steps=steps, step_size=0.05)
-        delta = attacks._gradient._start(x, threat, 0, None, 0)
+        delta = _start(x, threat, 0, None, 0)
         radius = delta.flatten(1).norm(dim=1)
         assert nearest - 1e-6 <= radius.min() < nearest + 0.05
 
@@ -321,7 +324,49 @@ def test_bfloat16_success_counts_only_in_float32():
     x, y = images(20)
     y = torch.zeros_like(y)
     with Oracle(Fragile(), precision=torch.bfloat16) as oracle:
-        threat = attacks._gradient.ThreatModel(epsilon=0.1, steps=3)
-        found = attacks._gradient.descend(oracle, x, y, threat, seed=0, index=torch.arange(7, 27))
-    assert not found.fooled.any()
+        threat = ThreatModel(epsilon=0.1, steps=3)
+        found = pgd_loop(oracle, x, y, threat, seed=0, index=torch.arange(7, 27))
+    assert not found.success.any()
     assert oracle.unconfirmed == set(range(7, 27))
+
+
+# --- the registry -------------------------------------------------------------------------------
+
+
+def test_docs_list_the_attacks_of_the_registry():
+    text = (Path(__file__).parents[1] / "docs" / "evaluate.md").read_text()
+    table = text.split("| name | attack |\n| --- | --- |\n")[1].split("\n\n")[0]
+    listed = [
+        name for row in table.splitlines() for name in re.findall("`([^`]+)`", row.split("|")[1])
+    ]
+    assert listed == [name.replace("<steps>", "K") for name in ATTACKS]
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("fgsm", "fgsm"), (" MI-FGSM", "mifgsm"), ("pgd7", "pgd-7"), ("PGD-007", "pgd-7"),
+        ("apgd-ce", "apgd-ce"), ("apgd-t ", "apgd-t"), ("square", "square"),
+        ("pgd-0", None), ("pgd-", None), ("apgd", None), ("", None),
+    ],
+)  # fmt: skip
+def test_an_attack_is_found_by_its_name(name, key):
+    found = find_attack(name, {section: kind() for section, kind in SECTIONS.items()})
+    assert (found and found.key) == key
+
+
+def test_an_attack_takes_its_settings_and_no_other():
+    settings = {
+        "pgd": PGDSettings("1/30", restarts=3),
+        "apgd": SECTIONS["apgd"](steps=7, restarts=2, targets=4),
+    }
+    ball = Ball("linf", Fraction(1, 10))
+
+    def facts(name: str) -> dict:
+        return find_attack(name, settings).facts(ball)
+
+    assert (facts("pgd-5")["step_size"], facts("pgd-5")["restarts"]) == ("1/30", 3)
+    assert (facts("fgsm")["step_size"], facts("fgsm")["restarts"]) == (None, 1)
+    assert facts("apgd-ce") == {"norm": "linf", "steps": 7, "restarts": 2}
+    assert facts("apgd-t") == {"norm": "linf", "steps": 7, "restarts": 2, "targets": 4}
+    assert find_attack("apgd-t", settings).passes() == (8 * 2 * 4 + 1, 7 * 2 * 4)

@@ -16,20 +16,25 @@ from _processes import run, run_pair
 from torch import nn
 from torch.nn.utils import weight_norm
 
-from fastbandit import evaluate as module
 from fastbandit._intervals import sign_test, wilson
 from fastbandit.attacks import pgd
+from fastbandit.attacks._pgd import PGDSettings
 from fastbandit.config import ConfigError, merge, to_plain
 from fastbandit.data import load
 from fastbandit.evaluate import (
     PRESETS,
     ChecksConfig,
     EvaluateConfig,
-    PGDConfig,
     dry_run,
     evaluate_model,
     main,
 )
+from fastbandit.evaluate import __main__ as command
+from fastbandit.evaluate import grid as grids
+from fastbandit.evaluate import run as running
+from fastbandit.evaluate import subject as subjects
+from fastbandit.evaluate.plans import same_logits
+from fastbandit.evaluate.sanity import Evidence, judge
 from fastbandit.nn.frozen import freeze
 from fastbandit.report import wilson as exported
 from fastbandit.runs.folder import RunFolder
@@ -79,7 +84,7 @@ def done(model, tmp_path_factory):
 
 def test_result_says_what_the_page_reads(done, model):
     _, path, result = done
-    assert RunFolder(path, module.FILES).read_json("evaluation.json") == result
+    assert RunFolder(path, running.FILES).read_json("evaluation.json") == result
     assert (result["schema_version"], result["command"], result["status"]) == (
         1, "evaluate", "finished",
     )  # fmt: skip
@@ -187,20 +192,20 @@ def test_killed_and_resumed_is_the_same(done, model, tmp_path):
     out = tmp_path / "killed"
     script = (
         "import os, signal, sys\n"
-        "from fastbandit import evaluate as module\n"
+        "from fastbandit.evaluate import evaluate_model, grid\n"
         "from test_evaluate import configure\n"
-        "save, count = module._Evaluation.save, 0\n"
+        "save, count = grid.Evaluation.save, 0\n"
         "def dies(self):\n"
         "    global count\n"
         "    save(self)\n"
         "    count += 1\n"
         "    if count == 6:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "module._Evaluation.save = dies\n"
-        "module._SECONDS_BETWEEN_CHECKPOINTS, module._BATCHES = -1.0, 1\n"
+        "grid.Evaluation.save = dies\n"
+        "grid._SECONDS_BETWEEN_CHECKPOINTS, grid._BATCHES = -1.0, 1\n"
         f"config = configure(epsilons='0,0.05,0.15', transfer_from={str(model)!r},\n"
         "                   transfer_attacks='mifgsm', examples=5)\n"
-        f"module.evaluate_model({str(model)!r}, config, {str(out)!r})\n"
+        f"evaluate_model({str(model)!r}, config, {str(out)!r})\n"
     )
     dead = run("-c", script)
     assert dead.returncode == -signal.SIGKILL, dead.stderr
@@ -209,18 +214,18 @@ def test_killed_and_resumed_is_the_same(done, model, tmp_path):
         evaluate_model(model, merge(config, {"seed": 3}, "test"), out)
     # What was known is not asked again.
     asked = []
-    original = module._Campaign.todo
+    original = grids.AttackGrid.todo
 
     def todo(self, plan, candidates):
         found = original(self, plan, candidates)
         asked.append(len(found))
         return found
 
-    module._Campaign.todo = todo
+    grids.AttackGrid.todo = todo
     try:
         _, again = evaluate_model(model, config, out)
     finally:
-        module._Campaign.todo = original
+        grids.AttackGrid.todo = original
     assert asked[0] == 0  # clean accuracy was there
     assert settled(again) == settled(result)
     for name in ("images.safetensors", "examples.safetensors"):
@@ -411,20 +416,20 @@ def test_a_copy_that_computes_something_else_is_not_attacked(tmp_path, monkeypat
     def stop(self, ids, mine):
         raise StopError
 
-    monkeypatch.setattr(module, "freeze", spoilt)
+    monkeypatch.setattr(subjects, "freeze", spoilt)
     with monkeypatch.context() as patch:
-        patch.setattr(module._Evaluation, "keep_examples", stop)
-        patch.setattr(module, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+        patch.setattr(grids.Evaluation, "keep_examples", stop)
+        patch.setattr(grids, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
         with pytest.raises(StopError):
             evaluate_model(net, configure(**FEW), tmp_path / "out")
-    monkeypatch.setattr(module, "freeze", freeze)  # what was found is remembered
+    monkeypatch.setattr(subjects, "freeze", freeze)  # what was found is remembered
     _, result = evaluate_model(net, configure(**FEW), tmp_path / "out")
     assert result["fast_copy"]["used"] is False
     assert result["fast_copy"]["differs"] > 100
     assert result["results"][0]["worst_case"] == honest["results"][0]["worst_case"]
     check = result["suspicion"]["checks"][-1]
     assert (check["name"], check["verdict"]) == ("successes confirmed", "skipped")
-    module._print_result(tmp_path, result)
+    command._print_result(tmp_path, result)
     assert "attacks followed the network itself" in capsys.readouterr().out
 
 
@@ -442,7 +447,7 @@ class SeesAttacks(nn.Module):
 
 
 def test_many_successes_that_the_network_denies_are_suspicious(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_fast_copy", SeesAttacks)
+    monkeypatch.setattr(running, "fast_copy", SeesAttacks)
     config = configure(**FEW | {"epsilon": "0.02"})
     _, result = evaluate_model(normalised(), config, tmp_path / "out")
     assert result["fast_copy"] == {"used": True, "differs": 0}
@@ -462,9 +467,9 @@ def test_many_successes_that_the_network_denies_are_suspicious(tmp_path, monkeyp
     ],
 )
 def test_unconfirmed_by_hand(denied, total, verdict):
-    found = module._evaluation.verdicts(
-        {},
-        0,
+    evidence = Evidence(
+        answers={},
+        n=0,
         norm="linf",
         steps=10,
         queries=1,
@@ -472,6 +477,7 @@ def test_unconfirmed_by_hand(denied, total, verdict):
         unconfirmed=(denied, total),
         fixed=(0, 32),
     )
+    found = judge(evidence)
     assert found["verdict"] == verdict
     assert f"{denied} of {total} images" in found["checks"][-1]["detail"]
 
@@ -479,7 +485,7 @@ def test_unconfirmed_by_hand(denied, total, verdict):
 def test_logits_that_are_not_numbers_are_not_the_same():
     exact = torch.tensor([[1.0, 2.0], [1.0, 2.0], [1.0, 2.0], [0.0, 0.0]])
     copied = exact + torch.tensor([[1e-4], [3e-4], [torch.nan], [0.0]])
-    assert module._evaluation.same_logits(copied, exact).tolist() == [True, False, False, True]
+    assert same_logits(copied, exact).tolist() == [True, False, False, True]
 
 
 def test_a_module_that_cannot_be_copied(tmp_path):
@@ -669,7 +675,7 @@ def test_numbers_of_other_libraries_are_settings(tmp_path):
         epsilon=np.float32(0.15),
         limit=np.int64(12),
         attacks="fgsm,pgd-2",
-        pgd=PGDConfig(step_size=Fraction(1, 30), restarts=torch.tensor(2)),
+        pgd=PGDSettings(step_size=Fraction(1, 30), restarts=torch.tensor(2)),
         checks=ChecksConfig(images=np.int32(0)),
         seed=np.int64(3),
         threads=1,
@@ -682,7 +688,7 @@ def test_numbers_of_other_libraries_are_settings(tmp_path):
     # The same settings, written as usual, are those of the folder.
     again = EvaluateConfig(
         epsilon="0.15", limit=12, attacks="fgsm,pgd-2", threads=1, seed=3,
-        pgd=PGDConfig(step_size="1/30", restarts=2), checks=ChecksConfig(images=0),
+        pgd=PGDSettings(step_size="1/30", restarts=2), checks=ChecksConfig(images=0),
     )  # fmt: skip
     assert (
         evaluate_model(network(), again, tmp_path / "f")[1]["results"][0]["worst_case"]

@@ -9,9 +9,9 @@ from _digits import model_file, network
 from test_evaluate import configure, settled
 from torch import nn
 
-from fastbandit import evaluate as module
 from fastbandit._identity import ROUNDING, Fingerprint
 from fastbandit.evaluate import evaluate_model
+from fastbandit.evaluate import subject as module
 from fastbandit.runs.tensors import RunError
 
 QUICK = {"limit": 60, "attacks": "fgsm", "checks": {"images": 0}}
@@ -81,7 +81,7 @@ def test_fingerprint_depends_on_neither_limit_nor_batch_nor_mode(tmp_path):
 def test_probes_are_images_and_all_different():
     for shape in ((1, 8, 8), (3, 5, 4)):
         images = torch.randint(0, 256, (3, *shape), dtype=torch.uint8)
-        probes = module._probes(images, torch.device("cpu"))
+        probes = module.probe_images(images, torch.device("cpu"))
         assert probes.shape == (32, *shape)
         assert probes.min() >= 0
         assert probes.max() <= 1
@@ -135,7 +135,7 @@ def test_digest_covers_every_tensor():
         model = nn.Module()
         buffer = torch.full(shape, value, dtype=dtype)
         model.register_buffer("mean", buffer, persistent=persistent)
-        return module._module_digest(model)
+        return module.module_digest(model)
 
     digests = [
         made(False, 1.0),

@@ -21,8 +21,8 @@ import pytest
 import torch
 
 from fastbandit.config import merge
-from fastbandit.evaluate import FILES as EVALUATION
 from fastbandit.evaluate import EvaluateConfig, evaluate_model
+from fastbandit.evaluate.run import FILES as EVALUATION
 from fastbandit.genotype import Genotype
 from fastbandit.models import Architecture, save_model
 from fastbandit.retrain import RetrainConfig, retrain
@@ -269,7 +269,7 @@ def fixed_environment(device: torch.device) -> dict[str, Any]:
 def same_every_time(monkeypatch):
     """Nothing in a file that a clock decides; and nothing waits for the disk."""
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
-    for module in ("runs.session", "study.run", "evaluate"):
+    for module in ("runs.session", "study.run", "evaluate.run", "evaluate.result"):
         monkeypatch.setattr(f"fastbandit.{module}.environment", fixed_environment)
     monkeypatch.setattr("time.perf_counter", lambda: 0.0)
 
@@ -313,7 +313,7 @@ def test_retrain_stopped_before_it_begins(tmp_path, monkeypatch, force):
 
 @pytest.mark.parametrize("force", [False, True])
 def test_evaluate_stopped_anywhere(tmp_path, monkeypatch, force):
-    monkeypatch.setattr("fastbandit.evaluate.peak_memory_mb", lambda device: 0.0)
+    monkeypatch.setattr("fastbandit.evaluate.result.peak_memory_mb", lambda device: 0.0)
     genotype = Genotype.published("ABANDIT_MNIST_NORMAL_1")
     architecture = Architecture(in_channels=1, classes=10, channels=2, cells=2)
     torch.manual_seed(0)

@@ -29,7 +29,7 @@ from fastbandit._files import (
     write_atomic,
 )
 from fastbandit._report.folders import collect
-from fastbandit.evaluate import FILES as EVALUATION
+from fastbandit.evaluate.run import FILES as EVALUATION
 from fastbandit.genotype import Genotype, GenotypeError
 from fastbandit.models import Architecture, find_model, load_model, save_model
 from fastbandit.report import write_report

@@ -11,8 +11,10 @@ Functions: :func:`fgsm` (and ``norm="l2"``, the fast gradient method), :func:`mi
 """
 
 from fastbandit.attacks._apgd import apgd_ce, apgd_t
-from fastbandit.attacks._gradient import fgsm, mifgsm, perturb, perturb_from, pgd
+from fastbandit.attacks._ensemble import ensemble
+from fastbandit.attacks._mifgsm import mifgsm
 from fastbandit.attacks._model import attack_mode, check_images
+from fastbandit.attacks._pgd import fgsm, perturb, perturb_from, pgd
 from fastbandit.attacks._square import square
 from fastbandit.attacks.classes import (
     APGD,
@@ -23,7 +25,6 @@ from fastbandit.attacks.classes import (
     PGDL2,
     AutoAttack,
     Square,
-    ensemble,
 )
 
 __all__ = [

@@ -6,22 +6,28 @@ parameter-free attacks", ICML 2020, Algorithm 1 and section 4.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
-from fastbandit.attacks import _ball, _draws
-from fastbandit.attacks._model import (
-    LARGEST_SEED,
-    Attacked,
-    Loss,
-    Oracle,
-    checked,
-    cross_entropy,
-    with_autograd,
+from fastbandit.attacks import _draws
+from fastbandit.attacks._attack import (
+    Attack,
+    AttackResult,
+    attack_model,
+    check_radius,
+    count,
+    from_starts,
 )
-from fastbandit.threat import ThreatModel, parse_whole
+from fastbandit.attacks._model import Loss, Oracle, cross_entropy
+from fastbandit.attacks.ball import Ball, per_image, point_of, wide
+from fastbandit.config import at_least
+from fastbandit.threat import parse_whole
 
 # The constants of the paper: momentum, least share of steps that must improve, the first length
 # of a period, by how much periods shrink and to what.
@@ -68,45 +74,30 @@ def ascend(
     oracle: Oracle,
     images: Tensor,
     labels: Tensor,
-    *,
-    norm: str,
-    epsilon: float,
-    steps: int,
+    ball: Ball,
     loss: Loss,
     columns: tuple[Tensor, ...],
+    *,
+    steps: int,
     seed: int,
     index: Tensor,
     offset: int = 0,
-) -> Attacked:
+) -> AttackResult:
     """One run of APGD, within ``with oracle``; an image is done when it fools the model.
 
     Args:
         loss: maximised, of (logits, *columns); ``columns``: [N] each. Where it is not finite the
             iterate counts as worse than any other.
     """
-    adversarial = images.clone()
-    dtype, images = images.dtype, _ball.wide(images)
-    fooled = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+    found = AttackResult.none(images)
+    dtype, images = images.dtype, wide(images)
     if not len(images):
-        return Attacked(adversarial, fooled)
-
-    def project(delta: Tensor, x: Tensor) -> Tensor:
-        return _ball.project(delta, x, norm, epsilon)
-
-    if norm == "linf":
-        delta = _ball.start(
-            images,
-            norm=norm,
-            epsilon=epsilon,
-            lower=0.0,
-            upper=1.0,
-            seed=seed,
-            index=index,
-            offset=offset,
-        )
+        return found
+    if ball.norm == "linf":
+        delta = ball.start(images, seed=seed, index=index, offset=offset)
     else:
         draws = _draws.normal(seed, index, images[0].numel(), offset).to(images.dtype)
-        delta = project(epsilon * _ball.direction(draws.view(images.shape), norm), images)
+        delta = ball.project(ball.epsilon * ball.direction(draws.view(images.shape)), images)
 
     # Everything that belongs to one image shrinks together as images fall.
     s: dict[str, Tensor] = {
@@ -119,9 +110,9 @@ def ascend(
         **{f"column{i}": column for i, column in enumerate(columns)},
     }
 
-    def ask(*, gradient: bool) -> bool:
+    def query(*, gradient: bool) -> bool:
         """Query the model at the iterate; drop who is done. False where nobody is left."""
-        point = _ball.point(s["x"], s["delta"], dtype)
+        point = point_of(s["x"], s["delta"], dtype)
         columns_now = (s[f"column{i}"] for i in range(len(columns)))
         if gradient:
             logits, value, s["gradient"] = oracle.gradient(point, loss, *columns_now)
@@ -129,21 +120,21 @@ def ascend(
             logits = oracle.logits(point)
             value = loss(logits, *columns_now)
         s["loss"] = torch.where(value.isfinite(), value, -torch.inf)
-        broken = oracle.fooled(point, logits, s["y"], s["id"])
-        if bool(broken.any()):
-            rows = s["row"][broken]
-            adversarial[rows] = point[broken]
-            fooled[rows] = True
-            kept = (~broken).nonzero()[:, 0]
+        fooled = oracle.fooled(point, logits, s["y"], s["id"])
+        if bool(fooled.any()):
+            rows = s["row"][fooled]
+            found.adversarial[rows] = point[fooled]
+            found.success[rows] = True
+            kept = (~fooled).nonzero()[:, 0]
             for name in s:
                 s[name] = s[name][kept]
         return len(s["row"]) > 0
 
-    if not ask(gradient=True):
-        return Attacked(adversarial, fooled)
+    if not query(gradient=True):
+        return found
     s["best"], s["best_loss"], s["best_gradient"] = s["delta"], s["loss"], s["gradient"]
     s["last_loss"] = s["checked_loss"] = s["loss"]
-    s["step"] = torch.full_like(s["loss"], 2 * epsilon)
+    s["step"] = torch.full_like(s["loss"], 2 * ball.epsilon)
     s["increases"] = torch.zeros_like(s["row"])
     s["halved"] = torch.ones_like(s["row"], dtype=torch.bool)
     period, least = max(int(_FIRST * steps), 1), max(int(_LEAST * steps), 1)
@@ -151,143 +142,148 @@ def ascend(
     since = 0
     for number in range(steps):
         x, delta = s["x"], s["delta"]
-        move = _ball.per_image(s["step"], delta) * _ball.direction(s["gradient"], norm)
-        target = project(delta + move, x)
+        move = per_image(s["step"], delta) * ball.direction(s["gradient"])
+        target = ball.project(delta + move, x)
         weight = _MOMENTUM if number else 1.0
         following = delta + weight * (target - delta) + (1 - weight) * (delta - s["previous"])
-        s["previous"], s["delta"] = delta, project(following, x)
-        if not ask(gradient=number + 1 < steps):
-            return Attacked(adversarial, fooled)
+        s["previous"], s["delta"] = delta, ball.project(following, x)
+        if not query(gradient=number + 1 < steps):
+            return found
         s["increases"] = s["increases"] + (s["loss"] > s["last_loss"])
         s["last_loss"] = s["loss"]
         better = s["loss"] > s["best_loss"]
-        wide = better.view(-1, *[1] * (images.dim() - 1))
+        each = better.view(-1, *[1] * (images.dim() - 1))
         s["best_loss"] = torch.where(better, s["loss"], s["best_loss"])
-        s["best"] = torch.where(wide, s["delta"], s["best"])
-        s["best_gradient"] = torch.where(wide, s["gradient"], s["best_gradient"])
+        s["best"] = torch.where(each, s["delta"], s["best"])
+        s["best_gradient"] = torch.where(each, s["gradient"], s["best_gradient"])
         since += 1
         if since < period or number + 1 == steps:
             continue
         # A checkpoint: too few steps improved, or the same step size has gained nothing.
         idle = ~s["halved"] & (s["checked_loss"] >= s["best_loss"])
         halve = (s["increases"] < _RHO * period) | idle
-        wide = halve.view(-1, *[1] * (images.dim() - 1))
+        each = halve.view(-1, *[1] * (images.dim() - 1))
         s["step"] = torch.where(halve, s["step"] / 2, s["step"])
-        s["delta"] = torch.where(wide, s["best"], s["delta"])
-        s["gradient"] = torch.where(wide, s["best_gradient"], s["gradient"])
+        s["delta"] = torch.where(each, s["best"], s["delta"])
+        s["gradient"] = torch.where(each, s["best_gradient"], s["gradient"])
         s["last_loss"] = torch.where(halve, s["best_loss"], s["last_loss"])
         s["halved"], s["checked_loss"] = halve, s["best_loss"]
         s["increases"] = torch.zeros_like(s["row"])
         period, since = max(period - shrink, least), 0
-    adversarial[s["row"]] = _ball.point(s["x"], s["best"], dtype)
-    return Attacked(adversarial, fooled)
-
-
-def apgd(
-    oracle: Oracle,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    norm: str,
-    epsilon: float,
-    steps: int,
-    restarts: int,
-    seed: int,
-    index: Tensor,
-    loss: Loss = cross_entropy,
-) -> Attacked:
-    """APGD with an untargeted loss from ``restarts`` starts."""
-    found = Attacked(
-        images.clone(), torch.zeros(len(images), dtype=torch.bool, device=images.device)
-    )
-    for offset in range(restarts):
-        _again(found, oracle, images, labels, norm, epsilon, steps, loss, None, seed, index, offset)
+    found.adversarial[s["row"]] = point_of(s["x"], s["best"], dtype)
     return found
 
 
-def targeted(
-    oracle: Oracle,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    norm: str,
-    epsilon: float,
-    steps: int,
-    restarts: int,
-    targets: int,
-    seed: int,
-    index: Tensor,
-) -> Attacked:
+@dataclass(frozen=True)
+class APGDSettings:
+    """APGD-CE and APGD-T; the defaults are the standard AutoAttack's."""
+
+    steps: Annotated[int, at_least(1)] = 100
+    """gradient steps"""
+    restarts: Annotated[int, at_least(1)] = 1
+    """random starts"""
+    targets: Annotated[int, at_least(1)] = 9
+    """classes that APGD-T aims at; all others where there are fewer"""
+
+
+@dataclass(frozen=True)
+class APGDCEAttack(Attack):
+    """APGD with an untargeted loss: the cross-entropy, or ``loss="dlr"``."""
+
+    name = "apgd-ce"
+    section = "apgd"
+    settings = APGDSettings
+
+    steps: int = 100
+    restarts: int = 1
+    loss: str = "ce"
+
+    def title(self, norm: str) -> str:
+        return "APGD-CE"
+
+    def run(
+        self, oracle: Oracle, images: Tensor, labels: Tensor, ids: Tensor, seed: int, ball: Ball
+    ) -> AttackResult:
+        loss = cross_entropy if self.loss == "ce" else dlr
+
+        def attempt(offset: int, rows: Tensor) -> AttackResult:
+            y = labels[rows]
+            return ascend(
+                oracle, images[rows], y, ball, loss, (y,),
+                steps=self.steps, seed=seed, index=ids[rows], offset=offset,
+            )  # fmt: skip
+
+        return from_starts(images, (partial(attempt, number) for number in range(self.restarts)))
+
+    def passes(self) -> tuple[float, float]:
+        return (self.steps + 1) * self.restarts, self.steps * self.restarts
+
+    def describe(self, ball: Ball) -> str:
+        return f"APGD-CE, {ball.describe()}, {self.steps} steps, {count(self.restarts, 'restart')}"
+
+    def facts(self, ball: Ball) -> dict[str, Any]:
+        return {"norm": ball.norm, "steps": self.steps, "restarts": self.restarts}
+
+    def budget(self) -> str | None:
+        return f"{self.steps} steps"
+
+
+@dataclass(frozen=True)
+class APGDTAttack(Attack):
     """APGD on the targeted DLR loss towards the most likely other classes, one after the other."""
-    found = Attacked(
-        images.clone(), torch.zeros(len(images), dtype=torch.bool, device=images.device)
-    )
-    if not len(images):
-        return found
-    clean = oracle.logits(images)
-    wrong = clean.scatter(1, labels[:, None], -torch.inf)
-    others = wrong.argsort(stable=True, dim=1, descending=True)
-    for offset in range(restarts):
-        for rank in range(min(targets, clean.shape[1] - 1)):
-            _again(
-                found,
-                oracle,
-                images,
-                labels,
-                norm,
-                epsilon,
-                steps,
-                dlr_targeted,
-                others[:, rank],
-                seed,
-                index,
-                offset * targets + rank,
-            )
-    return found
+
+    name = "apgd-t"
+    section = "apgd"
+    settings = APGDSettings
+
+    steps: int = 100
+    restarts: int = 1
+    targets: int = 9
+
+    def title(self, norm: str) -> str:
+        return "APGD-T"
+
+    def run(
+        self, oracle: Oracle, images: Tensor, labels: Tensor, ids: Tensor, seed: int, ball: Ball
+    ) -> AttackResult:
+        if not len(images):
+            return AttackResult.none(images)
+        clean = oracle.logits(images)
+        wrong = clean.scatter(1, labels[:, None], -torch.inf)
+        others = wrong.argsort(stable=True, dim=1, descending=True)
+
+        def attempt(start: int, rank: int, rows: Tensor) -> AttackResult:
+            y = labels[rows]
+            return ascend(
+                oracle, images[rows], y, ball, dlr_targeted, (y, others[rows, rank]),
+                steps=self.steps, seed=seed, index=ids[rows], offset=start * self.targets + rank,
+            )  # fmt: skip
+
+        def attempts() -> Iterator[partial[AttackResult]]:
+            for start in range(self.restarts):
+                for rank in range(min(self.targets, clean.shape[1] - 1)):
+                    yield partial(attempt, start, rank)
+
+        return from_starts(images, attempts())
+
+    def passes(self) -> tuple[float, float]:
+        forward = (self.steps + 1) * self.restarts * self.targets + 1
+        return forward, self.steps * self.restarts * self.targets
+
+    def describe(self, ball: Ball) -> str:
+        return (
+            f"APGD-T (DLR), {ball.describe()}, {self.steps} steps, {self.targets} targets, "
+            f"{count(self.restarts, 'restart')}"
+        )
+
+    def facts(self, ball: Ball) -> dict[str, Any]:
+        kept = {"steps": self.steps, "restarts": self.restarts, "targets": self.targets}
+        return {"norm": ball.norm, **kept}
+
+    def budget(self) -> str | None:
+        return f"{self.steps} steps"
 
 
-def _again(
-    found: Attacked,
-    oracle: Oracle,
-    images: Tensor,
-    labels: Tensor,
-    norm: str,
-    epsilon: float,
-    steps: int,
-    loss: Loss,
-    target: Tensor | None,
-    seed: int,
-    index: Tensor,
-    offset: int,
-) -> None:
-    """Attack those of ``found`` that still stand once more, and enter what comes of it."""
-    rows = (~found.fooled).nonzero()[:, 0]
-    if not len(rows):
-        return
-    y = labels[rows]
-    again = ascend(
-        oracle,
-        images[rows],
-        y,
-        norm=norm,
-        epsilon=epsilon,
-        steps=steps,
-        loss=loss,
-        columns=(y,) if target is None else (y, target[rows]),
-        seed=seed,
-        index=index[rows],
-        offset=offset,
-    )
-    found.adversarial[rows] = again.adversarial
-    found.fooled[rows] = again.fooled
-
-
-def check_radius(norm: str, epsilon: Fraction | str | float) -> float:
-    """The radius as a float, after the checks of the threat model."""
-    return ThreatModel(norm=norm, epsilon=epsilon).epsilon_value
-
-
-@with_autograd
 def apgd_ce(
     model: nn.Module,
     images: Tensor,
@@ -315,31 +311,16 @@ def apgd_ce(
     Raises:
         As :func:`fastbandit.attacks.pgd`; ValueError for ``"dlr"`` with two classes.
     """
-    radius = check_radius(norm, epsilon)
+    ball = check_radius(norm, epsilon)
     steps, restarts = parse_whole(steps, "steps", 1), parse_whole(restarts, "restarts", 1)
-    seed = parse_whole(seed, "seed", most=LARGEST_SEED)
     if loss not in ("ce", "dlr"):
         raise ValueError(f"loss: expected ce or dlr, got {loss!r}")
-    images, labels, index = checked(images, labels, index)
-    oracle = Oracle(model, batch_size=batch_size, labels=labels)
-    if not radius:
-        return images.clone()
-    with oracle:
-        return apgd(
-            oracle,
-            images,
-            labels,
-            norm=norm,
-            epsilon=radius,
-            steps=steps,
-            restarts=restarts,
-            seed=seed,
-            index=index,
-            loss=cross_entropy if loss == "ce" else dlr,
-        ).adversarial
+    attack = APGDCEAttack(steps, restarts, loss)
+    return attack_model(
+        attack, ball, model, images, labels, seed=seed, index=index, batch_size=batch_size
+    )
 
 
-@with_autograd
 def apgd_t(
     model: nn.Module,
     images: Tensor,
@@ -360,23 +341,9 @@ def apgd_t(
         targets: most likely other classes to try; all of them where there are fewer.
         Others as :func:`apgd_ce`.
     """
-    radius = check_radius(norm, epsilon)
+    ball = check_radius(norm, epsilon)
     steps, restarts = parse_whole(steps, "steps", 1), parse_whole(restarts, "restarts", 1)
-    targets, seed = parse_whole(targets, "targets", 1), parse_whole(seed, "seed", most=LARGEST_SEED)
-    images, labels, index = checked(images, labels, index)
-    oracle = Oracle(model, batch_size=batch_size, labels=labels)
-    if not radius:
-        return images.clone()
-    with oracle:
-        return targeted(
-            oracle,
-            images,
-            labels,
-            norm=norm,
-            epsilon=radius,
-            steps=steps,
-            restarts=restarts,
-            targets=targets,
-            seed=seed,
-            index=index,
-        ).adversarial
+    attack = APGDTAttack(steps, restarts, parse_whole(targets, "targets", 1))
+    return attack_model(
+        attack, ball, model, images, labels, seed=seed, index=index, batch_size=batch_size
+    )

@@ -6,7 +6,6 @@ import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -218,20 +217,6 @@ def checked(images: Tensor, labels: Tensor, index: Tensor | None) -> tuple[Tenso
     check_images(images)
     check_labels(images, labels)
     return normal(images.detach()), normal(labels), check_index(images, index)
-
-
-@dataclass(frozen=True)
-class Attacked:
-    """What an attack found.
-
-    adversarial: the images it ended with, shape and dtype of the originals; for an image that
-        fooled the model, one that does.
-    fooled: bool [N], whether the model's prediction there is not the label; an answer that is not
-        finite counts as wrong, and an image that is not finite as no success.
-    """
-
-    adversarial: Tensor
-    fooled: Tensor
 
 
 #: Loss of each image, [n], from the logits [n, K] and columns that belong to the images.

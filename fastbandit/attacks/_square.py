@@ -7,21 +7,26 @@ adversarial attack via random search", ECCV 2020, Algorithms 1 to 3.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
-from fastbandit.attacks import _ball, _draws
-from fastbandit.attacks._apgd import check_radius
-from fastbandit.attacks._model import (
-    LARGEST_SEED,
-    Attacked,
-    Oracle,
-    checked,
-    margin,
-    with_autograd,
+from fastbandit.attacks import _draws
+from fastbandit.attacks._attack import (
+    Attack,
+    AttackResult,
+    attack_model,
+    check_radius,
+    count,
+    from_starts,
 )
+from fastbandit.attacks._model import Oracle, margin
+from fastbandit.attacks.ball import Ball, point_of, wide
+from fastbandit.config import Range, at_least
 from fastbandit.threat import parse_number, parse_whole
 
 # The share of pixels that change is halved at these queries of 10,000.
@@ -76,80 +81,103 @@ def _squared(value: Tensor, mask: Tensor | None = None) -> Tensor:
     return (squares if mask is None else squares * mask).flatten(1).sum(1)
 
 
-def search(
-    oracle: Oracle,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    norm: str,
-    epsilon: float,
-    queries: int,
-    restarts: int,
-    share: float,
-    seed: int,
-    index: Tensor,
-) -> Attacked:
-    """The attack on the images that still stand, within ``with oracle``."""
-    found = Attacked(
-        images.clone(), torch.zeros(len(images), dtype=torch.bool, device=images.device)
-    )
-    for number in range(restarts):
-        rows = (~found.fooled).nonzero()[:, 0]
-        if len(rows):
-            _one_start(
-                found, rows, oracle, images, labels, norm, epsilon, queries, share, seed, index,
-                number * _MOST_QUERIES,
-            )  # fmt: skip
-    return found
+@dataclass(frozen=True)
+class SquareAttack(Attack):
+    """The Square attack; the defaults are the standard AutoAttack's."""
 
+    name = "square"
+    section = "square"
+    black_box = True
 
-def _one_start(
-    found: Attacked,
-    rows: Tensor,
-    oracle: Oracle,
-    images: Tensor,
-    labels: Tensor,
-    norm: str,
-    epsilon: float,
-    queries: int,
-    share: float,
-    seed: int,
-    index: Tensor,
-    offset: int,
-) -> None:
-    dtype = images.dtype
-    x, y, ids = _ball.wide(images[rows]), labels[rows], index[rows]
-    channels, height, width = x.shape[1:]
-    begin = _stripes if norm == "linf" else _bumps
-    delta = _ball.project(begin(x, ids, epsilon, seed, offset), x, norm, epsilon)
-    best = candidate = _ball.point(x, delta, dtype)
-    lowest = torch.full((len(x),), math.inf, dtype=x.dtype, device=x.device)
-    for query in range(queries):
-        if query:
-            propose = _square_linf if norm == "linf" else _square_l2
-            part = _share(query, queries, share)
-            side = max(round(math.sqrt(part * height * width)), 1 if norm == "linf" else 3)
-            if norm == "l2" and side % 2 == 0:
-                side += 1
-            side = min(side, height, width)
-            draws = _draws.words(seed, ids, 5 + channels, offset + query)
-            candidate = propose(x, best, epsilon, side, draws)
-        logits = oracle.logits(candidate)
-        value = margin(logits, y).to(x.dtype)
-        # An answer that is not finite has no margin.
-        better = (value < lowest) & value.isfinite()
-        broken = oracle.fooled(candidate, logits, y, ids)
-        lowest = torch.where(better, value, lowest)
-        best = torch.where(better.view(-1, 1, 1, 1), candidate, best)
-        if bool(broken.any()):
-            found.adversarial[rows[broken]] = candidate[broken]
-            found.fooled[rows[broken]] = True
-            kept = (~broken).nonzero()[:, 0]
-            if not len(kept):
-                return
-            rows, x, y, ids = rows[kept], x[kept], y[kept], ids[kept]
-            best, lowest = best[kept], lowest[kept]
-    found.adversarial[rows] = best
+    queries: Annotated[int, at_least(1)] = 5000
+    """forward passes for each image"""
+    restarts: Annotated[int, at_least(1)] = 1
+    """random starts"""
+    share: Annotated[float, Range("a number in (0, 1]", above=0, most=1)] = 0.8
+    """of the pixels, in the first square"""
+
+    def title(self, norm: str) -> str:
+        return "Square"
+
+    def check(self, images: Tensor, ball: Ball) -> None:
+        if images.dim() != 4:
+            raise ValueError(f"images: expected shape [N, C, H, W], got {list(images.shape)}")
+        if ball.norm == "l2" and min(images.shape[2:]) < 3:
+            raise ValueError(f"images: expected at least 3 x 3 pixels, got {list(images.shape)}")
+
+    def run(
+        self, oracle: Oracle, images: Tensor, labels: Tensor, ids: Tensor, seed: int, ball: Ball
+    ) -> AttackResult:
+        def attempt(number: int, rows: Tensor) -> AttackResult:
+            offset = number * _MOST_QUERIES
+            return self._search(oracle, images[rows], labels[rows], ids[rows], seed, ball, offset)
+
+        return from_starts(images, (partial(attempt, number) for number in range(self.restarts)))
+
+    def _side(self, query: int, norm: str, height: int, width: int) -> int:
+        """Side of the square of a query, in pixels; odd in L2 as far as the image is that large."""
+        part = _share(query, self.queries, self.share)
+        side = max(round(math.sqrt(part * height * width)), 1 if norm == "linf" else 3)
+        if norm == "l2" and side % 2 == 0:
+            side += 1
+        return min(side, height, width)
+
+    def _search(
+        self,
+        oracle: Oracle,
+        images: Tensor,
+        labels: Tensor,
+        ids: Tensor,
+        seed: int,
+        ball: Ball,
+        offset: int,
+    ) -> AttackResult:
+        """The search from one start."""
+        found = AttackResult.none(images)
+        dtype, linf = images.dtype, ball.norm == "linf"
+        x, y, rows = wide(images), labels, torch.arange(len(images), device=images.device)
+        channels, height, width = x.shape[1:]
+        begin, propose = (_stripes, _square_linf) if linf else (_bumps, _square_l2)
+        delta = ball.project(begin(x, ids, ball.epsilon, seed, offset), x)
+        best = candidate = point_of(x, delta, dtype)
+        lowest = torch.full((len(x),), math.inf, dtype=x.dtype, device=x.device)
+        for query in range(self.queries):
+            if query:
+                side = self._side(query, ball.norm, height, width)
+                draws = _draws.words(seed, ids, 5 + channels, offset + query)
+                candidate = propose(x, best, ball, side, draws)
+            logits = oracle.logits(candidate)
+            value = margin(logits, y).to(x.dtype)
+            # An answer that is not finite has no margin.
+            better = (value < lowest) & value.isfinite()
+            fooled = oracle.fooled(candidate, logits, y, ids)
+            lowest = torch.where(better, value, lowest)
+            best = torch.where(better.view(-1, 1, 1, 1), candidate, best)
+            if bool(fooled.any()):
+                found.adversarial[rows[fooled]] = candidate[fooled]
+                found.success[rows[fooled]] = True
+                kept = (~fooled).nonzero()[:, 0]
+                if not len(kept):
+                    return found
+                rows, x, y, ids = rows[kept], x[kept], y[kept], ids[kept]
+                best, lowest = best[kept], lowest[kept]
+        found.adversarial[rows] = best
+        return found
+
+    def passes(self) -> tuple[float, float]:
+        return self.queries * self.restarts, 0
+
+    def describe(self, ball: Ball) -> str:
+        return (
+            f"Square, {ball.describe()}, {self.queries} queries, {count(self.restarts, 'restart')}"
+        )
+
+    def facts(self, ball: Ball) -> dict[str, Any]:
+        kept = {"queries": self.queries, "restarts": self.restarts, "share": self.share}
+        return {"norm": ball.norm, **kept}
+
+    def budget(self) -> str | None:
+        return f"{self.queries} queries"
 
 
 def _stripes(x: Tensor, ids: Tensor, epsilon: float, seed: int, offset: int) -> Tensor:
@@ -159,15 +187,15 @@ def _stripes(x: Tensor, ids: Tensor, epsilon: float, seed: int, offset: int) -> 
     return (epsilon * signs.to(x.dtype)).view(n, channels, 1, width).expand_as(x)
 
 
-def _square_linf(x: Tensor, best: Tensor, epsilon: float, side: int, draws: Tensor) -> Tensor:
+def _square_linf(x: Tensor, best: Tensor, ball: Ball, side: int, draws: Tensor) -> Tensor:
     """A square of pixels set to x - epsilon or x + epsilon, a sign for each channel."""
     height, width = x.shape[2:]
     top = _draws.below(draws[:, 0], height - side + 1)
     left = _draws.below(draws[:, 1], width - side + 1)
     window = _Window(top, left, side, height, width)
     signs = _draws.sign(draws[:, 5:]).to(x.dtype)[:, :, None, None]
-    delta = _ball.project((epsilon * signs).expand_as(x), x, "linf", epsilon)
-    return torch.where(window.mask, _ball.point(x, delta, best.dtype), best)
+    delta = ball.project((ball.epsilon * signs).expand_as(x), x)
+    return torch.where(window.mask, point_of(x, delta, best.dtype), best)
 
 
 def _bumps(x: Tensor, ids: Tensor, epsilon: float, seed: int, offset: int) -> Tensor:
@@ -187,10 +215,10 @@ def _bumps(x: Tensor, ids: Tensor, epsilon: float, seed: int, offset: int) -> Te
     return (epsilon * delta / _squared(delta).sqrt().view(-1, 1, 1, 1)).to(x.dtype)
 
 
-def _square_l2(x: Tensor, best: Tensor, epsilon: float, side: int, draws: Tensor) -> Tensor:
+def _square_l2(x: Tensor, best: Tensor, ball: Ball, side: int, draws: Tensor) -> Tensor:
     """A bump in one window, paid for with the mass of another (Algorithm 3)."""
     channels, height, width = x.shape[1:]
-    delta = (_ball.wide(best) - x).double()
+    delta = (wide(best) - x).double()
     place = [
         _draws.below(draws[:, k], size - side + 1)
         for k, size in enumerate((height, width, height, width))
@@ -199,7 +227,7 @@ def _square_l2(x: Tensor, best: Tensor, epsilon: float, side: int, draws: Tensor
     second = _Window(place[2], place[3], side, height, width)
     either = first.mask | second.mask
     # What the ball has left, and what the two windows give up, shared between the channels.
-    left = (epsilon**2 - _squared(delta)).clamp_min(0.0) / channels
+    left = (ball.epsilon**2 - _squared(delta)).clamp_min(0.0) / channels
     budget = (left + _squared(delta, either)).sqrt().view(-1, 1, 1, 1)
     bump = _bump(side).to(x.device)
     turned = (draws[:, 4] >> 31).bool()[:, None, None]
@@ -215,11 +243,10 @@ def _square_l2(x: Tensor, best: Tensor, epsilon: float, side: int, draws: Tensor
     kept = torch.where(either, 0.0, delta)
     changed = torch.where(first.mask, update * budget, kept)
     length = _squared(changed).sqrt().view(-1, 1, 1, 1)
-    changed = epsilon * torch.where(length > 0, changed / length, 0.0)
-    return _ball.point(x, _ball.project(changed.to(x.dtype), x, "l2", epsilon), best.dtype)
+    changed = ball.epsilon * torch.where(length > 0, changed / length, 0.0)
+    return point_of(x, ball.project(changed.to(x.dtype), x), best.dtype)
 
 
-@with_autograd
 def square(
     model: nn.Module,
     images: Tensor,
@@ -245,30 +272,13 @@ def square(
     Returns:
         For an image that fell, what fooled the model; else the query of smallest margin.
     """
-    radius = check_radius(norm, epsilon)
+    ball = check_radius(norm, epsilon)
     queries = parse_whole(queries, "queries", 1, _MOST_QUERIES)
     restarts = parse_whole(restarts, "restarts", 1)
-    share, seed = parse_number(share, "share"), parse_whole(seed, "seed", most=LARGEST_SEED)
+    share = parse_number(share, "share")
     if not 0 < share <= 1:
         raise ValueError(f"share: expected a number in (0, 1], got {share}")
-    images, labels, index = checked(images, labels, index)
-    if images.dim() != 4:
-        raise ValueError(f"images: expected shape [N, C, H, W], got {list(images.shape)}")
-    if norm == "l2" and min(images.shape[2:]) < 3:
-        raise ValueError(f"images: expected at least 3 x 3 pixels, got {list(images.shape)}")
-    oracle = Oracle(model, batch_size=batch_size, labels=labels)
-    if not radius:
-        return images.clone()
-    with oracle:
-        return search(
-            oracle,
-            images,
-            labels,
-            norm=norm,
-            epsilon=radius,
-            queries=queries,
-            restarts=restarts,
-            share=share,
-            seed=seed,
-            index=index,
-        ).adversarial
+    attack = SquareAttack(queries, restarts, share)
+    return attack_model(
+        attack, ball, model, images, labels, seed=seed, index=index, batch_size=batch_size
+    )

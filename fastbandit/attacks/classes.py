@@ -9,21 +9,44 @@ call), not on the batch or on torch's generator; the device is that of the image
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import KW_ONLY, dataclass, fields
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from fastbandit.attacks import _apgd, _gradient, _square
-from fastbandit.attacks._model import Oracle, checked, misclassified, with_autograd
+from fastbandit.attacks import _apgd, _ensemble, _mifgsm, _pgd, _square
 
 __all__ = ["APGD", "APGDT", "FGSM", "MIFGSM", "PGD", "PGDL2", "AutoAttack", "Square"]
 
+# torchattacks' names of arguments, and those of the functions.
+_NAMES = {
+    "eps": "epsilon",
+    "alpha": "step_size",
+    "n_restarts": "restarts",
+    "n_queries": "queries",
+    "p_init": "share",
+    "n_classes": "targets",
+}
 
+
+@dataclass(repr=False, eq=False)
 class _Attack:
-    """An attack on one model, called with images and labels."""
+    """An attack on one model, called with images and labels; the other fields are its settings."""
 
-    def __init__(self, model: nn.Module, function: Callable[..., Tensor], **settings: Any) -> None:
-        self.model, self._function, self.settings = model, function, settings
+    model: nn.Module
+
+    function: ClassVar[Callable[..., Tensor]]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the function of the attack is called with."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)[1:]}
+        if "norm" in given:
+            given["norm"] = given["norm"].lower()
+        if "n_classes" in given:
+            # The label's own class is no target. Not in place: an array would be the caller's.
+            given["n_classes"] = given["n_classes"] - 1
+        return {_NAMES.get(name, name): value for name, value in given.items()}
 
     def __call__(
         self,
@@ -40,7 +63,7 @@ class _Attack:
             index: ids of the images, which key the random numbers; default 0..N-1.
             batch_size: images in one call of the model; None for all.
         """
-        return self._function(
+        return self.function(
             self.model, images, labels, index=index, batch_size=batch_size, **self.settings
         )
 
@@ -49,165 +72,98 @@ class _Attack:
         return f"{type(self).__name__}({inside})"
 
 
-def _norm(norm: str) -> str:
-    return norm.lower()
-
-
+@dataclass(repr=False, eq=False)
 class FGSM(_Attack):
     """Fast gradient sign method."""
 
-    def __init__(self, model: nn.Module, eps: float | str = 8 / 255) -> None:
-        super().__init__(model, _gradient.fgsm, epsilon=eps)
+    function = staticmethod(_pgd.fgsm)
+
+    eps: float | str = 8 / 255
 
 
+@dataclass(repr=False, eq=False)
 class MIFGSM(_Attack):
     """Momentum iterative FGSM."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        eps: float | str = 8 / 255,
-        alpha: float | str = 2 / 255,
-        steps: int = 10,
-        decay: float = 1.0,
-    ) -> None:
-        super().__init__(
-            model, _gradient.mifgsm, epsilon=eps, step_size=alpha, steps=steps, decay=decay
-        )
+    function = staticmethod(_mifgsm.mifgsm)
+
+    eps: float | str = 8 / 255
+    alpha: float | str = 2 / 255
+    steps: int = 10
+    decay: float = 1.0
 
 
+@dataclass(repr=False, eq=False)
 class PGD(_Attack):
     """Projected gradient descent in the L-infinity ball; the last iterate."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        eps: float | str = 8 / 255,
-        alpha: float | str = 2 / 255,
-        steps: int = 10,
-        random_start: bool = True,
-        *,
-        restarts: int = 1,
-        stop_early: bool = False,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(
-            model,
-            _gradient.pgd,
-            epsilon=eps,
-            step_size=alpha,
-            steps=steps,
-            random_start=random_start,
-            restarts=restarts,
-            stop_early=stop_early,
-            seed=seed,
-        )
+    function = staticmethod(_pgd.pgd)
+
+    eps: float | str = 8 / 255
+    alpha: float | str = 2 / 255
+    steps: int = 10
+    random_start: bool = True
+    _: KW_ONLY
+    restarts: int = 1
+    stop_early: bool = False
+    seed: int = 0
 
 
-class PGDL2(_Attack):
+@dataclass(repr=False, eq=False)
+class PGDL2(PGD):
     """Projected gradient descent in the L2 ball; the last iterate."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        eps: float | str = 1.0,
-        alpha: float | str = 0.2,
-        steps: int = 10,
-        random_start: bool = True,
-        *,
-        restarts: int = 1,
-        stop_early: bool = False,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(
-            model,
-            _gradient.pgd,
-            norm="l2",
-            epsilon=eps,
-            step_size=alpha,
-            steps=steps,
-            random_start=random_start,
-            restarts=restarts,
-            stop_early=stop_early,
-            seed=seed,
-        )
+    eps: float | str = 1.0
+    alpha: float | str = 0.2
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"norm": "l2", **super().settings}
 
 
+@dataclass(repr=False, eq=False)
 class APGD(_Attack):
     """APGD on the cross-entropy (``loss="ce"``) or the DLR loss (``"dlr"``)."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        norm: str = "Linf",
-        eps: float | str = 8 / 255,
-        steps: int = 100,
-        n_restarts: int = 1,
-        seed: int = 0,
-        loss: str = "ce",
-    ) -> None:
-        super().__init__(
-            model,
-            _apgd.apgd_ce,
-            norm=_norm(norm),
-            epsilon=eps,
-            steps=steps,
-            restarts=n_restarts,
-            seed=seed,
-            loss=loss,
-        )
+    function = staticmethod(_apgd.apgd_ce)
+
+    norm: str = "Linf"
+    eps: float | str = 8 / 255
+    steps: int = 100
+    n_restarts: int = 1
+    seed: int = 0
+    loss: str = "ce"
 
 
+@dataclass(repr=False, eq=False)
 class APGDT(_Attack):
     """Targeted APGD on the DLR loss; ``n_classes`` - 1 targets, at most."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        norm: str = "Linf",
-        eps: float | str = 8 / 255,
-        steps: int = 100,
-        n_restarts: int = 1,
-        seed: int = 0,
-        n_classes: int = 10,
-    ) -> None:
-        super().__init__(
-            model,
-            _apgd.apgd_t,
-            norm=_norm(norm),
-            epsilon=eps,
-            steps=steps,
-            restarts=n_restarts,
-            targets=n_classes - 1,
-            seed=seed,
-        )
+    function = staticmethod(_apgd.apgd_t)
+
+    norm: str = "Linf"
+    eps: float | str = 8 / 255
+    steps: int = 100
+    n_restarts: int = 1
+    seed: int = 0
+    n_classes: int = 10
 
 
+@dataclass(repr=False, eq=False)
 class Square(_Attack):
     """The Square attack, by queries alone."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        norm: str = "Linf",
-        eps: float | str = 8 / 255,
-        n_queries: int = 5000,
-        n_restarts: int = 1,
-        p_init: float = 0.8,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(
-            model,
-            _square.square,
-            norm=_norm(norm),
-            epsilon=eps,
-            queries=n_queries,
-            restarts=n_restarts,
-            share=p_init,
-            seed=seed,
-        )
+    function = staticmethod(_square.square)
+
+    norm: str = "Linf"
+    eps: float | str = 8 / 255
+    n_queries: int = 5000
+    n_restarts: int = 1
+    p_init: float = 0.8
+    seed: int = 0
 
 
+@dataclass(repr=False, eq=False)
 class AutoAttack(_Attack):
     """The worst case of APGD-CE, APGD-T and Square at the settings of the standard AutoAttack.
 
@@ -216,63 +172,9 @@ class AutoAttack(_Attack):
     attacked by the next.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        norm: str = "Linf",
-        eps: float | str = 8 / 255,
-        seed: int = 0,
-        n_classes: int = 10,
-    ) -> None:
-        super().__init__(
-            model, ensemble, norm=_norm(norm), epsilon=eps, targets=n_classes - 1, seed=seed
-        )
+    function = staticmethod(_ensemble.ensemble)
 
-
-@with_autograd
-def ensemble(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    epsilon: float | str,
-    norm: str = "linf",
-    steps: int = 100,
-    targets: int = 9,
-    queries: int = 5000,
-    seed: int = 0,
-    index: Tensor | None = None,
-    batch_size: int | None = None,
-) -> Tensor:
-    """APGD-CE, APGD-T and Square, one after the other, on the images that still stand.
-
-    Arguments, result and errors as of the three; an image that the model has wrong already is
-    returned as it is.
-    """
-    _apgd.check_radius(norm, epsilon)
-    images, labels, ids = checked(images, labels, index)
-    adversarial = images.clone()
-    attacks: tuple[tuple[Callable[..., Tensor], dict[str, int]], ...] = (
-        (_apgd.apgd_ce, {"steps": steps}),
-        (_apgd.apgd_t, {"steps": steps, "targets": targets}),
-        (_square.square, {"queries": queries}),
-    )
-    for attack, more in attacks:
-        if not len(images):
-            break
-        with Oracle(model, batch_size=batch_size, labels=labels) as oracle:
-            standing = (~misclassified(oracle.logits(adversarial), labels)).nonzero()[:, 0]
-        if not len(standing):
-            break
-        adversarial[standing] = attack(
-            model,
-            images[standing],
-            labels[standing],
-            epsilon=epsilon,
-            norm=norm,
-            seed=seed,
-            index=ids[standing],
-            batch_size=batch_size,
-            **more,
-        )
-    return adversarial
+    norm: str = "Linf"
+    eps: float | str = 8 / 255
+    seed: int = 0
+    n_classes: int = 10

@@ -1,20 +1,22 @@
-"""Attacks that follow the gradient with a fixed step: FGSM, PGD, MI-FGSM, in both norms."""
+"""Attacks that follow the gradient with a fixed step: FGSM and PGD, and the loop of MI-FGSM."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastbandit import ops
-from fastbandit.attacks import _ball
+from fastbandit.attacks._attack import Attack, AttackResult, count, from_starts
 from fastbandit.attacks._model import (
     LARGEST_SEED,
-    Attacked,
     Oracle,
     attack_mode,
     check_answer,
@@ -23,7 +25,9 @@ from fastbandit.attacks._model import (
     normal,
     with_autograd,
 )
-from fastbandit.threat import ThreatModel, parse_number, parse_whole
+from fastbandit.attacks.ball import Ball, of_sum_one, perturbed, point_of, wide
+from fastbandit.config import Radius, at_least
+from fastbandit.threat import ThreatModel, parse_whole
 
 
 def _start(
@@ -32,12 +36,8 @@ def _start(
     """The perturbation that an attack begins with, of the images' shape, dtype and layout."""
     if not (threat.random_start and threat.attacks):
         return torch.zeros_like(images)
-    return _ball.start(
+    return threat.ball.start(
         images,
-        norm=threat.norm,
-        epsilon=threat.epsilon_value,
-        lower=threat.lower,
-        upper=threat.upper,
         seed=seed,
         index=index,
         offset=offset,
@@ -48,7 +48,7 @@ def _start(
 def leaf(images: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
     """What to differentiate by, and x + delta made of it for the model, which may overwrite it."""
     if images.dtype in (torch.bfloat16, torch.float16):
-        point = _ball.moved(images, delta).requires_grad_(True)
+        point = perturbed(images, delta).requires_grad_(True)
         return point, point.clone()
     # The gradient by delta is that by x + delta, and the sum has memory of its own.
     point = delta.detach().requires_grad_(True)
@@ -73,11 +73,11 @@ def perturb(
     delta ~ U(-epsilon, epsilon); then ``steps`` times
     delta <- clip(delta + step * sign(grad_x loss(f(x + delta), y)), -epsilon, epsilon), and
     x + delta stays within the threat's bounds. In the L2 norm the start has a uniform direction and
-    a uniform radius (:func:`_ball.start`), the step is along the normalised gradient and the clip
-    is the projection onto the ball. The loss is cross-entropy, summed, so that the gradient of one
-    image does not depend on the others' number. This is the loop of training: the whole batch in
-    one call of the model, and no check of images and labels, which would wait for the device. In
-    bfloat16 and float16 the model sees x + delta rounded toward x.
+    a uniform radius (:meth:`fastbandit.attacks.ball.Ball.start`), the step is along the normalised
+    gradient and the clip is the projection onto the ball. The loss is cross-entropy, summed, so
+    that the gradient of one image does not depend on the others' number. This is the loop of
+    training: the whole batch in one call of the model, and no check of images and labels, which
+    would wait for the device. In bfloat16 and float16 the model sees x + delta rounded toward x.
 
     Args:
         images: [N, C, H, W] in [0, 1]; labels: [N] int64.
@@ -91,8 +91,7 @@ def perturb(
         TypeError, ValueError: the model's answer is no logits [N, classes].
     """
     images, labels = normal(images), normal(labels)
-    epsilon, step = threat.epsilon_value, threat.step_value
-    lower, upper = threat.lower, threat.upper
+    ball, step = threat.ball, threat.step_value
     delta = _start(images, threat, seed, index, offset)
     if not threat.attacks:
         return delta
@@ -105,16 +104,7 @@ def perturb(
             logits = check_answer(model(own), images)
             loss = F.cross_entropy(logits, labels, reduction="sum")
             (gradient,) = torch.autograd.grad(loss, point)
-            _ball.step_(
-                delta,
-                gradient,
-                images,
-                norm=threat.norm,
-                step_size=step,
-                epsilon=epsilon,
-                lower=lower,
-                upper=upper,
-            )
+            ball.step_(delta, gradient, images, step)
     return delta
 
 
@@ -201,7 +191,7 @@ class _Iterates:
         self._seen = [seen[kept] for seen in self._seen]
 
 
-def descend(
+def pgd_loop(
     oracle: Oracle,
     images: Tensor,
     labels: Tensor,
@@ -213,24 +203,22 @@ def descend(
     decay: float | None = None,
     stop_early: bool = True,
     judge: bool = True,
-) -> Attacked:
+) -> AttackResult:
     """PGD (or MI-FGSM) on the images that still stand, within ``with oracle``.
 
     Args:
-        threat: norm, radius, steps, start and bounds.
+        threat: ball, steps and start.
         decay: MI-FGSM's mu, None for plain gradients.
         stop_early: an image is done with the first iterate that fools the model, or when its
             iterate repeats. Otherwise all take every step, and the last iterate counts.
-        judge: whether to ask the model about the last iterate; else ``fooled`` is all False.
+        judge: whether to ask the model about the last iterate; else ``success`` is all False.
     """
-    epsilon, step = threat.epsilon_value, threat.step_value
-    lower, upper = threat.lower, threat.upper
-    dtype, images = images.dtype, _ball.wide(images)
+    ball, step = threat.ball, threat.step_value
+    dtype, images = images.dtype, wide(images)
     delta = _start(images, threat, seed, index, offset)
-    adversarial = _ball.point(images, delta, dtype)
-    fooled = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+    found = AttackResult.none(point_of(images, delta, dtype))
     if not len(images):
-        return Attacked(adversarial, fooled)
+        return found
     rows = torch.arange(len(images), device=images.device)
     momentum = torch.zeros_like(images) if decay is not None else None
     # Only there is a step a function of the iterate that often comes back exactly.
@@ -238,44 +226,33 @@ def descend(
     iterates = _Iterates(delta) if cycles else None
     x, y = images, labels
     for _ in range(threat.steps):
-        point = _ball.point(x, delta, dtype)
+        point = point_of(x, delta, dtype)
         logits, _, gradient = oracle.gradient(point, cross_entropy, y)
         if stop_early:
-            broken = oracle.fooled(point, logits, y, index[rows])
-            done = broken
+            fooled = oracle.fooled(point, logits, y, index[rows])
+            done = fooled
             if iterates is not None:
-                done = broken | iterates.repeats(delta)
+                done = fooled | iterates.repeats(delta)
             if bool(done.any()):
-                adversarial[rows[done]] = point[done]
-                fooled[rows[broken]] = True
+                found.adversarial[rows[done]] = point[done]
+                found.success[rows[fooled]] = True
                 kept = (~done).nonzero()[:, 0]
                 if not len(kept):
-                    return Attacked(adversarial, fooled)
+                    return found
                 rows, x, y, delta = rows[kept], x[kept], y[kept], delta[kept]
                 gradient = gradient[kept]
                 if momentum is not None:
                     momentum = momentum[kept]
                 if iterates is not None:
                     iterates.keep(kept)
-        if decay is not None:
-            assert momentum is not None
-            momentum = decay * momentum + _ball.of_sum_one(gradient)
-            gradient = momentum
-        _ball.step_(
-            delta,
-            gradient,
-            x,
-            norm=threat.norm,
-            step_size=step,
-            epsilon=epsilon,
-            lower=lower,
-            upper=upper,
-        )
-    point = _ball.point(x, delta, dtype)
-    adversarial[rows] = point
+        if decay is not None and momentum is not None:
+            gradient = momentum = decay * momentum + of_sum_one(gradient)
+        ball.step_(delta, gradient, x, step)
+    point = point_of(x, delta, dtype)
+    found.adversarial[rows] = point
     if judge:
-        fooled[rows] = oracle.fooled(point, oracle.logits(point), y, index[rows])
-    return Attacked(adversarial, fooled)
+        found.success[rows] = oracle.fooled(point, oracle.logits(point), y, index[rows])
+    return found
 
 
 def restart(
@@ -286,29 +263,16 @@ def restart(
     *,
     seed: int,
     index: Tensor,
-    restarts: int = 1,
-    decay: float | None = None,
+    restarts: int,
     stop_early: bool = True,
-) -> Attacked:
-    """:func:`descend` from several starts; an image is done with the first that fools the model.
+) -> AttackResult:
+    """:func:`pgd_loop` from several starts; an image is done with the first that fools the model.
 
     Of an image that none fools, the result is the last start's.
     """
-    found = descend(
-        oracle,
-        images,
-        labels,
-        threat,
-        seed=seed,
-        index=index,
-        decay=decay,
-        stop_early=stop_early,
-    )
-    for offset in range(1, restarts):
-        rows = (~found.fooled).nonzero()[:, 0]
-        if not len(rows):
-            break
-        again = descend(
+
+    def attempt(offset: int, rows: Tensor) -> AttackResult:
+        return pgd_loop(
             oracle,
             images[rows],
             labels[rows],
@@ -316,16 +280,108 @@ def restart(
             seed=seed,
             index=index[rows],
             offset=offset,
-            decay=decay,
             stop_early=stop_early,
         )
-        found.adversarial[rows] = again.adversarial
-        found.fooled[rows] = again.fooled
-    return found
+
+    return from_starts(images, (partial(attempt, offset) for offset in range(restarts)))
+
+
+@dataclass(frozen=True)
+class PGDSettings:
+    """PGD-k, for each k that ``attacks`` names."""
+
+    step_size: Radius | None = None
+    """step along the gradient's sign (L2: its direction); default 2.5 epsilon / k"""
+    restarts: Annotated[int, at_least(1)] = 1
+    """random starts; those after the first are for images that still stand"""
+
+
+@dataclass(frozen=True)
+class PGDAttack(Attack):
+    """PGD with ``steps`` steps from a random start, from several starts if asked to."""
+
+    name = "pgd-<steps>"
+    section = "pgd"
+    settings = PGDSettings
+
+    steps: int
+    step_size: str | None = None
+    restarts: int = 1
+
+    @classmethod
+    def parse(cls, name: str) -> dict[str, Any] | None:
+        found = re.fullmatch(r"pgd-?(\d+)", name)
+        return {"steps": int(found[1])} if found and int(found[1]) else None
+
+    @staticmethod
+    def note(settings: Any) -> str | None:
+        return f"PGD restarts {settings.restarts}"
+
+    @property
+    def key(self) -> str:
+        return f"pgd-{self.steps}"
+
+    def threat(self, ball: Ball) -> ThreatModel:
+        return _threat(ball, step_size=self.step_size, steps=self.steps)
+
+    def title(self, norm: str) -> str:
+        return f"PGD-{self.steps}"
+
+    def run(
+        self, oracle: Oracle, images: Tensor, labels: Tensor, ids: Tensor, seed: int, ball: Ball
+    ) -> AttackResult:
+        return restart(
+            oracle, images, labels, self.threat(ball), seed=seed, index=ids, restarts=self.restarts
+        )
+
+    def passes(self) -> tuple[float, float]:
+        return (self.steps + 1) * self.restarts, self.steps * self.restarts
+
+    def describe(self, ball: Ball) -> str:
+        text = self.threat(ball).describe().replace("FGSM", self.title(ball.norm), 1)
+        return f"{text}, {count(self.restarts, 'restart')}"
+
+    def facts(self, ball: Ball) -> dict[str, Any]:
+        return {**self.threat(ball).to_dict(), "restarts": self.restarts}
+
+
+@dataclass(frozen=True)
+class FGSMAttack(Attack):
+    """One step of epsilon from the image; none of PGD's settings bear on it."""
+
+    name = "fgsm"
+    section = "pgd"
+    settings = PGDSettings
+
+    def threat(self, ball: Ball) -> ThreatModel:
+        return _threat(ball, steps=1, random_start=False)
+
+    def title(self, norm: str) -> str:
+        return "FGSM" if norm == "linf" else "FGM"
+
+    def run(
+        self, oracle: Oracle, images: Tensor, labels: Tensor, ids: Tensor, seed: int, ball: Ball
+    ) -> AttackResult:
+        return pgd_loop(oracle, images, labels, self.threat(ball), seed=seed, index=ids)
+
+    def passes(self) -> tuple[float, float]:
+        return 2, 1
+
+    def describe(self, ball: Ball) -> str:
+        return self.threat(ball).describe().replace("FGSM", self.title(ball.norm), 1)
+
+    def facts(self, ball: Ball) -> dict[str, Any]:
+        return {**self.threat(ball).to_dict(), "restarts": 1}
+
+
+def _threat(ball: Ball, **settings: Any) -> ThreatModel:
+    return ThreatModel(
+        norm=ball.norm, epsilon=ball.radius, lower=ball.lower, upper=ball.upper, **settings
+    )
 
 
 @with_autograd
-def _attack(
+def follow_gradient(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
@@ -333,40 +389,24 @@ def _attack(
     *,
     seed: int,
     index: Tensor | None,
+    batch_size: int | None,
     restarts: int = 1,
-    decay: float | None = None,
     stop_early: bool = False,
-    batch_size: int | None = None,
+    decay: float | None = None,
 ) -> Tensor:
+    """What the functions :func:`pgd`, :func:`fgsm` and ``mifgsm`` share."""
     images, labels, index = checked(images, labels, index)
     restarts = parse_whole(restarts, "restarts", 1)
     seed = parse_whole(seed, "seed", most=LARGEST_SEED)
     oracle = Oracle(model, batch_size=batch_size, bn_mode=threat.bn_mode, labels=labels)
     if not threat.attacks:
         return images.clone()
+    attack: Callable[..., AttackResult] = partial(restart, restarts=restarts)
+    if restarts == 1:
+        attack = partial(pgd_loop, decay=decay, judge=False)
     with oracle:
-        if restarts == 1:
-            return descend(
-                oracle,
-                images,
-                labels,
-                threat,
-                seed=seed,
-                index=index,
-                decay=decay,
-                stop_early=stop_early,
-                judge=False,
-            ).adversarial
-        return restart(
-            oracle,
-            images,
-            labels,
-            threat,
-            seed=seed,
-            index=index,
-            restarts=restarts,
-            decay=decay,
-            stop_early=stop_early,
+        return attack(
+            oracle, images, labels, threat, seed=seed, index=index, stop_early=stop_early
         ).adversarial
 
 
@@ -426,7 +466,7 @@ def pgd(
         upper=upper,
         bn_mode=bn_mode,
     )
-    return _attack(
+    return follow_gradient(
         model,
         images,
         labels,
@@ -471,70 +511,6 @@ def fgsm(
         upper=upper,
         bn_mode=bn_mode,
     )
-    return _attack(model, images, labels, threat, seed=seed, index=index, batch_size=batch_size)
-
-
-def mifgsm(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    epsilon: Fraction | str | float = "8/255",
-    step_size: Fraction | str | float | None = None,
-    steps: int = 10,
-    decay: float = 1.0,
-    norm: str = "linf",
-    stop_early: bool = False,
-    lower: float | None = 0.0,
-    upper: float | None = 1.0,
-    bn_mode: str = "eval",
-    seed: int = 0,
-    index: Tensor | None = None,
-    batch_size: int | None = None,
-) -> Tensor:
-    """Momentum iterative FGSM (Dong et al., "Boosting Adversarial Attacks with Momentum", 2018).
-
-    g <- decay * g + grad / ||grad||_1, then a step along g; no random start. ``step_size`` None is
-    the paper's epsilon / steps. Other arguments, result and errors as :func:`pgd`.
-    """
-    threat = mifgsm_threat(norm, epsilon, step_size, steps, lower, upper, bn_mode)
-    decay = parse_number(decay, "decay")
-    if decay < 0:
-        raise ValueError(f"decay: expected 0 or more, got {decay}")
-    return _attack(
-        model,
-        images,
-        labels,
-        threat,
-        seed=seed,
-        index=index,
-        decay=decay,
-        stop_early=stop_early,
-        batch_size=batch_size,
+    return follow_gradient(
+        model, images, labels, threat, seed=seed, index=index, batch_size=batch_size
     )
-
-
-def mifgsm_threat(
-    norm: str,
-    epsilon: Fraction | str | float,
-    step_size: Fraction | str | float | None,
-    steps: int,
-    lower: float | None = 0.0,
-    upper: float | None = 1.0,
-    bn_mode: str = "eval",
-) -> ThreatModel:
-    """The threat model of MI-FGSM, with the paper's step where none is given."""
-    threat = ThreatModel(
-        norm=norm,
-        epsilon=epsilon,
-        step_size=step_size,
-        steps=steps,
-        random_start=False,
-        lower=lower,
-        upper=upper,
-        bn_mode=bn_mode,
-    )
-    if step_size is None and threat.steps:
-        assert isinstance(threat.epsilon, Fraction)
-        return dataclasses.replace(threat, step_size=threat.epsilon / threat.steps)
-    return threat

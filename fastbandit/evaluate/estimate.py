@@ -1,0 +1,75 @@
+"""What an evaluation can take at most, measured on a few batches."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastbandit.attacks._model import Oracle, cross_entropy, with_autograd
+from fastbandit.data import load
+from fastbandit.evaluate.config import EvaluateConfig
+from fastbandit.evaluate.grid import Evaluation
+from fastbandit.evaluate.run import memory_enough_for
+from fastbandit.evaluate.subject import evaluating, fast_copy, place, prepare
+from fastbandit.runs.environment import peak_memory_mb
+from fastbandit.runs.session import torch_settings
+from fastbandit.training import synchronise
+
+__all__ = ["dry_run"]
+
+
+@with_autograd
+def dry_run(model: nn.Module | str | Path, config: EvaluateConfig) -> dict[str, Any]:
+    """The most that the evaluation can take, from a few batches. Writes nothing.
+
+    Returns:
+        ``images``; ``seconds_forward`` and ``seconds_backward`` of one image; ``seconds_most``, if
+        no image ever fell, and ``seconds_clean``; ``peak_memory_mb``.
+    """
+    subject, config = prepare(model, config)
+    device = torch.device(config.device)
+    with (
+        torch_settings(config.threads, bool(config.deterministic)),
+        memory_enough_for(config),
+        evaluating(subject.network),  # a caller's own module comes back in its mode
+    ):
+        subject.network = place(subject.network, config, device)
+        subject.fast = fast_copy(subject.network)
+        current = Evaluation(config, subject, load(config.data), device, None, None, None)
+        few = torch.arange(min(config.batch_size, current.n))
+        x, y = current.pixels(few), current.labels[few].to(device)
+        times = {}
+        attacked = subject.network if subject.fast is None else subject.fast
+        with Oracle(attacked, precision=getattr(torch, config.precision)) as oracle:
+            for name, action in (
+                ("forward", lambda: oracle.logits(x)),
+                ("both", lambda: oracle.gradient(x, cross_entropy, y)),
+            ):
+                action()
+                synchronise(device)
+                started = time.perf_counter()
+                for _ in range(3):
+                    action()
+                synchronise(device)
+                times[name] = (time.perf_counter() - started) / 3 / len(few)
+        backward = max(times["both"] - times["forward"], 0.0)
+        most = 0.0
+        for name, grid in current.grids.items():
+            n = min(config.checks.images, current.n) if name == "checks" else current.n
+            most += n * sum(
+                plan.forward * times["forward"] + plan.backward * backward for plan in grid.plans
+            )
+        return {
+            "images": current.n,
+            "seconds_forward": times["forward"],
+            "seconds_backward": backward,
+            "seconds_clean": times["forward"] * current.n * current.grids["clean"].plans[0].forward,
+            "seconds_most": most,
+            "peak_memory_mb": peak_memory_mb(device),
+            "device": config.device,
+            "threads": torch.get_num_threads(),
+        }

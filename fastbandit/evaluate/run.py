@@ -1,0 +1,239 @@
+"""One evaluation from beginning to end: its folder, its processes, its progress."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastbandit.attacks._model import with_autograd
+from fastbandit.config import to_plain
+from fastbandit.data import DataSource, load
+from fastbandit.distributed import Group
+from fastbandit.evaluate.config import EvaluateConfig
+from fastbandit.evaluate.grid import Evaluation, OtherModelError
+from fastbandit.evaluate.result import RESULT, finish
+from fastbandit.evaluate.subject import Subject, evaluating, fast_copy, load_subject, place, prepare
+from fastbandit.runs.environment import derive_seed, environment
+from fastbandit.runs.folder import RunFiles, RunFolder
+from fastbandit.runs.progress import Progress, format_seconds
+from fastbandit.runs.session import Session, check_group_device, torch_settings
+from fastbandit.runs.tensors import RunError
+from fastbandit.training import is_out_of_memory
+
+__all__ = ["FILES", "EvaluationFolder", "evaluate_model", "memory_enough_for"]
+
+
+FILES = RunFiles(
+    "evaluate",
+    result=RESULT,
+    logs=(),
+    files=("summary.json", "examples.safetensors", "images.safetensors"),
+)
+
+
+class EvaluationFolder(RunFolder):
+    """The folder of an evaluation: finished when its result, written last, is there."""
+
+    def forget(self) -> None:
+        """Remove what is known so far; the configuration stays."""
+        for name in ("latest", "previous"):
+            (self.path / "checkpoints" / f"{name}.safetensors").unlink(missing_ok=True)
+
+
+@contextmanager
+def memory_enough_for(config: EvaluateConfig) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunError(
+            f"out of memory with batches of {config.batch_size} images; start again with "
+            f"--batch-size {max(config.batch_size // 2, 1)} (in a new --out, or with --force)"
+        ) from error
+
+
+def _default_path(subject: Subject, config: EvaluateConfig, root: Path) -> Path:
+    if subject.file is None:
+        return RunFolder.fresh_path(root, config.name)
+    return subject.file.parent / f"evaluation-{config.norm}-{config.epsilon.replace('/', '-')}"
+
+
+@with_autograd
+def evaluate_model(
+    model: nn.Module | str | Path,
+    config: EvaluateConfig,
+    out: str | Path | None = None,
+    *,
+    root: str | Path = "runs",
+    force: bool = False,
+    progress: Progress | None = None,
+    group: Group | None = None,
+    source: DataSource | None = None,
+) -> tuple[Path, dict[str, Any]]:
+    """Evaluate a model to the end, or go on with an evaluation that was interrupted.
+
+    Args:
+        model: a model file, the folder of a retraining run, or any module that returns logits for
+            images in [0, 1]. A module is evaluated as a copy where it can be copied, in evaluation
+            mode; it is known by its weights and by its logits at 32 fixed images.
+        config: the settings; see :class:`EvaluateConfig`.
+        out: the folder of the result; None: ``evaluation-<norm>-<epsilon>`` beside the model file,
+            or a new folder below ``root`` for a module.
+        force: replace what a finished or a different evaluation left there.
+        progress: where progress is shown; None shows none.
+        group: the processes that share the work, each of them calling this function; None: this
+            one alone. Only the first reads and writes files, and shows progress.
+        source: the images; None: those that ``config.data`` names.
+
+    Returns:
+        The folder and the result, as it stands in ``evaluation.json``; of a finished evaluation of
+        the same model and configuration the stored one, unless ``force`` is given.
+
+    Raises:
+        ValueError: settings, data, model or folder cannot be used; the message says why.
+        TypeError: the model is none, or its answer is no tensor of floating-point logits.
+        OSError: a file could not be written; the evaluation goes on from its last checkpoint.
+    """
+    subject, config = prepare(model, config)
+    progress = progress or Progress.silent()
+    check_group_device(config.device, group)
+    device = torch.device(config.device) if group is None else group.device
+    if isinstance(model, nn.Module):
+        # Some modules cannot be copied; then the caller's own is moved.
+        try:
+            subject.network = copy.deepcopy(model)
+        except (RuntimeError, TypeError):
+            subject.network = model
+    with torch_settings(config.threads, bool(config.deterministic)), ExitStack() as stack:
+        # float32 is what the model decides in, whatever the caller computes in.
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        if isinstance(model, nn.Module):
+            # What is attached to a module may call the caller's own modules from within the copy.
+            stack.enter_context(evaluating(model))
+        subject.network = place(subject.network, config, device)
+        subject.fast = fast_copy(subject.network)
+        source = load(config.data) if source is None else source
+        surrogate = None
+        if config.transfer_from is not None:
+            other = load_subject(config.transfer_from)
+            surrogate = (place(other.network, config, device), other.facts)
+        current = Evaluation(config, subject, source, device, None, group, surrogate)
+        first = group is None or group.rank == 0
+        path = Path(out) if out is not None else _default_path(subject, config, Path(root))
+        resumed = False
+        folder: EvaluationFolder | None = None
+        if first:
+            plain = {
+                **to_plain(config),
+                "model": subject.identity(path),
+                "data_digest": source.digest,
+            }
+            if current.surrogate is not None:
+                plain["transfer_digest"] = current.surrogate[1]["digest"]
+            opened = stack.enter_context(
+                EvaluationFolder.open(path, plain, force=force, files=FILES)
+            )
+            assert isinstance(opened, EvaluationFolder)
+            folder = current.folder = opened
+            if folder.finished:
+                current.check_result(folder.result())
+        session = Session(config, group=group)
+        session.folder, session.path, session.progress = folder, path, progress
+        if (done := session.finished()) is not None:
+            return session.path, done
+        if folder is not None:
+            try:
+                resumed = folder.load_checkpoint(current.restore)
+            except OtherModelError:
+                if not force:
+                    raise
+                folder.forget()
+            if not resumed:
+                facts = {"command": "evaluate", **environment(device)}
+                folder.write_json("env.json", facts)
+        else:
+            progress = Progress.silent()
+        if group is not None:
+            digest = derive_seed(0, subject.facts["digest"])
+            group.check_same("the model", torch.tensor(digest))
+            tensors, state = current.state()
+            shared, tensors = group.broadcast({"state": state, "path": str(path)}, tensors)
+            if group.rank:
+                current.restore(tensors, shared["state"])
+            path = Path(shared["path"])
+            group.check_same("the data", torch.tensor(derive_seed(0, source.digest, current.n)))
+        show = _Show(progress, current, path, resumed)
+        with memory_enough_for(config):
+            try:
+                for name, grid in current.grids.items():
+                    for number in range(len(grid.plans)):
+                        current.run(name, number, show)
+                        show.done(name, number)
+            finally:
+                show.close()
+            result = finish(current) if first else {}
+        if group is not None:
+            result, _ = group.broadcast(result if first else None, {})
+        return path, result
+
+
+class _Show:
+    """Progress: a status line on a terminal, a line every few seconds elsewhere."""
+
+    def __init__(self, progress: Progress, current: Evaluation, path: Path, resumed: bool) -> None:
+        self.console, self.interval = progress.console, progress.interval
+        self.current, self.started = current, time.perf_counter()
+        self.last = self.started
+        self.status: Any = None
+        if self.console is None:
+            return
+        verb = "goes on" if resumed else "begins"
+        self._print(f"evaluation {verb}: {current.n} images; folder {path}")
+        if self.console.is_terminal:
+            spinner = "line" if self.console.options.ascii_only else "dots"
+            self.status = self.console.status("clean", spinner=spinner)
+            self.status.start()
+
+    def _print(self, text: str) -> None:
+        assert self.console is not None
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def __call__(self, text: str) -> None:
+        if self.console is None:
+            return
+        now = time.perf_counter()
+        if self.status is not None:
+            self.status.update(f"{text}, {format_seconds(now - self.started)}")
+        elif now - self.last >= self.interval:
+            self.last = now
+            self._print(f"{text}, {format_seconds(now - self.started)}")
+
+    def done(self, name: str, number: int) -> None:
+        """One line for each attack that is through."""
+        if self.console is None:
+            return
+        if name == "clean" and self.current.differing:
+            self._print(
+                f"the copy with frozen batch norms has other logits for {self.current.differing} "
+                f"of {self.current.n} images: attacks follow the network itself"
+            )
+        if not name.startswith("radius"):
+            return
+        grid = self.current.grids[name]
+        right = self.current.candidates(name)
+        plan = grid.plans[number]
+        fell = int((grid.success(number) & right).sum())
+        tried = int(grid.tried(number).sum())
+        self._print(f"{plan.describe}: {fell} of {tried} fall")
+
+    def close(self) -> None:
+        if self.status is not None:
+            self.status.stop()
