@@ -2,7 +2,8 @@
 
 Three libraries come out of ``csrc/``, each next to the Python files of the package:
 
-``_kernels_cpu.so``    csrc/cpu/*.cpp, whenever there is a C++ compiler
+``_kernels_cpu.so``    csrc/cpu/*.cpp and, once for each instruction set, csrc/cpu/kernels/*.cpp,
+                       whenever there is a C++ compiler
 ``_kernels_cuda.so``   csrc/cuda/*.cu and *.cpp, when torch has CUDA and nvcc is found
 ``_native_info``       csrc/bindings.cpp, how the other two were built; alone uses Python
 
@@ -209,6 +210,11 @@ def gencode(names: list[str]) -> list[str]:
     return flags
 
 
+def instruction_sets() -> list[str]:
+    """What csrc/cpu/kernels is compiled for; the library takes the best that its CPU has."""
+    return ["avx512", "avx2", "baseline"] if platform.machine() == "x86_64" else ["baseline"]
+
+
 def find_ninja() -> str:
     try:
         import ninja
@@ -368,12 +374,18 @@ def write_ninja(plan: Plan, folder: Path, targets: dict[str, Path]) -> None:
         depfile=False,
     )
 
-    def compile_cxx(source: Path, extra: list[str]) -> Path:
-        output = objects / source.relative_to(ROOT / "csrc").with_suffix(".o")
+    def compile_cxx(source: Path, extra: list[str], variant: str = "") -> Path:
+        output = objects / source.relative_to(ROOT / "csrc").with_suffix(f"{variant}.o")
         return ninja.build(output, "cxx", [source], flags=shell([*CXX_FLAGS, *includes, *extra]))
 
     if CPU in targets:
-        built = [compile_cxx(path, torch_flags) for path in sorted(ROOT.glob("csrc/cpu/*.cpp"))]
+        # The kernels take the longest to compile, so they go first.
+        built = [
+            compile_cxx(path, [f"-DFB_ISA={name}", f"-DFB_ISA_{name.upper()}"], f".{name}")
+            for path in sorted(ROOT.glob("csrc/cpu/kernels/*.cpp"))
+            for name in instruction_sets()
+        ]
+        built += [compile_cxx(path, torch_flags) for path in sorted(ROOT.glob("csrc/cpu/*.cpp"))]
         flags = [f"-L{torch_lib}", "-ltorch_cpu", "-Wl,--no-undefined"]
         ninja.build(targets[CPU], "link", built, flags=shell(flags))
 

@@ -1,8 +1,8 @@
 // Vectors of float32 for the convolution kernels, one set per instruction set.
 //
-// A file that is compiled for one instruction set defines FB_ISA_AVX512, FB_ISA_AVX2 or neither
-// (the portable vectors of the compiler) and FB_ISA_NAMESPACE, and then includes this header. Every
-// name lives in that namespace, so that the same templates can be linked together once per set.
+// setup.py compiles each source in cpu/kernels once for each set, with FB_ISA defined as avx512, avx2
+// or baseline (the portable vectors of the compiler) and FB_ISA_AVX512 or FB_ISA_AVX2. Every name
+// lives in the namespace of that name, so that the same templates can be linked together once per set.
 // The instruction set is chosen by a pragma here rather than by compiler flags: standard headers
 // are read before it, so no inline function of the standard library is compiled for a CPU that the
 // program may not run on.
@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "cpu/isa.h"
 #include "math/number.h"
 
 #if defined(FB_ISA_AVX512) || defined(FB_ISA_AVX2)
@@ -37,10 +38,11 @@
 
 #define FB_INLINE inline __attribute__((always_inline))
 
-namespace fastbandit::cpu::FB_ISA_NAMESPACE {
+namespace fastbandit::cpu::FB_ISA {
 
 #if defined(FB_ISA_AVX512)
 
+constexpr Isa kIsa = Isa::avx512;
 constexpr int kLanes = 16;
 struct Vec {
   __m512 v;
@@ -112,6 +114,7 @@ FB_INLINE void transpose(Vec (&r)[16]) {
 
 #elif defined(FB_ISA_AVX2)
 
+constexpr Isa kIsa = Isa::avx2;
 constexpr int kLanes = 8;
 struct Vec {
   __m256 v;
@@ -179,6 +182,7 @@ FB_INLINE void transpose(Vec (&r)[8]) {
 #endif
 
 // The compiler's own vectors: SSE2, NEON or plain scalars, whatever the target has.
+constexpr Isa kIsa = Isa::baseline;
 constexpr int kLanes = 8;
 typedef float RawVec __attribute__((vector_size(32)));
 typedef int32_t RawMask __attribute__((vector_size(32)));
@@ -276,4 +280,4 @@ FB_INLINE void store_first(float* p, int64_t count, Vec a) {
 }
 #endif
 
-}  // namespace fastbandit::cpu::FB_ISA_NAMESPACE
+}  // namespace fastbandit::cpu::FB_ISA

@@ -1,12 +1,10 @@
-// The kernels of pointwise_problem.h, included once for each instruction set (see conv_simd.h).
-#pragma once
-
+// The kernels of pointwise_problem.h, compiled once for each instruction set (see cpu/isa.h).
 #include <type_traits>
 
-#include "conv_simd.h"
-#include "pointwise_problem.h"
+#include "cpu/conv_simd.h"
+#include "cpu/pointwise_problem.h"
 
-namespace fastbandit::cpu::FB_ISA_NAMESPACE {
+namespace fastbandit::cpu::FB_ISA {
 
 #define FB_UNROLL_ALL _Pragma("GCC unroll 16")
 
@@ -204,4 +202,14 @@ inline PointwiseKernels make_pointwise_table() {
   return {kLanes, &pack, &multiply, &accumulate, &gather_relu, &scatter_masked};
 }
 
-}  // namespace fastbandit::cpu::FB_ISA_NAMESPACE
+}  // namespace fastbandit::cpu::FB_ISA
+
+namespace fastbandit::cpu {
+
+template <>
+const PointwiseKernels& kernels_for<PointwiseKernels, FB_ISA::kIsa>() {
+  static const PointwiseKernels table = FB_ISA::make_pointwise_table();
+  return table;
+}
+
+}  // namespace fastbandit::cpu

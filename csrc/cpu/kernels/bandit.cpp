@@ -1,23 +1,21 @@
-// The bandit ops' walk over rows, included once for each instruction set (see conv_simd.h).
+// The bandit ops' walk over rows, compiled once for each instruction set (see cpu/isa.h).
 //
 // Rows are taken sixteen at a time and moved into arrays [arm][row], so that every step is the same
 // for the rows of a vector, whatever the number of arms. The cumulative sums run in the order of
 // the arms.
-#pragma once
-
 #include <algorithm>
 #include <limits>
 #include <memory>
 #include <type_traits>
 
-#include "bandit_rows.h"
+#include "cpu/bandit_problem.h"
 #include "layout.h"
 // Begins the instruction set; what is before it is compiled for any CPU.
-#include "conv_simd.h"
+#include "cpu/conv_simd.h"
 // Only functions that are always inlined, for the instruction set of who calls them.
 #include "math/bandit.h"
 
-namespace fastbandit::cpu::FB_ISA_NAMESPACE {
+namespace fastbandit::cpu::FB_ISA {
 
 // ---- vectors of float64 --------------------------------------------------------------------------
 
@@ -463,4 +461,14 @@ inline BanditKernels make_bandit_table() {
           run_rows<double, double>};
 }
 
-}  // namespace fastbandit::cpu::FB_ISA_NAMESPACE
+}  // namespace fastbandit::cpu::FB_ISA
+
+namespace fastbandit::cpu {
+
+template <>
+const BanditKernels& kernels_for<BanditKernels, FB_ISA::kIsa>() {
+  static const BanditKernels table = FB_ISA::make_bandit_table();
+  return table;
+}
+
+}  // namespace fastbandit::cpu

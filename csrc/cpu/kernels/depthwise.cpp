@@ -1,4 +1,4 @@
-// Depthwise convolution over lanes, included once for each instruction set (see conv_simd.h).
+// Depthwise convolution over lanes, compiled once for each instruction set (see cpu/isa.h).
 //
 // A lane is one channel of one image. In channels-last memory the lanes of a vector are neighbouring
 // channels and float32 maps are read where they lie. Any other layout or type goes through a scratch
@@ -10,17 +10,15 @@
 // The inner loops are unrolled for square filters of 1, 3, 5, 7 taps with dilation and stride 1 or
 // 2 (see with_shape); every other shape takes the loops named *_any, which are vectorised but not
 // unrolled, and a few times slower for each tap.
-#pragma once
-
 #include <cstdlib>
 #include <new>
 #include <type_traits>
 
-#include "conv_problem.h"
+#include "cpu/conv_problem.h"
 #include "cpu/isa.h"
-#include "conv_simd.h"
+#include "cpu/conv_simd.h"
 
-namespace fastbandit::cpu::FB_ISA_NAMESPACE {
+namespace fastbandit::cpu::FB_ISA {
 
 constexpr int64_t kScratchFloats = 128 * 1024;  // rows of one item: half a MiB, inside L2
 constexpr int64_t kChunkVectors = 8192;         // products per tap that one partial sum holds
@@ -1347,4 +1345,14 @@ inline ConvKernels make_table() {
   return table;
 }
 
-}  // namespace fastbandit::cpu::FB_ISA_NAMESPACE
+}  // namespace fastbandit::cpu::FB_ISA
+
+namespace fastbandit::cpu {
+
+template <>
+const ConvKernels& kernels_for<ConvKernels, FB_ISA::kIsa>() {
+  static const ConvKernels table = FB_ISA::make_table();
+  return table;
+}
+
+}  // namespace fastbandit::cpu
