@@ -3,7 +3,7 @@
 //
 // - with_isa(FB_BODY { ... }): a loop that the compiler vectorises by itself stands where it is
 //   used, and is compiled three times there.
-// - a source in cpu/kernels: a kernel that is written with vectors (cpu/conv_simd.h) is compiled
+// - a source in cpu/kernels: a kernel that is written with vectors (cpu/simd/simd.h) is compiled
 //   once for each instruction set by setup.py, and puts its functions into a table (kernels_for).
 //
 // FASTBANDIT_CPU=baseline|avx2|avx512 takes a lower one (to test all three on one machine).

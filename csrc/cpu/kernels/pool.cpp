@@ -2,7 +2,7 @@
 #include <limits>
 #include <type_traits>
 
-#include "cpu/conv_simd.h"
+#include "cpu/simd/simd.h"
 #include "cpu/pool_problem.h"
 
 namespace fastbandit::cpu::FB_ISA {
