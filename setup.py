@@ -4,7 +4,7 @@ Three libraries come out of ``csrc/``, each next to the Python files of the pack
 
 ``_kernels_cpu.so``    csrc/cpu/*.cpp and, once for each instruction set, csrc/cpu/kernels/*.cpp,
                        whenever there is a C++ compiler
-``_kernels_cuda.so``   csrc/cuda/*.cu and *.cpp, when torch has CUDA and nvcc is found
+``_kernels_cuda.so``   csrc/cuda/**/*.cu and *.cpp, when torch has CUDA and nvcc is found
 ``_native_info``       csrc/bindings.cpp, how the other two were built; alone uses Python
 
 Environment: FASTBANDIT_CUDA (1: CUDA kernels or an error; 0: none), CUDA_HOME,
@@ -398,9 +398,9 @@ def write_ninja(plan: Plan, folder: Path, targets: dict[str, Path]) -> None:
             depfile=True,
         )
         built = []
-        for path in sorted(ROOT.glob("csrc/cuda/*.cu")):
+        for path in sorted(ROOT.glob("csrc/cuda/**/*.cu")):
             flags = [*NVCC_FLAGS, *gencode(plan.architectures), *includes]
-            output = objects / "cuda" / (path.stem + ".o")
+            output = objects / path.relative_to(ROOT / "csrc").with_suffix(".cu.o")
             built.append(ninja.build(output, "nvcc", [path], flags=shell(flags)))
         cuda_include = f"-isystem{plan.toolkit.root / 'include'}"
         for path in sorted(ROOT.glob("csrc/cuda/*.cpp")):
