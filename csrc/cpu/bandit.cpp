@@ -22,6 +22,6 @@ void run_bandit(const char* /*op*/, const Tensor& mean, const Tensor& count,
 
 }  // namespace
 
-FB_REGISTER_BANDIT(CPU, run_bandit)
+STABLE_TORCH_LIBRARY_IMPL(fastbandit, CPU, library) { register_bandit<run_bandit>(library); }
 
 }  // namespace fastbandit
