@@ -1,11 +1,11 @@
 """Builds the native kernels with ninja. All other metadata is in pyproject.toml.
 
-Four libraries come out of ``csrc/``, each next to the Python files of the package:
+Three libraries come out of ``csrc/``, each next to the Python files of the package:
 
-``_kernels_cpu.so``    csrc/cpu/*.cpp, whenever there is a C++ compiler
-``_kernels_cuda.so``   csrc/cuda/*.cu and *.cpp, when torch has CUDA and nvcc is found
-``_native_info``       csrc/bindings.cpp, how the first two were built; uses Python and pybind11
-``_native_call``       csrc/native_call.cpp, the short way from Python to an op; uses Python
+``_kernels_cpu.so``    csrc/cpu/*.cpp and, once for each instruction set, csrc/cpu/kernels/*.cpp,
+                       whenever there is a C++ compiler
+``_kernels_cuda.so``   csrc/cuda/**/*.cu and *.cpp, when torch has CUDA and nvcc is found
+``_native_info``       csrc/bindings.cpp, how the other two were built; alone uses Python
 
 Environment: FASTBANDIT_CUDA (1: CUDA kernels or an error; 0: none), CUDA_HOME,
 TORCH_CUDA_ARCH_LIST, CXX, MAX_JOBS.
@@ -41,8 +41,7 @@ TORCH_MINIMUM = (2, 10)
 # The oldest libtorch the libraries load into; the stable ABI keeps them loading into later ones.
 TORCH_TARGET_VERSION = "0x020a000000000000"
 DEFAULT_ARCHITECTURES = ("8.0", "8.6", "9.0", "10.0", "12.0")
-CPU, CUDA = "fastbandit._kernels_cpu", "fastbandit._kernels_cuda"
-INFO, CALL = "fastbandit._native_info", "fastbandit._native_call"
+CPU, CUDA, INFO = "fastbandit._kernels_cpu", "fastbandit._kernels_cuda", "fastbandit._native_info"
 
 
 class CannotBuildError(SystemExit):
@@ -211,6 +210,11 @@ def gencode(names: list[str]) -> list[str]:
     return flags
 
 
+def instruction_sets() -> list[str]:
+    """What csrc/cpu/kernels is compiled for; the library takes the best that its CPU has."""
+    return ["avx512", "avx2", "baseline"] if platform.machine() == "x86_64" else ["baseline"]
+
+
 def find_ninja() -> str:
     try:
         import ninja
@@ -370,12 +374,18 @@ def write_ninja(plan: Plan, folder: Path, targets: dict[str, Path]) -> None:
         depfile=False,
     )
 
-    def compile_cxx(source: Path, extra: list[str]) -> Path:
-        output = objects / source.relative_to(ROOT / "csrc").with_suffix(".o")
+    def compile_cxx(source: Path, extra: list[str], variant: str = "") -> Path:
+        output = objects / source.relative_to(ROOT / "csrc").with_suffix(f"{variant}.o")
         return ninja.build(output, "cxx", [source], flags=shell([*CXX_FLAGS, *includes, *extra]))
 
     if CPU in targets:
-        built = [compile_cxx(path, torch_flags) for path in sorted(ROOT.glob("csrc/cpu/*.cpp"))]
+        # The kernels take the longest to compile, so they go first.
+        built = [
+            compile_cxx(path, [f"-DFB_ISA={name}", f"-DFB_ISA_{name.upper()}"], f".{name}")
+            for path in sorted(ROOT.glob("csrc/cpu/kernels/*.cpp"))
+            for name in instruction_sets()
+        ]
+        built += [compile_cxx(path, torch_flags) for path in sorted(ROOT.glob("csrc/cpu/*.cpp"))]
         flags = [f"-L{torch_lib}", "-ltorch_cpu", "-Wl,--no-undefined"]
         ninja.build(targets[CPU], "link", built, flags=shell(flags))
 
@@ -388,9 +398,9 @@ def write_ninja(plan: Plan, folder: Path, targets: dict[str, Path]) -> None:
             depfile=True,
         )
         built = []
-        for path in sorted(ROOT.glob("csrc/cuda/*.cu")):
+        for path in sorted(ROOT.glob("csrc/cuda/**/*.cu")):
             flags = [*NVCC_FLAGS, *gencode(plan.architectures), *includes]
-            output = objects / "cuda" / (path.stem + ".o")
+            output = objects / path.relative_to(ROOT / "csrc").with_suffix(".cu.o")
             built.append(ninja.build(output, "nvcc", [path], flags=shell(flags)))
         cuda_include = f"-isystem{plan.toolkit.root / 'include'}"
         for path in sorted(ROOT.glob("csrc/cuda/*.cpp")):
@@ -416,11 +426,6 @@ def write_ninja(plan: Plan, folder: Path, targets: dict[str, Path]) -> None:
         python = [f"-isystem{include}", f"-isystem{sysconfig.get_path('include')}"]
         built = [compile_cxx(ROOT / "csrc" / "bindings.cpp", python)]
         ninja.build(targets[INFO], "link", built, flags="")
-
-    if CALL in targets:
-        python = [f"-isystem{sysconfig.get_path('include')}"]
-        built = [compile_cxx(ROOT / "csrc" / "native_call.cpp", python)]
-        ninja.build(targets[CALL], "link", built, flags="")
 
     ninja.write()
 
@@ -461,14 +466,13 @@ class BuildKernels(build_ext):
         print(f"fastbandit: {plan.line()}", flush=True)
         if plan.toolkit is None:
             self.extensions = [ext for ext in self.extensions if ext.name != CUDA]
-        if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        if (
+            pybind11_include() is None
+            or not Path(sysconfig.get_path("include"), "Python.h").is_file()
+        ):
             print(
-                "fastbandit: no Python.h, so build_info() will lack the build's facts and the ops "
-                "take the long way from Python"
+                "fastbandit: no pybind11 or Python.h, so build_info() will lack the build's facts"
             )
-            self.extensions = [ext for ext in self.extensions if ext.name not in (INFO, CALL)]
-        elif pybind11_include() is None:
-            print("fastbandit: no pybind11, so build_info() will lack the build's facts")
             self.extensions = [ext for ext in self.extensions if ext.name != INFO]
         folder = Path(self.build_temp).resolve()
         targets = {}
@@ -516,8 +520,7 @@ class DistInfo(dist_info):
 COMPILER, COMPILER_TEXT = find_compiler()
 PLAN_INPUT = (COMPILER, COMPILER_TEXT)
 # setuptools only needs the names: ninja knows the sources.
-NAMES = () if COMPILER is None else (CPU, CUDA, INFO, CALL)
-EXTENSIONS = [Extension(name, sources=[]) for name in NAMES]
+EXTENSIONS = [] if COMPILER is None else [Extension(name, sources=[]) for name in (CPU, CUDA, INFO)]
 
 if __name__ == "__main__":
     setup(

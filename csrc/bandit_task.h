@@ -222,15 +222,15 @@ struct BanditOps {
   }
 };
 
-#define FB_REGISTER_BANDIT(key, run)                                          \
-  STABLE_TORCH_LIBRARY_IMPL(fastbandit, key, library) {                       \
-    using Ops = BanditOps<run>;                                               \
-    library.impl("bandit_bounds", TORCH_BOX(&Ops::bounds));                   \
-    library.impl("bandit_probabilities", TORCH_BOX(&Ops::probabilities));     \
-    library.impl("bandit_sample", TORCH_BOX(&Ops::sample));                   \
-    library.impl("bandit_update_", TORCH_BOX(&Ops::update_));                 \
-    library.impl("bandit_prune_", TORCH_BOX(&Ops::prune_));                   \
-    library.impl("bandit_step_", TORCH_BOX(&Ops::step_));                     \
-  }
+template <auto run, class Library>
+void register_bandit(Library& library) {
+  using Ops = BanditOps<run>;
+  library.impl("bandit_bounds", TORCH_BOX(&Ops::bounds));
+  library.impl("bandit_probabilities", TORCH_BOX(&Ops::probabilities));
+  library.impl("bandit_sample", TORCH_BOX(&Ops::sample));
+  library.impl("bandit_update_", TORCH_BOX(&Ops::update_));
+  library.impl("bandit_prune_", TORCH_BOX(&Ops::prune_));
+  library.impl("bandit_step_", TORCH_BOX(&Ops::step_));
+}
 
 }  // namespace fastbandit

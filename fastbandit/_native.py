@@ -8,7 +8,6 @@ that is present but does not load warns once with the original error, and both a
 
 from __future__ import annotations
 
-import importlib
 import os
 import warnings
 from pathlib import Path
@@ -24,25 +23,6 @@ served: set[str] = set()
 
 _PACKAGE = Path(__file__).resolve().parent
 _status: dict[str, Any] | None = None
-
-
-def _load_native_call() -> tuple[Any, str | None]:
-    """The type that :func:`fastbandit.ops._register.native_call` needs, or None and the reason."""
-    try:
-        return importlib.import_module("fastbandit._native_call").NativeCall, None
-    except ModuleNotFoundError as error:
-        return None, f"{error}: it was not built for this Python"
-    except ImportError as error:
-        warnings.warn(
-            "fastbandit: _native_call is present but does not load, so calls of small ops take "
-            f"longer: {error}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return None, f"ImportError: {error}"
-
-
-NativeCall, native_call_reason = _load_native_call()
 
 
 def load() -> None:

@@ -43,8 +43,6 @@ def build_info() -> dict[str, Any]:
           ``compiler``, ``cxx_flags``, ``machine``, ``cuda``, ``cuda_reason``, ``nvcc_flags``,
           ``architectures``), or None with ``build_reason`` for a pure-Python installation;
         - ``libraries``: :func:`fastbandit._native.status`;
-        - ``native_call``: whether small ops are called the short way, and
-          ``native_call_reason``: if not, why;
         - ``ops``: for each op, ``native`` or ``reference`` by device.
     """
     import torch
@@ -73,8 +71,6 @@ def build_info() -> dict[str, Any]:
         "build": build,
         "build_reason": reason,
         "libraries": libraries,
-        "native_call": _native.NativeCall is not None,
-        "native_call_reason": _native.native_call_reason,
         "ops": {
             name: {
                 device: "native" if _has_kernel(name, device) else "reference"
@@ -142,8 +138,6 @@ def _text(info: dict[str, Any]) -> str:
         library = info["libraries"][device]
         state = f"loaded, {library['path']}" if library["loaded"] else library["reason"]
         lines.append(f"{device} library: {state}")
-    if not info["native_call"]:
-        lines.append(f"small ops are called the long way: {info['native_call_reason']}")
     width = max(map(len, info["ops"]))
     lines.append("")
     lines.append(f"{'op':{width}}  {'cpu':9}  cuda")

@@ -281,7 +281,7 @@ def test_what_is_prepared_is_put_in_place(elsewhere, monkeypatch, capsys):
             assert options["env"]["FASTBANDIT_CUDA"] == "1"
             assert options["env"]["TORCH_CUDA_ARCH_LIST"] == "9.0"
             (folder / "fastbandit").mkdir(parents=True)
-            for name in ("_kernels_cpu.so", "_kernels_cuda.so", "_native_call.so"):
+            for name in ("_kernels_cpu.so", "_kernels_cuda.so", "_native_info.so"):
                 (folder / "fastbandit" / name).write_text(name)
         elif "download" in command:
             folder = Path(command[command.index("-d") + 1])

@@ -1,7 +1,6 @@
-// The bandit ops on the CPU: the walk over rows of bandit_kernels.h on torch's threads.
+// The bandit ops on the CPU: the walk over rows of cpu/kernels/bandit.cpp on torch's threads.
 #include "bandit_task.h"
-#include "cpu/bandit_rows.h"
-#include "cpu/isa.h"
+#include "cpu/bandit_problem.h"
 #include "cpu/walk.h"
 
 namespace fastbandit {
@@ -9,20 +8,9 @@ namespace {
 
 constexpr int64_t kRowGrain = 256;  // rows below which a second thread costs more than it brings
 
-const cpu::BanditKernels& bandit_kernels() {
-#if defined(__x86_64__)
-  switch (isa()) {
-    case Isa::avx512: return cpu::bandit_kernels_avx512();
-    case Isa::avx2: return cpu::bandit_kernels_avx2();
-    case Isa::baseline: break;
-  }
-#endif
-  return cpu::bandit_kernels_baseline();
-}
-
 void run_bandit(const char* /*op*/, const Tensor& mean, const Tensor& count,
                 const BanditTask& task) {
-  const cpu::BanditKernels& kernels = bandit_kernels();
+  const cpu::BanditKernels& kernels = cpu::kernels<cpu::BanditKernels>();
   const bool whole = count.scalar_type() == ScalarType::Long;
   const cpu::BanditRows rows =
       mean.scalar_type() == ScalarType::Double
@@ -34,6 +22,6 @@ void run_bandit(const char* /*op*/, const Tensor& mean, const Tensor& count,
 
 }  // namespace
 
-FB_REGISTER_BANDIT(CPU, run_bandit)
+STABLE_TORCH_LIBRARY_IMPL(fastbandit, CPU, library) { register_bandit<run_bandit>(library); }
 
 }  // namespace fastbandit

@@ -6,23 +6,10 @@
 // backward the gradient between batch norm and 1x1 convolution. How pixels are cut into blocks and
 // chunks depends on the sizes alone: the same bits for every number of threads.
 #include "cpu/depthwise_conv2d.h"
-#include "cpu/isa.h"
 #include "cpu/norm.h"
 #include "cpu/pointwise_problem.h"
 
 namespace fastbandit::cpu {
-
-const PointwiseKernels& pointwise_kernels() {
-#if defined(__x86_64__)
-  switch (isa()) {
-    case Isa::avx512: return pointwise_kernels_avx512();
-    case Isa::avx2: return pointwise_kernels_avx2();
-    case Isa::baseline: break;
-  }
-#endif
-  return pointwise_kernels_baseline();
-}
-
 namespace {
 
 using namespace norm;
@@ -41,7 +28,7 @@ struct Block {
   Pair stride, padding, dilation;
   int64_t n, oh, ow;     // of the output
   int64_t inner, outer;  // channels into and out of the 1x1 convolution
-  const PointwiseKernels& kernels = pointwise_kernels();
+  const PointwiseKernels& kernels = cpu::kernels<PointwiseKernels>();
 
   Block(const char* op, std::vector<Tensor> tensors, std::optional<Tensor> taps,
         const Tensor& pointwise, int64_t s, int64_t p, int64_t d)

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "cpu/isa.h"
+
 namespace fastbandit::cpu {
 
 enum class Real { kFloat32, kBFloat16, kFloat16, kFloat64 };
@@ -64,10 +66,11 @@ struct ConvKernels {
                           int64_t begin, int64_t end);
 };
 
-const ConvKernels& conv_kernels_baseline();
-const ConvKernels& conv_kernels_avx2();
-const ConvKernels& conv_kernels_avx512();
-// The best table for the CPU that the program runs on.
-const ConvKernels& conv_kernels();
+template <>
+const ConvKernels& kernels_for<ConvKernels, Isa::baseline>();
+template <>
+const ConvKernels& kernels_for<ConvKernels, Isa::avx2>();
+template <>
+const ConvKernels& kernels_for<ConvKernels, Isa::avx512>();
 
 }  // namespace fastbandit::cpu

@@ -7,27 +7,17 @@
 
 namespace fastbandit::cpu {
 
-const ConvKernels& conv_kernels() {
-#if defined(__x86_64__)
-  switch (isa()) {
-    case Isa::avx512: return conv_kernels_avx512();
-    case Isa::avx2: return conv_kernels_avx2();
-    case Isa::baseline: break;
-  }
-#endif
-  return conv_kernels_baseline();
-}
-
 namespace {
 
 // Eight channels fill a vector of AVX2 and half of one of AVX-512: 64 x 8 x 8 x 8 in channels-last,
 // k = 3, one thread of a Zen 4, takes 20, 24, 19 us (forward, input and weight gradient) with the
 // first and 30, 37, 27 us with the second. With four channels it is 38, 44, 27 and 29, 36, 27 us.
-const ConvKernels& kernels_for(const ConvProblem& p, const Array4& first) {
+const ConvKernels& depthwise_kernels(const ConvProblem& p, const Array4& first) {
 #if defined(__x86_64__)
-  if (isa() == Isa::avx512 && p.c == 8 && first.c == 1) return conv_kernels_avx2();
+  if (isa() == Isa::avx512 && p.c == 8 && first.c == 1)
+    return kernels_for<ConvKernels, Isa::avx2>();
 #endif
-  return conv_kernels();
+  return kernels<ConvKernels>();
 }
 
 // ---- float64, for gradient checks: plain loops, one channel of one image at a time ---------------
@@ -123,7 +113,7 @@ Tensor depthwise_conv2d(Tensor x, Tensor weight, Pair stride, Pair padding, Pair
     });
     return y;
   }
-  const ConvKernels& kernels = kernels_for(p, in);
+  const ConvKernels& kernels = depthwise_kernels(p, in);
   float* packed = packed_taps(kernels.packed_size(p, in));
   kernels.pack(p, in, taps, packed);
   parallel(kernels.forward_items(p, in, out), [&](int64_t begin, int64_t end) {
@@ -149,7 +139,7 @@ Tensor depthwise_conv2d_backward_input(Tensor grad, Tensor x, Tensor weight, Pai
     });
     return grad_x;
   }
-  const ConvKernels& kernels = kernels_for(p, g);
+  const ConvKernels& kernels = depthwise_kernels(p, g);
   float* packed = packed_taps(kernels.packed_size(p, g));
   kernels.pack(p, g, taps, packed);
   parallel(kernels.backward_input_items(p, g, out), [&](int64_t begin, int64_t end) {
@@ -178,7 +168,7 @@ Tensor depthwise_conv2d_backward_weight(Tensor grad, Tensor x, Tensor weight, Pa
     });
     return grad_weight;
   }
-  const ConvKernels& kernels = kernels_for(p, g);
+  const ConvKernels& kernels = depthwise_kernels(p, g);
   float* partial = packed_taps(kernels.partial_size(p, g, in));
   parallel(kernels.backward_weight_items(p, g, in), [&](int64_t begin, int64_t end) {
     kernels.backward_weight(p, g, in, partial, begin, end);

@@ -192,7 +192,7 @@ Tensor gabor_conv2d(Tensor x, Tensor theta, Tensor sigma, Tensor gamma, Tensor w
     });
     return y;
   }
-  const ConvKernels& kernels = conv_kernels();
+  const ConvKernels& kernels = cpu::kernels<ConvKernels>();
   const float* packed = packed_bank(kernels, op, p, parameters, out);
   torch::stable::parallel_for(
       0, kernels.shared_forward_items(p), 1, [&](int64_t begin, int64_t end) {
@@ -241,7 +241,7 @@ SixTensors gabor_conv2d_backward(Tensor grad, Tensor x, Tensor theta, Tensor sig
     }
   } else {
     static thread_local std::vector<float> partial, grad_bank;
-    const ConvKernels& kernels = conv_kernels();
+    const ConvKernels& kernels = cpu::kernels<ConvKernels>();
     grad_bank.assign(static_cast<size_t>(p.c * taps), 0.0f);
     if (grad.numel() > 0) {
       const float* packed = packed_bank(kernels, op, p, parameters, g);

@@ -1,5 +1,10 @@
 // One binary for every x86-64 CPU: a loop is compiled for AVX-512, AVX2 and the baseline, and the
-// best that this CPU has is taken at run time.
+// best that this CPU has is taken at run time. There are two ways:
+//
+// - with_isa(FB_BODY { ... }): a loop that the compiler vectorises by itself stands where it is
+//   used, and is compiled three times there.
+// - a source in cpu/kernels: a kernel that is written with vectors (cpu/simd/simd.h) is compiled
+//   once for each instruction set by setup.py, and puts its functions into a table (kernels_for).
 //
 // FASTBANDIT_CPU=baseline|avx2|avx512 takes a lower one (to test all three on one machine).
 #pragma once
@@ -49,4 +54,25 @@ inline void with_isa(const Body& body) {
   body();
 }
 
+namespace cpu {
+
+// The table of functions that a source in cpu/kernels defines for the instruction set that it is
+// compiled for. The header of the table declares one for each set.
+template <class Kernels, Isa kIsa>
+const Kernels& kernels_for();
+
+// The best table for this CPU.
+template <class Kernels>
+const Kernels& kernels() {
+#if defined(__x86_64__)
+  switch (isa()) {
+    case Isa::avx512: return kernels_for<Kernels, Isa::avx512>();
+    case Isa::avx2: return kernels_for<Kernels, Isa::avx2>();
+    case Isa::baseline: break;
+  }
+#endif
+  return kernels_for<Kernels, Isa::baseline>();
+}
+
+}  // namespace cpu
 }  // namespace fastbandit

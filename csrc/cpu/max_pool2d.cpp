@@ -18,17 +18,6 @@ constexpr const char* kOp = "max_pool2d";
 using cpu::PoolKernels;
 using cpu::Taps;
 
-const PoolKernels& pool_kernels() {
-#if defined(__x86_64__)
-  switch (isa()) {
-    case Isa::avx512: return cpu::pool_kernels_avx512();
-    case Isa::avx2: return cpu::pool_kernels_avx2();
-    case Isa::baseline: break;
-  }
-#endif
-  return cpu::pool_kernels_baseline();
-}
-
 // Sizes of input and output, and which pixels an output looks at.
 struct Windows {
   int64_t n, c, h, w, stride, oh, ow;
@@ -102,7 +91,7 @@ std::tuple<Tensor, Tensor> max_pool2d(Tensor x, int64_t stride) {
   const int64_t c = windows.c, image_floats = windows.h * windows.w * c;
   Tensor y = windows.map(x, windows.oh, windows.ow, ScalarType::Float);
   Tensor which = windows.map(x, windows.oh, windows.ow, ScalarType::Byte);
-  const PoolKernels& kernels = pool_kernels();
+  const PoolKernels& kernels = cpu::kernels<PoolKernels>();
   const float* const from = floats(x);
   float* const to = floats_to_write(y);
   uint8_t* const won = static_cast<uint8_t*>(which.mutable_data_ptr());
@@ -131,7 +120,7 @@ Tensor max_pool2d_backward(Tensor grad, Tensor which, int64_t height, int64_t wi
   Tensor result = windows.map(grad, height, width, ScalarType::Float);
   const Tensor dense = dense_channels_last(
       grad, [&] { return windows.map(grad, windows.oh, windows.ow, ScalarType::Float); });
-  const PoolKernels& kernels = pool_kernels();
+  const PoolKernels& kernels = cpu::kernels<PoolKernels>();
   const float* const g = floats(dense);
   const uint8_t* const taps = static_cast<const uint8_t*>(which.const_data_ptr());
   float* const to = floats_to_write(result);

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "cpu/isa.h"
+
 namespace fastbandit::cpu {
 
 // One part of a row of channels: maps of the same size whose channels follow each other.
@@ -40,10 +42,11 @@ struct PointwiseKernels {
                          const float* tile, int64_t tile_row);
 };
 
-const PointwiseKernels& pointwise_kernels_baseline();
-const PointwiseKernels& pointwise_kernels_avx2();
-const PointwiseKernels& pointwise_kernels_avx512();
-// The best table for the CPU that the program runs on.
-const PointwiseKernels& pointwise_kernels();
+template <>
+const PointwiseKernels& kernels_for<PointwiseKernels, Isa::baseline>();
+template <>
+const PointwiseKernels& kernels_for<PointwiseKernels, Isa::avx2>();
+template <>
+const PointwiseKernels& kernels_for<PointwiseKernels, Isa::avx512>();
 
 }  // namespace fastbandit::cpu

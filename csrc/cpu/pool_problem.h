@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "cpu/isa.h"
+
 namespace fastbandit::cpu {
 
 // The runs of values that a run is made of, in order, each under its tap of the window, 0 to 8.
@@ -28,8 +30,11 @@ struct PoolKernels {
                  float* to);
 };
 
-const PoolKernels& pool_kernels_baseline();
-const PoolKernels& pool_kernels_avx2();
-const PoolKernels& pool_kernels_avx512();
+template <>
+const PoolKernels& kernels_for<PoolKernels, Isa::baseline>();
+template <>
+const PoolKernels& kernels_for<PoolKernels, Isa::avx2>();
+template <>
+const PoolKernels& kernels_for<PoolKernels, Isa::avx512>();
 
 }  // namespace fastbandit::cpu

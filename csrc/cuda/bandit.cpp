@@ -15,6 +15,6 @@ void run_bandit(const char* op, const Tensor& mean, const Tensor& count, const B
 
 }  // namespace
 
-FB_REGISTER_BANDIT(CUDA, run_bandit)
+STABLE_TORCH_LIBRARY_IMPL(fastbandit, CUDA, library) { register_bandit<run_bandit>(library); }
 
 }  // namespace fastbandit

@@ -11,7 +11,7 @@
 namespace fastbandit {
 
 // The formulas work on numbers one by one, which these functions serve, and on vectors of numbers,
-// which bring their own (cpu/bandit_kernels.h).
+// which bring their own (cpu/kernels/bandit.cpp).
 FB_HOST_DEVICE uint64_t bits_of(double value) { return bit_cast<uint64_t>(value); }
 FB_HOST_DEVICE double from_bits(uint64_t bits) { return bit_cast<double>(bits); }
 FB_HOST_DEVICE double select(bool condition, double yes, double no) {

@@ -113,58 +113,65 @@ def refuse_tangent(op: str, name: str, argument: Any) -> None:
 
 
 MISS = object()
-"""What :func:`native_call` returns where it does not apply."""
+"""What a function of :func:`short_call` returns where it does not apply."""
 
+# Looked up once: a small op takes a few microseconds.
+_Tensor = torch.Tensor
+_BelowAutograd = torch._C._AutoDispatchBelowAutograd
 _is_compiling = torch.compiler.is_compiling
+_is_grad_enabled = torch.is_grad_enabled
 _transforms_active = torch._C._are_functorch_transforms_active
+_increment_versions = torch._C._increment_version  # the public one looks at the type first
 
 
-def native_call(op: torch._ops.OpOverload) -> Callable[..., Any]:
+def short_call(op: torch._ops.OpOverload) -> Callable[..., Any]:
     """The short way to an op without gradient: below autograd, arguments checked by the kernel.
 
     On small tensors the checks in Python and the kernel on the Autograd key take three times as
     long as the op itself. A native kernel checks all its arguments before it changes anything, so
-    where one serves the device it can be called at once: csrc/native_call.cpp looks that the first
-    argument is a plain tensor (a subclass may mean something else by the call) on a device with
-    kernels, that every other tensor is on a device of that type (otherwise they would go to a
-    kernel of another device, or to none) and that no gradient is asked for. In forward mode, whose
-    tangents it does not see, the call goes the long way. Afterwards it moves the version counters
-    of what was mutated, as :func:`_no_gradient` does.
+    where one serves the device it can be called at once. The short way needs a plain tensor as
+    first argument (a subclass may mean something else by the call), every other tensor on a device
+    of that type (otherwise they would go to a kernel of another device, or to none), and that no
+    gradient is asked for. It does not see tangents, so forward mode goes the long way. Afterwards
+    it moves the version counters of what was mutated, as :func:`_no_gradient` does.
 
     Args:
         op: the op, declared with :func:`define`.
 
     Returns:
-        A function of the op's arguments, by position. Where the short way does not apply, the call
-        fails or the package was built without it, it returns :data:`MISS`: the caller then goes
-        the long way, which finds the error and names it.
+        A function of the op's arguments, by position. Where the short way does not apply or the
+        call fails, it returns :data:`MISS`: the caller then goes the long way, which finds the
+        error and names it.
     """
-    if _native.NativeCall is None:
-        return _no_native_call
-    tensors, mutated = _tensor_arguments(op)
-    run = _native.NativeCall(
-        op=op._op,  # what OpOverload.__call__ does nothing but call
-        arguments=len(op._schema.arguments),
-        tensors=sum(1 << index for index, _ in tensors),
-        mutated=sum(1 << index for index in mutated),
-        tensor_type=torch.Tensor,
-        served=_native.served,
-        is_grad_enabled=torch.is_grad_enabled,
-        below_autograd=torch._C._AutoDispatchBelowAutograd,
-        # torch.autograd.graph.increment_version without a look at the type.
-        increment_versions=torch._C._increment_version,
-        miss=MISS,
-    )
+    run = op._op  # what OpOverload.__call__ does nothing but call
+    served = _native.served
+    named, mutated = _tensor_arguments(op)
+    tensors = tuple(index for index, _ in named)
 
     def call(*args: Any) -> Any:
-        # forward_mode(), without a call: this is most of what a small op costs.
-        return MISS if _is_compiling() or forward_ad._current_level >= 0 else run(*args)
+        first = args[0]
+        # The level is forward_mode(), without a call.
+        if type(first) is not _Tensor or _is_compiling() or forward_ad._current_level >= 0:
+            return MISS
+        try:
+            cpu, grad = first.is_cpu, _is_grad_enabled()
+            if not (cpu or first.is_cuda) or ("cpu" if cpu else "cuda") not in served:
+                return MISS
+            for index in tensors:
+                argument = args[index]
+                if argument is not None and (
+                    argument.is_cpu is not cpu or (grad and argument.requires_grad)
+                ):
+                    return MISS
+            with _BelowAutograd():
+                result = run(*args)
+        except (RuntimeError, TypeError, AttributeError):
+            return MISS
+        if mutated:
+            _increment_versions([args[index] for index in mutated])
+        return result
 
     return call
-
-
-def _no_native_call(*args: Any) -> Any:
-    return MISS
 
 
 _increment_version = torch.autograd.graph.increment_version

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastbandit.ops import _linf
-from fastbandit.ops._register import MISS, define, native_call
+from fastbandit.ops._register import MISS, define, short_call
 
 __all__ = ["augment_images"]
 
@@ -106,7 +106,7 @@ _op = define(
     _fake,
 )
 
-_native = native_call(_op)
+_native = short_call(_op)
 
 
 # --- Public function ------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastbandit.ops import _linf
-from fastbandit.ops._register import MISS, define, native_call
+from fastbandit.ops._register import MISS, define, short_call
 from fastbandit.ops.augment_images import check_batch, make_batch
 from fastbandit.ops.random_start import _reference as start_reference
 
@@ -96,7 +96,7 @@ _op = define(
     _fake,
 )
 
-_native = native_call(_op)
+_native = short_call(_op)
 
 
 # --- Public function ------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ import numbers
 import torch
 from torch import Tensor
 
-from fastbandit.ops._register import MISS, define, forward_mode, native_call, refuse_tangent
+from fastbandit.ops._register import MISS, define, forward_mode, refuse_tangent, short_call
 
 __all__ = [
     "bandit_bounds",
@@ -248,12 +248,12 @@ _bandit_step_ = define(
     _bandit_step_fake,
 )
 
-_native_bounds = native_call(_bandit_bounds)
-_native_probabilities = native_call(_bandit_probabilities)
-_native_sample = native_call(_bandit_sample)
-_native_update_ = native_call(_bandit_update_)
-_native_prune_ = native_call(_bandit_prune_)
-_native_step_ = native_call(_bandit_step_)
+_native_bounds = short_call(_bandit_bounds)
+_native_probabilities = short_call(_bandit_probabilities)
+_native_sample = short_call(_bandit_sample)
+_native_update_ = short_call(_bandit_update_)
+_native_prune_ = short_call(_bandit_prune_)
+_native_step_ = short_call(_bandit_step_)
 
 
 # --- Arguments: one function per op; nothing here waits for the device --------------------------

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastbandit.ops import _linf
-from fastbandit.ops._register import MISS, define, native_call
+from fastbandit.ops._register import MISS, define, short_call
 
 __all__ = ["pgd_step_", "pgd_step_normalize_"]
 
@@ -104,7 +104,7 @@ _step_normalize = define(
     _step_normalize_fake,
 )
 
-_native_step = native_call(_step)
+_native_step = short_call(_step)
 
 
 # --- Public functions -----------------------------------------------------------------------------

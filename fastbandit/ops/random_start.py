@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastbandit.ops import _linf
-from fastbandit.ops._register import MISS, define, native_call
+from fastbandit.ops._register import MISS, define, short_call
 from fastbandit.ops.philox import philox4x32, split64
 
 __all__ = ["random_start"]
@@ -78,7 +78,7 @@ _op = define(
     _fake,
 )
 
-_native = native_call(_op)
+_native = short_call(_op)
 
 
 # --- Public function ------------------------------------------------------------------------------

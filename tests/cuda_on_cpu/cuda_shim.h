@@ -1,15 +1,16 @@
 // Enough of CUDA to compile the kernels with a C++ compiler and run them on the CPU.
 //
-// Each thread of a block is a fiber (ucontext) with its own stack; blocks run one after another.
-// A fiber runs until it meets a barrier or a warp operation, where the next one goes on. This is
-// slow and faithful: a read past a buffer, a missing barrier or a shuffle from a lane that left is
+// Each thread of a block is a fiber with its own stack; blocks run one after another. A fiber runs until
+// it meets a barrier or a warp operation, where the next one goes on. This is slow and faithful: a read past a buffer, a missing barrier or a shuffle from a lane that left is
 // found here without a GPU, by AddressSanitizer, by wrong numbers or by the checks below.
 //
 // CUDA_ON_CPU_ORDER=reverse runs the threads of a block from the last to the first: a kernel whose
 // result depends on the order lacks a barrier.
 #pragma once
 
+#if !defined(__x86_64__)
 #include <ucontext.h>
+#endif
 
 #include <algorithm>
 #include <cmath>
@@ -105,8 +106,39 @@ namespace cuda_on_cpu {
 
 enum class State { ready, at_block_barrier, at_warp_barrier, done };
 
+// Where a stack that does not run at the moment goes on.
+#if defined(__x86_64__)
+using Context = void*;
+// swapcontext asks the kernel for the signal mask at each switch, and AddressSanitizer clears the
+// shadow of a whole stack before it: together most of the time of a test. So this saves only what a
+// function may not change.
+__attribute__((naked, noinline)) inline void swap_stacks(Context* /*from*/, Context* /*to*/) {
+  asm("pushq %rbp; pushq %rbx; pushq %r12; pushq %r13; pushq %r14; pushq %r15\n\t"
+      "movq %rsp, (%rdi); movq (%rsi), %rsp\n\t"
+      "popq %r15; popq %r14; popq %r13; popq %r12; popq %rbx; popq %rbp; ret");
+}
+inline void make_context(Context* context, char* stack, size_t bytes, void (*start)()) {
+  // A function begins with its return address, of which there is none, on a multiple of 16 plus 8.
+  auto* top = reinterpret_cast<void**>(reinterpret_cast<uintptr_t>(stack + bytes) / 16 * 16);
+  *--top = nullptr;
+  *--top = reinterpret_cast<void*>(start);
+  for (int i = 0; i < 6; ++i) *--top = nullptr;  // the registers
+  *context = top;
+}
+#else
+using Context = ucontext_t;
+inline void swap_stacks(Context* from, Context* to) { swapcontext(from, to); }
+inline void make_context(Context* context, char* stack, size_t bytes, void (*start)()) {
+  getcontext(context);
+  context->uc_stack.ss_sp = stack;
+  context->uc_stack.ss_size = bytes;
+  context->uc_link = nullptr;
+  makecontext(context, start, 0);
+}
+#endif
+
 struct Fiber {
-  ucontext_t context;
+  Context context;
   std::unique_ptr<char[]> stack;
   State state = State::done;
   uint3 index{};
@@ -121,7 +153,7 @@ constexpr size_t kStackBytes = 64 * 1024;
 #endif
 
 inline std::vector<std::unique_ptr<Fiber>> fibers;
-inline ucontext_t scheduler;
+inline Context scheduler;
 inline size_t running = 0;
 inline const std::function<void()>* body = nullptr;
 inline std::unique_ptr<char[]> dynamic_shared;
@@ -132,16 +164,18 @@ inline std::unique_ptr<char[]> dynamic_shared;
   std::abort();
 }
 
-inline void fiber_main() {
-  (*body)();
-  fibers[running]->state = State::done;
-  swapcontext(&fibers[running]->context, &scheduler);
+inline void wait(State state) {
+  Fiber& self = *fibers[running];
+  self.state = state;
+  swap_stacks(&self.context, &scheduler);
 }
 
-inline void wait(State state) {
-  const size_t self = running;
-  fibers[self]->state = state;
-  swapcontext(&fibers[self]->context, &scheduler);
+// A fiber never ends: the next block goes on with it.
+inline void fiber_main() {
+  for (;;) {
+    (*body)();
+    wait(State::done);
+  }
 }
 
 inline void warp_wait(unsigned mask) {
@@ -182,11 +216,6 @@ inline void run_block(size_t count) {
     fiber.index = {static_cast<unsigned>(i % blockDim.x),
                    static_cast<unsigned>(i / blockDim.x % blockDim.y),
                    static_cast<unsigned>(i / blockDim.x / blockDim.y)};
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = kStackBytes;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, fiber_main, 0);
   }
   for (;;) {
     bool progress = false;
@@ -197,7 +226,7 @@ inline void run_block(size_t count) {
         progress = true;
         running = i;
         threadIdx = fibers[i]->index;
-        swapcontext(&scheduler, &fibers[i]->context);
+        swap_stacks(&scheduler, &fibers[i]->context);
       }
     }
     release_warps(count);
@@ -225,8 +254,9 @@ inline void launch(Kernel kernel, dim3 grid, dim3 block, size_t shared, Argument
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) die("an empty grid");
   if (grid.y > 65535 || grid.z > 65535) die("grid.y and grid.z are at most 65535");
   while (fibers.size() < count) {
-    fibers.push_back(std::make_unique<Fiber>());
-    fibers.back()->stack.reset(new char[kStackBytes]);
+    Fiber& fiber = *fibers.emplace_back(std::make_unique<Fiber>());
+    fiber.stack.reset(new char[kStackBytes]);
+    make_context(&fiber.context, fiber.stack.get(), kStackBytes, fiber_main);
   }
   const std::function<void()> call = [=] { kernel(arguments...); };
   body = &call;

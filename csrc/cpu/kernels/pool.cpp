@@ -1,13 +1,11 @@
-// The kernels of pool_problem.h, included once for each instruction set (see conv_simd.h).
-#pragma once
-
+// The kernels of pool_problem.h, compiled once for each instruction set (see cpu/isa.h).
 #include <limits>
 #include <type_traits>
 
-#include "conv_simd.h"
-#include "pool_problem.h"
+#include "cpu/simd/simd.h"
+#include "cpu/pool_problem.h"
 
-namespace fastbandit::cpu::FB_ISA_NAMESPACE {
+namespace fastbandit::cpu::FB_ISA {
 
 // Vectors of L lanes in the form of the compiler, which compares and chooses in any of them.
 template <int L>
@@ -99,4 +97,14 @@ inline void gather(const Taps& taps, const float* grad, const uint8_t* which, in
 
 inline PoolKernels make_pool_table() { return {&largest, &gather}; }
 
-}  // namespace fastbandit::cpu::FB_ISA_NAMESPACE
+}  // namespace fastbandit::cpu::FB_ISA
+
+namespace fastbandit::cpu {
+
+template <>
+const PoolKernels& kernels_for<PoolKernels, FB_ISA::kIsa>() {
+  static const PoolKernels table = FB_ISA::make_pool_table();
+  return table;
+}
+
+}  // namespace fastbandit::cpu

@@ -1,29 +1,15 @@
-// The kernels of pointwise_problem.h, included once for each instruction set (see conv_simd.h).
-#pragma once
-
+// The kernels of pointwise_problem.h, compiled once for each instruction set (see cpu/isa.h).
 #include <type_traits>
 
-#include "conv_simd.h"
-#include "pointwise_problem.h"
+#include "cpu/simd/simd.h"
+#include "cpu/pointwise_problem.h"
 
-namespace fastbandit::cpu::FB_ISA_NAMESPACE {
-
-#define FB_UNROLL_ALL _Pragma("GCC unroll 16")
+namespace fastbandit::cpu::FB_ISA {
 
 // Vectors of columns that a tile of sums takes, and rows: as many as the registers hold.
-#if defined(FB_ISA_AVX512)
-constexpr int kMostVectors = 4;
+constexpr int kMostVectors = kIsa == Isa::avx512 ? 4 : kIsa == Isa::avx2 ? 2 : 1;
 template <int V>
-constexpr int kRows = V >= 4 ? 6 : 8;
-#elif defined(FB_ISA_AVX2)
-constexpr int kMostVectors = 2;
-template <int V>
-constexpr int kRows = V >= 2 ? 6 : 8;
-#else
-constexpr int kMostVectors = 1;
-template <int V>
-constexpr int kRows = 4;
-#endif
+constexpr int kRows = kIsa == Isa::baseline ? 4 : V == kMostVectors ? 6 : 8;
 
 FB_INLINE int64_t padded(int64_t columns) { return (columns + kLanes - 1) / kLanes * kLanes; }
 
@@ -43,27 +29,27 @@ FB_INLINE void multiply_tile(int64_t depth, const float* a, int64_t a_row, const
                              int64_t b_row, const float* bias, float* out, int64_t out_row,
                              int64_t last) {
   Vec sum[R][V];
-  FB_UNROLL_ALL
+  FB_UNROLL
   for (int v = 0; v < V; ++v) {
     const Vec first = bias ? load(bias + v * kLanes) : zero();
-    FB_UNROLL_ALL
+    FB_UNROLL
     for (int r = 0; r < R; ++r) sum[r][v] = first;
   }
   for (int64_t k = 0; k < depth; ++k, b += b_row) {
     Vec right[V];
-    FB_UNROLL_ALL
+    FB_UNROLL
     for (int v = 0; v < V; ++v) right[v] = load(b + v * kLanes);
-    FB_UNROLL_ALL
+    FB_UNROLL
     for (int r = 0; r < R; ++r) {
       const Vec left = broadcast(a[r * a_row + k]);
-      FB_UNROLL_ALL
+      FB_UNROLL
       for (int v = 0; v < V; ++v) sum[r][v] = fma(left, right[v], sum[r][v]);
     }
   }
-  FB_UNROLL_ALL
+  FB_UNROLL
   for (int r = 0; r < R; ++r) {
     float* const to = out + r * out_row;
-    FB_UNROLL_ALL
+    FB_UNROLL
     for (int v = 0; v + 1 < V; ++v) store(to + v * kLanes, sum[r][v]);
     store_first(to + (V - 1) * kLanes, last, sum[r][V - 1]);
   }
@@ -115,25 +101,25 @@ template <int R, int V>
 FB_INLINE void accumulate_tile(int64_t rows, const float* g, int64_t g_row, const float* x,
                                int64_t x_row, float* sums, int64_t sums_row) {
   Vec sum[R][V];
-  FB_UNROLL_ALL
+  FB_UNROLL
   for (int r = 0; r < R; ++r) {
-    FB_UNROLL_ALL
+    FB_UNROLL
     for (int v = 0; v < V; ++v) sum[r][v] = load(sums + r * sums_row + v * kLanes);
   }
   for (int64_t p = 0; p < rows; ++p, g += g_row, x += x_row) {
     Vec right[V];
-    FB_UNROLL_ALL
+    FB_UNROLL
     for (int v = 0; v < V; ++v) right[v] = load(x + v * kLanes);
-    FB_UNROLL_ALL
+    FB_UNROLL
     for (int r = 0; r < R; ++r) {
       const Vec left = broadcast(g[r]);
-      FB_UNROLL_ALL
+      FB_UNROLL
       for (int v = 0; v < V; ++v) sum[r][v] = fma(left, right[v], sum[r][v]);
     }
   }
-  FB_UNROLL_ALL
+  FB_UNROLL
   for (int r = 0; r < R; ++r) {
-    FB_UNROLL_ALL
+    FB_UNROLL
     for (int v = 0; v < V; ++v) store(sums + r * sums_row + v * kLanes, sum[r][v]);
   }
 }
@@ -204,4 +190,14 @@ inline PointwiseKernels make_pointwise_table() {
   return {kLanes, &pack, &multiply, &accumulate, &gather_relu, &scatter_masked};
 }
 
-}  // namespace fastbandit::cpu::FB_ISA_NAMESPACE
+}  // namespace fastbandit::cpu::FB_ISA
+
+namespace fastbandit::cpu {
+
+template <>
+const PointwiseKernels& kernels_for<PointwiseKernels, FB_ISA::kIsa>() {
+  static const PointwiseKernels table = FB_ISA::make_pointwise_table();
+  return table;
+}
+
+}  // namespace fastbandit::cpu

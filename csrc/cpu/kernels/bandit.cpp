@@ -1,162 +1,21 @@
-// The bandit ops' walk over rows, included once for each instruction set (see conv_simd.h).
+// The bandit ops' walk over rows, compiled once for each instruction set (see cpu/isa.h).
 //
 // Rows are taken sixteen at a time and moved into arrays [arm][row], so that every step is the same
 // for the rows of a vector, whatever the number of arms. The cumulative sums run in the order of
 // the arms.
-#pragma once
-
 #include <algorithm>
 #include <limits>
 #include <memory>
 #include <type_traits>
 
-#include "bandit_rows.h"
+#include "cpu/bandit_problem.h"
 #include "layout.h"
 // Begins the instruction set; what is before it is compiled for any CPU.
-#include "conv_simd.h"
+#include "cpu/simd/simd.h"
 // Only functions that are always inlined, for the instruction set of who calls them.
 #include "math/bandit.h"
 
-namespace fastbandit::cpu::FB_ISA_NAMESPACE {
-
-// ---- vectors of float64 --------------------------------------------------------------------------
-
-#if defined(FB_ISA_AVX512)
-
-constexpr int kReals = 8;
-struct Reals {
-  __m512d v;
-  FB_INLINE Reals(__m512d v) : v(v) {}
-  FB_INLINE Reals(double value) : v(_mm512_set1_pd(value)) {}
-};
-struct Words {
-  __m512i v;
-  FB_INLINE Words(__m512i v) : v(v) {}
-  FB_INLINE Words(unsigned long long value)
-      : v(_mm512_set1_epi64(static_cast<long long>(value))) {}
-};
-struct Flags {
-  __mmask8 m;
-};
-FB_INLINE Reals load_reals(const double* p) { return _mm512_load_pd(p); }
-FB_INLINE Words load_words(const double* p) { return _mm512_load_si512(p); }
-FB_INLINE void store(double* p, Reals a) { _mm512_store_pd(p, a.v); }
-FB_INLINE Reals operator+(Reals a, Reals b) { return _mm512_add_pd(a.v, b.v); }
-FB_INLINE Reals operator-(Reals a, Reals b) { return _mm512_sub_pd(a.v, b.v); }
-FB_INLINE Reals operator*(Reals a, Reals b) { return _mm512_mul_pd(a.v, b.v); }
-FB_INLINE Reals operator/(Reals a, Reals b) { return _mm512_div_pd(a.v, b.v); }
-FB_INLINE Reals operator-(Reals a) { return _mm512_xor_pd(a.v, _mm512_set1_pd(-0.0)); }
-FB_INLINE Reals fused(Reals a, Reals b, Reals c) { return _mm512_fmadd_pd(a.v, b.v, c.v); }
-FB_INLINE Reals root(Reals a) { return _mm512_sqrt_pd(a.v); }
-FB_INLINE Reals larger(Reals a, Reals b) { return _mm512_max_pd(a.v, b.v); }
-FB_INLINE Reals smaller(Reals a, Reals b) { return _mm512_min_pd(a.v, b.v); }
-FB_INLINE Flags operator>(Reals a, Reals b) {
-  return {_mm512_cmp_pd_mask(a.v, b.v, _CMP_GT_OQ)};
-}
-FB_INLINE Flags operator==(Reals a, Reals b) {
-  return {_mm512_cmp_pd_mask(a.v, b.v, _CMP_EQ_OQ)};
-}
-FB_INLINE Flags operator&(Flags a, Flags b) { return {static_cast<__mmask8>(a.m & b.m)}; }
-FB_INLINE Flags operator|(Flags a, Flags b) { return {static_cast<__mmask8>(a.m | b.m)}; }
-FB_INLINE Flags without(Flags a, Flags b) { return {static_cast<__mmask8>(a.m & ~b.m)}; }
-FB_INLINE Reals select(Flags c, Reals yes, Reals no) {
-  return _mm512_mask_blend_pd(c.m, no.v, yes.v);
-}
-FB_INLINE Words operator+(Words a, Words b) { return _mm512_add_epi64(a.v, b.v); }
-FB_INLINE Words operator-(Words a, Words b) { return _mm512_sub_epi64(a.v, b.v); }
-FB_INLINE Words operator&(Words a, Words b) { return _mm512_and_si512(a.v, b.v); }
-FB_INLINE Words operator|(Words a, Words b) { return _mm512_or_si512(a.v, b.v); }
-FB_INLINE Words operator>>(Words a, int n) {
-  return _mm512_srli_epi64(a.v, static_cast<unsigned>(n));
-}
-FB_INLINE Words operator<<(Words a, int n) {
-  return _mm512_slli_epi64(a.v, static_cast<unsigned>(n));
-}
-FB_INLINE Words bits_of(Reals a) { return _mm512_castpd_si512(a.v); }
-FB_INLINE Reals from_bits(Words a) { return _mm512_castsi512_pd(a.v); }
-FB_INLINE Flags highest_bits(Words a) { return {_mm512_movepi64_mask(a.v)}; }
-FB_INLINE void store(double* p, Flags a) {
-  _mm512_store_si512(p, _mm512_movm_epi64(a.m));
-}
-// As signed numbers.
-FB_INLINE Reals to_reals(Words a) { return _mm512_cvtepi64_pd(a.v); }
-
-#elif defined(FB_ISA_AVX2)
-
-constexpr int kReals = 4;
-struct Reals {
-  __m256d v;
-  FB_INLINE Reals(__m256d v) : v(v) {}
-  FB_INLINE Reals(double value) : v(_mm256_set1_pd(value)) {}
-};
-struct Words {
-  __m256i v;
-  FB_INLINE Words(__m256i v) : v(v) {}
-  FB_INLINE Words(unsigned long long value)
-      : v(_mm256_set1_epi64x(static_cast<long long>(value))) {}
-};
-struct Flags {
-  __m256d m;
-};
-FB_INLINE Reals load_reals(const double* p) { return _mm256_load_pd(p); }
-FB_INLINE Words load_words(const double* p) {
-  return _mm256_load_si256(reinterpret_cast<const __m256i*>(p));
-}
-FB_INLINE void store(double* p, Reals a) { _mm256_store_pd(p, a.v); }
-FB_INLINE Reals operator+(Reals a, Reals b) { return _mm256_add_pd(a.v, b.v); }
-FB_INLINE Reals operator-(Reals a, Reals b) { return _mm256_sub_pd(a.v, b.v); }
-FB_INLINE Reals operator*(Reals a, Reals b) { return _mm256_mul_pd(a.v, b.v); }
-FB_INLINE Reals operator/(Reals a, Reals b) { return _mm256_div_pd(a.v, b.v); }
-FB_INLINE Reals operator-(Reals a) { return _mm256_xor_pd(a.v, _mm256_set1_pd(-0.0)); }
-FB_INLINE Reals fused(Reals a, Reals b, Reals c) { return _mm256_fmadd_pd(a.v, b.v, c.v); }
-FB_INLINE Reals root(Reals a) { return _mm256_sqrt_pd(a.v); }
-FB_INLINE Reals larger(Reals a, Reals b) { return _mm256_max_pd(a.v, b.v); }
-FB_INLINE Reals smaller(Reals a, Reals b) { return _mm256_min_pd(a.v, b.v); }
-FB_INLINE Flags operator>(Reals a, Reals b) { return {_mm256_cmp_pd(a.v, b.v, _CMP_GT_OQ)}; }
-FB_INLINE Flags operator==(Reals a, Reals b) { return {_mm256_cmp_pd(a.v, b.v, _CMP_EQ_OQ)}; }
-FB_INLINE Flags operator&(Flags a, Flags b) { return {_mm256_and_pd(a.m, b.m)}; }
-FB_INLINE Flags operator|(Flags a, Flags b) { return {_mm256_or_pd(a.m, b.m)}; }
-FB_INLINE Flags without(Flags a, Flags b) { return {_mm256_andnot_pd(b.m, a.m)}; }
-FB_INLINE Reals select(Flags c, Reals yes, Reals no) {
-  return _mm256_blendv_pd(no.v, yes.v, c.m);
-}
-FB_INLINE Words operator+(Words a, Words b) { return _mm256_add_epi64(a.v, b.v); }
-FB_INLINE Words operator-(Words a, Words b) { return _mm256_sub_epi64(a.v, b.v); }
-FB_INLINE Words operator&(Words a, Words b) { return _mm256_and_si256(a.v, b.v); }
-FB_INLINE Words operator|(Words a, Words b) { return _mm256_or_si256(a.v, b.v); }
-FB_INLINE Words operator>>(Words a, int n) { return _mm256_srli_epi64(a.v, n); }
-FB_INLINE Words operator<<(Words a, int n) { return _mm256_slli_epi64(a.v, n); }
-FB_INLINE Words bits_of(Reals a) { return _mm256_castpd_si256(a.v); }
-FB_INLINE Reals from_bits(Words a) { return _mm256_castsi256_pd(a.v); }
-FB_INLINE Flags highest_bits(Words a) { return {_mm256_castsi256_pd(a.v)}; }
-FB_INLINE void store(double* p, Flags a) { _mm256_store_pd(p, a.m); }
-// As signed numbers: the upper 16 bits as a multiple of 2^48, exact beside 3 * 2^67, and the lower
-// 48 beside 2^52; the only rounding is that of the last sum.
-FB_INLINE Reals to_reals(Words a) {
-  const __m256i high = _mm256_blend_epi16(_mm256_srai_epi32(a.v, 16), _mm256_setzero_si256(), 0x33);
-  const __m256i low = _mm256_blend_epi16(a.v, _mm256_castpd_si256(_mm256_set1_pd(0x1p52)), 0x88);
-  const __m256i placed = _mm256_add_epi64(high, _mm256_castpd_si256(_mm256_set1_pd(0x3p67)));
-  const __m256d upper = _mm256_sub_pd(_mm256_castsi256_pd(placed), _mm256_set1_pd(0x3p67 + 0x1p52));
-  return _mm256_add_pd(upper, _mm256_castsi256_pd(low));
-}
-
-#else
-
-// One number at a time; larger, smaller, select, fused and the bits are those of math/bandit.h.
-constexpr int kReals = 1;
-using Reals = double;
-using Words = uint64_t;
-using Flags = bool;
-FB_INLINE double load_reals(const double* p) { return *p; }
-FB_INLINE uint64_t load_words(const double* p) { return bits_of(*p); }
-FB_INLINE void store(double* p, double a) { *p = a; }
-FB_INLINE double root(double a) { return __builtin_sqrt(a); }
-FB_INLINE bool without(bool a, bool b) { return a && !b; }
-FB_INLINE bool highest_bits(uint64_t a) { return (a >> 63) != 0; }
-FB_INLINE void store(double* p, bool a) { *p = from_bits(a ? ~uint64_t{0} : 0); }
-FB_INLINE double to_reals(uint64_t a) { return static_cast<double>(static_cast<int64_t>(a)); }
-
-#endif
+namespace fastbandit::cpu::FB_ISA {
 
 // ---- blocks of rows ------------------------------------------------------------------------------
 
@@ -463,4 +322,14 @@ inline BanditKernels make_bandit_table() {
           run_rows<double, double>};
 }
 
-}  // namespace fastbandit::cpu::FB_ISA_NAMESPACE
+}  // namespace fastbandit::cpu::FB_ISA
+
+namespace fastbandit::cpu {
+
+template <>
+const BanditKernels& kernels_for<BanditKernels, FB_ISA::kIsa>() {
+  static const BanditKernels table = FB_ISA::make_bandit_table();
+  return table;
+}
+
+}  // namespace fastbandit::cpu

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "cpu/isa.h"
+
 namespace fastbandit {
 
 struct BanditTask;
@@ -15,9 +17,12 @@ struct BanditKernels {
   BanditRows float_whole, float_real, double_whole, double_real;
 };
 
-const BanditKernels& bandit_kernels_baseline();
-const BanditKernels& bandit_kernels_avx2();
-const BanditKernels& bandit_kernels_avx512();
+template <>
+const BanditKernels& kernels_for<BanditKernels, Isa::baseline>();
+template <>
+const BanditKernels& kernels_for<BanditKernels, Isa::avx2>();
+template <>
+const BanditKernels& kernels_for<BanditKernels, Isa::avx512>();
 
 }  // namespace cpu
 }  // namespace fastbandit
