@@ -169,14 +169,16 @@ def stage_rows(stage: str, head: Mapping[str, Any], found: Mapping[str, Any]) ->
     elif found.get("samples"):
         rival = ours(found.get("rival", found.get("route", ALONE.get(stage, "ours"))))
         base, _, precision = rival.rpartition(", ")
-        dtype = found.get("dtype", precision if base else "")
+        if precision not in ("float32", "bfloat16"):
+            base, precision = rival, ""
+        dtype = found.get("dtype", precision)
         names = ["batch", "kernel", "stride", "dilation", "size"]
         names += [] if "shape" in found else ["bytes"]
         parts = [sizes(found.get("shape")), found.get("what", ""), dtype]
         parts += [f"{name} {found[name]}" for name in names if name in found]
         group = " ".join(filter(None, parts)) or found["line"].split(":")[0]
         yield {**common, "group": f"{stage} {group}", "shape": sizes(found.get("shape")),
-               "rival": base or rival, "dtype": dtype, "extra": extras(found),
+               "rival": base, "dtype": dtype, "extra": extras(found),
                **spread(found["samples"], 1e6)}  # fmt: skip
 
 
