@@ -45,9 +45,9 @@ from fastbandit._files import (
 )
 from fastbandit._final import random_genotype
 from fastbandit._statistics import mann_whitney, mean_interval, standard_error, wilcoxon
-from fastbandit._study_page import make_page
 from fastbandit.genotype import Genotype
 from fastbandit.nn.network import Network
+from fastbandit.report.study import make_page
 from fastbandit.run import RunError, RunFolder, derive_seed
 from fastbandit.search import FinalConfig, SearchConfig, search
 from fastbandit.simulation import BanditSettings, World, simulate

@@ -21,11 +21,11 @@ from safetensors.torch import save
 
 from fastbandit import run
 from fastbandit._files import FileError, naming, plain_file, read_sealed, seal, write_atomic
-from fastbandit._report.folders import collect
 from fastbandit.evaluate import _Folder as EvaluationFolder
 from fastbandit.genotype import Genotype, GenotypeError
 from fastbandit.models import Architecture, find_model, load_model, save_model
 from fastbandit.report import write_report
+from fastbandit.report.folders import collect
 from fastbandit.run import CheckpointError, RunError, RunFolder, load_tensors, save_tensors
 from fastbandit.study import _Folder as StudyFolder
 

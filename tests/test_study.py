@@ -15,7 +15,6 @@ import yaml
 
 from fastbandit import simulation
 from fastbandit import study as module
-from fastbandit._charts import Points, whisker_chart
 from fastbandit._cli import ConfigError, merge, to_plain
 from fastbandit._files import FileError, check_seal, read_sealed, seal
 from fastbandit._statistics import (
@@ -27,6 +26,7 @@ from fastbandit._statistics import (
 )
 from fastbandit.bandit import POLICIES, AntiBandit
 from fastbandit.genotype import Genotype
+from fastbandit.report.charts import Points, whisker_chart
 from fastbandit.run import RunError
 from fastbandit.simulation import BanditSettings, World, simulate
 from fastbandit.study import PRESETS, StudyConfig, main, parse_entry, study

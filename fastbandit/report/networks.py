@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from fastbandit._final import FOLDER, FOUND, REFERENCE, network_name, network_row
-from fastbandit._report.html import (
+from fastbandit.report.html import (
     duration,
     finite,
     get,
@@ -19,7 +19,7 @@ from fastbandit._report.html import (
     table,
     tile,
 )
-from fastbandit._report.reading import Run, read_optional
+from fastbandit.report.reading import Run, read_optional
 
 __all__ = ["Trained", "networks", "trained_networks"]
 

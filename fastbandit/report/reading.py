@@ -17,7 +17,6 @@ from typing import Annotated, Any, Literal, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fastbandit._charts import DIVERGING_STEPS
 from fastbandit._files import (
     MEGABYTE,
     FileError,
@@ -28,6 +27,7 @@ from fastbandit._files import (
     read_text,
 )
 from fastbandit._yaml import LARGEST_YAML, parse_yaml
+from fastbandit.report.charts import DIVERGING_STEPS
 
 __all__ = [
     "Abandon",

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from fastbandit._charts import DIVERGING_STEPS, Lane, Series, arm_lanes, line_chart
-from fastbandit._report.html import (
+from fastbandit.report.charts import DIVERGING_STEPS, Lane, Series, arm_lanes, line_chart
+from fastbandit.report.html import (
     duration,
     finite,
     get,
@@ -22,8 +22,8 @@ from fastbandit._report.html import (
     table,
     tile,
 )
-from fastbandit._report.networks import networks, trained_networks
-from fastbandit._report.reading import Abandon, Run, Start, read_lines, without_folder
+from fastbandit.report.networks import networks, trained_networks
+from fastbandit.report.reading import Abandon, Run, Start, read_lines, without_folder
 from fastbandit.threat import ThreatModel
 
 __all__ = ["SECTIONS", "accuracy_rows", "describe_threat", "header", "totals"]

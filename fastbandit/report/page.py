@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from html import escape
 from importlib import resources
 
-from fastbandit._report import results, search
-from fastbandit._report.folders import Collection
-from fastbandit._report.html import get, show
-from fastbandit._report.reading import Folder, Run
-from fastbandit._report.robustness import has_pictures
+from fastbandit.report import results, search
+from fastbandit.report.folders import Collection
+from fastbandit.report.html import get, show
+from fastbandit.report.reading import Folder, Run
+from fastbandit.report.robustness import has_pictures
 
 __all__ = ["make_joint_page", "make_page"]
 

@@ -7,7 +7,7 @@ from html import escape
 from importlib import resources
 from typing import Any
 
-from fastbandit._charts import Points, whisker_chart
+from fastbandit.report.charts import Points, whisker_chart
 
 __all__ = ["make_page"]
 
