@@ -227,7 +227,8 @@ def _draw_line(axes: Axes, line: Series, at_x: Callable[[float], float]) -> tupl
     if whiskers:
         axes.path(f"whisker {line.style}", "".join(whiskers))
     for point in alone:
-        axes.dot(line.style, *point.split(), 2.5)
+        x, y = point.split()
+        axes.dot(line.style, x, y, 2.5)
     return end
 
 
