@@ -490,7 +490,7 @@ class Genotype(_Model):
 
     def svg(self) -> str:
         """The cells drawn, as one self-contained SVG document."""
-        from fastbandit._drawing import draw_genotype
+        from fastbandit.report.cells import draw_genotype
 
         return draw_genotype(self)
 

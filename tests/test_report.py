@@ -18,10 +18,10 @@ from _pages import Page
 from _runs import make_run, read_lines, write_json, write_lines
 
 from fastbandit import report
-from fastbandit._charts import Lane, Series, arm_lanes, line_chart, ticks
 from fastbandit.bandit import AntiBandit, log
 from fastbandit.genotype import Genotype
 from fastbandit.report import ReportError, wilson, write_report
+from fastbandit.report.charts import Lane, Series, arm_lanes, line_chart, ticks
 
 
 @pytest.fixture(scope="module")
@@ -586,7 +586,7 @@ def test_file_that_cannot_be_written(small, tmp_path, capsys):
 
 def test_style_sheet_is_package_data():
     # Read as an installed package would: by name, from package data that is declared.
-    root = Path(report.__file__).parent
+    root = Path(report.__file__).parent.parent
     declared = (root.parent / "pyproject.toml").read_text()
     assert '"_data/*"' in declared
     assert (root / "_data" / "report.css").is_file()

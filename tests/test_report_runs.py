@@ -22,11 +22,10 @@ from _pages import Page
 from _runs import make_evaluation, make_retraining, make_run, read_lines, write_json, write_lines
 
 from fastbandit import report
-from fastbandit._charts import Bar, Series, bar_chart, line_chart
 from fastbandit._identity import Fingerprint
-from fastbandit._report import png
 from fastbandit.genotype import Genotype
-from fastbandit.report import ReportError, write_report
+from fastbandit.report import ReportError, png, write_report
+from fastbandit.report.charts import Bar, Series, bar_chart, line_chart
 from fastbandit.runs.tensors import load_tensors, save_tensors
 
 SWEEP = ("8/255", "2/255", "4/255", "16/255")

@@ -28,11 +28,11 @@ from fastbandit._files import (
     seal,
     write_atomic,
 )
-from fastbandit._report.folders import collect
 from fastbandit.evaluate.run import FILES as EVALUATION
 from fastbandit.genotype import Genotype, GenotypeError
 from fastbandit.models import Architecture, find_model, load_model, save_model
 from fastbandit.report import write_report
+from fastbandit.report.folders import collect
 from fastbandit.runs import folder as folders
 from fastbandit.runs.folder import RunFiles, RunFolder
 from fastbandit.runs.tensors import CheckpointError, RunError, load_tensors, save_tensors

@@ -10,7 +10,6 @@ from _tiny import TINY
 from _tiny import tiny as smallest
 from safetensors.torch import load_file
 
-from fastbandit import _final, space
 from fastbandit import retrain as retraining
 from fastbandit.bandit import replay
 from fastbandit.config import ConfigError, merge
@@ -21,7 +20,7 @@ from fastbandit.nn.network import Network
 from fastbandit.overfitting import Verdict
 from fastbandit.report import write_report
 from fastbandit.runs.progress import Progress
-from fastbandit.search import SearchConfig, dry_run, main, parse, search
+from fastbandit.search import SearchConfig, dry_run, main, networks, parse, search
 from fastbandit.search import __main__ as module
 from fastbandit.search.adversarial import Adversarial
 from fastbandit.study import StudyConfig
@@ -148,10 +147,10 @@ def test_the_random_network_has_the_size_of_the_found_one(finished):
     path, summary = finished
     found = Genotype.load(path / "genotype.json")
     for number in (1, 2):
-        other = _final.same_size(found, tiny(), number)
+        other = networks.same_size(found, tiny(), number)
         assert other.hash != found.hash
         assert parameters(other) == pytest.approx(parameters(found), rel=0.02)
-    one, two = (_final.same_size(found, tiny(), number).hash for number in (1, 2))
+    one, two = (networks.same_size(found, tiny(), number).hash for number in (1, 2))
     assert one != two
     (row,) = [row for row in summary["networks"] if row["name"] == "random-1"]
     assert row["genotype_hash"] == one
@@ -161,8 +160,8 @@ def test_the_random_network_has_the_size_of_the_found_one(finished):
 def test_sizes_are_those_of_the_networks(edges):
     """Differences, since stem, preprocessing and classifier are the same for all."""
     config = tiny(edges_per_node=edges, space="robust9")
-    sizes = _final._EdgeSizes(config)
-    first, *others = (_final.random_genotype(config, "test", i) for i in range(4))
+    sizes = networks._EdgeSizes(config)
+    first, *others = (networks.random_genotype(config, "test", i) for i in range(4))
     assert len({sizes.of(one) for one in (first, *others)}) > 1
     for other in others:
         expected = parameters(other) - parameters(first)
@@ -171,17 +170,17 @@ def test_sizes_are_those_of_the_networks(edges):
 
 def test_a_random_network_is_drawn_uniformly():
     config = tiny(space="robust9-light")
-    drawn = [_final.random_genotype(config, "test", i) for i in range(20)]
+    drawn = [networks.random_genotype(config, "test", i) for i in range(20)]
     text = "".join(json.dumps(one.to_dict()) for one in drawn)
     names = space.get("robust9-light").operations
     # 1200 edges, 133 for each operation; the standard deviation is 11.
     assert all(85 < text.count(f'"{name}"') < 185 for name in names)
-    assert drawn[3] == _final.random_genotype(config, "test", 3)
+    assert drawn[3] == networks.random_genotype(config, "test", 3)
 
 
 def test_settings_of_the_training_from_scratch():
     def made(**changes):
-        return _final.retrain_config(tiny(**changes), "found")
+        return networks.retrain_config(tiny(**changes), "found")
 
     config = made()
     assert (config.epochs, config.init_channels, config.layers) == (2, 2, 2)

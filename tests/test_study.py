@@ -14,7 +14,6 @@ import torch
 import yaml
 
 from fastbandit import space
-from fastbandit._charts import Points, whisker_chart
 from fastbandit._files import FileError, check_seal, read_sealed, seal
 from fastbandit._statistics import (
     mann_whitney,
@@ -27,6 +26,7 @@ from fastbandit.bandit import POLICIES, AntiBandit, Bandits, BanditSettings
 from fastbandit.bandit.simulation import World, simulate
 from fastbandit.config import ConfigError, merge, to_plain
 from fastbandit.genotype import Genotype
+from fastbandit.report.charts import Points, whisker_chart
 from fastbandit.runs.tensors import RunError
 from fastbandit.search.networks import random_genotype
 from fastbandit.study import PRESETS, StudyConfig, main, parse_entry, study

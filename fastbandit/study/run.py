@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fastbandit._files import write_atomic
-from fastbandit._study_page import make_page
+from fastbandit.report.study import make_page
 from fastbandit.runs.environment import environment
 from fastbandit.runs.folder import RunFiles
 from fastbandit.runs.session import Session, torch_settings

@@ -7,11 +7,13 @@ fills in, so the same drawing serves a light and a dark background. All text is 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
 import numpy as np
+
+from fastbandit.report.axes import BOLD, REGULAR, Axes, hover, number, opening, tick_labels, ticks
 
 __all__ = [
     "STYLES",
@@ -31,10 +33,6 @@ STYLES = ("s1", "s2", "s3", "s4", "s5", "s6")
 
 #: Classes of the diverging scale of :func:`arm_lanes`, ``d0`` (low) to ``d6`` (high).
 DIVERGING_STEPS = 7
-
-# Widths to leave for a character of 11 px, regular and bold: those of a wide face, since the page
-# takes whatever sans-serif the reader's system has.
-_REGULAR, _BOLD = 6.6, 7.4
 
 
 @dataclass(frozen=True)
@@ -91,33 +89,6 @@ class Lane:
     survives: bool
 
 
-def number(value: float) -> str:
-    """A coordinate, at most two decimals and no trailing zeros."""
-    return f"{value:.2f}".rstrip("0").rstrip(".") if value % 1 else f"{value:.0f}"
-
-
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About ``count`` round numbers (1, 2 or 5 times a power of ten) within [low, high]."""
-    if not (math.isfinite(low) and math.isfinite(high)) or high <= low:
-        return [low] if math.isfinite(low) else []
-    rough = (high - low) / max(count, 1)
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next((f * power for f in (1, 2, 5) if f * power >= rough * 0.999), 10 * power)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
-
-
-def _tick_labels(values: Sequence[float]) -> list[str]:
-    """The values with as many decimals as their step needs."""
-    if len(values) < 2:
-        return [f"{value:.4g}" for value in values]
-    step = values[1] - values[0]
-    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
-    if decimals > 4:
-        return [f"{value:.1e}" for value in values]
-    return [f"{value:.{decimals}f}" for value in values]
-
-
 def _finite(values: Iterable[float | None]) -> list[float]:
     return [value for value in values if value is not None and math.isfinite(value)]
 
@@ -125,20 +96,6 @@ def _finite(values: Iterable[float | None]) -> list[float]:
 def _end_label(line: Series) -> str:
     """Name and last value."""
     return f"{line.name} {_finite(line.y)[-1]:.3g}"
-
-
-def _spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions near the wanted ones, ``gap`` apart, within [low, high] where they fit."""
-    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    placed = [0.0] * len(wanted)
-    previous = low - gap
-    for i in order:
-        previous = placed[i] = max(wanted[i], previous + gap)
-    limit = high
-    for i in reversed(order):
-        placed[i] = min(placed[i], limit)
-        limit = placed[i] - gap
-    return placed
 
 
 def line_chart(
@@ -189,120 +146,90 @@ def line_chart(
     x_low, x_high = x_range
     x_high = x_high if x_high > x_low else x_low + 1
 
-    y_ticks = ticks(low, high)
-    y_texts = _tick_labels(y_ticks)
-    left = 30 + max((len(text) for text in y_texts), default=1) * _REGULAR
-    right = 20 + max(len(_end_label(line)) for line in series) * _BOLD
-    top, bottom = (28 if events else 12), 42
-    inner_w, inner_h = width - left - right, height - top - bottom
+    right = 20 + max(len(_end_label(line)) for line in series) * BOLD
+    axes = Axes(
+        title,
+        (low, high),
+        width=width,
+        height=height,
+        top=28 if events else 12,
+        bottom=42,
+        right=right,
+    )
 
     def at_x(value: float) -> float:
-        return left + (value - x_low) / (x_high - x_low) * inner_w
+        return axes.left + (value - x_low) / (x_high - x_low) * axes.inner
 
-    def at_y(value: float) -> float:
-        return top + (high - value) / (high - low) * inner_h
-
-    floor = top + inner_h
-    parts = [
-        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{escape(title)}">'
-    ]
-    for value, text in zip(y_ticks, y_texts, strict=True):
-        y = number(at_y(value))
-        parts.append(f'<path class="gridline" d="M{number(left)} {y}H{number(left + inner_w)}"/>')
-        parts.append(
-            f'<text class="tick" x="{number(left - 6)}" y="{y}" dy=".35em" '
-            f'text-anchor="end">{text}</text>'
-        )
+    axes.begin()
     if x_ticks is None:
-        whole = [x for x in ticks(x_low, x_high, max(2, int(inner_w // 90))) if x % 1 == 0]
+        whole = [x for x in ticks(x_low, x_high, max(2, int(axes.inner // 90))) if x % 1 == 0]
         x_ticks = [(value, f"{value:.0f}") for value in whole]
+    top, floor, middle = axes.top, number(axes.floor), 'text-anchor="middle"'
     taken = -math.inf
     for value, text in x_ticks:
-        x, half = number(at_x(value)), len(text) * _REGULAR / 2
-        parts.append(f'<path class="axis" d="M{x} {number(floor)}v5"/>')
+        x, half = number(at_x(value)), len(text) * REGULAR / 2
+        axes.path("axis", f"M{x} {floor}v5")
         if at_x(value) - half < taken:
             continue
         taken = at_x(value) + half + 6
-        parts.append(
-            f'<text class="tick" x="{x}" y="{number(floor + 18)}" '
-            f'text-anchor="middle">{escape(text)}</text>'
-        )
-    parts.append(f'<path class="axis" d="M{number(left)} {number(floor)}h{number(inner_w)}"/>')
+        axes.text("tick", x, number(axes.floor + 18), text, middle)
+    axes.base()
     taken = -math.inf
     for value, text in sorted(events):
-        line_x, half = at_x(value), len(text) * _REGULAR / 2
-        parts.append(f'<path class="event" d="M{number(line_x)} {top - 4}V{number(floor)}"/>')
+        line_x, half = at_x(value), len(text) * REGULAR / 2
+        axes.path("event", f"M{number(line_x)} {top - 4}V{floor}")
         # Moved to the right where it would lie on the one before it.
         middle_x = max(line_x, taken + half)
         taken = middle_x + half + 5
-        parts.append(
-            f'<text class="tick" x="{number(middle_x)}" y="{top - 10}" '
-            f'text-anchor="middle">{escape(text)}</text>'
-        )
-    parts.append(
-        f'<text class="label" x="{number(left + inner_w / 2)}" y="{height - 6}" '
-        f'text-anchor="middle">{escape(x_label)}</text>'
-    )
-    middle = number(top + inner_h / 2)
-    parts.append(
-        f'<text class="label" x="12" y="{middle}" text-anchor="middle" '
-        f'transform="rotate(-90 12 {middle})">{escape(y_label)}</text>'
-    )
-
-    ends = []
-    for line in series:
-        path, pen_down, alone, whiskers = [], False, [], []
-        for position, (x_value, y_value) in enumerate(zip(line.x, line.y, strict=True)):
-            if y_value is None or not math.isfinite(y_value):
-                pen_down = False
-                continue
-            point = f"{number(at_x(x_value))} {number(at_y(y_value))}"
-            following = line.y[position + 1] if position + 1 < len(line.y) else None
-            if not pen_down and (following is None or not math.isfinite(following)):
-                alone.append(point)  # a line of one point would not be seen
-            path.append(f"{'L' if pen_down else 'M'}{point}")
-            pen_down = True
-            last = (x_value, y_value)
-            if line.low is not None and line.high is not None:
-                bottom_end, top_end = line.low[position], line.high[position]
-                if bottom_end is not None and top_end is not None:
-                    whiskers.append(
-                        f"M{number(at_x(x_value))} {number(at_y(bottom_end))}"
-                        f"V{number(at_y(top_end))}m-4 0h8M{number(at_x(x_value) - 4)} "
-                        f"{number(at_y(bottom_end))}h8"
-                    )
-                if point not in alone:
-                    alone.append(point)
-        dash = " dashed" if line.dashed else ""
-        parts.append(f'<path class="line {line.style}{dash}" d="{"".join(path)}"/>')
-        if whiskers:
-            parts.append(f'<path class="whisker {line.style}" d="{"".join(whiskers)}"/>')
-        for point in alone:
-            x, y = point.split()
-            parts.append(f'<circle class="dot {line.style}" cx="{x}" cy="{y}" r="2.5"/>')
-        ends.append(last)
-    placed = _spread([at_y(y) for _, y in ends], 15, top + 6, floor - 2)
-    for line, end, label_y in zip(series, ends, placed, strict=True):
-        end_x, end_y, text_y = at_x(end[0]), number(at_y(end[1])), number(label_y)
-        parts.append(f'<circle class="dot {line.style}" cx="{number(end_x)}" cy="{end_y}" r="3"/>')
+        axes.text("tick", number(middle_x), f"{top - 10}", text, middle)
+    axes.name(x_label, y_label)
+    ends = [_draw_line(axes, line, at_x) for line in series]
+    placed = axes.spread([y for _, y in ends])
+    for line, (end_x, y), label_y in zip(series, ends, placed, strict=True):
+        end_y, text_y = number(y), number(label_y)
+        axes.dot(line.style, number(end_x), end_y, 3)
         # A short leader where the label had to move away from its line's end.
         leader = f"M{number(end_x + 5)} {end_y}L{number(end_x + 12)} {text_y}"
-        parts.append(f'<path class="leader {line.style}" d="{leader}"/>')
-        parts.append(
-            f'<text class="name {line.style}" x="{number(end_x + 15)}" y="{text_y}" dy=".35em">'
-            f"{escape(_end_label(line))}</text>"
-        )
-    if notes:
-        half = max(inner_w / (x_high - x_low) / 2, 1.5)
-        for value, text in notes:
-            parts.append(
-                f'<rect class="hover" x="{number(at_x(value) - half)}" y="{top}" '
-                f'width="{number(2 * half)}" height="{number(inner_h)}">'
-                f"<title>{escape(text)}</title></rect>"
-            )
-    parts.append("</svg>")
-    return "\n".join(parts)
+        axes.path(f"leader {line.style}", leader)
+        text_x = number(end_x + 15)
+        axes.text(f"name {line.style}", text_x, text_y, _end_label(line), 'dy=".35em"')
+    half = max(axes.inner / (x_high - x_low) / 2, 1.5)
+    size = number(2 * half), number(axes.floor - top)
+    axes.parts += [hover(number(at_x(x) - half), top, *size, text) for x, text in notes]
+    return axes.svg()
+
+
+def _draw_line(axes: Axes, line: Series, at_x: Callable[[float], float]) -> tuple[float, float]:
+    """One line with its intervals; where it ends, in pixels."""
+    path, pen_down, alone, whiskers = [], False, [], []
+    end = (0.0, 0.0)
+    for position, (x_value, y_value) in enumerate(zip(line.x, line.y, strict=True)):
+        if y_value is None or not math.isfinite(y_value):
+            pen_down = False
+            continue
+        end = at_x(x_value), axes.y(y_value)
+        point = f"{number(end[0])} {number(end[1])}"
+        following = line.y[position + 1] if position + 1 < len(line.y) else None
+        if not pen_down and (following is None or not math.isfinite(following)):
+            alone.append(point)  # a line of one point would not be seen
+        path.append(f"{'L' if pen_down else 'M'}{point}")
+        pen_down = True
+        if line.low is not None and line.high is not None:
+            low, high = line.low[position], line.high[position]
+            if low is not None and high is not None:
+                whiskers.append(
+                    f"M{number(end[0])} {number(axes.y(low))}V{number(axes.y(high))}m-4 0h8"
+                    f"M{number(end[0] - 4)} {number(axes.y(low))}h8"
+                )
+            if point not in alone:
+                alone.append(point)
+    axes.path(f"line {line.style}{' dashed' if line.dashed else ''}", "".join(path))
+    if whiskers:
+        axes.path(f"whisker {line.style}", "".join(whiskers))
+    for point in alone:
+        x, y = point.split()
+        axes.dot(line.style, x, y, 2.5)
+    return end
 
 
 def bar_chart(
@@ -329,8 +256,8 @@ def bar_chart(
     if not bars:
         return '<p class="empty">Nothing to draw yet.</p>'
     low, high = x_range
-    left = 10 + max(len(bar.label) for bar in bars) * _REGULAR
-    right = 14 + max(len(bar.text) for bar in bars) * _BOLD
+    left = 10 + max(len(bar.label) for bar in bars) * REGULAR
+    right = 14 + max(len(bar.text) for bar in bars) * BOLD
     top, bottom = 6, 42
     inner, floor = width - left - right, top + bar_height * len(bars)
     height = floor + bottom
@@ -338,12 +265,9 @@ def bar_chart(
     def at(value: float) -> float:
         return left + (min(max(value, low), high) - low) / (high - low) * inner
 
-    parts = [
-        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{escape(title)}">'
-    ]
+    parts = [opening("chart", width, height, title)]
     values = ticks(low, high)
-    for value, text in zip(values, _tick_labels(values), strict=True):
+    for value, text in zip(values, tick_labels(values), strict=True):
         x = number(at(value))
         parts.append(f'<path class="gridline" d="M{x} {top}V{floor}"/>')
         parts.append(
@@ -372,10 +296,7 @@ def bar_chart(
             f"{escape(bar.text)}</text>"
         )
         if bar.note:
-            parts.append(
-                f'<rect class="hover" x="0" y="{y}" width="{width}" height="{bar_height}">'
-                f"<title>{escape(bar.note)}</title></rect>"
-            )
+            parts.append(hover("0", y, f"{width}", f"{bar_height}", bar.note))
     parts.append(f'<path class="axis" d="M{number(left)} {top}V{floor}h{number(inner)}"/>')
     parts.append(
         f'<text class="label" x="{number(left + inner / 2)}" y="{height - 8}" '
@@ -415,15 +336,14 @@ def arm_lanes(
     Returns:
         An ``<svg>`` element.
     """
-    left = 8 + max((len(lane.name) for lane in lanes), default=0) * _BOLD
+    left = 8 + max((len(lane.name) for lane in lanes), default=0) * BOLD
     right, top, bottom = 16, 22, 20
     inner = width - left - right
     body = lane_height * len(lanes)
     height = top + body + bottom
     scale = inner / max(samples, 1)
     parts = [
-        f'<svg class="lanes" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{escape(title)}">',
+        opening("lanes", width, height, title),
         f'<text class="title" x="{number(left)}" y="13">{escape(title)}</text>',
     ]
     by_class: dict[str, list[str]] = {}
@@ -457,10 +377,7 @@ def arm_lanes(
             f'<text class="{kind}" x="{number(left - 5)}" y="{y + lane_height / 2:g}" dy=".35em" '
             f'text-anchor="end">{escape(lane.name)}</text>'
         )
-        parts.append(
-            f'<rect class="hover" x="0" y="{y}" width="{width}" height="{lane_height}">'
-            f"<title>{escape(lane.note)}</title></rect>"
-        )
+        parts.append(hover("0", y, f"{width}", f"{lane_height}", lane.note))
     floor = top + body
     parts.append(f'<path class="axis" d="M{number(left)} {floor + 2}h{number(inner)}"/>')
     for tick in (x for x in ticks(0, samples, 6) if x % 1 == 0):
@@ -523,55 +440,31 @@ def whisker_chart(
     pad = (high - low) * 0.06 or abs(low) * 0.06 or 1.0
     low, high = low - pad, high + pad
 
-    y_ticks = ticks(low, high)
-    y_texts = _tick_labels(y_ticks)
     named = [group.name for group in groups] if len(groups) > 1 else []
-    left = 30 + max((len(text) for text in y_texts), default=1) * _REGULAR
-    right = 24 + max((len(text) * _BOLD for text in [*named, *(t for _, t in lines)]), default=0)
-    step = (width - left - right) / max(len(labels), 1)
-    longest = max(map(len, labels), default=0) * _REGULAR
+    right = 24 + max((len(text) * BOLD for text in [*named, *(t for _, t in lines)]), default=0)
+    axes = Axes(title, (low, high), width=width, height=height, top=12, bottom=44, right=right)
+    step = axes.inner / max(len(labels), 1)
+    longest = max(map(len, labels), default=0) * REGULAR
     turned = longest > step - 6
-    # A turned label reaches down by the sine of its 30 degrees, and to the left of the first place.
-    left = max(left, longest * 0.87 - step / 2 + 4) if turned else left
-    step = (width - left - right) / max(len(labels), 1)
-    top, bottom = 12, 44 + (longest * 0.5 + 4 if turned else 0)
-    inner_w, floor = width - left - right, height - bottom
+    if turned:
+        # A turned label reaches down by the sine of its 30 degrees, and left of the first place.
+        axes.left = max(axes.left, longest * 0.87 - step / 2 + 4)
+        axes.bottom += longest * 0.5 + 4
+    step = axes.inner / max(len(labels), 1)
 
-    def at_y(value: float) -> float:
-        return top + (high - value) / (high - low) * (floor - top)
-
-    parts = [
-        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{escape(title)}">'
-    ]
-    for value, text in zip(y_ticks, y_texts, strict=True):
-        y = number(at_y(value))
-        parts.append(f'<path class="gridline" d="M{number(left)} {y}H{number(left + inner_w)}"/>')
-        parts.append(
-            f'<text class="tick" x="{number(left - 6)}" y="{y}" dy=".35em" '
-            f'text-anchor="end">{text}</text>'
-        )
-    parts.append(f'<path class="axis" d="M{number(left)} {number(floor)}h{number(inner_w)}"/>')
+    axes.begin()
+    axes.base()
     for place, text in enumerate(labels):
-        x, y = number(left + (place + 0.5) * step), number(floor + 18)
+        x, y = number(axes.left + (place + 0.5) * step), number(axes.floor + 18)
         how = f'text-anchor="end" transform="rotate(-30 {x} {y})"' if turned else ""
-        how = how or 'text-anchor="middle"'
-        parts.append(f'<text class="tick" x="{x}" y="{y}" {how}>{escape(text)}</text>')
-    parts.append(
-        f'<text class="label" x="{number(left + inner_w / 2)}" y="{height - 6}" '
-        f'text-anchor="middle">{escape(x_label)}</text>'
-    )
-    middle = number((top + floor) / 2)
-    parts.append(
-        f'<text class="label" x="12" y="{middle}" text-anchor="middle" '
-        f'transform="rotate(-90 12 {middle})">{escape(y_label)}</text>'
-    )
-    # Names at the right: (y wanted, class, text), moved apart where they would lie on each other.
+        axes.text("tick", x, y, text, how or 'text-anchor="middle"')
+    axes.name(x_label, y_label)
+    # Names at the right: (y wanted, class, text).
     names: list[tuple[float, str, str]] = []
     for value, text in lines:
-        y = number(at_y(value))
-        parts.append(f'<path class="event" d="M{number(left)} {y}h{number(inner_w)}"/>')
-        names.append((at_y(value), "tick", text))
+        y = number(axes.y(value))
+        axes.path("event", f"M{number(axes.left)} {y}h{number(axes.inner)}")
+        names.append((axes.y(value), "tick", text))
     for order, group in enumerate(groups):
         shift = (order - (len(groups) - 1) / 2) * min(10.0, step / (len(groups) + 1))
         spots = []
@@ -580,32 +473,25 @@ def whisker_chart(
         ):
             if not math.isfinite(value):
                 continue
-            spot = left + (place + 0.5) * step + shift
-            spots.append((spot, at_y(value)))
-            x, y = number(spot), number(at_y(value))
+            spot, height_of = axes.left + (place + 0.5) * step + shift, axes.y(value)
+            spots.append((spot, height_of))
+            x, y = number(spot), number(height_of)
             text = f"{group.name}, {labels[place]}: {value:.3g}"
             if math.isfinite(below) and math.isfinite(above):
                 text += f" ({below:.3g} to {above:.3g})"
-                upper, lower = number(at_y(above)), number(at_y(below))
-                left_end = number(spot - 4)
-                parts.append(
-                    f'<path class="line {group.style}" d="M{x} {upper}V{lower}'
-                    f'M{left_end} {upper}h8M{left_end} {lower}h8"/>'
+                upper, lower = number(axes.y(above)), number(axes.y(below))
+                cap = f"M{number(spot - 4)}"
+                axes.path(
+                    f"line {group.style}", f"M{x} {upper}V{lower}{cap} {upper}h8{cap} {lower}h8"
                 )
-            parts.append(
-                f'<circle class="dot {group.style}" cx="{x}" cy="{y}" r="3.5">'
-                f"<title>{escape(text)}</title></circle>"
-            )
+            axes.dot(group.style, x, y, 3.5, text)
         if joined and len(spots) > 1:
             path = "L".join(f"{number(at_x)} {number(y_at)}" for at_x, y_at in spots)
-            parts.append(f'<path class="line {group.style} dashed" d="M{path}"/>')
+            axes.path(f"line {group.style} dashed", f"M{path}")
         if named and spots:
             names.append((spots[-1][1], f"name {group.style}", group.name))
-    placed = _spread([y for y, _, _ in names], 15, top + 6, floor - 2)
+    placed = axes.spread([y for y, _, _ in names])
     for (_, kind, text), text_y in zip(names, placed, strict=True):
-        parts.append(
-            f'<text class="{kind}" x="{number(left + inner_w + 10)}" y="{number(text_y)}" '
-            f'dy=".35em">{escape(text)}</text>'
-        )
-    parts.append("</svg>")
-    return "\n".join(parts)
+        x = number(axes.left + axes.inner + 10)
+        axes.text(kind, x, number(text_y), text, 'dy=".35em"')
+    return axes.svg()

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastbandit._charts import Series, line_chart
-from fastbandit._report.folders import Collection, Epoch
-from fastbandit._report.html import finite, get, percent, section, show
-from fastbandit._report.rows import shorten, sources, style_of
+from fastbandit.report.charts import Series, line_chart
+from fastbandit.report.folders import Collection, Epoch
+from fastbandit.report.html import finite, get, percent, section, show
+from fastbandit.report.rows import shorten, sources, style_of
 
 __all__ = ["searches", "training"]
 

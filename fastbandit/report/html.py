@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
+from importlib import resources
 from typing import Any
 
 from fastbandit._intervals import wilson
 
 __all__ = [
+    "document",
     "duration",
     "finite",
     "get",
@@ -121,3 +124,50 @@ def interval(value: float, n: int | None) -> str:
         return "n not recorded"
     low, high = wilson(value * n, n)
     return f"{100 * low:.2f} to {100 * high:.2f} %"
+
+
+_FOOTER = """<footer><p class="source">this page was made on {made} from the files of the
+run folder; equation numbers are those of Zhang, Xu et al., “Binary Neural Networks”, section 4.2
+(Chen et al., “Anti-Bandit Neural Architecture Search for Model Defense”, ECCV 2020)</p></footer>
+"""
+
+
+def document(
+    title: str,
+    header: str,
+    links: Sequence[tuple[str, str]],
+    sections: str,
+    *,
+    pictures: bool = False,
+    dated: bool = True,
+) -> str:
+    """A whole page, which forbids scripts and requests; its pieces but the title are HTML.
+
+    ``dated``: it ends with the time at which it was made and the source of its equations.
+    """
+    style = resources.files("fastbandit").joinpath("_data/report.css").read_text(encoding="utf-8")
+    made = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    anchors = "\n".join(f'<a href="#{name}">{show(text)}</a>' for name, text in links)
+    nav = f"<nav>{anchors}</nav>\n" if links else ""
+    footer = _FOOTER.format(made=made) if dated else ""
+    policy = "default-src 'none'; style-src 'unsafe-inline'"
+    if pictures:
+        policy += "; img-src data:"
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{show(title)}</title>
+<style>
+{style}</style>
+</head>
+<body>
+{header}
+{nav}<main>
+{sections}
+</main>
+{footer}</body>
+</html>
+"""

@@ -6,16 +6,14 @@ and requests; the only pictures are those it carries.
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Sequence
 from html import escape
-from importlib import resources
 
-from fastbandit._report import results, search
-from fastbandit._report.folders import Collection
-from fastbandit._report.html import get, show
-from fastbandit._report.reading import Folder, Run
-from fastbandit._report.robustness import has_pictures
+from fastbandit.report import results, search
+from fastbandit.report.folders import Collection
+from fastbandit.report.html import document, get, show
+from fastbandit.report.reading import Folder, Run
+from fastbandit.report.robustness import has_pictures
 
 __all__ = ["make_joint_page", "make_page"]
 
@@ -28,7 +26,7 @@ def make_page(run: Run) -> str:
     made = [(name, title, make(run)) for name, title, make in search.SECTIONS]
     sections = "\n".join(body for *_, body in made if body)
     links = [(name, title) for name, title, body in made if body]
-    return _document(
+    return document(
         f"{_name(run)}: fastbandit search", search.header(run), links, sections, pictures=False
     )
 
@@ -51,7 +49,7 @@ def make_joint_page(found: Collection) -> str:
             links.append((name, title))
     models = [_name(model.first) for model in found.models]
     title = ", ".join(dict.fromkeys(models[:3])) + (" and others" if len(models) > 3 else "")
-    return _document(
+    return document(
         f"{title}: fastbandit report",
         _header(found, title),
         links,
@@ -98,36 +96,3 @@ def unread(notes: Sequence[str]) -> str:
     if len(notes) > _MOST_NOTES:
         items += f"<li>and {len(notes) - _MOST_NOTES} more</li>"
     return f'<div class="warning">Not everything could be read:<ul>{items}</ul></div>'
-
-
-def _document(
-    title: str, header: str, links: Sequence[tuple[str, str]], sections: str, *, pictures: bool
-) -> str:
-    style = resources.files("fastbandit").joinpath("_data/report.css").read_text(encoding="utf-8")
-    made = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    anchors = "\n".join(f'<a href="#{name}">{show(text)}</a>' for name, text in links)
-    policy = "default-src 'none'; style-src 'unsafe-inline'"
-    if pictures:
-        policy += "; img-src data:"
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{show(title)}</title>
-<style>
-{style}</style>
-</head>
-<body>
-{header}
-<nav>{anchors}</nav>
-<main>
-{sections}
-</main>
-<footer><p class="source">this page was made on {made} from the files of the run folder; equation
-numbers are those of Zhang, Xu et al., “Binary Neural Networks”, section 4.2 (Chen et al.,
-“Anti-Bandit Neural Architecture Search for Model Defense”, ECCV 2020)</p></footer>
-</body>
-</html>
-"""

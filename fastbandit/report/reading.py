@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from fastbandit._charts import DIVERGING_STEPS
 from fastbandit._files import (
     MEGABYTE,
     FileError,
@@ -32,6 +31,7 @@ from fastbandit._files import (
 from fastbandit._yaml import LARGEST_YAML, parse_yaml
 from fastbandit.bandit import POLICIES, Bandits, BanditSettings
 from fastbandit.bandit.log import LINES, Abandon, End, Line, Sample, Start
+from fastbandit.report.charts import DIVERGING_STEPS
 
 __all__ = [
     "ArmHistory",

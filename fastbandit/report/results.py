@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from fastbandit._report.folders import Collection, Evaluation, Model, Retraining
-from fastbandit._report.html import (
+from fastbandit.report.folders import Collection, Evaluation, Model, Retraining
+from fastbandit.report.html import (
     duration,
     finite,
     get,
@@ -22,9 +22,9 @@ from fastbandit._report.html import (
     table,
     tile,
 )
-from fastbandit._report.reading import Folder, Run, without_folder
-from fastbandit._report.robustness import checks, examples_section, robustness
-from fastbandit._report.rows import (
+from fastbandit.report.reading import Folder, Run, without_folder
+from fastbandit.report.robustness import checks, examples_section, robustness
+from fastbandit.report.rows import (
     Row,
     data_words,
     leaf,
@@ -39,8 +39,8 @@ from fastbandit._report.rows import (
     sources,
     with_results,
 )
-from fastbandit._report.search import totals
-from fastbandit._report.training import searches, training
+from fastbandit.report.search import totals
+from fastbandit.report.training import searches, training
 
 __all__ = ["LAST_SECTIONS", "SECTIONS"]
 

@@ -20,8 +20,8 @@ from pydantic import ConfigDict
 from fastbandit._files import MEGABYTE, FileError, plain_file, read_sealed
 from fastbandit._identity import ROUNDING, Fingerprint
 from fastbandit._intervals import wilson
-from fastbandit._report.html import finite, get
-from fastbandit._report.reading import (
+from fastbandit.report.html import finite, get
+from fastbandit.report.reading import (
     Folder,
     Line,
     ReportError,

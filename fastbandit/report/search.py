@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from fastbandit._charts import DIVERGING_STEPS, Lane, Series, arm_lanes, line_chart
-from fastbandit._report.html import (
+from fastbandit.bandit import POLICIES
+from fastbandit.bandit.log import Abandon, Start
+from fastbandit.report.charts import DIVERGING_STEPS, Lane, Series, arm_lanes, line_chart
+from fastbandit.report.html import (
     duration,
     finite,
     get,
@@ -22,10 +24,8 @@ from fastbandit._report.html import (
     table,
     tile,
 )
-from fastbandit._report.networks import networks, trained_networks
-from fastbandit._report.reading import Run, read_lines, without_folder
-from fastbandit.bandit import POLICIES
-from fastbandit.bandit.log import Abandon, Start
+from fastbandit.report.networks import networks, trained_networks
+from fastbandit.report.reading import Run, read_lines, without_folder
 from fastbandit.threat import ThreatModel
 
 __all__ = ["SECTIONS", "accuracy_rows", "describe_threat", "header", "totals"]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from importlib import resources
 from typing import Any
 
-from fastbandit._charts import Points, whisker_chart
+from fastbandit.report.charts import Points, whisker_chart
+from fastbandit.report.html import document, table
 
 __all__ = ["make_page"]
 
@@ -37,20 +37,8 @@ _PARTS = {
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
     """A table of plain text; the first ``left`` columns are aligned to the left."""
 
-    def kind(column: int) -> str:
-        return ' class="text"' if column < left else ""
-
-    head = "".join(f"<th{kind(i)}>{escape(name)}</th>" for i, name in enumerate(heads))
-    body = "\n".join(
-        "<tr>"
-        + "".join(f"<td{kind(i)}>{escape(cell)}</td>" for i, cell in enumerate(row))
-        + "</tr>"
-        for row in rows
-    )
-    return (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n'
-        f"<tbody>{body}</tbody></table></div>"
-    )
+    cells = ([escape(cell) for cell in row] for row in rows)
+    return table([escape(name) for name in heads], cells, text=range(left))
 
 
 def _p(value: float | None) -> str:
@@ -235,7 +223,6 @@ def make_page(
         environment: what ``env.json`` holds.
         config: the text of ``config.yaml``.
     """
-    style = resources.files("fastbandit").joinpath("_data/report.css").read_text(encoding="utf-8")
     parts = []
     if result["simulated"] is not None:
         parts.append(_simulated(result["simulated"]))
@@ -247,23 +234,9 @@ def make_page(
         if key in environment
     )
     body = "\n".join(parts)
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(name)}: fastbandit study</title>
-<style>
-{style}</style>
-</head>
-<body>
-<header><h1>{escape(name)}</h1><p class="meta">{escape(facts)}</p></header>
-<main>
-{body}
-<section id="config"><h2>Configuration</h2><details><summary>config.yaml</summary>
-<pre>{escape(config)}</pre></details></section>
-</main>
-</body>
-</html>
-"""
+    header = f'<header><h1>{escape(name)}</h1><p class="meta">{escape(facts)}</p></header>'
+    settings = (
+        '<section id="config"><h2>Configuration</h2><details><summary>config.yaml</summary>\n'
+        f"<pre>{escape(config)}</pre></details></section>"
+    )
+    return document(f"{name}: fastbandit study", header, [], f"{body}\n{settings}", dated=False)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from fastbandit._report.html import (
+from fastbandit.report.html import (
     duration,
     finite,
     get,
@@ -18,7 +18,7 @@ from fastbandit._report.html import (
     table,
     tile,
 )
-from fastbandit._report.reading import Run, read_optional
+from fastbandit.report.reading import Run, read_optional
 from fastbandit.search.networks import FOLDER, FOUND, REFERENCE, network_name, network_row
 
 __all__ = ["Trained", "networks", "trained_networks"]

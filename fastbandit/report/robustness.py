@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fastbandit._charts import STYLES, Bar, Series, bar_chart, line_chart
-from fastbandit._report.folders import (
+from fastbandit.report.charts import STYLES, Bar, Series, bar_chart, line_chart
+from fastbandit.report.folders import (
     EVALUATION,
     EXAMPLES,
     Collection,
@@ -19,9 +19,9 @@ from fastbandit._report.folders import (
     Share,
     make_share,
 )
-from fastbandit._report.html import get, percent, section, show, table
-from fastbandit._report.png import data_uri
-from fastbandit._report.rows import (
+from fastbandit.report.html import get, percent, section, show, table
+from fastbandit.report.png import data_uri
+from fastbandit.report.rows import (
     model_name,
     plain,
     rows_of,

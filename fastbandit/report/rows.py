@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from fastbandit._charts import STYLES
-from fastbandit._report.folders import (
+from fastbandit.report.charts import STYLES
+from fastbandit.report.folders import (
     EVALUATION,
     Evaluation,
     Model,
@@ -18,10 +18,10 @@ from fastbandit._report.folders import (
     make_share,
     radius_of,
 )
-from fastbandit._report.html import get, pairs, percent, show, table
-from fastbandit._report.networks import trained_networks
-from fastbandit._report.reading import Folder, Run
-from fastbandit._report.search import accuracy_rows
+from fastbandit.report.html import get, pairs, percent, show, table
+from fastbandit.report.networks import trained_networks
+from fastbandit.report.reading import Folder, Run
+from fastbandit.report.search import accuracy_rows
 from fastbandit.search.networks import FOUND
 
 __all__ = [

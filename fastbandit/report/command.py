@@ -1,18 +1,6 @@
-"""``python -m fastbandit.report RUN...``: what runs did, as one HTML file that needs no network.
-
-The page is built from the files of the run folders alone, finished or not. Of a search it shows
-accuracies with their intervals, the cells drawn, every edge's arms over time, every abandoned arm
-with the reason, cost, configuration and environment. Retraining runs and evaluations add
-robustness curves, training curves, adversarial examples as images and the suspicion checks; runs
-are matched by the hash of their genotype.
-"""
+"""The command and the function behind it: which folders, which file."""
 
 from __future__ import annotations
-
-if __name__ == "__main__":
-    from fastbandit import _start
-
-    _start.begin()  # before torch is loaded
 
 import json
 import os
@@ -24,13 +12,12 @@ from typing import Any
 import tyro
 
 from fastbandit._files import write_atomic
-from fastbandit._intervals import wilson
-from fastbandit._report.folders import Collection, collect
-from fastbandit._report.page import make_joint_page, make_page
-from fastbandit._report.reading import ReportError
 from fastbandit.command import guard
+from fastbandit.report.folders import Collection, collect
+from fastbandit.report.page import make_joint_page, make_page
+from fastbandit.report.reading import ReportError
 
-__all__ = ["ReportError", "main", "wilson", "write_report"]
+__all__ = ["main", "write_report"]
 
 
 def write_report(
@@ -138,7 +125,3 @@ def _run(arguments: Sequence[str] | None) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     return guard("report", lambda: _run(arguments))
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
