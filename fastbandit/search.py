@@ -56,6 +56,7 @@ from fastbandit.data import Augment, DataSource, ImageSet, Loader, load
 from fastbandit.distributed import Group, Team, first_to_speak, launched, synchronise_batchnorm
 from fastbandit.genotype import Genotype
 from fastbandit.nn.supernet import Supernet
+from fastbandit.operations import OperationOptions
 from fastbandit.overfitting import MOST_STEPS, GuardConfig, OverfittingGuard, Verdict, stronger
 from fastbandit.report import write_report
 from fastbandit.run import RunError, RunFolder, derive_seed
@@ -503,8 +504,7 @@ def _build(
             channels=config.init_channels,
             mean=parts.mean,
             std=parts.std,
-            denoise=config.denoise,
-            gabor=config.gabor,
+            options=OperationOptions.of(config),
         )
     # Channels-last is the faster layout for the depthwise and the dense convolutions alike; what
     # the stem returns has the layout of its weights, and the rest follows.
@@ -1017,7 +1017,7 @@ class _Search:
             self.bandit.final().tolist(),
             mean=self.bandit.score().tolist(),
             edges_per_node=EDGES_PER_NODE[self.config.edges_per_node],
-            options={"denoise": self.config.denoise, "gabor": self.config.gabor},
+            options=OperationOptions.of(self.config),
             macro={"layers": self.space.cell_types, "channels": self.config.init_channels},
             search={
                 "run_id": self.folder_id,

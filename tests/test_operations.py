@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,8 +15,9 @@ from torch.nn import functional as F
 from fastbandit import _native, ops
 from fastbandit.nn import layers, operations
 from fastbandit.nn.layers import BatchNorm2d
-from fastbandit.nn.operations import OPERATIONS, make
-from fastbandit.space import OPERATION_NAMES
+from fastbandit.nn.operations import CONSTRUCTORS, make
+from fastbandit.nn.supernet import Supernet
+from fastbandit.operations import OPERATIONS, OperationOptions
 
 pooling = importlib.import_module("fastbandit.ops.max_pool2d")
 VARIANTS = [
@@ -41,7 +44,37 @@ def awake(name: str, channels: int, stride: int, affine: bool = False, **options
 
 
 def test_the_table_is_complete():
-    assert set(OPERATIONS) == set(OPERATION_NAMES)
+    assert set(CONSTRUCTORS) == set(OPERATIONS)
+    assert all(name == operation.name for name, operation in OPERATIONS.items())
+    used = {option for operation in OPERATIONS.values() for option in operation.options}
+    assert used == {field.name for field in dataclasses.fields(OperationOptions)}
+
+
+@every_variant
+def test_an_option_in_use_is_one_of_its_row(name, options):
+    """Rows name the options that bear on an operation: the hash of a genotype rests on them."""
+    assert set(options) <= set(OPERATIONS[name].options)
+
+
+def test_options():
+    options = OperationOptions(gabor="released")
+    assert options.changed({"denoise": "mean", "gabor": None}) == OperationOptions(
+        denoise="mean", gabor="released"
+    )
+    assert OperationOptions.of(SimpleNamespace(gabor="released", width=3)) == options
+    with pytest.raises(ValueError, match="gabor: expected one of pixels, released, got 'dense'"):
+        OperationOptions(gabor="dense")
+    with pytest.raises(ValueError, match="denoise_1x1: expected one of False, True, got 1"):
+        OperationOptions(denoise_1x1=1)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'chanels'"):
+        Supernet("robust8", in_channels=1, classes=2, channels=4, chanels=4)
+    supernet = Supernet(
+        "robust9", in_channels=1, classes=2, channels=2, options=options, denoise="mean"
+    )
+    kinds = {module.kind for module in supernet.modules() if isinstance(module, layers.Gabor)}
+    assert kinds == {"released"}
+    kinds = {module.kind for module in supernet.modules() if isinstance(module, layers.Denoise)}
+    assert kinds == {"mean"}
 
 
 @every_variant

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,22 +19,19 @@ from fastbandit import ops
 from fastbandit.nn.cell import concatenate
 from fastbandit.nn.frozen import foldable
 from fastbandit.nn.shortcuts import Plain
+from fastbandit.operations import DenoiseKind, GaborKind, check_option
 from fastbandit.ops._convolution import autocast_dtype
 from fastbandit.ops.conv_block import run as run_conv_block
 from fastbandit.ops.conv_block import serves as conv_block_serves
 
 __all__ = [
-    "DENOISE_KINDS",
-    "GABOR_KINDS",
     "BatchNorm2d",
     "Denoise",
     "DenoiseBlock",
-    "DenoiseKind",
     "DepthwiseConv2d",
     "DilatedConv2d",
     "Gabor",
     "GaborBlock",
-    "GaborKind",
     "Moves",
     "Normalize",
     "ReluConvBN",
@@ -47,11 +44,6 @@ __all__ = [
     "set_eps",
     "use_cumulative_average",
 ]
-
-DenoiseKind = Literal["dot", "gaussian", "mean", "median"]
-GaborKind = Literal["pixels", "released"]
-DENOISE_KINDS: tuple[str, ...] = get_args(DenoiseKind)
-GABOR_KINDS: tuple[str, ...] = get_args(GaborKind)
 
 
 def conv_weight(out_channels: int, in_channels: int, kernel_size: int) -> nn.Parameter:
@@ -444,8 +436,7 @@ class Gabor(nn.Module):
 
     def __init__(self, channels: int, kind: GaborKind = "pixels", kernel_size: int = 3) -> None:
         super().__init__()
-        if kind not in GABOR_KINDS:
-            raise ValueError(f"gabor: expected one of {', '.join(GABOR_KINDS)}, got {kind!r}")
+        check_option("gabor", kind)
         self.kind, self.kernel_size = kind, kernel_size
         self.theta = nn.Parameter(torch.randn(channels))
         self.sigma = nn.Parameter(torch.randn(channels))
@@ -515,8 +506,7 @@ class Denoise(nn.Module):
 
     def __init__(self, channels: int, kind: DenoiseKind = "dot") -> None:
         super().__init__()
-        if kind not in DENOISE_KINDS:
-            raise ValueError(f"denoise: expected one of {', '.join(DENOISE_KINDS)}, got {kind!r}")
+        check_option("denoise", kind)
         self.kind = kind
         if kind == "gaussian":
             self.theta = conv_weight(channels, channels, 1)

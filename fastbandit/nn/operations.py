@@ -1,12 +1,11 @@
-"""The candidate operations of an edge, as a table from name to constructor.
+"""The modules of the candidate operations, as a table from name to constructor.
 
-A constructor is called as ``OPERATIONS[name](channels, stride, affine, **options)`` and gives a
-module from [N, C, H, W] to [N, C, H, W] at stride 1 and to [N, C, ceil(H/2), ceil(W/2)] at
-stride 2, for every H and W from 1 up. ``affine`` says whether batch norms have scale and shift:
-not in the supernet, where they would make the outputs of rivalling operations differ by what
-their scale happens to be, but in a final network. Options, understood by all and used by some:
-``denoise`` (see :class:`~fastbandit.nn.layers.Denoise`), ``denoise_1x1``, ``gabor`` (see
-:class:`~fastbandit.nn.layers.Gabor`).
+``CONSTRUCTORS`` has a constructor for every row of :data:`fastbandit.operations.OPERATIONS`. It is
+called with (channels, stride, affine, options) and gives a module from [N, C, H, W] to
+[N, C, H, W] at stride 1 and to [N, C, ceil(H/2), ceil(W/2)] at stride 2, for every H and W from 1
+up. ``affine`` says whether batch norms have scale and shift: not in the supernet, where they would
+make the outputs of rivalling operations differ by what their scale happens to be, but in a final
+network. ``options`` is understood by all and used by some.
 
 Parameters at C channels, with affine batch norms (2 C each); counted by a test:
 
@@ -39,20 +38,19 @@ from fastbandit.nn import layers
 from fastbandit.nn.layers import (
     BatchNorm2d,
     DenoiseBlock,
-    DenoiseKind,
     DepthwiseConv2d,
     DilatedConv2d,
     GaborBlock,
-    GaborKind,
     conv_block,
     conv_weight,
 )
 from fastbandit.nn.shortcuts import may_keep
+from fastbandit.operations import OperationOptions
 from fastbandit.ops._convolution import autocast_dtype
 from fastbandit.ops.max_pool2d import serves as pool_serves
 
 __all__ = [
-    "OPERATIONS",
+    "CONSTRUCTORS",
     "Conv",
     "DilConv",
     "Downsample",
@@ -62,6 +60,8 @@ __all__ = [
     "SepConvM",
     "make",
 ]
+
+Constructor = Callable[[int, int, bool, OperationOptions], nn.Module]
 
 
 def _average(channels: int, height: int, width: int, stride: int) -> tuple[Tensor, Tensor]:
@@ -236,60 +236,38 @@ def _skip(channels: int, stride: int, affine: bool) -> nn.Module:
     return Identity() if stride == 1 else Downsample(channels, affine)
 
 
-def _gabor(channels: int, stride: int, affine: bool, *, gabor: GaborKind = "pixels") -> nn.Module:
+def _plain(build: Callable[[int, int, bool], nn.Module]) -> Constructor:
+    """The constructor of an operation without options."""
+    return lambda channels, stride, affine, options: build(channels, stride, affine)
+
+
+def _gabor(channels: int, stride: int, affine: bool, options: OperationOptions) -> nn.Module:
     # affine does not matter: this batch norm always has scale and shift (see the class).
-    return GaborBlock(channels, stride, gabor)
+    return GaborBlock(channels, stride, options.gabor)
 
 
-def _denoise(
-    channels: int,
-    stride: int,
-    affine: bool,
-    *,
-    denoise: DenoiseKind = "dot",
-    denoise_1x1: bool = False,
-) -> nn.Module:
-    return DenoiseBlock(channels, stride, denoise, denoise_1x1)
+def _denoise(channels: int, stride: int, affine: bool, options: OperationOptions) -> nn.Module:
+    return DenoiseBlock(channels, stride, options.denoise, options.denoise_1x1)
 
 
-def _with_options(constructor: Callable[..., nn.Module], *names: str) -> Callable[..., nn.Module]:
-    """``constructor`` that takes every option of the table and passes on those it knows."""
-
-    def build(
-        channels: int,
-        stride: int = 1,
-        affine: bool = True,
-        *,
-        denoise: DenoiseKind = "dot",
-        denoise_1x1: bool = False,
-        gabor: GaborKind = "pixels",
-    ) -> nn.Module:
-        if stride not in (1, 2):
-            raise ValueError(f"operation: stride: expected 1 or 2, got {stride}")
-        options = {"denoise": denoise, "denoise_1x1": denoise_1x1, "gabor": gabor}
-        return constructor(channels, stride, affine, **{name: options[name] for name in names})
-
-    return build
-
-
-OPERATIONS: dict[str, Callable[..., nn.Module]] = {
-    "max_pool_3x3": _with_options(partial(Pool, "max")),
-    "avg_pool_3x3": _with_options(partial(Pool, "avg")),
-    "skip_connect": _with_options(_skip),
-    "conv_1x1": _with_options(partial(Conv, 1)),
-    "conv_3x3": _with_options(partial(Conv, 3)),
-    "conv_5x5": _with_options(partial(Conv, 5)),
-    "conv_7x7": _with_options(partial(Conv, 7)),
-    "sep_conv_3x3": _with_options(partial(SepConv, 3)),
-    "sep_conv_5x5": _with_options(partial(SepConv, 5)),
-    "sep_conv_m_3x3": _with_options(partial(SepConvM, 3)),
-    "sep_conv_m_5x5": _with_options(partial(SepConvM, 5)),
-    "dil_conv_1x1": _with_options(partial(DilConv, 1)),
-    "dil_conv_3x3": _with_options(partial(DilConv, 3)),
-    "dil_conv_5x5": _with_options(partial(DilConv, 5)),
-    "dil_conv_7x7": _with_options(partial(DilConv, 7)),
-    "gab_filt_3x3": _with_options(_gabor, "gabor"),
-    "dtp_blok_3x3": _with_options(_denoise, "denoise", "denoise_1x1"),
+CONSTRUCTORS: dict[str, Constructor] = {
+    "max_pool_3x3": _plain(partial(Pool, "max")),
+    "avg_pool_3x3": _plain(partial(Pool, "avg")),
+    "skip_connect": _plain(_skip),
+    "conv_1x1": _plain(partial(Conv, 1)),
+    "conv_3x3": _plain(partial(Conv, 3)),
+    "conv_5x5": _plain(partial(Conv, 5)),
+    "conv_7x7": _plain(partial(Conv, 7)),
+    "sep_conv_3x3": _plain(partial(SepConv, 3)),
+    "sep_conv_5x5": _plain(partial(SepConv, 5)),
+    "sep_conv_m_3x3": _plain(partial(SepConvM, 3)),
+    "sep_conv_m_5x5": _plain(partial(SepConvM, 5)),
+    "dil_conv_1x1": _plain(partial(DilConv, 1)),
+    "dil_conv_3x3": _plain(partial(DilConv, 3)),
+    "dil_conv_5x5": _plain(partial(DilConv, 5)),
+    "dil_conv_7x7": _plain(partial(DilConv, 7)),
+    "gab_filt_3x3": _gabor,
+    "dtp_blok_3x3": _denoise,
 }
 
 
@@ -298,19 +276,22 @@ def make(
     channels: int,
     stride: int = 1,
     affine: bool = True,
-    *,
-    denoise: DenoiseKind = "dot",
-    denoise_1x1: bool = False,
-    gabor: GaborKind = "pixels",
+    options: OperationOptions | None = None,
+    **changes: Any,
 ) -> nn.Module:
     """The operation of that name; see the module's docstring.
 
+    Args:
+        options: how it is built where it has variants.
+        changes: single options by name, in place of those of ``options``.
+
     Raises:
-        ValueError: there is none of that name (the message lists those there are), or an option
-            has an unknown value.
+        ValueError: there is none of that name (the message lists those there are), an option has
+            an unknown value, or the stride is not 1 or 2.
     """
-    if name not in OPERATIONS:
-        raise ValueError(f"operation: expected one of {', '.join(OPERATIONS)}, got {name!r}")
-    return OPERATIONS[name](
-        channels, stride, affine, denoise=denoise, denoise_1x1=denoise_1x1, gabor=gabor
-    )
+    if name not in CONSTRUCTORS:
+        raise ValueError(f"operation: expected one of {', '.join(CONSTRUCTORS)}, got {name!r}")
+    if stride not in (1, 2):
+        raise ValueError(f"operation: stride: expected 1 or 2, got {stride}")
+    options = (options or OperationOptions()).changed(changes)
+    return CONSTRUCTORS[name](channels, stride, affine, options)
