@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import math
 from typing import get_args
 
@@ -16,6 +17,8 @@ from fastbandit.nn.frozen import FrozenBatchNorm, freeze
 from fastbandit.nn.layers import BatchNorm2d, Denoise, DenoiseBlock, Gabor, GaborBlock, Normalize
 from fastbandit.nn.operations import make
 from fastbandit.operations import DenoiseKind, GaborKind
+
+blocks = importlib.import_module("fastbandit.ops.conv_block")
 
 # -- Normalize ------------------------------------------------------------------------------------
 
@@ -165,7 +168,7 @@ def test_a_block_in_one_op_is_the_block_layer_by_layer(kind, affine, state, monk
     results = []
     for served in (True, False):
         if not served:
-            monkeypatch.setattr(layers, "conv_block_serves", lambda *_: False)
+            monkeypatch.setattr(blocks, "serves", lambda *_: False)
         copied = copy.deepcopy(block)
         if state == "frozen":
             copied = freeze(copied)

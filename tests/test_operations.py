@@ -19,6 +19,8 @@ from fastbandit.nn.operations import CONSTRUCTORS, make
 from fastbandit.nn.supernet import Supernet
 from fastbandit.operations import OPERATIONS, OperationOptions
 
+blocks = importlib.import_module("fastbandit.ops.conv_block")
+reducing = importlib.import_module("fastbandit.ops.factorized_reduce")
 pooling = importlib.import_module("fastbandit.ops.max_pool2d")
 VARIANTS = [
     *((name, {}) for name in OPERATIONS),
@@ -226,8 +228,9 @@ def test_routes_through_kernels_compute_the_same(name, stride, size, monkeypatch
     state = {key: value.clone() for key, value in operation.state_dict().items()}
     x = torch.randn(3, 5, *size).contiguous(memory_format=torch.channels_last).requires_grad_()
     grad, results = None, []
-    for serves, least in ((layers.conv_block_serves, 0), (lambda *_: False, 1 << 62)):
-        monkeypatch.setattr(layers, "conv_block_serves", serves)
+    for serves, least in ((blocks.serves, 0), (lambda *_: False, 1 << 62)):
+        for module in (blocks, reducing):
+            monkeypatch.setattr(module, "serves", serves)
         monkeypatch.setattr(pooling, "_LEAST_OUTPUTS", least)
         operation.load_state_dict(state)
         for training in (True, False):  # the second with the statistics of the first
@@ -284,6 +287,8 @@ def test_the_kernels_are_called_through_ops(name, op, monkeypatch):
         return original(*args, **kwargs)
 
     monkeypatch.setattr(ops, op, spy)
+    if hasattr(blocks, op):  # a block calls it by itself where no kernel computes the whole
+        monkeypatch.setattr(blocks, op, spy)
     make(name, 4, 1)(torch.randn(2, 4, 5, 5))
     assert calls == [None if op == "gabor_conv2d" else True] * (2 if "_m_" in name else 1)
 

@@ -26,10 +26,9 @@ dtp_blok_3x3             2 C; C^2 more with denoise_1x1, 2 C^2 more with 'gaussi
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -44,10 +43,7 @@ from fastbandit.nn.layers import (
     conv_block,
     conv_weight,
 )
-from fastbandit.nn.shortcuts import may_keep
 from fastbandit.operations import OperationOptions
-from fastbandit.ops._convolution import autocast_dtype
-from fastbandit.ops.max_pool2d import serves as pool_serves
 
 __all__ = [
     "CONSTRUCTORS",
@@ -64,34 +60,6 @@ __all__ = [
 Constructor = Callable[[int, int, bool, OperationOptions], nn.Module]
 
 
-def _average(channels: int, height: int, width: int, stride: int) -> tuple[Tensor, Tensor]:
-    """A 3x3 average as a depthwise convolution, whose kernel takes less than half of the time of
-    torch's pooling: weight [C, 1, 3, 3], and the factor [1, C, H_out, W_out] by which there are
-    fewer pixels than nine at an edge."""
-
-    def of(size: int) -> Tensor:
-        centre = torch.arange(0, size, stride)
-        return 3.0 / ((centre + 1).clamp(max=size - 1) - (centre - 1).clamp(min=0) + 1)
-
-    with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):  # kept for any caller
-        factor = (of(height)[:, None] * of(width)).expand(1, channels, -1, -1)
-        factor = factor.float().contiguous(memory_format=torch.channels_last)
-        return torch.full((channels, 1, 3, 3), 1 / 9, dtype=torch.float32), factor
-
-
-_kept_average = lru_cache(maxsize=64)(_average)
-
-
-def average_pool2d(x: Tensor, stride: int) -> Tensor:
-    """``F.avg_pool2d(x, 3, stride, 1, count_include_pad=False)``."""
-    if pool_serves(x, stride) and autocast_dtype(x) is None:
-        channels, height, width = x.shape[1:]
-        average = _kept_average if may_keep() else _average
-        weight, factor = average(channels, height, width, stride)
-        return ops.depthwise_conv2d(x, weight, stride=stride, padding=1).mul_(factor)
-    return F.avg_pool2d(x, 3, stride, 1, count_include_pad=False)
-
-
 class Pool(nn.Module):
     """3x3 pooling, padding 1, then batch norm; the average does not count the padding."""
 
@@ -101,9 +69,8 @@ class Pool(nn.Module):
         self.bn = BatchNorm2d(channels, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.maximum:
-            return self.bn(ops.max_pool2d(x, self.stride))
-        return self.bn(average_pool2d(x, self.stride))
+        pool = ops.max_pool2d if self.maximum else ops.avg_pool2d
+        return self.bn(pool(x, self.stride))
 
 
 class Identity(nn.Module):
@@ -111,33 +78,6 @@ class Identity(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x
-
-
-class _Grids(torch.autograd.Function):
-    """The pixels of even row and column, and those of odd row and column; channels-last.
-
-    Their gradient is written once, where slices would each fill a map with zeros.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.shape = x.shape
-        even = x[:, :, ::2, ::2].contiguous(memory_format=torch.channels_last)
-        odd = x[:, :, 1::2, 1::2]
-        short = [side for size in x.shape[:1:-1] for side in (0, size % 2)]
-        if any(short):
-            odd = F.pad(odd, short)
-        return even, odd.contiguous(memory_format=torch.channels_last)
-
-    @staticmethod
-    def backward(ctx: Any, even: Tensor, odd: Tensor) -> Tensor:
-        height, width = ctx.shape[2:]
-        grad = torch.empty(
-            ctx.shape, dtype=even.dtype, device=even.device, memory_format=torch.channels_last
-        ).zero_()
-        grad[:, :, ::2, ::2] = even
-        grad[:, :, 1::2, 1::2] = odd[:, :, : height // 2, : width // 2]
-        return grad
 
 
 class Downsample(nn.Module):
@@ -157,21 +97,8 @@ class Downsample(nn.Module):
         self.bn = BatchNorm2d(channels, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.weight is not None and layers.conv_block_serves([x], self.weight_shifted):
-            # Both convolutions as one whose weight has zeros where neither looks: the kernel then
-            # needs no map of what it reads, and the products are few at a quarter of the pixels.
-            halves = (self.weight.flatten(1), self.weight_shifted.flatten(1))
-            weight = torch.block_diag(*halves)[:, :, None, None]
-            return conv_block(_Grids.apply(x), weight, self.bn)
-        x = F.relu(x)
-        shifted = x[:, :, 1:, 1:]
-        height, width = x.shape[2:]
-        if height % 2 or width % 2:
-            shifted = F.pad(shifted, (0, width % 2, 0, height % 2))
-        y = F.conv2d(shifted, self.weight_shifted, stride=2)
-        if self.weight is not None:
-            y = torch.cat((F.conv2d(x, self.weight, stride=2), y), dim=1)
-        return self.bn(y)
+        normalization = layers.normalization(self.bn, x, stride=2)
+        return ops.factorized_reduce(x, self.weight, self.weight_shifted, **normalization)
 
 
 class Conv(nn.Module):
