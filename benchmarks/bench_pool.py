@@ -15,13 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastbandit import ops
-from fastbandit.nn.operations import average_pool2d
 
 module = importlib.import_module("fastbandit.ops.max_pool2d")
 POOLS: dict[tuple[str, str], Callable[[Tensor, int], Tensor]] = {
     ("max", OURS): ops.max_pool2d,
     ("max", "torch"): lambda x, stride: F.max_pool2d(x, 3, stride, 1),
-    ("average", OURS): average_pool2d,
+    ("average", OURS): ops.avg_pool2d,
     ("average", "torch"): lambda x, stride: F.avg_pool2d(x, 3, stride, 1, count_include_pad=False),
 }
 MAPS = [  # N, C, H = W, stride: of the digits and of CIFAR-10

@@ -53,7 +53,8 @@ batch_norm = importlib.import_module("fastbandit.ops.batch_norm")
 LEAST_ELEMENTS = batch_norm._LEAST_ELEMENTS
 max_pool2d = importlib.import_module("fastbandit.ops.max_pool2d")
 LEAST_OUTPUTS = max_pool2d._LEAST_OUTPUTS
-SERVES = layers.conv_block_serves
+BLOCK = importlib.import_module("fastbandit.ops.conv_block")
+SERVES = BLOCK.serves
 
 
 def never(*_: Any) -> bool:
@@ -278,7 +279,7 @@ class Task:
 
     def step(self) -> float | Tensor:
         """The loss on the attacked images, before the optimiser's step."""
-        layers.conv_block_serves = SERVES if self.rival == OURS else never
+        BLOCK.serves = SERVES if self.rival == OURS else never
         ours = self.rival in (OURS, SINGLE, TORCH_NORM)
         max_pool2d._LEAST_OUTPUTS = LEAST_OUTPUTS if ours else 1 << 62  # for all layers of a rival
         if ours:

@@ -43,6 +43,7 @@ This module loads pydantic but not torch.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import hashlib
 import json
 import os
@@ -65,6 +66,7 @@ from pydantic import (
 )
 
 from fastbandit._files import MEGABYTE, FileError, checksum, read_json, write_atomic
+from fastbandit.operations import OPERATIONS, OperationOptions
 from fastbandit.space import (
     CELL_NAMES,
     OPERATION_NAMES,
@@ -75,6 +77,10 @@ from fastbandit.space import (
 )
 
 __all__ = ["Cell", "Edge", "Genotype", "GenotypeError", "Macro", "Options", "Search"]
+
+#: The options of a genotype.
+Options = OperationOptions
+_OPTIONS = dataclasses.asdict(OperationOptions())  # by name, with their defaults
 
 FORMAT = "fastbandit.genotype"
 SCHEMA_VERSION = 1
@@ -132,14 +138,6 @@ class Cell(_Model):
                 f"got {list(self.concat)}"
             )
         return self
-
-
-class Options(_Model):
-    """How operations with variants are built; see :mod:`fastbandit.nn.layers`."""
-
-    denoise: Literal["dot", "gaussian", "mean", "median"] = "dot"
-    denoise_1x1: StrictBool = False
-    gabor: Literal["pixels", "released"] = "pixels"
 
 
 class Macro(_Model):
@@ -200,10 +198,22 @@ class Genotype(_Model):
     source: StrictStr | None = None
     space: StrictStr | None = None
     operations: Annotated[tuple[StrictStr, ...], Field(max_length=len(OPERATION_NAMES))] = ()
-    options: Options = Options()
+    options: OperationOptions = OperationOptions()
     cells: Annotated[tuple[Cell, ...], Field(min_length=1, max_length=len(CELL_NAMES))]
     macro: Macro | None = None
     search: Search | None = None
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _known_options(cls, data: Any) -> Any:
+        """No other options, and neither 1 nor "yes" for a bool, which pydantic would take."""
+        if isinstance(data, Mapping):
+            for name, value in data.items():
+                if name not in _OPTIONS:
+                    raise ValueError(f"{name}: expected one of {', '.join(_OPTIONS)}")
+                if isinstance(_OPTIONS[name], bool) and not isinstance(value, bool):
+                    raise ValueError(f"{name}: expected true or false, got {value!r:.80}")
+        return data
 
     @model_validator(mode="before")
     @classmethod
@@ -339,12 +349,8 @@ class Genotype(_Model):
 
     def _options_in_use(self) -> dict[str, Any]:
         used = {edge.op for cell in self.cells for edges in cell.nodes for edge in edges}
-        options: dict[str, Any] = {}
-        if "dtp_blok_3x3" in used:
-            options |= {"denoise": self.options.denoise, "denoise_1x1": self.options.denoise_1x1}
-        if "gab_filt_3x3" in used:
-            options["gabor"] = self.options.gabor
-        return options
+        names = {name for op in used for name in OPERATIONS[op].options}
+        return {name: value for name, value in vars(self.options).items() if name in names}
 
     # -- from a search ----------------------------------------------------------------------
 
@@ -356,7 +362,7 @@ class Genotype(_Model):
         mean: Sequence[Sequence[float]] | None = None,
         edges_per_node: Literal["all", 1, 2] = "all",
         *,
-        options: Options | Mapping[str, Any] | None = None,
+        options: OperationOptions | Mapping[str, Any] | None = None,
         macro: Macro | Mapping[str, Any] | None = None,
         search: Search | Mapping[str, Any] | None = None,
         name: str | None = None,
@@ -377,6 +383,7 @@ class Genotype(_Model):
             ValueError: a wrong length, an arm out of range, no ``mean`` where it is needed.
         """
         space = get(space) if isinstance(space, str) else space
+        space.check_one_input("from_choices")
         arms = space.check_choice(choice)
         if edges_per_node not in ("all", 1, 2):
             raise ValueError(
@@ -441,11 +448,10 @@ class Genotype(_Model):
             value: list[Any] = [edges[0] for edges in nodes] if single else nodes
             lines.append(f"{cell.name}={value!r}")
             lines.append(f"{cell.name}_concat={list(cell.concat)!r}")
-        default = Options().model_dump()
         lines += [
             f"{key}={value!r}"
             for key, value in self._options_in_use().items()
-            if value != default[key]
+            if value != _OPTIONS[key]
         ]
         return "Genotype(\n" + "".join(f"    {line},\n" for line in lines) + ")"
 
@@ -467,7 +473,7 @@ class Genotype(_Model):
                 "inputs, those of this space have one, so it cannot be converted; expected cells "
                 "a, b, c, ..."
             )
-        options = {key: keywords.pop(key) for key in Options.model_fields if key in keywords}
+        options = {key: keywords.pop(key) for key in _OPTIONS if key in keywords}
         cells = []
         for cell in CELL_NAMES:
             if cell not in keywords:
@@ -479,7 +485,7 @@ class Genotype(_Model):
         if keywords:
             raise GenotypeError(
                 f"DARTS text: unexpected {', '.join(sorted(keywords))}; expected cells a, b, c, "
-                f"... without a gap, their a_concat, ..., and {', '.join(Options.model_fields)}"
+                f"... without a gap, their a_concat, ..., and {', '.join(_OPTIONS)}"
             )
         if not cells:
             raise GenotypeError("DARTS text: expected cells a, b, c, ..., got none")
@@ -495,9 +501,13 @@ class Genotype(_Model):
         return draw_genotype(self)
 
 
-def _plain(value: BaseModel | Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _plain(
+    value: BaseModel | OperationOptions | Mapping[str, Any] | None,
+) -> dict[str, Any] | None:
     if value is None:
         return None
+    if isinstance(value, OperationOptions):
+        return dataclasses.asdict(OperationOptions.of(value))
     return value.model_dump() if isinstance(value, BaseModel) else dict(value)
 
 

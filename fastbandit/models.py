@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fastbandit._files import plain_file
 from fastbandit.genotype import Genotype
 from fastbandit.nn.network import Network
+from fastbandit.operations import OperationOptions
 from fastbandit.runs.tensors import CheckpointError, RunError, load_tensors, save_tensors
 
 __all__ = [
@@ -39,17 +40,17 @@ _KIND = "network"
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """The arguments of :class:`~fastbandit.nn.network.Network` beside the genotype."""
+class Architecture(OperationOptions):
+    """The arguments of :class:`~fastbandit.nn.network.Network` beside the genotype.
+
+    The options of its operations are among them, so that a model file says all in one object.
+    """
 
     in_channels: int
     classes: int
     channels: int
     cells: int
     denoise_blocks: bool = False
-    denoise: str = "dot"
-    denoise_1x1: bool = False
-    gabor: str = "pixels"
     bn_eps: float = 1e-5
 
     def build(self, genotype: Genotype, **more: Any) -> Network:

@@ -5,30 +5,13 @@ earlier node i < j, so four nodes have ten edges. There are ``cell_types`` types
 a, b, c, ... A *row* is one edge of one cell type (``row = cell * len(edges) + edge``); a *choice*
 holds one operation index, an *arm*, for every row.
 
-The spaces are nested: each one is the one before it and one operation more, in the order of
-Table 4.1 of Zhang, Xu et al., "Binary Neural Networks", section 4.2 (Chen et al., "Anti-Bandit
-Neural Architecture Search for Model Defense", ECCV 2020). The index of an arm is therefore the
-same in every space of a family:
+A space with ``inputs=2`` describes the cells of DARTS (Liu et al., 2019): nodes 0 and 1 are then
+the outputs of the two cells before.
 
-======= ================ ==================
-arm     family           ``-light`` family
-======= ================ ==================
-0       max_pool_3x3     max_pool_3x3
-1       avg_pool_3x3     avg_pool_3x3
-2       skip_connect     skip_connect
-3       conv_3x3         dil_conv_3x3
-4       conv_5x5         dil_conv_5x5
-5       sep_conv_3x3     sep_conv_m_3x3
-6       sep_conv_5x5     sep_conv_m_5x5
-7       gab_filt_3x3     gab_filt_3x3
-8       dtp_blok_3x3     dtp_blok_3x3
-9       conv_1x1         dil_conv_1x1
-10      conv_7x7         dil_conv_7x7
-======= ================ ==================
-
-``general7`` ends at arm 6, ``robust8`` to ``robust11`` at arms 7 to 10. The ``-light`` twins hold
-the forms of DARTS (Liu et al., 2019) in place of the dense convolutions. This module loads
-nothing but the standard library.
+The spaces of :data:`SPACES` are those of Table 4.1 of Zhang, Xu et al., "Binary Neural Networks",
+section 4.2 (Chen et al., "Anti-Bandit Neural Architecture Search for Model Defense", ECCV 2020).
+The ``-light`` twins hold the forms of DARTS in place of the dense convolutions. The position of an
+operation in its space is the arm's index. This module loads nothing but the standard library.
 """
 
 from __future__ import annotations
@@ -37,6 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
+
+from fastbandit.operations import OPERATIONS
 
 __all__ = [
     "CELL_NAMES",
@@ -50,7 +35,7 @@ __all__ = [
 
 CELL_NAMES = "abcdefghijklmnopqrstuvwxyz"
 
-_DENSE = (
+_GENERAL = (
     "max_pool_3x3",
     "avg_pool_3x3",
     "skip_connect",
@@ -58,52 +43,35 @@ _DENSE = (
     "conv_5x5",
     "sep_conv_3x3",
     "sep_conv_5x5",
-    "gab_filt_3x3",
-    "dtp_blok_3x3",
-    "conv_1x1",
-    "conv_7x7",
 )
-_LIGHT = tuple(
-    name.replace("sep_conv", "sep_conv_m") if name.startswith("sep_conv")
-    # A 1x1 depthwise convolution only scales channels; dil_conv_1x1 keeps it so that every arm
-    # of the family has the one composition.
-    else name.replace("conv", "dil_conv") if name.startswith("conv")
-    else name
-    for name in _DENSE
-)  # fmt: skip
+_LIGHT = (
+    "max_pool_3x3",
+    "avg_pool_3x3",
+    "skip_connect",
+    "dil_conv_3x3",
+    "dil_conv_5x5",
+    "sep_conv_m_3x3",
+    "sep_conv_m_5x5",
+)
+_ROBUST = ("gab_filt_3x3", "dtp_blok_3x3")
 
+# A 1x1 depthwise convolution only scales channels; dil_conv_1x1 keeps it so that every arm of the
+# light spaces has the one composition.
 SPACES: dict[str, tuple[str, ...]] = {
-    f"{name}{arms}{suffix}": family[:arms]
-    for suffix, family in (("", _DENSE), ("-light", _LIGHT))
-    for name, arms in (("general", 7), ("robust", 8), ("robust", 9), ("robust", 10), ("robust", 11))
+    "general7": _GENERAL,
+    "robust8": (*_GENERAL, "gab_filt_3x3"),
+    "robust9": (*_GENERAL, *_ROBUST),
+    "robust10": (*_GENERAL, *_ROBUST, "conv_1x1"),
+    "robust11": (*_GENERAL, *_ROBUST, "conv_1x1", "conv_7x7"),
+    "general7-light": _LIGHT,
+    "robust8-light": (*_LIGHT, "gab_filt_3x3"),
+    "robust9-light": (*_LIGHT, *_ROBUST),
+    "robust10-light": (*_LIGHT, *_ROBUST, "dil_conv_1x1"),
+    "robust11-light": (*_LIGHT, *_ROBUST, "dil_conv_1x1", "dil_conv_7x7"),
 }
 
 #: Every operation there is, each once.
-OPERATION_NAMES: tuple[str, ...] = tuple(dict.fromkeys(_DENSE + _LIGHT))
-
-# What one operation costs at stride 1: feature maps of the size of its input that stay in memory
-# for the backward pass (measured with torch.autograd.graph.saved_tensors_hooks, rounded; the
-# indices of max pooling are int64, hence 4), and multiplications for each output element: those
-# that grow with the channels, and those that do not.
-_COST: dict[str, tuple[int, int, int]] = {
-    "max_pool_3x3": (4, 0, 0),
-    "avg_pool_3x3": (2, 0, 0),
-    "skip_connect": (0, 0, 0),
-    "conv_1x1": (2, 1, 0),
-    "conv_3x3": (2, 9, 0),
-    "conv_5x5": (2, 25, 0),
-    "conv_7x7": (2, 49, 0),
-    "sep_conv_3x3": (5, 9, 9),
-    "sep_conv_5x5": (5, 25, 25),
-    "sep_conv_m_3x3": (6, 2, 18),
-    "sep_conv_m_5x5": (6, 2, 50),
-    "dil_conv_1x1": (3, 1, 1),
-    "dil_conv_3x3": (3, 1, 9),
-    "dil_conv_5x5": (3, 1, 25),
-    "dil_conv_7x7": (3, 1, 49),
-    "gab_filt_3x3": (2, 0, 9),
-    "dtp_blok_3x3": (2, 2, 0),
-}
+OPERATION_NAMES: tuple[str, ...] = tuple(OPERATIONS)
 
 
 @dataclass(frozen=True)
@@ -116,6 +84,7 @@ class SearchSpace:
             :data:`OPERATION_NAMES`, none twice.
         nodes: intermediate nodes of a cell, at least 1.
         cell_types: different cells, 1 to 26.
+        inputs: earlier cells that a cell reads, 1 or 2; nodes below this number are these.
 
     Raises:
         ValueError: one of these does not hold.
@@ -125,6 +94,7 @@ class SearchSpace:
     operations: tuple[str, ...]
     nodes: int = 4
     cell_types: int = 6
+    inputs: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "operations", tuple(self.operations))
@@ -146,11 +116,31 @@ class SearchSpace:
                 f"search space {self.name!r}: cell_types: expected 1 to {len(CELL_NAMES)}, "
                 f"got {self.cell_types}"
             )
+        if self.inputs not in (1, 2):
+            raise ValueError(
+                f"search space {self.name!r}: inputs: expected 1 or 2, got {self.inputs}"
+            )
 
     @cached_property
     def edges(self) -> tuple[tuple[int, int], ...]:
-        """(source, node) of each edge of a cell: 0->1; 0->2, 1->2; 0->3, 1->3, 2->3; ..."""
-        return tuple((source, node) for node in range(1, self.nodes + 1) for source in range(node))
+        """(source, node) of each edge of a cell: 0->1; 0->2, 1->2; 0->3, 1->3, 2->3; ...
+
+        With two inputs the first node is 2: 0->2, 1->2; 0->3, 1->3, 2->3; ...
+        """
+        nodes = range(self.inputs, self.inputs + self.nodes)
+        return tuple((source, node) for node in nodes for source in range(node))
+
+    def check_one_input(self, user: str) -> None:
+        """Refuse two inputs on behalf of ``user``, which builds cells of one.
+
+        Raises:
+            ValueError: :attr:`inputs` is not 1.
+        """
+        if self.inputs != 1:
+            raise ValueError(
+                f"{user}: space: expected cells of one input, got {self.inputs} inputs "
+                f"({self.name!r})"
+            )
 
     @property
     def arms(self) -> int:
@@ -231,9 +221,9 @@ def widest(
         raise ValueError(f"widest: by: expected 'memory' or 'compute', got {by!r}")
 
     def cost(arm: int) -> tuple[int, int]:
-        maps, dense, fixed = _COST[space.operations[arm]]
-        work = dense * channels + fixed
-        return (maps, work) if by == "memory" else (work, maps)
+        operation = OPERATIONS[space.operations[arm]]
+        work = operation.dense * channels + operation.fixed
+        return (operation.maps, work) if by == "memory" else (work, operation.maps)
 
     return [max(range(space.arms), key=cost)] * space.rows
 

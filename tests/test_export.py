@@ -16,7 +16,7 @@ from fastbandit import ops
 from fastbandit.export import ExportError, export_model, main
 from fastbandit.genotype import Genotype
 from fastbandit.models import BEST, Architecture, Model, save_model
-from fastbandit.nn.operations import OPERATIONS
+from fastbandit.operations import OPERATIONS
 
 needs_onnx = pytest.mark.skipif(
     not module.has_onnx(),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -14,6 +16,9 @@ from fastbandit.nn import layers
 from fastbandit.nn.frozen import FrozenBatchNorm, freeze
 from fastbandit.nn.layers import BatchNorm2d, Denoise, DenoiseBlock, Gabor, GaborBlock, Normalize
 from fastbandit.nn.operations import make
+from fastbandit.operations import DenoiseKind, GaborKind
+
+blocks = importlib.import_module("fastbandit.ops.conv_block")
 
 # -- Normalize ------------------------------------------------------------------------------------
 
@@ -163,7 +168,7 @@ def test_a_block_in_one_op_is_the_block_layer_by_layer(kind, affine, state, monk
     results = []
     for served in (True, False):
         if not served:
-            monkeypatch.setattr(layers, "conv_block_serves", lambda *_: False)
+            monkeypatch.setattr(blocks, "serves", lambda *_: False)
         copied = copy.deepcopy(block)
         if state == "frozen":
             copied = freeze(copied)
@@ -236,7 +241,7 @@ def dense_gabor(layer: Gabor, x: torch.Tensor) -> torch.Tensor:
     return F.conv2d(x, weight, padding=half)
 
 
-@pytest.mark.parametrize("kind", layers.GABOR_KINDS)
+@pytest.mark.parametrize("kind", get_args(GaborKind))
 @pytest.mark.parametrize("kernel_size", [3, 5])
 def test_gabor_equals_the_dense_form(kind, kernel_size, device):
     torch.manual_seed(0)
@@ -349,7 +354,7 @@ def test_local_denoising_by_hand(kind, device):
 
 def test_denoising_kinds_differ_and_unknown_is_refused():
     x = torch.randn(2, 4, 5, 5)
-    outputs = [Denoise(4, kind)(x) for kind in layers.DENOISE_KINDS]
+    outputs = [Denoise(4, kind)(x) for kind in get_args(DenoiseKind)]
     for i, a in enumerate(outputs):
         assert all(not torch.allclose(a, b) for b in outputs[:i])
     with pytest.raises(ValueError, match="expected one of dot, gaussian, mean, median, got 'max'"):

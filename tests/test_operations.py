@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,9 +15,12 @@ from torch.nn import functional as F
 from fastbandit import _native, ops
 from fastbandit.nn import layers, operations
 from fastbandit.nn.layers import BatchNorm2d
-from fastbandit.nn.operations import OPERATIONS, make
-from fastbandit.space import OPERATION_NAMES
+from fastbandit.nn.operations import CONSTRUCTORS, make
+from fastbandit.nn.supernet import Supernet
+from fastbandit.operations import OPERATIONS, OperationOptions
 
+blocks = importlib.import_module("fastbandit.ops.conv_block")
+reducing = importlib.import_module("fastbandit.ops.factorized_reduce")
 pooling = importlib.import_module("fastbandit.ops.max_pool2d")
 VARIANTS = [
     *((name, {}) for name in OPERATIONS),
@@ -41,7 +46,37 @@ def awake(name: str, channels: int, stride: int, affine: bool = False, **options
 
 
 def test_the_table_is_complete():
-    assert set(OPERATIONS) == set(OPERATION_NAMES)
+    assert set(CONSTRUCTORS) == set(OPERATIONS)
+    assert all(name == operation.name for name, operation in OPERATIONS.items())
+    used = {option for operation in OPERATIONS.values() for option in operation.options}
+    assert used == {field.name for field in dataclasses.fields(OperationOptions)}
+
+
+@every_variant
+def test_an_option_in_use_is_one_of_its_row(name, options):
+    """Rows name the options that bear on an operation: the hash of a genotype rests on them."""
+    assert set(options) <= set(OPERATIONS[name].options)
+
+
+def test_options():
+    options = OperationOptions(gabor="released")
+    assert options.changed({"denoise": "mean", "gabor": None}) == OperationOptions(
+        denoise="mean", gabor="released"
+    )
+    assert OperationOptions.of(SimpleNamespace(gabor="released", width=3)) == options
+    with pytest.raises(ValueError, match="gabor: expected one of pixels, released, got 'dense'"):
+        OperationOptions(gabor="dense")
+    with pytest.raises(ValueError, match="denoise_1x1: expected one of False, True, got 1"):
+        OperationOptions(denoise_1x1=1)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'chanels'"):
+        Supernet("robust8", in_channels=1, classes=2, channels=4, chanels=4)
+    supernet = Supernet(
+        "robust9", in_channels=1, classes=2, channels=2, options=options, denoise="mean"
+    )
+    kinds = {module.kind for module in supernet.modules() if isinstance(module, layers.Gabor)}
+    assert kinds == {"released"}
+    kinds = {module.kind for module in supernet.modules() if isinstance(module, layers.Denoise)}
+    assert kinds == {"mean"}
 
 
 @every_variant
@@ -193,8 +228,9 @@ def test_routes_through_kernels_compute_the_same(name, stride, size, monkeypatch
     state = {key: value.clone() for key, value in operation.state_dict().items()}
     x = torch.randn(3, 5, *size).contiguous(memory_format=torch.channels_last).requires_grad_()
     grad, results = None, []
-    for serves, least in ((layers.conv_block_serves, 0), (lambda *_: False, 1 << 62)):
-        monkeypatch.setattr(layers, "conv_block_serves", serves)
+    for serves, least in ((blocks.serves, 0), (lambda *_: False, 1 << 62)):
+        for module in (blocks, reducing):
+            monkeypatch.setattr(module, "serves", serves)
         monkeypatch.setattr(pooling, "_LEAST_OUTPUTS", least)
         operation.load_state_dict(state)
         for training in (True, False):  # the second with the statistics of the first
@@ -251,6 +287,8 @@ def test_the_kernels_are_called_through_ops(name, op, monkeypatch):
         return original(*args, **kwargs)
 
     monkeypatch.setattr(ops, op, spy)
+    if hasattr(blocks, op):  # a block calls it by itself where no kernel computes the whole
+        monkeypatch.setattr(blocks, op, spy)
     make(name, 4, 1)(torch.randn(2, 4, 5, 5))
     assert calls == [None if op == "gabor_conv2d" else True] * (2 if "_m_" in name else 1)
 

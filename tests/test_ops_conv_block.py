@@ -401,3 +401,30 @@ def test_want_of_memory_is_called_by_its_name():
     )
     done = run("-c", code)
     assert done.stdout.count("True fastbandit: out of memory") == 3, done.stdout + done.stderr
+
+
+def test_another_norm_is_folded_where_one_kernel_computes_all_and_called_elsewhere(device):
+    tensors, settings = make(CASES[0], False)
+    xs, rest = split(tensors)
+    pointwise = rest.pop("pointwise").detach().to(device)
+    rest = {name: tensor.detach().to(device) for name, tensor in rest.items()}
+    x = xs[0].detach().to(device).contiguous(memory_format=torch.channels_last)
+    rest["bias"] = None
+    calls = []
+
+    def norm(y):
+        calls.append("norm")
+        return 2 * y + 1
+
+    def fold(weight):
+        calls.append("fold")
+        return 2 * weight, weight.new_ones(weight.shape[0])
+
+    expected = 2 * ops.conv_block(x, pointwise, **rest, **settings) + 1
+    y = ops.conv_block(x, pointwise, **rest, **settings, norm=norm, fold=fold)
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+    assert calls == ["fold" if serves([x], pointwise) else "norm"]
+    with pytest.raises(ValueError, match="norm, fold: expected norm alone or both"):
+        ops.conv_block(x, pointwise, fold=fold)
+    with pytest.raises(ValueError, match="norm, fold: expected norm alone or both"):
+        ops.conv_block(x, pointwise, normalize=True, norm=norm)

@@ -11,6 +11,7 @@ from _tiny import tiny as smallest
 from safetensors.torch import load_file
 
 from fastbandit import retrain as retraining
+from fastbandit import space
 from fastbandit.bandit import replay
 from fastbandit.config import ConfigError, merge
 from fastbandit.data import load

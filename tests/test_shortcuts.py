@@ -11,13 +11,13 @@ from torch.nn import functional as F
 from torch.nn.modules import module as all_modules
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
-from fastbandit import _inputs
+from fastbandit import _inputs, ops
 from fastbandit.data import Loader, load
 from fastbandit.genotype import Genotype
 from fastbandit.nn.frozen import FrozenBatchNorm, freeze
 from fastbandit.nn.layers import BatchNorm2d, DepthwiseConv2d
 from fastbandit.nn.network import Network
-from fastbandit.nn.operations import average_pool2d, make
+from fastbandit.nn.operations import make
 from fastbandit.nn.shortcuts import Plain, may_keep
 from fastbandit.nn.supernet import Supernet
 from fastbandit.threat import ThreatModel
@@ -339,7 +339,7 @@ def test_hooks_set_after_freezing_act():
 
 
 def pool(x):
-    return average_pool2d(x, 1)
+    return ops.avg_pool2d(x, 1)
 
 
 def frozen_norm(x):

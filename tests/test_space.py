@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastbandit import space
+from fastbandit.genotype import Genotype
+from fastbandit.nn.supernet import Supernet
 
 
 def test_spaces_are_those_of_table_4_1():
@@ -33,7 +35,7 @@ def test_spaces_are_those_of_table_4_1():
 def test_spaces_are_nested_and_named_by_their_size(name):
     operations = space.SPACES[name]
     largest = "robust11-light" if name.endswith("-light") else "robust11"
-    assert operations == space.SPACES[largest][: len(operations)]
+    assert operations == tuple(name for name in space.SPACES[largest] if name in operations)
     assert name.removesuffix("-light").lstrip("abcdefghijklmnopqrstuvwxyz") == str(len(operations))
     assert set(operations) <= set(space.OPERATION_NAMES)
 
@@ -49,6 +51,26 @@ def test_edges_rows_and_names():
     assert robust9.edge_name(59) == "f:3->4"
     assert robust9.row(5, 9) == 59
     assert len(set(robust9.edge_names)) == 60
+
+
+def test_cells_of_two_inputs_are_those_of_darts():
+    darts = space.SearchSpace("darts", ("skip_connect", "sep_conv_3x3"), cell_types=2, inputs=2)
+    assert darts.edges == (
+        (0, 2), (1, 2), (0, 3), (1, 3), (2, 3), (0, 4), (1, 4), (2, 4), (3, 4),
+        (0, 5), (1, 5), (2, 5), (3, 5), (4, 5),
+    )  # fmt: skip
+    assert darts.rows == 28
+    assert darts.edge_name(14) == "b:0->2"
+    with pytest.raises(ValueError, match="inputs: expected 1 or 2, got 3"):
+        space.SearchSpace("mine", ("skip_connect",), inputs=3)
+
+
+def test_networks_refuse_cells_of_two_inputs():
+    darts = space.SearchSpace("darts", ("skip_connect", "sep_conv_3x3"), cell_types=2, inputs=2)
+    with pytest.raises(ValueError, match=r"Supernet: .* got 2 inputs \('darts'\)"):
+        Supernet(darts, in_channels=1, classes=2, channels=4)
+    with pytest.raises(ValueError, match=r"from_choices: .* got 2 inputs \('darts'\)"):
+        Genotype.from_choices(darts, [0] * darts.rows)
 
 
 @given(nodes=st.integers(1, 6), cell_types=st.integers(1, 26))

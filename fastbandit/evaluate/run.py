@@ -33,7 +33,6 @@ __all__ = ["FILES", "EvaluationFolder", "evaluate_model", "memory_enough_for"]
 FILES = RunFiles(
     "evaluate",
     result=RESULT,
-    logs=(),
     files=("summary.json", "examples.safetensors", "images.safetensors"),
 )
 

@@ -9,32 +9,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastbandit import ops
+from fastbandit._modes import autocast_dtype
 from fastbandit.nn.cell import concatenate
 from fastbandit.nn.frozen import foldable
 from fastbandit.nn.shortcuts import Plain
-from fastbandit.ops._convolution import autocast_dtype
-from fastbandit.ops.conv_block import run as run_conv_block
-from fastbandit.ops.conv_block import serves as conv_block_serves
+from fastbandit.operations import DenoiseKind, GaborKind, check_option
 
 __all__ = [
-    "DENOISE_KINDS",
-    "GABOR_KINDS",
     "BatchNorm2d",
     "Denoise",
     "DenoiseBlock",
-    "DenoiseKind",
     "DepthwiseConv2d",
     "DilatedConv2d",
     "Gabor",
     "GaborBlock",
-    "GaborKind",
     "Moves",
     "Normalize",
     "ReluConvBN",
@@ -47,11 +42,6 @@ __all__ = [
     "set_eps",
     "use_cumulative_average",
 ]
-
-DenoiseKind = Literal["dot", "gaussian", "mean", "median"]
-GaborKind = Literal["pixels", "released"]
-DENOISE_KINDS: tuple[str, ...] = get_args(DenoiseKind)
-GABOR_KINDS: tuple[str, ...] = get_args(GaborKind)
 
 
 def conv_weight(out_channels: int, in_channels: int, kernel_size: int) -> nn.Parameter:
@@ -170,6 +160,18 @@ class BatchNorm2d(nn.BatchNorm2d):
             momentum=factor,
             eps=self.eps,
         )
+
+    def fold(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the convolution that is ``weight``'s and this after it, in evaluation
+        mode with running statistics."""
+        mean, variance = self.running_mean, self.running_var
+        assert mean is not None
+        assert variance is not None
+        scale = torch.rsqrt(variance + self.eps)
+        if self.weight is not None:
+            scale = scale * self.weight
+        bias = -mean * scale if self.bias is None else self.bias - mean * scale
+        return weight * scale.view(-1, 1, 1, 1), bias
 
     def next_factor(self) -> float:
         """By how much the running statistics move towards those of one more batch; counts it."""
@@ -314,18 +316,20 @@ class DepthwiseConv2d(nn.Module):
 is_depthwise = Plain(DepthwiseConv2d)
 
 
+def _compiling() -> bool:
+    """Whether a compiler or exporter looks on; it is shown the layers themselves."""
+    return torch.compiler.is_compiling() or torch.compiler.is_exporting()
+
+
 def conv_block(
     x: Tensor | Sequence[Tensor],
     pointwise: Tensor,
     norm: nn.Module,
     depthwise: DepthwiseConv2d | None = None,
 ) -> Tensor:
-    """ReLU, ``depthwise`` if there is one, a 1x1 convolution and ``norm``, in one op where it can.
+    """ReLU, ``depthwise`` if there is one, a 1x1 convolution and ``norm``, as one op.
 
-    It can where :func:`fastbandit.ops.conv_block` has a kernel and the layers are plain ones of
-    this package (see :class:`~fastbandit.nn.shortcuts.Plain`), batch norm with the batch's
-    statistics or frozen or in evaluation mode; then what it does to a channel goes into the weight
-    of the 1x1 convolution. Any other layer is called.
+    A layer to which something is attached (see :class:`~fastbandit.nn.shortcuts.Plain`) is called.
 
     Args:
         x: a map, or several of one size that are taken side by side.
@@ -333,50 +337,54 @@ def conv_block(
         norm: the batch norm.
         depthwise: a depthwise convolution, which has the ReLU inside; with one map only.
     """
-    xs = [x] if isinstance(x, Tensor) else list(x)
-    known = conv_block_serves(xs, pointwise) and (depthwise is None or is_depthwise(depthwise))
-    if not known:
-        joined = concatenate(xs)
+    if _compiling() or not (depthwise is None or is_depthwise(depthwise)):
+        joined = x if isinstance(x, Tensor) else concatenate(x)
         activated = F.relu(joined) if depthwise is None else depthwise(joined)
         y: Tensor = norm(F.conv2d(activated, pointwise))
         return y
-    settings: dict[str, Any] = {}
-    if depthwise is not None:
-        settings = {
-            "depthwise": depthwise.weight,
-            "stride": depthwise.stride,
-            "padding": depthwise.padding,
-            "dilation": depthwise.dilation,
-        }
+    if depthwise is None:
+        return ops.conv_block(x, pointwise, **normalization(norm, x))
+    stride = depthwise.stride
+    return ops.conv_block(
+        x,
+        pointwise,
+        depthwise=depthwise.weight,
+        stride=stride,
+        padding=depthwise.padding,
+        dilation=depthwise.dilation,
+        **normalization(norm, x, stride),
+    )
+
+
+def normalization(norm: nn.Module, x: Tensor | Sequence[Tensor], stride: int = 1) -> dict[str, Any]:
+    """How :func:`fastbandit.ops.conv_block` is told of ``norm`` after a convolution of ``x``.
+
+    A plain batch norm is told by its tensors or folded into the convolution; any other is called.
+    """
+    if _compiling():
+        return {"norm": norm}
     if foldable(norm):
-        weight, bias = norm.fold(pointwise)
-        return run_conv_block(xs, weight, bias=bias, **settings)
-    if is_batch_norm(norm):
-        mean, variance = norm.running_mean, norm.running_var
-        if not norm.training and norm.moves is None and mean is not None and variance is not None:
-            scale = torch.rsqrt(variance + norm.eps)
-            if norm.weight is not None:
-                scale = scale * norm.weight
-            bias = -mean * scale if norm.bias is None else norm.bias - mean * scale
-            return run_conv_block(xs, pointwise * scale.view(-1, 1, 1, 1), bias=bias, **settings)
-        # A single value for each channel is for the batch norm to refuse.
-        several = xs[0].shape[0] > 1 or max(xs[0].shape[2:]) > settings.get("stride", 1)
-        if norm.training and norm.synchronise is None and norm.moves is None and several:
-            tracking = norm.track_running_stats
-            return run_conv_block(
-                xs,
-                pointwise,
-                normalize=True,
-                weight=norm.weight,
-                bias=norm.bias,
-                running_mean=mean if tracking else None,
-                running_var=variance if tracking else None,
-                momentum=norm.next_factor() if tracking else 0.0,
-                eps=norm.eps,
-                **settings,
-            )
-    y = norm(run_conv_block(xs, pointwise, **settings))
-    return y
+        return {"norm": norm, "fold": norm.fold}
+    if not is_batch_norm(norm):
+        return {"norm": norm}
+    mean, variance = norm.running_mean, norm.running_var
+    if not norm.training and norm.moves is None and mean is not None and variance is not None:
+        return {"norm": norm, "fold": norm.fold}
+    # A single value for each channel is for the batch norm to refuse.
+    first = x if isinstance(x, Tensor) else x[0]
+    several = first.shape[0] > 1 or max(first.shape[2:]) > stride
+    if norm.training and norm.synchronise is None and norm.moves is None and several:
+        tracking = norm.track_running_stats
+        return {
+            "normalize": True,
+            "weight": norm.weight,
+            "bias": norm.bias,
+            "running_mean": mean if tracking else None,
+            "running_var": variance if tracking else None,
+            "momentum": norm.next_factor() if tracking else 0.0,
+            "eps": norm.eps,
+        }
+    return {"norm": norm}
 
 
 class ReluConvBN(nn.Module):
@@ -444,8 +452,7 @@ class Gabor(nn.Module):
 
     def __init__(self, channels: int, kind: GaborKind = "pixels", kernel_size: int = 3) -> None:
         super().__init__()
-        if kind not in GABOR_KINDS:
-            raise ValueError(f"gabor: expected one of {', '.join(GABOR_KINDS)}, got {kind!r}")
+        check_option("gabor", kind)
         self.kind, self.kernel_size = kind, kernel_size
         self.theta = nn.Parameter(torch.randn(channels))
         self.sigma = nn.Parameter(torch.randn(channels))
@@ -515,8 +522,7 @@ class Denoise(nn.Module):
 
     def __init__(self, channels: int, kind: DenoiseKind = "dot") -> None:
         super().__init__()
-        if kind not in DENOISE_KINDS:
-            raise ValueError(f"denoise: expected one of {', '.join(DENOISE_KINDS)}, got {kind!r}")
+        check_option("denoise", kind)
         self.kind = kind
         if kind == "gaussian":
             self.theta = conv_weight(channels, channels, 1)

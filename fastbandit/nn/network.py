@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastbandit.nn import layers
 from fastbandit.nn.cell import concatenate, run_nodes
-from fastbandit.nn.layers import DenoiseBlock, DenoiseKind, GaborKind
+from fastbandit.nn.layers import DenoiseBlock
 from fastbandit.nn.operations import Identity, make
+from fastbandit.operations import OperationOptions
 from fastbandit.space import reduction_cells
 
 if TYPE_CHECKING:
@@ -59,10 +60,7 @@ class NetworkCell(nn.Module):
         in_channels: int,
         channels: int,
         stride: int,
-        *,
-        denoise: DenoiseKind,
-        denoise_1x1: bool,
-        gabor: GaborKind,
+        options: OperationOptions,
     ) -> None:
         super().__init__()
         self.preprocess = layers.ReluConvBN(in_channels, channels, affine=True)
@@ -71,16 +69,8 @@ class NetworkCell(nn.Module):
         self._edges: list[tuple[int, int]] = []
         for node, edges in enumerate(cell.nodes, start=1):
             for edge in edges:
-                operation = make(
-                    edge.op,
-                    channels,
-                    stride if edge.source == 0 else 1,
-                    affine=True,
-                    denoise=denoise,
-                    denoise_1x1=denoise_1x1,
-                    gabor=gabor,
-                )
-                self.operations.append(operation)
+                first = stride if edge.source == 0 else 1
+                self.operations.append(make(edge.op, channels, first, True, options))
                 self._edges.append((edge.source, node))
         self.concat = tuple(cell.concat)
         self.out_channels = len(self.concat) * channels
@@ -146,8 +136,10 @@ class Network(nn.Module):
             for one image in training mode. An attribute: a schedule may change it.
         denoise_blocks: hand-placed denoising blocks on the outputs of cells V // 4, 2 V // 4 and
             3 V // 4. None: as in ``genotype.macro``, or none.
-        denoise, denoise_1x1, gabor: None: as in ``genotype.options``.
         bn_eps: of every batch norm. None: as in ``genotype.macro``, or 1e-5.
+        options: how operations with variants are built. None: as in ``genotype.options``.
+        changes: single options by name (``denoise``, ``denoise_1x1``, ``gabor``), in place of those
+            of ``options``; None leaves one as it is.
 
     Raises:
         ValueError: a size below 1, ``channels`` given nowhere, an option out of range.
@@ -166,13 +158,13 @@ class Network(nn.Module):
         auxiliary: bool = False,
         drop_path_prob: float = 0.0,
         denoise_blocks: bool | None = None,
-        denoise: DenoiseKind | None = None,
-        denoise_1x1: bool | None = None,
-        gabor: GaborKind | None = None,
         bn_eps: float | None = None,
+        options: OperationOptions | None = None,
+        **changes: Any,
     ) -> None:
         super().__init__()
-        macro, options = genotype.macro, genotype.options
+        macro = genotype.macro
+        options = (options or genotype.options).changed(changes)
         if channels is None:
             channels = None if macro is None else macro.channels
         if channels is None:
@@ -198,8 +190,6 @@ class Network(nn.Module):
         same_length = macro is not None and macro.layers == cells
         self.reductions = macro.reductions if macro and same_length else reduction_cells(cells)
         stem = macro.stem if macro else 3
-        denoise = options.denoise if denoise is None else denoise
-        denoise_1x1 = options.denoise_1x1 if denoise_1x1 is None else denoise_1x1
 
         self.normalize = layers.Normalize(in_channels, mean, std)
         self.stem = nn.Conv2d(in_channels, stem * channels, 3, padding=1, bias=False)
@@ -214,19 +204,14 @@ class Network(nn.Module):
         for index, kind in enumerate(self.cell_type):
             reduction = index in self.reductions
             channels *= 2 if reduction else 1
-            cell = NetworkCell(
-                genotype.cells[kind],
-                width,
-                channels,
-                2 if reduction else 1,
-                denoise=denoise,
-                denoise_1x1=denoise_1x1,
-                gabor=options.gabor if gabor is None else gabor,
-            )
+            stride = 2 if reduction else 1
+            cell = NetworkCell(genotype.cells[kind], width, channels, stride, options)
             self.cells.append(cell)
             width = cell.out_channels
             if index in after:
-                self.denoise_blocks[str(index)] = DenoiseBlock(width, 1, denoise, denoise_1x1)
+                self.denoise_blocks[str(index)] = DenoiseBlock(
+                    width, 1, options.denoise, options.denoise_1x1
+                )
             if auxiliary and index == self.auxiliary_index:
                 self.auxiliary = AuxiliaryHead(width, classes)
         self.classifier = nn.Linear(width, classes)

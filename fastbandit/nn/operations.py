@@ -1,12 +1,11 @@
-"""The candidate operations of an edge, as a table from name to constructor.
+"""The modules of the candidate operations, as a table from name to constructor.
 
-A constructor is called as ``OPERATIONS[name](channels, stride, affine, **options)`` and gives a
-module from [N, C, H, W] to [N, C, H, W] at stride 1 and to [N, C, ceil(H/2), ceil(W/2)] at
-stride 2, for every H and W from 1 up. ``affine`` says whether batch norms have scale and shift:
-not in the supernet, where they would make the outputs of rivalling operations differ by what
-their scale happens to be, but in a final network. Options, understood by all and used by some:
-``denoise`` (see :class:`~fastbandit.nn.layers.Denoise`), ``denoise_1x1``, ``gabor`` (see
-:class:`~fastbandit.nn.layers.Gabor`).
+``CONSTRUCTORS`` has a constructor for every row of :data:`fastbandit.operations.OPERATIONS`. It is
+called with (channels, stride, affine, options) and gives a module from [N, C, H, W] to
+[N, C, H, W] at stride 1 and to [N, C, ceil(H/2), ceil(W/2)] at stride 2, for every H and W from 1
+up. ``affine`` says whether batch norms have scale and shift: not in the supernet, where they would
+make the outputs of rivalling operations differ by what their scale happens to be, but in a final
+network. ``options`` is understood by all and used by some.
 
 Parameters at C channels, with affine batch norms (2 C each); counted by a test:
 
@@ -27,10 +26,9 @@ dtp_blok_3x3             2 C; C^2 more with denoise_1x1, 2 C^2 more with 'gaussi
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -39,20 +37,16 @@ from fastbandit.nn import layers
 from fastbandit.nn.layers import (
     BatchNorm2d,
     DenoiseBlock,
-    DenoiseKind,
     DepthwiseConv2d,
     DilatedConv2d,
     GaborBlock,
-    GaborKind,
     conv_block,
     conv_weight,
 )
-from fastbandit.nn.shortcuts import may_keep
-from fastbandit.ops._convolution import autocast_dtype
-from fastbandit.ops.max_pool2d import serves as pool_serves
+from fastbandit.operations import OperationOptions
 
 __all__ = [
-    "OPERATIONS",
+    "CONSTRUCTORS",
     "Conv",
     "DilConv",
     "Downsample",
@@ -63,33 +57,7 @@ __all__ = [
     "make",
 ]
 
-
-def _average(channels: int, height: int, width: int, stride: int) -> tuple[Tensor, Tensor]:
-    """A 3x3 average as a depthwise convolution, whose kernel takes less than half of the time of
-    torch's pooling: weight [C, 1, 3, 3], and the factor [1, C, H_out, W_out] by which there are
-    fewer pixels than nine at an edge."""
-
-    def of(size: int) -> Tensor:
-        centre = torch.arange(0, size, stride)
-        return 3.0 / ((centre + 1).clamp(max=size - 1) - (centre - 1).clamp(min=0) + 1)
-
-    with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):  # kept for any caller
-        factor = (of(height)[:, None] * of(width)).expand(1, channels, -1, -1)
-        factor = factor.float().contiguous(memory_format=torch.channels_last)
-        return torch.full((channels, 1, 3, 3), 1 / 9, dtype=torch.float32), factor
-
-
-_kept_average = lru_cache(maxsize=64)(_average)
-
-
-def average_pool2d(x: Tensor, stride: int) -> Tensor:
-    """``F.avg_pool2d(x, 3, stride, 1, count_include_pad=False)``."""
-    if pool_serves(x, stride) and autocast_dtype(x) is None:
-        channels, height, width = x.shape[1:]
-        average = _kept_average if may_keep() else _average
-        weight, factor = average(channels, height, width, stride)
-        return ops.depthwise_conv2d(x, weight, stride=stride, padding=1).mul_(factor)
-    return F.avg_pool2d(x, 3, stride, 1, count_include_pad=False)
+Constructor = Callable[[int, int, bool, OperationOptions], nn.Module]
 
 
 class Pool(nn.Module):
@@ -101,9 +69,8 @@ class Pool(nn.Module):
         self.bn = BatchNorm2d(channels, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.maximum:
-            return self.bn(ops.max_pool2d(x, self.stride))
-        return self.bn(average_pool2d(x, self.stride))
+        pool = ops.max_pool2d if self.maximum else ops.avg_pool2d
+        return self.bn(pool(x, self.stride))
 
 
 class Identity(nn.Module):
@@ -111,33 +78,6 @@ class Identity(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x
-
-
-class _Grids(torch.autograd.Function):
-    """The pixels of even row and column, and those of odd row and column; channels-last.
-
-    Their gradient is written once, where slices would each fill a map with zeros.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.shape = x.shape
-        even = x[:, :, ::2, ::2].contiguous(memory_format=torch.channels_last)
-        odd = x[:, :, 1::2, 1::2]
-        short = [side for size in x.shape[:1:-1] for side in (0, size % 2)]
-        if any(short):
-            odd = F.pad(odd, short)
-        return even, odd.contiguous(memory_format=torch.channels_last)
-
-    @staticmethod
-    def backward(ctx: Any, even: Tensor, odd: Tensor) -> Tensor:
-        height, width = ctx.shape[2:]
-        grad = torch.empty(
-            ctx.shape, dtype=even.dtype, device=even.device, memory_format=torch.channels_last
-        ).zero_()
-        grad[:, :, ::2, ::2] = even
-        grad[:, :, 1::2, 1::2] = odd[:, :, : height // 2, : width // 2]
-        return grad
 
 
 class Downsample(nn.Module):
@@ -157,21 +97,8 @@ class Downsample(nn.Module):
         self.bn = BatchNorm2d(channels, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.weight is not None and layers.conv_block_serves([x], self.weight_shifted):
-            # Both convolutions as one whose weight has zeros where neither looks: the kernel then
-            # needs no map of what it reads, and the products are few at a quarter of the pixels.
-            halves = (self.weight.flatten(1), self.weight_shifted.flatten(1))
-            weight = torch.block_diag(*halves)[:, :, None, None]
-            return conv_block(_Grids.apply(x), weight, self.bn)
-        x = F.relu(x)
-        shifted = x[:, :, 1:, 1:]
-        height, width = x.shape[2:]
-        if height % 2 or width % 2:
-            shifted = F.pad(shifted, (0, width % 2, 0, height % 2))
-        y = F.conv2d(shifted, self.weight_shifted, stride=2)
-        if self.weight is not None:
-            y = torch.cat((F.conv2d(x, self.weight, stride=2), y), dim=1)
-        return self.bn(y)
+        normalization = layers.normalization(self.bn, x, stride=2)
+        return ops.factorized_reduce(x, self.weight, self.weight_shifted, **normalization)
 
 
 class Conv(nn.Module):
@@ -236,60 +163,38 @@ def _skip(channels: int, stride: int, affine: bool) -> nn.Module:
     return Identity() if stride == 1 else Downsample(channels, affine)
 
 
-def _gabor(channels: int, stride: int, affine: bool, *, gabor: GaborKind = "pixels") -> nn.Module:
+def _plain(build: Callable[[int, int, bool], nn.Module]) -> Constructor:
+    """The constructor of an operation without options."""
+    return lambda channels, stride, affine, options: build(channels, stride, affine)
+
+
+def _gabor(channels: int, stride: int, affine: bool, options: OperationOptions) -> nn.Module:
     # affine does not matter: this batch norm always has scale and shift (see the class).
-    return GaborBlock(channels, stride, gabor)
+    return GaborBlock(channels, stride, options.gabor)
 
 
-def _denoise(
-    channels: int,
-    stride: int,
-    affine: bool,
-    *,
-    denoise: DenoiseKind = "dot",
-    denoise_1x1: bool = False,
-) -> nn.Module:
-    return DenoiseBlock(channels, stride, denoise, denoise_1x1)
+def _denoise(channels: int, stride: int, affine: bool, options: OperationOptions) -> nn.Module:
+    return DenoiseBlock(channels, stride, options.denoise, options.denoise_1x1)
 
 
-def _with_options(constructor: Callable[..., nn.Module], *names: str) -> Callable[..., nn.Module]:
-    """``constructor`` that takes every option of the table and passes on those it knows."""
-
-    def build(
-        channels: int,
-        stride: int = 1,
-        affine: bool = True,
-        *,
-        denoise: DenoiseKind = "dot",
-        denoise_1x1: bool = False,
-        gabor: GaborKind = "pixels",
-    ) -> nn.Module:
-        if stride not in (1, 2):
-            raise ValueError(f"operation: stride: expected 1 or 2, got {stride}")
-        options = {"denoise": denoise, "denoise_1x1": denoise_1x1, "gabor": gabor}
-        return constructor(channels, stride, affine, **{name: options[name] for name in names})
-
-    return build
-
-
-OPERATIONS: dict[str, Callable[..., nn.Module]] = {
-    "max_pool_3x3": _with_options(partial(Pool, "max")),
-    "avg_pool_3x3": _with_options(partial(Pool, "avg")),
-    "skip_connect": _with_options(_skip),
-    "conv_1x1": _with_options(partial(Conv, 1)),
-    "conv_3x3": _with_options(partial(Conv, 3)),
-    "conv_5x5": _with_options(partial(Conv, 5)),
-    "conv_7x7": _with_options(partial(Conv, 7)),
-    "sep_conv_3x3": _with_options(partial(SepConv, 3)),
-    "sep_conv_5x5": _with_options(partial(SepConv, 5)),
-    "sep_conv_m_3x3": _with_options(partial(SepConvM, 3)),
-    "sep_conv_m_5x5": _with_options(partial(SepConvM, 5)),
-    "dil_conv_1x1": _with_options(partial(DilConv, 1)),
-    "dil_conv_3x3": _with_options(partial(DilConv, 3)),
-    "dil_conv_5x5": _with_options(partial(DilConv, 5)),
-    "dil_conv_7x7": _with_options(partial(DilConv, 7)),
-    "gab_filt_3x3": _with_options(_gabor, "gabor"),
-    "dtp_blok_3x3": _with_options(_denoise, "denoise", "denoise_1x1"),
+CONSTRUCTORS: dict[str, Constructor] = {
+    "max_pool_3x3": _plain(partial(Pool, "max")),
+    "avg_pool_3x3": _plain(partial(Pool, "avg")),
+    "skip_connect": _plain(_skip),
+    "conv_1x1": _plain(partial(Conv, 1)),
+    "conv_3x3": _plain(partial(Conv, 3)),
+    "conv_5x5": _plain(partial(Conv, 5)),
+    "conv_7x7": _plain(partial(Conv, 7)),
+    "sep_conv_3x3": _plain(partial(SepConv, 3)),
+    "sep_conv_5x5": _plain(partial(SepConv, 5)),
+    "sep_conv_m_3x3": _plain(partial(SepConvM, 3)),
+    "sep_conv_m_5x5": _plain(partial(SepConvM, 5)),
+    "dil_conv_1x1": _plain(partial(DilConv, 1)),
+    "dil_conv_3x3": _plain(partial(DilConv, 3)),
+    "dil_conv_5x5": _plain(partial(DilConv, 5)),
+    "dil_conv_7x7": _plain(partial(DilConv, 7)),
+    "gab_filt_3x3": _gabor,
+    "dtp_blok_3x3": _denoise,
 }
 
 
@@ -298,19 +203,22 @@ def make(
     channels: int,
     stride: int = 1,
     affine: bool = True,
-    *,
-    denoise: DenoiseKind = "dot",
-    denoise_1x1: bool = False,
-    gabor: GaborKind = "pixels",
+    options: OperationOptions | None = None,
+    **changes: Any,
 ) -> nn.Module:
     """The operation of that name; see the module's docstring.
 
+    Args:
+        options: how it is built where it has variants.
+        changes: single options by name, in place of those of ``options``.
+
     Raises:
-        ValueError: there is none of that name (the message lists those there are), or an option
-            has an unknown value.
+        ValueError: there is none of that name (the message lists those there are), an option has
+            an unknown value, or the stride is not 1 or 2.
     """
-    if name not in OPERATIONS:
-        raise ValueError(f"operation: expected one of {', '.join(OPERATIONS)}, got {name!r}")
-    return OPERATIONS[name](
-        channels, stride, affine, denoise=denoise, denoise_1x1=denoise_1x1, gabor=gabor
-    )
+    if name not in CONSTRUCTORS:
+        raise ValueError(f"operation: expected one of {', '.join(CONSTRUCTORS)}, got {name!r}")
+    if stride not in (1, 2):
+        raise ValueError(f"operation: stride: expected 1 or 2, got {stride}")
+    options = (options or OperationOptions()).changed(changes)
+    return CONSTRUCTORS[name](channels, stride, affine, options)

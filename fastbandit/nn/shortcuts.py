@@ -6,9 +6,10 @@ from __future__ import annotations
 
 from typing import Generic, TypeGuard, TypeVar
 
-import torch
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
+
+from fastbandit._modes import may_keep
 
 __all__ = ["Plain", "may_keep"]
 
@@ -48,15 +49,3 @@ class Plain(Generic[M]):
             or kind.__call__ is not self._call
             or _has_any_global_hook()
         )
-
-
-def may_keep() -> bool:
-    """Whether a tensor made now is one for any later call, and one kept from before is one for now.
-
-    Not under a mode that makes tensors of its own kind (``FakeTensorMode``, a tracer), nor within
-    a transform of ``torch.func``.
-    """
-    return (
-        torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
-    )

@@ -10,14 +10,14 @@ Source: Zhang, Xu et al., "Binary Neural Networks", section 4.2; Chen et al., EC
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from fastbandit.nn import layers
 from fastbandit.nn.cell import concatenate, run_nodes
-from fastbandit.nn.layers import DenoiseKind, GaborKind
 from fastbandit.nn.operations import make
+from fastbandit.operations import OperationOptions
 from fastbandit.space import SearchSpace, get, reduction_cells, widest
 
 __all__ = ["SuperCell", "Supernet"]
@@ -31,7 +31,7 @@ class SuperCell(nn.Module):
         in_channels: channels of the previous output.
         channels: C of this cell; the output has ``nodes * channels``.
         stride: of the edges from node 0: 2 in a reduction cell, else 1.
-        denoise, denoise_1x1, gabor: see :mod:`fastbandit.nn.operations`.
+        options: how operations with variants are built.
     """
 
     def __init__(
@@ -40,25 +40,15 @@ class SuperCell(nn.Module):
         in_channels: int,
         channels: int,
         stride: int,
-        *,
-        denoise: DenoiseKind = "dot",
-        denoise_1x1: bool = False,
-        gabor: GaborKind = "pixels",
+        options: OperationOptions,
     ) -> None:
         super().__init__()
+        space.check_one_input("SuperCell")
         self.space = space
         self.preprocess = layers.ReluConvBN(in_channels, channels, affine=False)
         self.edges = nn.ModuleList(
             nn.ModuleList(
-                make(
-                    name,
-                    channels,
-                    stride if source == 0 else 1,
-                    affine=False,
-                    denoise=denoise,
-                    denoise_1x1=denoise_1x1,
-                    gabor=gabor,
-                )
+                make(name, channels, stride if source == 0 else 1, False, options)
                 for name in space.operations
             )
             for source, _ in space.edges
@@ -106,12 +96,13 @@ class Supernet(nn.Module):
             the name of a space and fewer than six cells, there are that many types.
         nodes: nodes of a cell, default 4; only with the name of a space.
         mean, std: of the images, for each channel or one for all; None: 0 and 1.
-        denoise: ``dot``, ``gaussian``, ``mean`` or ``median``.
-        denoise_1x1: a 1x1 convolution in the denoising blocks.
-        gabor: ``pixels`` or ``released``.
+        options: how operations with variants are built.
+        changes: single options by name (``denoise``, ``denoise_1x1``, ``gabor``), in place of those
+            of ``options``.
 
     Raises:
-        ValueError: a size below 1, too few cells, or an unknown name or option.
+        ValueError: a size below 1, too few cells, cells of two inputs, or an unknown name or
+            option.
     """
 
     def __init__(
@@ -125,11 +116,11 @@ class Supernet(nn.Module):
         nodes: int | None = None,
         mean: Sequence[float] | float | None = None,
         std: Sequence[float] | float | None = None,
-        denoise: DenoiseKind = "dot",
-        denoise_1x1: bool = False,
-        gabor: GaborKind = "pixels",
+        options: OperationOptions | None = None,
+        **changes: Any,
     ) -> None:
         super().__init__()
+        options = (options or OperationOptions()).changed(changes)
         sizes = {"in_channels": in_channels, "classes": classes, "channels": channels}
         if cells is not None:
             sizes["cells"] = cells
@@ -142,6 +133,7 @@ class Supernet(nn.Module):
             raise ValueError(
                 f"Supernet: nodes: expected {space.nodes} as in the search space, got {nodes}"
             )
+        space.check_one_input("Supernet")
         cells = space.cell_types if cells is None else cells
         if cells < space.cell_types:
             raise ValueError(
@@ -159,15 +151,7 @@ class Supernet(nn.Module):
         for index in range(cells):
             reduction = index in self.reductions
             channels *= 2 if reduction else 1
-            cell = SuperCell(
-                space,
-                width,
-                channels,
-                stride=2 if reduction else 1,
-                denoise=denoise,
-                denoise_1x1=denoise_1x1,
-                gabor=gabor,
-            )
+            cell = SuperCell(space, width, channels, 2 if reduction else 1, options)
             self.cells.append(cell)
             width = space.nodes * channels
         self.classifier = nn.Linear(width, classes)

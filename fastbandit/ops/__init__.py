@@ -13,6 +13,7 @@ refuse tensors that require grad. All tensors of a call lie on one device.
 from fastbandit import _native
 from fastbandit.ops.augment_images import augment_images
 from fastbandit.ops.augment_start_normalize import augment_start_normalize
+from fastbandit.ops.avg_pool2d import avg_pool2d
 from fastbandit.ops.bandit import (
     bandit_bounds,
     bandit_probabilities,
@@ -25,6 +26,7 @@ from fastbandit.ops.batch_norm import batch_norm
 from fastbandit.ops.conv_block import conv_block
 from fastbandit.ops.depthwise_conv2d import depthwise_conv2d
 from fastbandit.ops.dilated_conv2d import dilated_conv2d
+from fastbandit.ops.factorized_reduce import factorized_reduce
 from fastbandit.ops.gabor import gabor_conv2d, gabor_filters
 from fastbandit.ops.max_pool2d import max_pool2d
 from fastbandit.ops.pgd_step import pgd_step_, pgd_step_normalize_
@@ -33,6 +35,7 @@ from fastbandit.ops.random_start import random_start
 __all__ = [
     "augment_images",
     "augment_start_normalize",
+    "avg_pool2d",
     "bandit_bounds",
     "bandit_probabilities",
     "bandit_prune_",
@@ -43,6 +46,7 @@ __all__ = [
     "conv_block",
     "depthwise_conv2d",
     "dilated_conv2d",
+    "factorized_reduce",
     "gabor_conv2d",
     "gabor_filters",
     "max_pool2d",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastbandit import _native
 from fastbandit.ops._linf import FLOAT_TYPES, check_tensors
 from fastbandit.ops._register import differentiated_by_torch
 
@@ -119,15 +119,25 @@ def in_layout(y: Tensor, layout: torch.memory_format) -> Tensor:
     return y.contiguous(memory_format=layout)
 
 
-def has_kernel(x: Tensor) -> bool:
-    """Whether x is what the CPU kernels for one layout serve: float32 [N, C, H, W], channels-last,
-    C > 1; outside a compiler or exporter, which is shown the plain operations and is asked nothing
-    about sizes that may be open, and outside of derivatives that only torch's operations have."""
+@cache
+def _registered(op: str, device: str) -> bool:
+    """Whether a library has a kernel of this op for this type of device, by torch's own table."""
+    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device)
+    if key is None:
+        return False
+    found: bool = torch._C._dispatch_has_kernel_for_dispatch_key(f"fastbandit::{op}", key)
+    return found
+
+
+def has_kernel(op: str, x: Tensor) -> bool:
+    """Whether x is what the kernels for one layout serve: float32 [N, C, H, W], channels-last,
+    C > 1, on a device that ``op`` has a kernel for; outside a compiler or exporter, which is shown
+    the plain operations and is asked nothing about sizes that may be open, and outside of
+    derivatives that only torch's operations have."""
     return (
-        x.is_cpu
-        and "cpu" in _native.served
-        and not torch.compiler.is_compiling()
+        not torch.compiler.is_compiling()
         and not torch.compiler.is_exporting()
+        and _registered(op, x.device.type)
         and not differentiated_by_torch()
         and x.dtype == torch.float32
         and x.dim() == 4
@@ -153,17 +163,6 @@ def gradient_wanted(ctx: Any, *edges: int) -> bool:
         except RuntimeError:  # a leaf that autograd.grad was asked for by name
             return True
     return False
-
-
-def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """The dtype autocast asks for, None where it is off or leaves x alone (float64)."""
-    device = x.device.type
-    # Of a device without autocast, such as meta, torch refuses the question whether it is on.
-    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
-        return None
-    if not torch.is_autocast_enabled(device):
-        return None
-    return torch.get_autocast_dtype(device)
 
 
 # No map is so large. Beyond it oneDNN's gradients end in a crash: F.conv2d itself does, from a

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from fastbandit._modes import autocast_dtype
 from fastbandit.ops import _convolution
 from fastbandit.ops._linf import check_number, check_tensors
 from fastbandit.ops._register import below_autograd, define, refuse_second_derivative
@@ -277,36 +278,10 @@ def _backward_flops(
 def serves(xs: Sequence[Tensor], pointwise: Tensor) -> bool:
     """Whether the kernel of this package serves these tensors; see :func:`conv_block`."""
     return (
-        all(map(_convolution.has_kernel, xs))
+        all(_convolution.has_kernel("conv_block", x) for x in xs)
         and pointwise.dtype == torch.float32
-        and not torch.is_autocast_enabled("cpu")
+        and autocast_dtype(xs[0]) is None
     )
-
-
-def run(
-    xs: Sequence[Tensor],
-    pointwise: Tensor,
-    depthwise: Tensor | None = None,
-    stride: int = 1,
-    padding: int = 0,
-    dilation: int = 1,
-    normalize: bool = False,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    """:func:`conv_block` for tensors of which :func:`serves` has said yes; the kernel checks."""
-    results = _forward(
-        xs, depthwise, pointwise, weight, bias, stride, padding, dilation, normalize, eps
-    )
-    y: Tensor = results[0]
-    if running_mean is not None and running_var is not None and normalize:
-        *_, mean, inverse = results
-        update_running(running_mean, running_var, mean, inverse, y, momentum, eps)
-    return y
 
 
 def conv_block(
@@ -324,6 +299,8 @@ def conv_block(
     running_var: Tensor | None = None,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    norm: Callable[[Tensor], Tensor] | None = None,
+    fold: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
 ) -> Tensor:
     """ReLU, an optional depthwise convolution, a 1x1 convolution, then batch norm or a bias.
 
@@ -355,6 +332,9 @@ def conv_block(
         bias: [C_out] added at the end, or None for 0.
         running_mean, running_var: see :func:`fastbandit.ops.batch_norm`.
         momentum, eps: of the batch norm.
+        norm: another normalisation, called on the result; not with ``normalize``.
+        fold: gives, for ``pointwise``, weight and bias of the convolution that has ``norm`` in it.
+            Where one kernel computes all, that convolution is computed and ``norm`` is not called.
 
     Returns:
         [N, C_out, H_out, W_out]; channels-last if x is.
@@ -362,8 +342,8 @@ def conv_block(
     Raises:
         TypeError: an argument is not of the type above.
         ValueError: several maps before a depthwise convolution, a stride or padding without one,
-            a ``weight`` without ``normalize``, one running statistic alone; a number is out of its
-            range.
+            a ``weight`` without ``normalize``, ``norm`` with it, ``fold`` without ``norm``, one
+            running statistic alone; a number is out of its range.
         RuntimeError: shapes do not fit, devices differ, or a second derivative is asked for.
     """
     op = "conv_block"
@@ -399,11 +379,20 @@ def conv_block(
         )
     if weight is not None and not normalize:
         raise ValueError(f"{op}: weight: expected None without normalize, got a tensor")
+    if (norm is not None and normalize) or (fold is not None and norm is None):
+        raise ValueError(f"{op}: norm, fold: expected norm alone or both, without normalize")
     if serves(xs, pointwise):
-        return run(
-            xs, pointwise, depthwise, stride, padding, dilation, normalize, weight, bias,
-            running_mean, running_var, momentum, eps,
-        )  # fmt: skip
+        folded = fold is not None
+        if fold is not None:
+            pointwise, bias = fold(pointwise)
+        results = _forward(
+            xs, depthwise, pointwise, weight, bias, stride, padding, dilation, normalize, eps
+        )
+        y: Tensor = results[0]
+        if normalize and running_mean is not None and running_var is not None:
+            *_, mean, inverse = results
+            update_running(running_mean, running_var, mean, inverse, y, momentum, eps)
+        return y if norm is None or folded else norm(y)
     joined = xs[0] if len(xs) == 1 else torch.cat(xs, 1)
     if depthwise is None:
         activated = F.relu(joined)
@@ -412,8 +401,30 @@ def conv_block(
             joined, depthwise, stride=stride, padding=padding, dilation=dilation, relu=True
         )
     if not normalize:
-        return F.conv2d(activated, pointwise, bias)
+        y = F.conv2d(activated, pointwise, bias)
+        return y if norm is None else norm(y)
     return batch_norm(
         F.conv2d(activated, pointwise), weight, bias, running_mean, running_var,
         momentum=momentum, eps=eps,
     )  # fmt: skip
+
+
+def normalized(
+    y: Tensor,
+    *,
+    normalize: bool = False,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    norm: Callable[[Tensor], Tensor] | None = None,
+    fold: object = None,
+) -> Tensor:
+    """What :func:`conv_block` does to the result of its convolution, by single ops."""
+    if normalize:
+        return batch_norm(y, weight, bias, running_mean, running_var, momentum=momentum, eps=eps)
+    if bias is not None:
+        y = y + bias.view(-1, 1, 1)
+    return y if norm is None else norm(y)

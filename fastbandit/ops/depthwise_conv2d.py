@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from fastbandit._modes import autocast_dtype
 from fastbandit.ops import _convolution
 from fastbandit.ops._convolution import Pair
 from fastbandit.ops._linf import check_tensors
@@ -220,7 +221,7 @@ def depthwise_conv2d(
     """
     op = "depthwise_conv2d"
     check_tensors(op, x=x, weight=weight)
-    dtype = _convolution.autocast_dtype(x)
+    dtype = autocast_dtype(x)
     if dtype is not None:
         x, weight = x.to(dtype), weight.to(dtype)
     _convolution.check_input(op, x)

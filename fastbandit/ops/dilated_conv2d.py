@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastbandit._modes import autocast_dtype
 from fastbandit.ops import _convolution
 from fastbandit.ops._convolution import Pair
 from fastbandit.ops._linf import check_tensors
@@ -70,7 +71,7 @@ def dilated_conv2d(
     op = "dilated_conv2d"
     check_tensors(op, x=x, weight=weight)
     _convolution.check_input(op, x)
-    if weight.dtype != x.dtype and _convolution.autocast_dtype(x) is None:
+    if weight.dtype != x.dtype and autocast_dtype(x) is None:
         raise TypeError(f"{op}: weight: expected {x.dtype} as x, got {weight.dtype}")
     shape = weight.shape
     if len(shape) != 4 or shape[1] != x.shape[1] or 0 in shape:
@@ -91,7 +92,7 @@ def dilated_conv2d(
         return result
     if _convolution.beyond_onednn(x, stride, padding, dilation) and not differentiated_by_torch():
         # Autocast does not look into a Function.
-        dtype = _convolution.autocast_dtype(x) or x.dtype
+        dtype = autocast_dtype(x) or x.dtype
         maps = activated.to(dtype), weight.to(dtype)
         y = _OwnGradient.apply(*maps, stride, padding, dilation)
     else:
@@ -116,7 +117,7 @@ def _splits(
         and not differentiated_by_torch()
         and x.device.type == "cpu"
         and x.dtype == torch.float32
-        and _convolution.autocast_dtype(x) is None
+        and autocast_dtype(x) is None
         and tuple(stride) == (1, 1)
         and tuple(dilation) == (_SPLIT_DILATION, _SPLIT_DILATION)
         and all(

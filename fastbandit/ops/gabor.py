@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from fastbandit._modes import autocast_dtype
 from fastbandit.ops import _convolution
 from fastbandit.ops._convolution import Pair
 from fastbandit.ops._linf import FLOAT_TYPES, HALF_TYPES, check_tensors, compute_dtype
@@ -465,7 +466,7 @@ def gabor_conv2d(
     """
     op = "gabor_conv2d"
     check_tensors(op, x=x)
-    dtype = _convolution.autocast_dtype(x)
+    dtype = autocast_dtype(x)
     if dtype is not None:
         x = x.to(dtype)
     _convolution.check_input(op, x)

@@ -111,9 +111,9 @@ _backward = define(
 # --- Public function ------------------------------------------------------------------------------
 
 
-def serves(x: Tensor, stride: int) -> bool:
-    """Whether the kernel of this package serves ``x``, and is faster."""
-    return _convolution.has_kernel(x) and x.numel() >= max(1, _LEAST_OUTPUTS * stride**2)
+def kernel_pools(op: str, x: Tensor, stride: int) -> bool:
+    """Whether the kernel of ``op`` serves ``x``, and is faster for pooling than torch."""
+    return _convolution.has_kernel(op, x) and x.numel() >= max(1, _LEAST_OUTPUTS * stride**2)
 
 
 def max_pool2d(x: Tensor, stride: int = 1) -> Tensor:
@@ -137,7 +137,7 @@ def max_pool2d(x: Tensor, stride: int = 1) -> Tensor:
     check_tensors("max_pool2d", x=x)
     if stride not in (1, 2):
         raise ValueError(f"max_pool2d: stride: expected 1 or 2, got {stride}")
-    if serves(x, stride):
+    if kernel_pools("max_pool2d", x, stride):
         y: Tensor = _forward(x, stride)[0]
         return y
     return F.max_pool2d(x, _KERNEL, stride, _PADDING)

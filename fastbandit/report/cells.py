@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
+from fastbandit.operations import OPERATIONS
+
 if TYPE_CHECKING:
     from fastbandit.genotype import Cell, Genotype
 
@@ -33,29 +35,11 @@ _COLUMNS = 2
 
 _INK, _FAINT, _PANEL, _RULE = "#1f2933", "#9aa5b1", "#ffffff", "#d9dee4"
 
-# Short label and colour of each operation; colours of Okabe and Ito's palette, darkened until
-# text in them has a contrast of at least 4.5 to 1 on white.
-_FAMILIES: tuple[tuple[str, str, str], ...] = (
-    ("max_pool", "max pool", "#5b6470"),
-    ("avg_pool", "avg pool", "#5b6470"),
-    ("skip_connect", "skip", "#5b6470"),
-    ("sep_conv_m", "sep-m", "#00795a"),
-    ("sep_conv", "sep", "#00795a"),
-    ("dil_conv", "dil", "#0068a5"),
-    ("conv", "conv", "#0068a5"),
-    ("gab_filt", "Gabor", "#b04a00"),
-    ("dtp_blok", "denoise", "#9b3f76"),
-)
-
 
 def _style(operation: str) -> tuple[str, str]:
     """Label and colour of an operation."""
-    for prefix, short, colour in _FAMILIES:
-        if operation.startswith(prefix):
-            size = operation.rsplit("_", 1)[-1].replace("x", "×")
-            sized = prefix.endswith("conv") or prefix == "sep_conv_m"
-            return (f"{short} {size}" if sized else short), colour
-    return operation, _INK
+    row = OPERATIONS.get(operation)
+    return (operation, _INK) if row is None else (row.label, row.colour)
 
 
 @dataclass(frozen=True)

@@ -195,7 +195,7 @@ class RetrainConfig(TrainingConfig):
 
     def architecture(self, genotype: Genotype, in_channels: int, classes: int) -> Architecture:
         """What is built from the genotype."""
-        macro, options = genotype.macro, genotype.options
+        macro = genotype.macro
         blocks = self.denoise_blocks
         return Architecture(
             in_channels=in_channels,
@@ -203,10 +203,8 @@ class RetrainConfig(TrainingConfig):
             channels=self.init_channels or (macro and macro.channels) or 16,
             cells=self.layers or (macro and macro.layers) or 6,
             denoise_blocks=bool(macro and macro.denoise_blocks) if blocks is None else blocks,
-            denoise=options.denoise,
-            denoise_1x1=options.denoise_1x1,
-            gabor=options.gabor,
             bn_eps=macro.bn_eps if macro else 1e-5,
+            **vars(genotype.options),
         )
 
     def resolve(self) -> RetrainConfig:

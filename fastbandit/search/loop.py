@@ -17,6 +17,7 @@ from fastbandit._graphs import Graphs
 from fastbandit.bandit import log
 from fastbandit.distributed import Team
 from fastbandit.genotype import Genotype
+from fastbandit.operations import OperationOptions
 from fastbandit.runs.environment import derive_seed, peak_memory_mb
 from fastbandit.runs.session import (
     Session,
@@ -274,7 +275,7 @@ class SearchRun:
             self.bandit.final().tolist(),
             mean=self.bandit.score().tolist(),
             edges_per_node=EDGES_PER_NODE[self.config.edges_per_node],
-            options={"denoise": self.config.denoise, "gabor": self.config.gabor},
+            options=OperationOptions.of(self.config),
             macro={"layers": self.space.cell_types, "channels": self.config.init_channels},
             search={
                 "run_id": self.session.run_id,

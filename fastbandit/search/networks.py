@@ -20,6 +20,7 @@ from fastbandit.config import to_plain
 from fastbandit.data import DataSource
 from fastbandit.genotype import Genotype
 from fastbandit.nn.operations import make
+from fastbandit.operations import OperationOptions
 from fastbandit.retrain.config import AttackConfig, FinalConfig, RetrainConfig
 from fastbandit.retrain.loop import retrain
 from fastbandit.runs.environment import derive_seed
@@ -83,7 +84,7 @@ def random_genotype(config: SearchConfig, *purpose: str | int) -> Genotype:
         # Only the rank of the edges is used, where a node keeps one or two: a random one.
         mean=torch.rand(shape, generator=generator).tolist(),
         edges_per_node=EDGES_PER_NODE[config.edges_per_node],
-        options={"denoise": config.denoise, "gabor": config.gabor},
+        options=OperationOptions.of(config),
         macro={"layers": searched.cell_types, "channels": config.init_channels},
     )
 
@@ -98,7 +99,7 @@ class _EdgeSizes:
 
     def __init__(self, config: SearchConfig) -> None:
         self.channels = config.init_channels
-        self.options: dict[str, Any] = {"denoise": config.denoise, "gabor": config.gabor}
+        self.options = OperationOptions.of(config)
         self.known: dict[tuple[str, int, int], int] = {}
 
     def of(self, genotype: Genotype) -> int:
@@ -111,7 +112,7 @@ class _EdgeSizes:
                 for edge in edges:
                     key = (edge.op, channels, stride if edge.source == 0 else 1)
                     if key not in self.known:
-                        operation = make(*key, **self.options)
+                        operation = make(*key, options=self.options)
                         self.known[key] = sum(p.numel() for p in operation.parameters())
                     total += self.known[key]
         return total

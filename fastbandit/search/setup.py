@@ -13,6 +13,7 @@ from fastbandit import space
 from fastbandit.data import DataSource, ImageSet, Loader, load
 from fastbandit.distributed import Group, synchronise_batchnorm
 from fastbandit.nn.supernet import Supernet
+from fastbandit.operations import OperationOptions
 from fastbandit.runs.environment import derive_seed
 from fastbandit.runs.training import sgd, split_data, training_loader
 from fastbandit.search.config import SearchConfig
@@ -67,8 +68,7 @@ def build(
             channels=config.init_channels,
             mean=parts.mean,
             std=parts.std,
-            denoise=config.denoise,
-            gabor=config.gabor,
+            options=OperationOptions.of(config),
         )
     # Channels-last is the faster layout for the depthwise and the dense convolutions alike; what
     # the stem returns has the layout of its weights, and the rest follows.
