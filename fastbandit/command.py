@@ -304,12 +304,3 @@ def _message(error: Exception) -> str | None:
     if torch is None or not isinstance(error, torch.OutOfMemoryError):
         return None
     return f"out of memory: {str(error).splitlines()[0]}; try half the --batch-size"
-
-
-def resumed_config(given: C, stored: C, folder: str, out: str | None) -> C:
-    """TEMPORARY until evaluate is a Command."""
-    if given not in (type(given)(), stored):
-        raise ConfigError("--resume takes its settings from the folder; give it no other settings")
-    if out is not None and Path(out) != Path(folder):
-        raise ConfigError("--resume and --out name different folders; give one of them")
-    return stored

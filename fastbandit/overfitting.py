@@ -13,10 +13,11 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Annotated, Any
 
 from torch import nn
 
+from fastbandit.config import at_least
 from fastbandit.distributed import Team
 from fastbandit.threat import ThreatModel
 from fastbandit.training import Batches, Cost, Engine, Evaluation, evaluate
@@ -41,23 +42,12 @@ class GuardConfig:
 
     enabled: bool = True
     """watch for catastrophic overfitting, and act"""
-    every: int = 2
+    every: Annotated[int, at_least(1)] = 2
     """epochs between two checks"""
-    images: int = 128
+    images: Annotated[int, at_least(1)] = 128
     """validation images that are attacked at a check, at most"""
-    steps: int = 5
+    steps: Annotated[int, at_least(2)] = 5
     """gradient steps of the strong attack; twice those of the training attack if that is more"""
-
-    def check(self) -> None:
-        """Called by the configuration that this is a part of, whose errors the commands report.
-
-        Raises:
-            ValueError: a number that is too small; the message says which.
-        """
-        for name, least in (("every", 1), ("images", 1), ("steps", 2)):
-            value = getattr(self, name)
-            if value < least:
-                raise ValueError(f"guard.{name}: expected {least} or more, got {value}")
 
 
 @dataclass(frozen=True)

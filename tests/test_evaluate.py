@@ -429,7 +429,7 @@ def test_a_copy_that_computes_something_else_is_not_attacked(tmp_path, monkeypat
     assert result["results"][0]["worst_case"] == honest["results"][0]["worst_case"]
     check = result["suspicion"]["checks"][-1]
     assert (check["name"], check["verdict"]) == ("successes confirmed", "skipped")
-    command._print_result(tmp_path, result)
+    command.EvaluateCommand().show(tmp_path, result)
     assert "attacks followed the network itself" in capsys.readouterr().out
 
 

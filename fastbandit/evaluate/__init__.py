@@ -13,12 +13,20 @@ from typing import TYPE_CHECKING
 from fastbandit._lazy import lazy
 
 if TYPE_CHECKING:
-    from fastbandit.evaluate.__main__ import main
+    from fastbandit.evaluate.__main__ import main, parse
     from fastbandit.evaluate.config import PRESETS, ChecksConfig, EvaluateConfig
     from fastbandit.evaluate.estimate import dry_run
     from fastbandit.evaluate.run import evaluate_model
 
-__all__ = ["PRESETS", "ChecksConfig", "EvaluateConfig", "dry_run", "evaluate_model", "main"]
+__all__ = [
+    "PRESETS",
+    "ChecksConfig",
+    "EvaluateConfig",
+    "dry_run",
+    "evaluate_model",
+    "main",
+    "parse",
+]
 
 __getattr__ = lazy(
     __name__,
@@ -26,6 +34,6 @@ __getattr__ = lazy(
         **dict.fromkeys(("PRESETS", "ChecksConfig", "EvaluateConfig"), "config"),
         "dry_run": "estimate",
         "evaluate_model": "run",
-        "main": "__main__",
+        **dict.fromkeys(("main", "parse"), "__main__"),
     },
 )

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from fastbandit.attacks._model import with_autograd
-from fastbandit.config import to_plain
 from fastbandit.data import DataSource, load
 from fastbandit.distributed import Group
 from fastbandit.evaluate.config import EvaluateConfig
@@ -27,7 +26,7 @@ from fastbandit.runs.session import Session, check_group_device, torch_settings
 from fastbandit.runs.tensors import RunError
 from fastbandit.training import is_out_of_memory
 
-__all__ = ["FILES", "EvaluationFolder", "evaluate_model", "memory_enough_for"]
+__all__ = ["FILES", "evaluate_model", "memory_enough_for"]
 
 
 FILES = RunFiles(
@@ -35,15 +34,6 @@ FILES = RunFiles(
     result=RESULT,
     files=("summary.json", "examples.safetensors", "images.safetensors"),
 )
-
-
-class EvaluationFolder(RunFolder):
-    """The folder of an evaluation: finished when its result, written last, is there."""
-
-    def forget(self) -> None:
-        """Remove what is known so far; the configuration stays."""
-        for name in ("latest", "previous"):
-            (self.path / "checkpoints" / f"{name}.safetensors").unlink(missing_ok=True)
 
 
 @contextmanager
@@ -102,7 +92,6 @@ def evaluate_model(
         OSError: a file could not be written; the evaluation goes on from its last checkpoint.
     """
     subject, config = prepare(model, config)
-    progress = progress or Progress.silent()
     check_group_device(config.device, group)
     device = torch.device(config.device) if group is None else group.device
     if isinstance(model, nn.Module):
@@ -125,51 +114,34 @@ def evaluate_model(
             other = load_subject(config.transfer_from)
             surrogate = (place(other.network, config, device), other.facts)
         current = Evaluation(config, subject, source, device, None, group, surrogate)
-        first = group is None or group.rank == 0
         path = Path(out) if out is not None else _default_path(subject, config, Path(root))
-        resumed = False
-        folder: EvaluationFolder | None = None
-        if first:
-            plain = {
-                **to_plain(config),
-                "model": subject.identity(path),
-                "data_digest": source.digest,
-            }
-            if current.surrogate is not None:
-                plain["transfer_digest"] = current.surrogate[1]["digest"]
-            opened = stack.enter_context(
-                EvaluationFolder.open(path, plain, force=force, files=FILES)
-            )
-            assert isinstance(opened, EvaluationFolder)
-            folder = current.folder = opened
-            if folder.finished:
-                current.check_result(folder.result())
+        identity = {"model": subject.identity(path), "data_digest": source.digest}
+        if current.surrogate is not None:
+            identity["transfer_digest"] = current.surrogate[1]["digest"]
         session = Session(config, group=group)
-        session.folder, session.path, session.progress = folder, path, progress
+        stack.enter_context(
+            session.open(
+                FILES,
+                path,
+                root=root,
+                name=config.name,
+                force=force,
+                progress=progress,
+                identity=identity,
+            )
+        )
+        folder = current.folder = session.folder
+        if folder is not None and folder.finished:
+            current.check_result(folder.result())
         if (done := session.finished()) is not None:
             return session.path, done
-        if folder is not None:
-            try:
-                resumed = folder.load_checkpoint(current.restore)
-            except OtherModelError:
-                if not force:
-                    raise
-                folder.forget()
-            if not resumed:
-                facts = {"command": "evaluate", **environment(device)}
-                folder.write_json("env.json", facts)
-        else:
-            progress = Progress.silent()
+        resumed = folder is not None and _resume(current, folder, force)
         if group is not None:
             digest = derive_seed(0, subject.facts["digest"])
             group.check_same("the model", torch.tensor(digest))
-            tensors, state = current.state()
-            shared, tensors = group.broadcast({"state": state, "path": str(path)}, tensors)
-            if group.rank:
-                current.restore(tensors, shared["state"])
-            path = Path(shared["path"])
+            session.share(current)
             group.check_same("the data", torch.tensor(derive_seed(0, source.digest, current.n)))
-        show = _Show(progress, current, path, resumed)
+        show = _Show(session.progress, current, session.path, resumed)
         with memory_enough_for(config):
             try:
                 for name, grid in current.grids.items():
@@ -178,10 +150,22 @@ def evaluate_model(
                         show.done(name, number)
             finally:
                 show.close()
-            result = finish(current) if first else {}
-        if group is not None:
-            result, _ = group.broadcast(result if first else None, {})
-        return path, result
+            result: dict[str, Any] = session.broadcast(finish(current) if session.is_main else None)
+        return session.path, result
+
+
+def _resume(current: Evaluation, folder: RunFolder, force: bool) -> bool:
+    """Go on from the checkpoint, if there is one; begin the folder otherwise."""
+    resumed = False
+    try:
+        resumed = folder.load_checkpoint(current.restore)
+    except OtherModelError:
+        if not force:
+            raise
+        folder.forget()
+    if not resumed:
+        folder.write_json("env.json", {"command": FILES.command, **environment(current.device)})
+    return resumed
 
 
 class _Show:

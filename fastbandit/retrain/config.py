@@ -137,7 +137,6 @@ class RetrainConfig(TrainingConfig):
             raise ConfigError(
                 f"graphs: expected auto or no with {what}, whose steps cannot be replayed, got yes"
             )
-        self.guard.check()
         self.training_threat()
         self.selection_threat()
         self.final_threat()

@@ -439,6 +439,11 @@ class RunFolder:
             os.replace(latest, latest.with_name("previous.safetensors"))
         os.replace(fresh, latest)
 
+    def forget(self) -> None:
+        """Remove the checkpoints; the configuration stays."""
+        for name in ("latest", "previous"):
+            (self.path / "checkpoints" / f"{name}.safetensors").unlink(missing_ok=True)
+
     def load_checkpoint(self, restore: Callable[[dict[str, Tensor], dict[str, Any]], None]) -> bool:
         """Hand the newest checkpoint to ``restore`` and cut the logs back to it.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -182,6 +182,7 @@ class Session:
         name: str,
         force: bool,
         progress: Progress | None,
+        identity: Mapping[str, Any] | None = None,
     ) -> Iterator[None]:
         """Within the context the run folder is this run's alone.
 
@@ -191,6 +192,7 @@ class Session:
                 ``root``, else a new one there, named after ``name``.
             force: replace what a finished or a different run left there.
             progress: where progress is shown; None shows none.
+            identity: what decides whose folder it is, beside the configuration.
 
         Raises:
             RunError: the folder holds something else, or another process writes it.
@@ -200,7 +202,7 @@ class Session:
             return
         self.progress = progress or Progress.silent()
         # As YAML gives it back: lists where the configuration has tuples.
-        plain = json.loads(json.dumps(to_plain(self.config)))
+        plain = json.loads(json.dumps({**to_plain(self.config), **(identity or {})}))
         path = None if out is None else Path(out)
         path = path or RunFolder.find_unfinished(Path(root), plain)
         self.path = path or RunFolder.fresh_path(Path(root), name)
@@ -227,8 +229,7 @@ class Session:
                 f"{folder.path}: all is done: the run of this configuration is finished, and this "
                 "is its stored result; --force runs it again"
             )
-        if self.group is not None:
-            found, _ = self.group.broadcast(found, {})
+        found = self.broadcast(found)
         if found is None:
             return None
         self.path = Path(found["path"])
@@ -305,10 +306,14 @@ class Session:
         """
         if self.folder is not None and summary is not None:
             self.folder.write_json(self.folder.files.result, summary)
+        result: dict[str, Any] = self.broadcast(summary)
+        return result
+
+    def broadcast(self, value: Any) -> Any:
+        """The value of the first process, on every process."""
         if self.group is not None:
-            summary, _ = self.group.broadcast(summary, {})
-        assert summary is not None
-        return summary
+            value, _ = self.group.broadcast(value, {})
+        return value
 
     def oom_hint(self, when: str) -> Any:
         """Turn an allocator's error within the context into what can be done about it."""

@@ -108,7 +108,6 @@ class SearchConfig(TrainingConfig):
                 "another path and there is nothing to share; got yes"
             )
         self.bandit.check("bandit.")
-        self.guard.check()
         self.training_threat()
         self.final_threat()
         if self.final.network_epochs:

@@ -229,8 +229,7 @@ class Networks:
         path, summary = session.path / FOLDER / name, None
         if session.is_main:
             summary = _finished(path, config, genotype)
-        if session.group is not None:
-            summary, _ = session.group.broadcast(summary, {})
+        summary = session.broadcast(summary)
         fresh = summary is None
         if summary is None:
             _, summary = retrain(
