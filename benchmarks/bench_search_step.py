@@ -54,6 +54,7 @@ LEAST_ELEMENTS = batch_norm._LEAST_ELEMENTS
 max_pool2d = importlib.import_module("fastbandit.ops.max_pool2d")
 LEAST_OUTPUTS = max_pool2d._LEAST_OUTPUTS
 BLOCK = importlib.import_module("fastbandit.ops.conv_block")
+REDUCE = importlib.import_module("fastbandit.ops.factorized_reduce")
 SERVES = BLOCK.serves
 
 
@@ -279,7 +280,7 @@ class Task:
 
     def step(self) -> float | Tensor:
         """The loss on the attacked images, before the optimiser's step."""
-        BLOCK.serves = SERVES if self.rival == OURS else never
+        BLOCK.serves = REDUCE.serves = SERVES if self.rival == OURS else never
         ours = self.rival in (OURS, SINGLE, TORCH_NORM)
         max_pool2d._LEAST_OUTPUTS = LEAST_OUTPUTS if ours else 1 << 62  # for all layers of a rival
         if ours:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics as stats
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from fastbandit.config import merge
 from fastbandit.genotype import Genotype
 from fastbandit.runs.folder import RunFolder
 from fastbandit.search import SearchConfig
-from fastbandit.study import train_from_scratch
+from fastbandit.study.real import train_from_scratch
 
 
 def main() -> None:
@@ -39,14 +40,21 @@ def main() -> None:
     found = Genotype.load(arguments.run / "genotype.json")
     searched = space.get(config.space)
     results: dict[str, list[dict[str, Any]]] = {"found": [], "random": []}
+
+    def train(genotype: Genotype, seed: int) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as folder:
+            return train_from_scratch(
+                genotype, config, arguments.epochs, seed, Path(folder) / "run"
+            )
+
     for seed in range(arguments.repeats):
-        results["found"].append(train_from_scratch(found, config, arguments.epochs, seed))
+        results["found"].append(train(found, seed))
         print("found ", results["found"][-1], flush=True)
     generator = torch.Generator().manual_seed(0)
     for seed in range(arguments.random):
         choice = torch.randint(len(searched.operations), (searched.rows,), generator=generator)
         genotype = Genotype.from_choices(searched, choice, options=found.options)
-        results["random"].append(train_from_scratch(genotype, config, arguments.epochs, seed))
+        results["random"].append(train(genotype, seed))
         print("random", results["random"][-1], flush=True)
 
     print(f"\n{'':<8}{'networks':>9}{'clean':>16}{'robust':>16}{'parameters':>13}")

@@ -25,27 +25,30 @@ SETTINGS = {
 
 def measure(paths: int, batches: int) -> list[float]:
     """Images per second of each path."""
-    from fastbandit import search
+    from fastbandit.runs.session import Session
+    from fastbandit.search import SearchConfig
+    from fastbandit.search.loop import SearchRun
+    from fastbandit.search.setup import build
     from fastbandit.training import Cost, reset_batchnorm, train_epoch
 
-    config = search.SearchConfig().resolve()
-    setup = search._build(config)
-    running, bandit = search._Search(setup, None), config.make_bandit()
+    config = SearchConfig().resolve()
+    setup = build(config)
+    running, bandit = SearchRun(setup, Session(config)), config.make_bandit()
     rates = []
     for place in [bandit.sample(ahead=True) for _ in range(paths + 1)]:
         path = running.use_path([place], None)
-        reset_batchnorm(path["modules"])
+        reset_batchnorm(path.modules)
         cost = Cost()
         train_epoch(
             setup.supernet,
             setup.weights.first(batches),
             0,
             setup.optimizer,
-            running.training_threat,
+            config.training_threat(),
             seed=0,
             cost=cost,
             grad_clip=config.grad_clip,
-            **path,
+            **path.scope,
         )
         rates.append(cost.images_trained / cost.seconds["train"])
     return rates[1:]
