@@ -20,7 +20,7 @@ from fastbandit.bandit import (
     register,
     replay,
 )
-from fastbandit.study import parse_entry
+from fastbandit.study.config import parse_entry
 
 SEEDS = (3, 2**40 + 1, 2**62)
 

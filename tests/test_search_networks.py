@@ -20,8 +20,9 @@ from fastbandit.models import load_model
 from fastbandit.nn.network import Network
 from fastbandit.overfitting import Verdict
 from fastbandit.report import write_report
+from fastbandit.retrain import loop as retrain_loop
 from fastbandit.runs.progress import Progress
-from fastbandit.search import SearchConfig, dry_run, main, networks, parse, search
+from fastbandit.search import SearchConfig, adversarial, dry_run, main, networks, parse, search
 from fastbandit.search import __main__ as module
 from fastbandit.search.adversarial import Adversarial
 from fastbandit.study import StudyConfig
@@ -76,9 +77,10 @@ def test_the_found_path_is_trained_after_the_last_pruning(tmp_path, monkeypatch)
     monkeypatch.setattr(Adversarial, "train", train)
     path, summary = search(tiny(final={"network_epochs": 0}), tmp_path / "run")
     assert [number for number, *_ in trained] == list(range(10))
-    current = trained[-1][2]
-    current.supernet.set_path(current.bandit.final())
-    found = {id(p) for p in current.supernet.path_parameters()}
+    supernet = trained[-1][2].supernet
+    choice = json.loads((path / "bandit.jsonl").read_text().splitlines()[-1])["choice"]
+    supernet.set_path(torch.tensor(choice))
+    found = {id(p) for p in supernet.path_parameters()}
     assert trained[8][1] == trained[9][1] == found
     metrics = lines(path / "metrics.jsonl")
     assert [line["phase"] for line in metrics[7:]] == ["search", "tuning", "tuning"]
@@ -216,7 +218,7 @@ def stopped(config, out, after, monkeypatch):
         return train_epoch
 
     with monkeypatch.context() as patch:
-        for where in (module, retraining):
+        for where in (adversarial, retrain_loop):
             patch.setattr(where, "train_epoch", counting(where.train_epoch))
         with pytest.raises(StopError):
             search(config, out)

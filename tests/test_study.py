@@ -29,9 +29,9 @@ from fastbandit.genotype import Genotype
 from fastbandit.report.charts import Points, whisker_chart
 from fastbandit.runs.tensors import RunError
 from fastbandit.search.networks import random_genotype
-from fastbandit.study import PRESETS, StudyConfig, main, parse_entry, study
+from fastbandit.study import PRESETS, StudyConfig, main, study
 from fastbandit.study import real as module
-from fastbandit.study.config import PARTS
+from fastbandit.study.config import PARTS, parse_entry
 from fastbandit.study.tables import format_tables
 
 # --- simulated searches -------------------------------------------------------------------------
@@ -448,12 +448,12 @@ def test_interrupted_study_goes_on(finished, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        study(tiny(), tmp_path / "run", say=stop)
+        study(tiny(), tmp_path / "run", log=stop)
     pieces = sorted((tmp_path / "run" / "pieces").iterdir())
     assert 0 < len(pieces) <= 5
     before = {piece: piece.read_bytes() for piece in pieces}
     said.clear()
-    _, result = study(tiny(), tmp_path / "run", say=lambda text: said.append(text))
+    _, result = study(tiny(), tmp_path / "run", log=lambda text: said.append(text))
     assert all(piece.read_bytes() == content for piece, content in before.items())
     assert sum("(stored)" in text for text in said[:5]) == 5
     assert without_seconds(result) == without_seconds(finished[1])
@@ -640,7 +640,8 @@ def test_every_repeat_trains_from_a_seed_of_its_own(monkeypatch, tmp_path):
         }
 
     # Every search finds the same network: what is stored of one must not serve another.
-    always = random_genotype(merge(StudyConfig(), "random network", REAL, "test").search, 0)
+    base = merge(StudyConfig(), REAL, "test").search
+    always = random_genotype(base, "random network", 0)
     monkeypatch.setattr(module, "train_from_scratch", made_up)
     monkeypatch.setattr(module, "_found", lambda path, config, digest: (always, {"seconds": 1.0}))
     changes = {"real": {"policies": ["printed"], "random": 0, "repeats": 2}}
