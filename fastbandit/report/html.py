@@ -7,9 +7,12 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastbandit._intervals import wilson
+
+if TYPE_CHECKING:
+    from fastbandit.report.reading import Folder
 
 __all__ = [
     "document",
@@ -19,6 +22,7 @@ __all__ = [
     "interval",
     "pairs",
     "percent",
+    "run_section",
     "section",
     "show",
     "table",
@@ -79,6 +83,13 @@ def section(name: str, title: str, body: str, source: str) -> str:
         f'<section id="{name}"><h2>{escape(title)}</h2>\n{body}\n'
         f'<p class="source">from {escape(source)}</p></section>'
     )
+
+
+def run_section(run: Folder, name: str, title: str, body: str, source: str) -> str:
+    """A section of one run; on a page of several its title, anchor and source say which one."""
+    if not run.key:
+        return section(name, title, body, source)
+    return section(f"{run.key}-{name}", f"{run.key}: {title}", body, f"{run.label}: {source}")
 
 
 def table(

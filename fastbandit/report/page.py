@@ -9,25 +9,49 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from fastbandit.report import results, search
-from fastbandit.report.folders import Collection
+from fastbandit.report import results
+from fastbandit.report.arms import abandoned, arms, survival
+from fastbandit.report.cost import search_cost
+from fastbandit.report.curves import curves
+from fastbandit.report.drawings import search_cells
+from fastbandit.report.figures import figures
+from fastbandit.report.header import header
 from fastbandit.report.html import document, get, show
-from fastbandit.report.reading import Folder, Run
+from fastbandit.report.matching import Collection
+from fastbandit.report.networks import networks
+from fastbandit.report.reading import Folder
 from fastbandit.report.robustness import has_pictures
+from fastbandit.report.search import Run
+from fastbandit.report.settings import search_configuration, search_environment
 
 __all__ = ["make_joint_page", "make_page"]
 
 _MOST_NOTES = 20
 
+#: (anchor, title in the navigation, function) of every section, in the order of the page. A
+#: function returns nothing where its section does not apply.
+_SEARCH_SECTIONS = (
+    ("networks", "Trained from scratch", networks),
+    ("figures", "The search", figures),
+    ("cells", "Cells", search_cells),
+    ("curves", "Accuracy", curves),
+    ("arms", "Arms over time", arms),
+    ("survival", "Survivors", survival),
+    ("abandoned", "Abandoned arms", abandoned),
+    ("cost", "Cost", search_cost),
+    ("config", "Configuration", search_configuration),
+    ("environment", "Environment", search_environment),
+)
+
 
 def make_page(run: Run) -> str:
     """The page of one search."""
     # Sections first: reading for them may add notes that the header shows.
-    made = [(name, title, make(run)) for name, title, make in search.SECTIONS]
+    made = [(name, title, make(run)) for name, title, make in _SEARCH_SECTIONS]
     sections = "\n".join(body for *_, body in made if body)
     links = [(name, title) for name, title, body in made if body]
     return document(
-        f"{_name(run)}: fastbandit search", search.header(run), links, sections, pictures=False
+        f"{_name(run)}: fastbandit search", header(run), links, sections, pictures=False
     )
 
 
@@ -41,7 +65,7 @@ def make_joint_page(found: Collection) -> str:
     # What the joint sections already hold is not repeated.
     own = {"networks", "figures", "curves", "arms", "survival", "abandoned"}
     for run in found.searches:
-        parts += [make(run) for name, _, make in search.SECTIONS if name in own]
+        parts += [make(run) for name, _, make in _SEARCH_SECTIONS if name in own]
         links.append((f"{run.key}-figures", f"Search {run.key}"))
     for name, title, make, applies in results.LAST_SECTIONS:
         if applies(found):

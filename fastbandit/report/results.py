@@ -10,19 +10,12 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from fastbandit.report.folders import Collection, Evaluation, Model, Retraining
-from fastbandit.report.html import (
-    duration,
-    finite,
-    get,
-    pairs,
-    percent,
-    section,
-    show,
-    table,
-    tile,
-)
-from fastbandit.report.reading import Folder, Run, without_folder
+from fastbandit.report.cost import totals
+from fastbandit.report.evaluation import Evaluation
+from fastbandit.report.html import duration, finite, get, pairs, percent, section, show, table, tile
+from fastbandit.report.matching import Collection, Model
+from fastbandit.report.reading import Folder, without_folder
+from fastbandit.report.retraining import Retraining
 from fastbandit.report.robustness import checks, examples_section, robustness
 from fastbandit.report.rows import (
     Row,
@@ -39,7 +32,7 @@ from fastbandit.report.rows import (
     sources,
     with_results,
 )
-from fastbandit.report.search import totals
+from fastbandit.report.search import Run
 from fastbandit.report.training import searches, training
 
 __all__ = ["LAST_SECTIONS", "SECTIONS"]

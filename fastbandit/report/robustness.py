@@ -8,18 +8,9 @@ from typing import Any
 import numpy as np
 
 from fastbandit.report.charts import STYLES, Bar, Series, bar_chart, line_chart
-from fastbandit.report.folders import (
-    EVALUATION,
-    EXAMPLES,
-    Collection,
-    Evaluation,
-    Examples,
-    Model,
-    Result,
-    Share,
-    make_share,
-)
+from fastbandit.report.evaluation import EVALUATION, EXAMPLES, Evaluation, Examples, Result
 from fastbandit.report.html import get, percent, section, show, table
+from fastbandit.report.matching import Collection, Model
 from fastbandit.report.png import data_uri
 from fastbandit.report.rows import (
     model_name,
@@ -32,6 +23,7 @@ from fastbandit.report.rows import (
     style_of,
     threat_words,
 )
+from fastbandit.report.shares import Share, make_share
 
 __all__ = ["checks", "examples_section", "has_pictures", "robustness"]
 

@@ -8,20 +8,15 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from fastbandit.report.charts import STYLES
-from fastbandit.report.folders import (
-    EVALUATION,
-    Evaluation,
-    Model,
-    Result,
-    Retraining,
-    Share,
-    make_share,
-    radius_of,
-)
+from fastbandit.report.evaluation import EVALUATION, Evaluation, Result, radius_of
+from fastbandit.report.figures import accuracy_rows
 from fastbandit.report.html import get, pairs, percent, show, table
+from fastbandit.report.matching import Model
 from fastbandit.report.networks import trained_networks
-from fastbandit.report.reading import Folder, Run
-from fastbandit.report.search import accuracy_rows
+from fastbandit.report.reading import Folder
+from fastbandit.report.retraining import Retraining
+from fastbandit.report.search import Run
+from fastbandit.report.shares import Share, make_share
 from fastbandit.search.networks import FOUND
 
 __all__ = [

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastbandit.report.charts import Series, line_chart
-from fastbandit.report.folders import Collection, Epoch
 from fastbandit.report.html import finite, get, percent, section, show
+from fastbandit.report.matching import Collection
+from fastbandit.report.retraining import Epoch
 from fastbandit.report.rows import shorten, sources, style_of
 
 __all__ = ["searches", "training"]
