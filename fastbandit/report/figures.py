@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from html import escape
 
-from fastbandit.report.cost import totals
 from fastbandit.report.html import duration, finite, get, interval, percent, run_section, show, tile
-from fastbandit.report.search import Run, split_size
+from fastbandit.report.search import Run, split_size, totals
 
 __all__ = ["accuracy_rows", "figures"]
 

@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 __all__ = [
     "document",
     "duration",
+    "empty",
     "finite",
+    "folded",
     "get",
+    "header",
     "interval",
     "pairs",
     "percent",
@@ -27,6 +30,7 @@ __all__ = [
     "show",
     "table",
     "tile",
+    "warning",
 ]
 
 # --- text -----------------------------------------------------------------------------------
@@ -78,11 +82,20 @@ def percent(value: float) -> str:
     return f"{100 * value:.2f} %"
 
 
-def section(name: str, title: str, body: str, source: str) -> str:
-    return (
-        f'<section id="{name}"><h2>{escape(title)}</h2>\n{body}\n'
-        f'<p class="source">from {escape(source)}</p></section>'
-    )
+def header(
+    title: str, lines: Sequence[str], *, status: str = "", notes: str = "", source: str = ""
+) -> str:
+    """What a page begins with: its title and state, lines below it, notes and the source."""
+    state = f' <span class="status {status}">{status}</span>' if status else ""
+    parts = [f"<h1>{show(title)}{state}</h1>", *lines]
+    if source:
+        parts += [notes, f'<p class="source">from {escape(source)}</p>']
+    return "<header>" + "\n".join(parts) + "</header>"
+
+
+def section(name: str, title: str, body: str, source: str = "") -> str:
+    named = f'\n<p class="source">from {escape(source)}</p>' if source else ""
+    return f'<section id="{name}"><h2>{escape(title)}</h2>\n{body}{named}</section>'
 
 
 def run_section(run: Folder, name: str, title: str, body: str, source: str) -> str:
@@ -90,6 +103,20 @@ def run_section(run: Folder, name: str, title: str, body: str, source: str) -> s
     if not run.key:
         return section(name, title, body, source)
     return section(f"{run.key}-{name}", f"{run.key}: {title}", body, f"{run.label}: {source}")
+
+
+def warning(body: str) -> str:
+    return f'<div class="warning">{body}</div>'
+
+
+def empty(words: str) -> str:
+    """What stands where there is nothing to show."""
+    return f'<p class="empty">{words}</p>'
+
+
+def folded(summary: str, body: str) -> str:
+    """What is shown when its summary is clicked."""
+    return f"<details><summary>{summary}</summary>{body}</details>"
 
 
 def table(

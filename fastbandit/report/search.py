@@ -26,7 +26,7 @@ from fastbandit.report.reading import (
     read_optional,
 )
 
-__all__ = ["ArmHistory", "Metrics", "Run", "read_run", "split_size"]
+__all__ = ["ArmHistory", "Metrics", "Run", "read_run", "split_size", "totals"]
 
 # What a page is made of at most; a stranger's folder may ask for any amount.
 _MOST_ARMS = 20_000  # edges by operations; the largest space has 756
@@ -191,6 +191,29 @@ def split_size(run: Run, part: str) -> int | None:
     if isinstance(value, list):
         return len(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def totals(run: Run) -> dict[str, float | None]:
+    """Cost so far from the metrics, for a run without a summary."""
+
+    def total(name: str) -> float | None:
+        values = [v for line in run.metrics if (v := getattr(line, name)) is not None]
+        return sum(values) if values else None
+
+    peaks = [line.peak_memory_mb for line in run.metrics if line.peak_memory_mb is not None]
+    pairs = [
+        (line.images_per_second * line.seconds_train, line.seconds_train)
+        for line in run.metrics
+        if line.images_per_second is not None and line.seconds_train
+    ]
+    images, seconds = sum(p[0] for p in pairs), sum(p[1] for p in pairs)
+    return {
+        "seconds_total": total("seconds_total"),
+        "seconds_train": total("seconds_train"),
+        "seconds_validate": total("seconds_validate"),
+        "images_per_second": images / seconds if seconds else None,
+        "peak_memory_mb": max(peaks) if peaks else None,
+    }
 
 
 def _out_of_range(run: Run, line: Line) -> str:

@@ -7,7 +7,8 @@ from html import escape
 from typing import Any
 
 from fastbandit.report.charts import Points, whisker_chart
-from fastbandit.report.html import document, table
+from fastbandit.report.html import document, folded, header, section, table
+from fastbandit.report.settings import configuration
 
 __all__ = ["make_page"]
 
@@ -234,9 +235,6 @@ def make_page(
         if key in environment
     )
     body = "\n".join(parts)
-    header = f'<header><h1>{escape(name)}</h1><p class="meta">{escape(facts)}</p></header>'
-    settings = (
-        '<section id="config"><h2>Configuration</h2><details><summary>config.yaml</summary>\n'
-        f"<pre>{escape(config)}</pre></details></section>"
-    )
-    return document(f"{name}: fastbandit study", header, [], f"{body}\n{settings}", dated=False)
+    head = header(name, [f'<p class="meta">{escape(facts)}</p>'])
+    settings = section("config", "Configuration", folded("config.yaml", configuration(config)))
+    return document(f"{name}: fastbandit study", head, [], f"{body}\n{settings}", dated=False)
