@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +21,41 @@ __all__ = ["collect", "read_folder"]
 _DEEPEST, _MOST_FOLDERS = 8, 10_000
 
 
+#: What reads the folder of each command.
+_READERS: dict[str, Callable[[Path, Mapping[str, Any] | None], Folder]] = {
+    "search": read_run,
+    "retrain": read_retraining,
+    "evaluate": read_evaluation,
+}
+
+
+def _stated(value: Mapping[str, Any] | None) -> str | None:
+    """The command that a file names, where it is one that the report knows."""
+    found = get(value, "command")
+    return found if isinstance(found, str) and found in _READERS else None
+
+
+def _stated_in(file: Path) -> str | None:
+    try:
+        return _stated(read_sealed(plain_file(file)))
+    except FileError:
+        return None
+
+
 def _command(folder: Path) -> str:
-    """Which command wrote a folder, from its files; ``search`` where they do not say."""
+    """Which command wrote a folder: what its env.json says, else what its other files look like.
+
+    Searches of older versions do not say it; ``search`` stands where no file decides.
+    """
+    if stated := _stated_in(folder / "env.json"):
+        return stated
     if (folder / EVALUATION).is_file():
         return "evaluate"
-    for name in ("summary.json", "env.json"):
-        try:
-            found = get(read_sealed(plain_file(folder / name)), "command")
-        except FileError:
-            continue
-        if found in ("search", "retrain", "evaluate"):
-            return str(found)
+    if stated := _stated_in(folder / "summary.json"):
+        return stated
     if (folder / "bandit.jsonl").is_file():
         return "search"
-    if any(folder.glob("model-*.safetensors")):
-        return "retrain"
-    return "search"
+    return "retrain" if any(folder.glob("model-*.safetensors")) else "search"
 
 
 def read_folder(folder: Path, summary: Mapping[str, Any] | None = None) -> Folder:
@@ -48,13 +67,9 @@ def read_folder(folder: Path, summary: Mapping[str, Any] | None = None) -> Folde
     Raises:
         ReportError: ``folder`` is not a run.
     """
-    if folder.is_dir():
-        command = get(summary, "command") or _command(folder)
-        if command == "evaluate":
-            return read_evaluation(folder, summary)
-        if command == "retrain":
-            return read_retraining(folder, summary)
-    return read_run(folder, summary)
+    if not folder.is_dir():
+        return read_run(folder, summary)
+    return _READERS[_stated(summary) or _command(folder)](folder, summary)
 
 
 def _evaluations_below(folder: Path) -> Iterator[Path]:
