@@ -10,7 +10,7 @@ import numpy as np
 from fastbandit.bandit import POLICIES
 from fastbandit.bandit.log import Abandon, Start
 from fastbandit.report.charts import DIVERGING_STEPS, Lane, arm_lanes
-from fastbandit.report.html import run_section, show, table
+from fastbandit.report.html import empty, folded, run_section, show, table
 from fastbandit.report.search import Run
 
 __all__ = ["abandoned", "arms", "survival"]
@@ -28,7 +28,7 @@ def arms(run: Run) -> str:
     """Every edge's arms over time, one collapsible block for each cell."""
     start, history = run.start, run.history
     if start is None or history is None or not run.samples:
-        body = '<p class="empty">No sample yet.</p>'
+        body = empty("No sample yet.")
         return run_section(run, "arms", "Arms over time", body, "bandit.jsonl")
     finite = np.abs(history.difference[np.isfinite(history.difference)])
     # One scale for all edges. The largest differences are those of the first epochs, when every
@@ -67,12 +67,12 @@ def arms(run: Run) -> str:
                 )
                 + "</div>"
             )
-        opened = " open" if number == 0 else ""
-        blocks.append(
-            f"<details{opened}><summary>Cell {show(cell)}: {len(rows)} edges</summary>"
+        inner = (
             f'<div class="grid">{"".join(drawings)}</div>'
-            f"<h3>Means and counts, cell {show(cell)}</h3>{_means(run, rows)}</details>"
+            f"<h3>Means and counts, cell {show(cell)}</h3>{_means(run, rows)}"
         )
+        words = f"Cell {show(cell)}: {len(rows)} edges"
+        blocks.append(folded(words, inner, opened=number == 0))
     keys = "".join(f'<i style="background:var(--d{i})"></i>' for i in range(DIVERGING_STEPS))
     key = (
         f'<p class="key"><span>m against the mean of the edge\'s arms: '
@@ -123,7 +123,7 @@ def survival(run: Run) -> str:
     """How many edges hold each operation after each round, and in which cells the last ones are."""
     start, history = run.start, run.history
     if start is None or history is None:
-        body = '<p class="empty">The bandit has not started.</p>'
+        body = empty("The bandit has not started.")
         return run_section(run, "survival", "Operations that survive", body, "bandit.jsonl")
     edges, arms = len(start.edges), len(start.operations)
     prunings = run.prunings
@@ -202,7 +202,7 @@ def _reason(run: Run, line: Abandon) -> str:
 
 def abandoned(run: Run) -> str:
     if not run.abandons:
-        body = '<p class="empty">No arm has been abandoned yet.</p>'
+        body = empty("No arm has been abandoned yet.")
         return run_section(run, "abandoned", "Abandoned arms", body, "bandit.jsonl")
 
     def bound(value: float | None) -> str:
@@ -231,12 +231,12 @@ def abandoned(run: Run) -> str:
             ]
             for line in lines
         ]
-        opened = " open" if len(by_round) == 1 else ""
-        blocks.append(
-            f"<details{opened}><summary>Round {number}: after {lines[0].sample} samples, "
-            f"{len(lines)} arms, {lines[0].arms_left} left on each edge</summary>"
-            f"{table(heads, rows, text=(0, 1, 2, 10))}</details>"
+        words = (
+            f"Round {number}: after {lines[0].sample} samples, {len(lines)} arms, "
+            f"{lines[0].arms_left} left on each edge"
         )
+        inner = table(heads, rows, text=(0, 1, 2, 10))
+        blocks.append(folded(words, inner, opened=len(by_round) == 1))
     body = (
         f"<p>{len(run.abandons)} arms in {len(by_round)} rounds. The bounds are Eqs. 4.9 and 4.12, "
         "m ∓ bonus √(2 ln N / n), at the moment of the decision.</p>" + "\n".join(blocks)

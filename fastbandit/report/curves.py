@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastbandit.report.charts import Series, line_chart
-from fastbandit.report.html import run_section, show, table
+from fastbandit.report.html import empty, folded, run_section, show, table
 from fastbandit.report.search import Run, split_size
 
 __all__ = ["curves"]
@@ -13,7 +13,7 @@ __all__ = ["curves"]
 
 def curves(run: Run) -> str:
     if not run.samples:
-        body = '<p class="empty">No sample yet.</p>'
+        body = empty("No sample yet.")
         return run_section(
             run, "curves", "Accuracy over samples", body, "bandit.jsonl, metrics.jsonl"
         )
@@ -124,8 +124,5 @@ def _round_means(run: Run) -> str:
             )
         rows.append(row)
     heads = ["arms left", "samples", *(["trained"] if mixed else []), "clean", "robust", "reward"]
-    means = table(heads, rows)
-    return (
-        "<details><summary>Means between prunings (± standard deviation over paths)</summary>"
-        f"{means}</details>"
-    )
+    words = "Means between prunings (± standard deviation over paths)"
+    return folded(words, table(heads, rows))

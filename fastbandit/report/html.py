@@ -114,9 +114,10 @@ def empty(words: str) -> str:
     return f'<p class="empty">{words}</p>'
 
 
-def folded(summary: str, body: str) -> str:
-    """What is shown when its summary is clicked."""
-    return f"<details><summary>{summary}</summary>{body}</details>"
+def folded(summary: str, body: str, *, opened: bool = False) -> str:
+    """What is shown when its summary is clicked; ``opened``: from the beginning."""
+    state = " open" if opened else ""
+    return f"<details{state}><summary>{summary}</summary>{body}</details>"
 
 
 def table(

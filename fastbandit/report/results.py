@@ -11,7 +11,7 @@ from html import escape
 
 from fastbandit.report.cost import joint_cost
 from fastbandit.report.drawings import joint_cells
-from fastbandit.report.html import get, percent, section, show, table, tile
+from fastbandit.report.html import empty, folded, get, percent, section, show, table, tile, warning
 from fastbandit.report.matching import Collection, Model
 from fastbandit.report.reading import Folder
 from fastbandit.report.robustness import checks, examples_section, robustness
@@ -54,8 +54,10 @@ def _headline(found: Collection) -> str:
     models = [(model, rows_of(model)) for model in found.models]
     with_rows = [(model, rows) for model, rows in models if rows]
     body = "".join(
-        f'<div class="warning">The robust accuracies of {show(run.key)} ({show(run.label)}) are '
-        '<b>suspicious</b>: see <a href="#checks">the checks</a> before quoting them.</div>'
+        warning(
+            f"The robust accuracies of {show(run.key)} ({show(run.label)}) are "
+            '<b>suspicious</b>: see <a href="#checks">the checks</a> before quoting them.'
+        )
         for run in found.evaluations
         if run.suspicious
     )
@@ -79,7 +81,7 @@ def _headline(found: Collection) -> str:
     if with_rows:
         body += _every_accuracy(with_rows)
     else:
-        body += '<p class="empty">No accuracy of a network yet.</p>'
+        body += empty("No accuracy of a network yet.")
     body += (
         "<p>Intervals hold 95 %, for the choice of the images alone: they hold no variance between "
         "seeds. Accuracies on validation images chose the epoch, so they are optimistic.</p>"
@@ -153,10 +155,10 @@ def _every_accuracy(models: Sequence[tuple[Model, list[Row]]]) -> str:
         for row in rows
         if row.provenance is not None
     )
-    opened = " open" if len(lines) <= 8 else ""
-    return (
-        f"<details{opened}><summary>Every accuracy, with what it was measured on</summary>"
-        f"{table(heads, lines, text=(0, 4, 5, 6, 7))}{lead}</details>"
+    return folded(
+        "Every accuracy, with what it was measured on",
+        table(heads, lines, text=(0, 4, 5, 6, 7)) + lead,
+        opened=len(lines) <= 8,
     )
 
 

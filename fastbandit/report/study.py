@@ -116,7 +116,7 @@ def _part(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     return (
         f'<section id="{name}"><h2>{escape(title)}</h2>\n<p>{escape(words)}</p>\n{chart}\n'
-        f"<details><summary>The figures</summary>{_table(heads, cells, 2)}</details>\n"
+        f"{folded('The figures', _table(heads, cells, 2))}\n"
         '<p class="source">from study.json; means over seeds, whiskers are 95 % intervals of '
         "Student; p of Wilcoxon's signed-rank test over seeds, not corrected for the number of "
         "tests</p></section>"
