@@ -26,6 +26,7 @@ from fastbandit._identity import Fingerprint
 from fastbandit.genotype import Genotype
 from fastbandit.report import ReportError, png, write_report
 from fastbandit.report.charts import Bar, Series, bar_chart, line_chart
+from fastbandit.report.folders import collect
 from fastbandit.runs.tensors import load_tensors, save_tensors
 
 SWEEP = ("8/255", "2/255", "4/255", "16/255")
@@ -432,6 +433,19 @@ def test_no_pictures_where_there_are_none(tmp_path, found):
 
 def runs_table(page: Page) -> list[list[str]]:
     return [row[:5] for row in page.rows if len(row) == 10 and re.fullmatch(r"[SRE]\d+", row[0])]
+
+
+@pytest.mark.parametrize("stated", ["search", "retrain", "evaluate", "brew", ["search"], None])
+def test_env_json_says_which_command_made_a_folder(tmp_path, stated):
+    (tmp_path / "config.yaml").write_text("seed: 1\n")
+    (tmp_path / "model-best.safetensors").write_bytes(b"")  # what an older retraining looks like
+    write_json(tmp_path / "env.json", {"command": stated})
+    guessed = stated not in ("search", "retrain", "evaluate")
+    found = collect([tmp_path])
+    assert len(found.runs) == 1
+    assert len(found.searches) == (stated == "search")
+    assert len(found.retrainings) == (stated == "retrain" or guessed)
+    assert len(found.evaluations) == (stated == "evaluate")
 
 
 def test_runs_are_matched_by_genotype(tmp_path, found):

@@ -13,7 +13,8 @@ import tyro
 
 from fastbandit._files import write_atomic
 from fastbandit.command import guard
-from fastbandit.report.folders import Collection, collect
+from fastbandit.report.folders import collect
+from fastbandit.report.matching import Collection
 from fastbandit.report.page import make_joint_page, make_page
 from fastbandit.report.reading import ReportError
 

@@ -7,22 +7,30 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastbandit._intervals import wilson
+
+if TYPE_CHECKING:
+    from fastbandit.report.reading import Folder
 
 __all__ = [
     "document",
     "duration",
+    "empty",
     "finite",
+    "folded",
     "get",
+    "header",
     "interval",
     "pairs",
     "percent",
+    "run_section",
     "section",
     "show",
     "table",
     "tile",
+    "warning",
 ]
 
 # --- text -----------------------------------------------------------------------------------
@@ -74,11 +82,42 @@ def percent(value: float) -> str:
     return f"{100 * value:.2f} %"
 
 
-def section(name: str, title: str, body: str, source: str) -> str:
-    return (
-        f'<section id="{name}"><h2>{escape(title)}</h2>\n{body}\n'
-        f'<p class="source">from {escape(source)}</p></section>'
-    )
+def header(
+    title: str, lines: Sequence[str], *, status: str = "", notes: str = "", source: str = ""
+) -> str:
+    """What a page begins with: its title and state, lines below it, notes and the source."""
+    state = f' <span class="status {status}">{status}</span>' if status else ""
+    parts = [f"<h1>{show(title)}{state}</h1>", *lines]
+    if source:
+        parts += [notes, f'<p class="source">from {escape(source)}</p>']
+    return "<header>" + "\n".join(parts) + "</header>"
+
+
+def section(name: str, title: str, body: str, source: str = "") -> str:
+    named = f'\n<p class="source">from {escape(source)}</p>' if source else ""
+    return f'<section id="{name}"><h2>{escape(title)}</h2>\n{body}{named}</section>'
+
+
+def run_section(run: Folder, name: str, title: str, body: str, source: str) -> str:
+    """A section of one run; on a page of several its title, anchor and source say which one."""
+    if not run.key:
+        return section(name, title, body, source)
+    return section(f"{run.key}-{name}", f"{run.key}: {title}", body, f"{run.label}: {source}")
+
+
+def warning(body: str) -> str:
+    return f'<div class="warning">{body}</div>'
+
+
+def empty(words: str) -> str:
+    """What stands where there is nothing to show."""
+    return f'<p class="empty">{words}</p>'
+
+
+def folded(summary: str, body: str, *, opened: bool = False) -> str:
+    """What is shown when its summary is clicked; ``opened``: from the beginning."""
+    state = " open" if opened else ""
+    return f"<details{state}><summary>{summary}</summary>{body}</details>"
 
 
 def table(

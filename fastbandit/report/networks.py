@@ -13,12 +13,13 @@ from fastbandit.report.html import (
     get,
     interval,
     percent,
-    section,
+    run_section,
     show,
     table,
     tile,
 )
-from fastbandit.report.reading import Run, read_optional
+from fastbandit.report.reading import read_optional
+from fastbandit.report.search import Run
 from fastbandit.search.networks import FOLDER, FOUND, REFERENCE, network_name, network_row
 
 __all__ = ["Trained", "networks", "trained_networks"]
@@ -144,6 +145,4 @@ def networks(run: Run) -> str:
         body += '<p class="meta">So far: the search is not finished.</p>'
     title, name = "Trained from scratch", "networks"
     source = f"summary.json, {FOLDER}/"
-    if run.key:
-        return section(f"{run.key}-{name}", f"{run.key}: {title}", body, f"{run.label}: {source}")
-    return section(name, title, body, source)
+    return run_section(run, name, title, body, source)

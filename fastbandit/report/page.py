@@ -6,28 +6,46 @@ and requests; the only pictures are those it carries.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from html import escape
-
-from fastbandit.report import results, search
-from fastbandit.report.folders import Collection
-from fastbandit.report.html import document, get, show
-from fastbandit.report.reading import Folder, Run
+from fastbandit.report import results
+from fastbandit.report.arms import abandoned, arms, survival
+from fastbandit.report.cost import search_cost
+from fastbandit.report.curves import curves
+from fastbandit.report.drawings import search_cells
+from fastbandit.report.figures import figures
+from fastbandit.report.header import joint_header, name_of, search_header
+from fastbandit.report.html import document
+from fastbandit.report.matching import Collection
+from fastbandit.report.networks import networks
 from fastbandit.report.robustness import has_pictures
+from fastbandit.report.search import Run
+from fastbandit.report.settings import search_configuration, search_environment
 
 __all__ = ["make_joint_page", "make_page"]
 
-_MOST_NOTES = 20
+#: (anchor, title in the navigation, function) of every section, in the order of the page. A
+#: function returns nothing where its section does not apply.
+_SEARCH_SECTIONS = (
+    ("networks", "Trained from scratch", networks),
+    ("figures", "The search", figures),
+    ("cells", "Cells", search_cells),
+    ("curves", "Accuracy", curves),
+    ("arms", "Arms over time", arms),
+    ("survival", "Survivors", survival),
+    ("abandoned", "Abandoned arms", abandoned),
+    ("cost", "Cost", search_cost),
+    ("config", "Configuration", search_configuration),
+    ("environment", "Environment", search_environment),
+)
 
 
 def make_page(run: Run) -> str:
     """The page of one search."""
     # Sections first: reading for them may add notes that the header shows.
-    made = [(name, title, make(run)) for name, title, make in search.SECTIONS]
+    made = [(name, title, make(run)) for name, title, make in _SEARCH_SECTIONS]
     sections = "\n".join(body for *_, body in made if body)
     links = [(name, title) for name, title, body in made if body]
     return document(
-        f"{_name(run)}: fastbandit search", search.header(run), links, sections, pictures=False
+        f"{name_of(run)}: fastbandit search", search_header(run), links, sections, pictures=False
     )
 
 
@@ -41,58 +59,18 @@ def make_joint_page(found: Collection) -> str:
     # What the joint sections already hold is not repeated.
     own = {"networks", "figures", "curves", "arms", "survival", "abandoned"}
     for run in found.searches:
-        parts += [make(run) for name, _, make in search.SECTIONS if name in own]
+        parts += [make(run) for name, _, make in _SEARCH_SECTIONS if name in own]
         links.append((f"{run.key}-figures", f"Search {run.key}"))
     for name, title, make, applies in results.LAST_SECTIONS:
         if applies(found):
             parts.append(make(found))
             links.append((name, title))
-    models = [_name(model.first) for model in found.models]
+    models = [name_of(model.first) for model in found.models]
     title = ", ".join(dict.fromkeys(models[:3])) + (" and others" if len(models) > 3 else "")
     return document(
         f"{title}: fastbandit report",
-        _header(found, title),
+        joint_header(found, title),
         links,
         "\n".join(parts),
         pictures=has_pictures(found),
     )
-
-
-def _name(run: Folder) -> str:
-    name = get(run.summary, "name") or run.config.get("name")
-    return str(name or run.label or run.folder.name)
-
-
-def _header(found: Collection, title: str) -> str:
-    unfinished = [run for run in found.runs if not run.finished]
-    status = "unfinished" if unfinished else "finished"
-    counted = (
-        (len(found.searches), "search", "searches"),
-        (len(found.retrainings), "retraining", "retrainings"),
-        (len(found.evaluations), "evaluation", "evaluations"),
-    )
-    kinds = [f"<b>{n}</b> {one if n == 1 else many}" for n, one, many in counted if n]
-    notes = ""
-    if unfinished:
-        names = ", ".join(f"{run.key} ({run.label})" for run in unfinished)
-        notes = (
-            f'<div class="warning">Not finished: {show(names)}. What follows is the state their '
-            "files show; the same command goes on with a run.</div>"
-        )
-    lines = list(found.notes)
-    lines += [f"{run.key} ({run.label}): {note}" for run in found.runs for note in run.notes]
-    return (
-        f'<header><h1>{show(title)} <span class="status {status}">{status}</span></h1>\n'
-        f'<p class="meta">{" · ".join(kinds)}</p>\n{notes}{unread(lines)}\n'
-        '<p class="source">from the folders listed under Runs</p></header>'
-    )
-
-
-def unread(notes: Sequence[str]) -> str:
-    """What could not be read, as a box; nothing where all could."""
-    if not notes:
-        return ""
-    items = "".join(f"<li>{escape(note)}</li>" for note in notes[:_MOST_NOTES])
-    if len(notes) > _MOST_NOTES:
-        items += f"<li>and {len(notes) - _MOST_NOTES} more</li>"
-    return f'<div class="warning">Not everything could be read:<ul>{items}</ul></div>'

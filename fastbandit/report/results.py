@@ -6,40 +6,26 @@ retraining, E1 for an evaluation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
-from typing import Any
 
-from fastbandit.report.folders import Collection, Evaluation, Model, Retraining
-from fastbandit.report.html import (
-    duration,
-    finite,
-    get,
-    pairs,
-    percent,
-    section,
-    show,
-    table,
-    tile,
-)
-from fastbandit.report.reading import Folder, Run, without_folder
+from fastbandit.report.cost import joint_cost
+from fastbandit.report.drawings import joint_cells
+from fastbandit.report.html import empty, folded, get, percent, section, show, table, tile, warning
+from fastbandit.report.matching import Collection, Model
+from fastbandit.report.reading import Folder
 from fastbandit.report.robustness import checks, examples_section, robustness
 from fastbandit.report.rows import (
     Row,
     data_words,
-    leaf,
     model_name,
-    plain,
-    results_file,
     robust_cell,
     rows_of,
     share_cell,
-    shorten,
     sizes,
-    sources,
     with_results,
 )
-from fastbandit.report.search import totals
+from fastbandit.report.settings import joint_configuration, joint_environment
 from fastbandit.report.training import searches, training
 
 __all__ = ["LAST_SECTIONS", "SECTIONS"]
@@ -68,8 +54,10 @@ def _headline(found: Collection) -> str:
     models = [(model, rows_of(model)) for model in found.models]
     with_rows = [(model, rows) for model, rows in models if rows]
     body = "".join(
-        f'<div class="warning">The robust accuracies of {show(run.key)} ({show(run.label)}) are '
-        '<b>suspicious</b>: see <a href="#checks">the checks</a> before quoting them.</div>'
+        warning(
+            f"The robust accuracies of {show(run.key)} ({show(run.label)}) are "
+            '<b>suspicious</b>: see <a href="#checks">the checks</a> before quoting them.'
+        )
         for run in found.evaluations
         if run.suspicious
     )
@@ -93,7 +81,7 @@ def _headline(found: Collection) -> str:
     if with_rows:
         body += _every_accuracy(with_rows)
     else:
-        body += '<p class="empty">No accuracy of a network yet.</p>'
+        body += empty("No accuracy of a network yet.")
     body += (
         "<p>Intervals hold 95 %, for the choice of the images alone: they hold no variance between "
         "seeds. Accuracies on validation images chose the epoch, so they are optimistic.</p>"
@@ -167,10 +155,10 @@ def _every_accuracy(models: Sequence[tuple[Model, list[Row]]]) -> str:
         for row in rows
         if row.provenance is not None
     )
-    opened = " open" if len(lines) <= 8 else ""
-    return (
-        f"<details{opened}><summary>Every accuracy, with what it was measured on</summary>"
-        f"{table(heads, lines, text=(0, 4, 5, 6, 7))}{lead}</details>"
+    return folded(
+        "Every accuracy, with what it was measured on",
+        table(heads, lines, text=(0, 4, 5, 6, 7)) + lead,
+        opened=len(lines) <= 8,
     )
 
 
@@ -214,138 +202,6 @@ def _lineage(found: Collection) -> str:
     return section("runs", "Runs", body, with_results(found.runs, "config.yaml", "env.json"))
 
 
-# --- cells, cost, settings ------------------------------------------------------------------
-
-
-def _cells(found: Collection) -> str:
-    """One drawing for each genotype of the page."""
-    from fastbandit.genotype import Genotype
-
-    drawn: dict[str, tuple[str, list[Folder]]] = {}
-    problems = []
-    for run in [*found.searches, *found.retrainings]:
-        file = run.folder / "genotype.json"
-        if not file.is_file():
-            continue
-        try:
-            genotype = Genotype.load(file)
-        except (ValueError, OSError) as error:
-            message = without_folder(str(error), run.folder)
-            problems.append(f"{run.label}: {message}")
-            continue
-        drawn.setdefault(genotype.hash, (genotype.svg(), []))[1].append(run)
-    body = "".join(
-        f'<div class="warning">The cells cannot be drawn: {escape(text)}</div>' for text in problems
-    )
-    for digest, (svg, runs) in drawn.items():
-        keys = ", ".join(run.key for run in runs)
-        body += f"<h3>Genotype {digest[:12]} ({keys})</h3>"
-        body += f'<div class="drawing">{svg}</div>'
-    if not drawn and not problems:
-        body = '<p class="empty">No genotype in these folders.</p>'
-    runs = [run for _, found_runs in drawn.values() for run in found_runs]
-    return section("cells", "Cells", body, sources(runs, "genotype.json"))
-
-
-def _cost(found: Collection) -> str:
-    """Ledgers side by side, one table for each step: they are never added up."""
-    body = "<p>Each step by itself; search and retraining are never added up.</p>"
-    for title, runs in (
-        ("Search", found.searches),
-        ("Retraining", found.retrainings),
-        ("Evaluation", found.evaluations),
-    ):
-        if not runs:
-            continue
-        ledgers = [_ledger(run) for run in runs]
-        names = list(dict.fromkeys(name for ledger, _ in ledgers for name in ledger))
-        if not names:
-            body += f'<h3>{title}</h3><p class="empty">Nothing measured yet.</p>'
-            continue
-        lines = [
-            [_words(name, runs[0]), *(_amount(name, ledger.get(name)) for ledger, _ in ledgers)]
-            for name in names
-        ]
-        lines.append(["file", *(show(source) for _, source in ledgers)])
-        heads = ["", *(f"{show(run.key)} {show(shorten(run.label, 40))}" for run in runs)]
-        body += f"<h3>{title}</h3>{table(heads, lines, text=(0,))}"
-    named = "; ".join(f"{run.label}: {_ledger(run)[1]}" for run in found.runs)
-    return section("cost", "Cost", body, named)
-
-
-def _ledger(run: Folder) -> tuple[dict[str, Any], str]:
-    """The ledger of a run and its file; summed from the metrics where there is none yet."""
-    name = results_file(run)
-    cost = get(run.summary, "cost")
-    if isinstance(cost, Mapping):
-        return dict(pairs(cost)), name
-    if isinstance(run, Run):
-        summed = {key: value for key, value in totals(run).items() if value is not None}
-        return summed, "metrics.jsonl, summed"
-    if isinstance(run, Retraining):
-        sums: dict[str, Any] = {}
-        for line in run.epochs:
-            for key, value in [("seconds_total", line.seconds_total),
-                               *(line.model_extra or {}).items()]:  # fmt: skip
-                seconds = finite(value)
-                if key.startswith("seconds_") and seconds is not None:
-                    sums[key] = sums.get(key, 0.0) + seconds
-        peaks = [line.peak_memory_mb for line in run.epochs if line.peak_memory_mb is not None]
-        if peaks:
-            sums["peak_memory_mb"] = max(peaks)
-        return sums, "metrics.jsonl, summed"
-    return {}, name
-
-
-def _words(name: str, run: Folder) -> str:
-    for prefix in ("seconds_", "seconds."):
-        if name.startswith(prefix):
-            return f"seconds, {show(name.removeprefix(prefix).replace('_', ' '))}"
-    if name == "peak_memory_mb":
-        return "peak memory, MiB"
-    if name == "images_per_second":
-        return "images/s"
-    # An evaluation says itself what its passes count.
-    if name in ("forward_passes", "backward_passes") and not isinstance(run, Evaluation):
-        return f"{name.replace('_', ' ')} (mini-batches)"
-    return show(name.replace("_", " "))
-
-
-def _amount(name: str, value: Any) -> str:
-    seconds = finite(value)
-    if name.startswith(("seconds_", "seconds.")) and seconds is not None:
-        return f'{seconds:,.2f} <span class="n">{duration(seconds)}</span>'
-    if isinstance(value, float):
-        return f"{value:,.1f}"
-    return "" if value is None else leaf(value)
-
-
-def _configuration(found: Collection) -> str:
-    body = "".join(
-        f"<details><summary>{show(run.key)}: {show(run.label)}</summary>"
-        f"<pre>{escape(run.config_text) or 'not there'}</pre></details>"
-        for run in found.runs
-    )
-    return section("config", "Configuration", body, sources(found.runs, "config.yaml"))
-
-
-def _environment(found: Collection) -> str:
-    body = ""
-    for run in found.runs:
-        entries = dict(run.environment or {})
-        versions = get(run.summary, "versions")
-        if isinstance(versions, Mapping):
-            entries["versions"] = versions
-        inner = plain(entries) if entries else '<p class="empty">Not recorded.</p>'
-        body += f"<details><summary>{show(run.key)}: {show(run.label)}</summary>{inner}</details>"
-    return section(
-        "environment",
-        "Environment",
-        body,
-        with_results(found.runs, "env.json"),
-    )
-
-
 def _several(found: Collection) -> bool:
     return sum(bool(run.samples) for run in found.searches) > 1
 
@@ -358,13 +214,13 @@ SECTIONS = (
     ("checks", "Suspicion checks", checks, lambda found: bool(found.evaluations)),
     ("examples", "Examples", examples_section, lambda found: bool(found.evaluations)),
     ("training", "Training", training, lambda found: bool(found.retrainings)),
-    ("cells", "Cells", _cells, lambda found: bool(found.searches or found.retrainings)),
+    ("cells", "Cells", joint_cells, lambda found: bool(found.searches or found.retrainings)),
     ("rewards", "Searches", searches, _several),
-    ("cost", "Cost", _cost, lambda found: True),
+    ("cost", "Cost", joint_cost, lambda found: True),
 )
 
 #: The same, after the sections of each search.
 LAST_SECTIONS = (
-    ("config", "Configuration", _configuration, lambda found: True),
-    ("environment", "Environment", _environment, lambda found: True),
+    ("config", "Configuration", joint_configuration, lambda found: True),
+    ("environment", "Environment", joint_environment, lambda found: True),
 )

@@ -8,18 +8,9 @@ from typing import Any
 import numpy as np
 
 from fastbandit.report.charts import STYLES, Bar, Series, bar_chart, line_chart
-from fastbandit.report.folders import (
-    EVALUATION,
-    EXAMPLES,
-    Collection,
-    Evaluation,
-    Examples,
-    Model,
-    Result,
-    Share,
-    make_share,
-)
-from fastbandit.report.html import get, percent, section, show, table
+from fastbandit.report.evaluation import EVALUATION, EXAMPLES, Evaluation, Examples, Result
+from fastbandit.report.html import empty, folded, get, percent, section, show, table
+from fastbandit.report.matching import Collection, Model
 from fastbandit.report.png import data_uri
 from fastbandit.report.rows import (
     model_name,
@@ -32,6 +23,7 @@ from fastbandit.report.rows import (
     style_of,
     threat_words,
 )
+from fastbandit.report.shares import Share, make_share
 
 __all__ = ["checks", "examples_section", "has_pictures", "robustness"]
 
@@ -45,7 +37,7 @@ def robustness(found: Collection) -> str:
     models = [model for model in found.models if any(run.results for run in model.evaluations)]
     runs = [run for model in models for run in model.evaluations]
     if not models:
-        body = '<p class="empty">No evaluation yet: python -m fastbandit.evaluate makes one.</p>'
+        body = empty("No evaluation yet: python -m fastbandit.evaluate makes one.")
         return section("robustness", "Robustness", body, "no file")
     body = _sweeps(models) + _under_attack(models)
     body += "".join(_more(run) for run in runs)
@@ -216,12 +208,9 @@ def _under_attack(models: Sequence[Model]) -> str:
             tables += f"<h3>{show(run.key)}: {show(run.label)}</h3>{_attack_table(result)}"
             if result.provenance:
                 tables += f'<p class="provenance">{show(result.provenance)}</p>'
-        opened = " open" if number == 0 else ""
         star = " *" if any(result.every for _, _, result in entries) else ""
-        blocks.append(
-            f"<details{opened}><summary>Under attack: {show(words)}{star}</summary>"
-            f'<div class="figure narrow">{chart}</div>{tables}</details>'
-        )
+        inner = f'<div class="figure narrow">{chart}</div>{tables}'
+        blocks.append(folded(f"Under attack: {show(words)}{star}", inner, opened=number == 0))
     every = {result.every for entries in threats.values() for _, _, result in entries}
     how = []
     if False in every:
@@ -341,10 +330,7 @@ def _more(run: Evaluation) -> str:
         f"<h3>{title}</h3>{_transfer(value) if title == 'Transfer' else plain(value)}"
         for title, value in parts
     )
-    return (
-        f"<details><summary>More of {show(run.key)} ({show(run.label)}): {titles}</summary>"
-        f"{inner}</details>"
-    )
+    return folded(f"More of {show(run.key)} ({show(run.label)}): {titles}", inner)
 
 
 def _transfer(value: Any) -> str:
@@ -379,7 +365,7 @@ def _transfer(value: Any) -> str:
 def checks(found: Collection) -> str:
     runs = [run for run in found.evaluations if get(run.summary, "suspicion") is not None]
     if not runs:
-        body = '<p class="empty">No suspicion checks: an evaluation makes them.</p>'
+        body = empty("No suspicion checks: an evaluation makes them.")
         return section("checks", "Suspicion checks", body, "no file")
     body = (
         "<p>Signs that a robust accuracy comes from a weak attack or a gradient that misleads it, "
@@ -436,7 +422,7 @@ def _picture(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 def examples_section(found: Collection) -> str:
     runs = [run for run in found.evaluations if run.examples is not None and run.examples.label]
     if not runs:
-        body = '<p class="empty">No adversarial examples: an evaluation keeps some.</p>'
+        body = empty("No adversarial examples: an evaluation keeps some.")
         return section("examples", "Adversarial examples", body, "no file")
     body = (
         "<p>Each image, the same image after the attack, and the difference: grey is none, and "

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 from fastbandit.report.charts import STYLES
-from fastbandit.report.folders import (
-    EVALUATION,
-    Evaluation,
-    Model,
-    Result,
-    Retraining,
-    Share,
-    make_share,
-    radius_of,
-)
+from fastbandit.report.evaluation import EVALUATION, Evaluation, Result, radius_of
+from fastbandit.report.figures import accuracy_rows
 from fastbandit.report.html import get, pairs, percent, show, table
+from fastbandit.report.matching import Model
 from fastbandit.report.networks import trained_networks
-from fastbandit.report.reading import Folder, Run
-from fastbandit.report.search import accuracy_rows
+from fastbandit.report.reading import Folder
+from fastbandit.report.retraining import Retraining
+from fastbandit.report.search import Run
+from fastbandit.report.shares import Share, make_share
 from fastbandit.search.networks import FOUND
 
 __all__ = [
@@ -255,27 +250,31 @@ def results_file(run: Folder) -> str:
     return EVALUATION if isinstance(run, Evaluation) else "summary.json"
 
 
-def plain(value: Any) -> str:
-    """Plain values as a table: a list of objects with a column for each name."""
+def leaf(value: Any) -> str:
+    if isinstance(value, list):
+        shown = ", ".join(show(entry) for entry in value[:12])
+        return shown + (f" and {len(value) - 12} more" if len(value) > 12 else "")
+    return show(value)
+
+
+def plain(value: Any, cell: Callable[[Any], str] = leaf) -> str:
+    """Plain values as a table: a list of objects with a column for each name.
+
+    Args:
+        cell: a value as HTML.
+    """
     if isinstance(value, Mapping):
         rows = "".join(
-            f'<tr><th>{show(name)}</th><td class="wrap">{leaf(entry)}</td></tr>'
+            f'<tr><th>{show(name)}</th><td class="wrap">{cell(entry)}</td></tr>'
             for name, entry in pairs(value)
         )
         return f'<div class="scroll"><table><tbody>{rows}</tbody></table></div>'
     if isinstance(value, list) and all(isinstance(entry, Mapping) for entry in value):
         flat = [dict(pairs(entry)) for entry in value]
         names = list(dict.fromkeys(name for entry in flat for name in entry))
-        lines = [[leaf(entry.get(name, "")) for name in names] for entry in flat]
+        lines = [[cell(entry.get(name, "")) for name in names] for entry in flat]
         text = [
             i for i, name in enumerate(names) if any(isinstance(e.get(name), str) for e in flat)
         ]
         return table([show(name) for name in names], lines, text=text)
-    return f"<p>{leaf(value)}</p>"
-
-
-def leaf(value: Any) -> str:
-    if isinstance(value, list):
-        shown = ", ".join(show(entry) for entry in value[:12])
-        return shown + (f" and {len(value) - 12} more" if len(value) > 12 else "")
-    return show(value)
+    return f"<p>{cell(value)}</p>"

@@ -7,7 +7,8 @@ from html import escape
 from typing import Any
 
 from fastbandit.report.charts import Points, whisker_chart
-from fastbandit.report.html import document, table
+from fastbandit.report.html import document, folded, header, section, table
+from fastbandit.report.settings import configuration
 
 __all__ = ["make_page"]
 
@@ -115,7 +116,7 @@ def _part(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     return (
         f'<section id="{name}"><h2>{escape(title)}</h2>\n<p>{escape(words)}</p>\n{chart}\n'
-        f"<details><summary>The figures</summary>{_table(heads, cells, 2)}</details>\n"
+        f"{folded('The figures', _table(heads, cells, 2))}\n"
         '<p class="source">from study.json; means over seeds, whiskers are 95 % intervals of '
         "Student; p of Wilcoxon's signed-rank test over seeds, not corrected for the number of "
         "tests</p></section>"
@@ -234,9 +235,6 @@ def make_page(
         if key in environment
     )
     body = "\n".join(parts)
-    header = f'<header><h1>{escape(name)}</h1><p class="meta">{escape(facts)}</p></header>'
-    settings = (
-        '<section id="config"><h2>Configuration</h2><details><summary>config.yaml</summary>\n'
-        f"<pre>{escape(config)}</pre></details></section>"
-    )
-    return document(f"{name}: fastbandit study", header, [], f"{body}\n{settings}", dated=False)
+    head = header(name, [f'<p class="meta">{escape(facts)}</p>'])
+    settings = section("config", "Configuration", folded("config.yaml", configuration(config)))
+    return document(f"{name}: fastbandit study", head, [], f"{body}\n{settings}", dated=False)

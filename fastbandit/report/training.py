@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastbandit.report.charts import Series, line_chart
-from fastbandit.report.folders import Collection, Epoch
-from fastbandit.report.html import finite, get, percent, section, show
+from fastbandit.report.html import empty, finite, get, percent, section, show
+from fastbandit.report.matching import Collection
+from fastbandit.report.retraining import Epoch
 from fastbandit.report.rows import shorten, sources, style_of
 
 __all__ = ["searches", "training"]
@@ -34,7 +35,7 @@ def _guard(line: Epoch) -> str | None:
 def training(found: Collection) -> str:
     runs = [run for run in found.retrainings if run.epochs]
     if not runs:
-        body = '<p class="empty">No epoch of a retraining yet.</p>'
+        body = empty("No epoch of a retraining yet.")
         return section("training", "Training", body, sources(found.retrainings, "metrics.jsonl"))
     span = (0.0, float(max(max(run.planned or 0, run.epochs[-1].epoch + 1) for run in runs)))
     alone = len(runs) == 1

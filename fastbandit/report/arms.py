@@ -1,0 +1,244 @@
+"""The sections of a search's arms: over time, which survive, and why the others went."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from fastbandit.bandit import POLICIES
+from fastbandit.bandit.log import Abandon, Start
+from fastbandit.report.charts import DIVERGING_STEPS, Lane, arm_lanes
+from fastbandit.report.html import empty, folded, run_section, show, table
+from fastbandit.report.search import Run
+
+__all__ = ["abandoned", "arms", "survival"]
+
+
+def _cells(start: Start) -> dict[str, list[int]]:
+    """Rows by cell type, from the names of the edges ('a:0->1')."""
+    cells: dict[str, list[int]] = {}
+    for row, edge in enumerate(start.edges):
+        cells.setdefault(edge.partition(":")[0], []).append(row)
+    return cells
+
+
+def arms(run: Run) -> str:
+    """Every edge's arms over time, one collapsible block for each cell."""
+    start, history = run.start, run.history
+    if start is None or history is None or not run.samples:
+        body = empty("No sample yet.")
+        return run_section(run, "arms", "Arms over time", body, "bandit.jsonl")
+    finite = np.abs(history.difference[np.isfinite(history.difference)])
+    # One scale for all edges. The largest differences are those of the first epochs, when every
+    # epoch changes the accuracy; a scale that held them would show nothing of the later ones.
+    limit = float(np.quantile(finite, 0.8)) if finite.size else 0.0
+    limit = limit or 1.0
+    levels = history.levels(limit)
+    total = len(run.samples)
+    reasons = {(line.row, line.arm): line for line in run.abandons}
+    blocks = []
+    for number, (cell, rows) in enumerate(_cells(start).items()):
+        drawings = []
+        for row in rows:
+            lanes = []
+            for arm, operation in enumerate(start.operations):
+                gone = reasons.get((row, arm))
+                length = min(total, int(history.life[row, arm]))
+                chosen = np.flatnonzero(history.choice[:, row] == arm).tolist()
+                mean = history.mean[length, row, arm]
+                note = f"{operation}: chosen {len(chosen)} times, "
+                note += "not tried" if math.isnan(mean) else f"m {mean:.4f} at the end"
+                note += (
+                    "; still there"
+                    if gone is None
+                    else f"; abandoned after {gone.sample} samples (round {gone.round})"
+                )
+                level = levels[:length, row, arm].tolist()
+                lanes.append(Lane(operation, note, level, chosen, gone is None))
+            drawings.append(
+                '<div class="figure">'
+                + arm_lanes(
+                    lanes,
+                    title=f"edge {start.edges[row]}",
+                    samples=run.planned,
+                    events=[sample for sample, _, _ in run.prunings],
+                )
+                + "</div>"
+            )
+        inner = (
+            f'<div class="grid">{"".join(drawings)}</div>'
+            f"<h3>Means and counts, cell {show(cell)}</h3>{_means(run, rows)}"
+        )
+        words = f"Cell {show(cell)}: {len(rows)} edges"
+        blocks.append(folded(words, inner, opened=number == 0))
+    keys = "".join(f'<i style="background:var(--d{i})"></i>' for i in range(DIVERGING_STEPS))
+    key = (
+        f'<p class="key"><span>m against the mean of the edge\'s arms: '
+        f'{-limit:+.3g} <span class="scale">{keys}</span> {limit:+.3g} and beyond</span>'
+        '<span><i style="background:var(--untried)"></i> not yet tried</span>'
+        '<span><i class="mark"></i> chosen</span><span>× abandoned</span>'
+        "<span>bold: still there</span></p>"
+    )
+    body = (
+        "<p>One lane for each operation, from left to right in samples; a lane ends where its arm "
+        "is abandoned. Colour compares the arm's running performance m (Eq. 4.11) with that of the "
+        "arms then alive on the same edge: blue is better, orange worse. While accuracy rises, "
+        f"an arm that was not chosen lately looks worse for that alone.</p>{key}\n"
+        + "\n".join(blocks)
+    )
+    return run_section(run, "arms", "Arms over time", body, "bandit.jsonl (m and n computed again)")
+
+
+def _means(run: Run, rows: Sequence[int]) -> str:
+    """m and n of every arm: now for those alive, when abandoned for the others."""
+    start, history = run.start, run.history
+    assert start is not None
+    assert history is not None
+    logged = {(line.row, line.arm): line for line in run.abandons}
+    lines = []
+    for row in rows:
+        cells = [f"<th>{show(start.edges[row])}</th>"]
+        for arm in range(len(start.operations)):
+            gone = logged.get((row, arm))
+            if gone is not None:
+                mean, count, kind = gone.mean, gone.count, "gone"
+            else:
+                mean = float(history.mean[-1, row, arm])
+                count, kind = int(history.count[-1, row, arm]), "kept"
+            shown = "none" if count == 0 else f"{mean:.4f}"
+            cells.append(f'<td class="{kind}">{shown}<br><span class="n">n {count}</span></td>')
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    # A name of several words may be broken where the column is narrow.
+    head = "".join(f"<th>{show(name).replace('_', '_<wbr>')}</th>" for name in start.operations)
+    return (
+        '<div class="scroll"><table class="means"><thead><tr><th class="text">edge</th>'
+        f"{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+        "<p>m and n at the end for arms still there (framed), when abandoned for the others.</p>"
+    )
+
+
+def survival(run: Run) -> str:
+    """How many edges hold each operation after each round, and in which cells the last ones are."""
+    start, history = run.start, run.history
+    if start is None or history is None:
+        body = empty("The bandit has not started.")
+        return run_section(run, "survival", "Operations that survive", body, "bandit.jsonl")
+    edges, arms = len(start.edges), len(start.operations)
+    prunings = run.prunings
+    alive = [np.full(arms, edges)]
+    for _, number, _ in prunings:
+        alive.append((history.round > number).sum(0))
+    heads = [f"{arms} arms", *[f"{left}" for _, _, left in prunings]]
+
+    def heat(value: int, most: int) -> str:
+        share = 0.6 * value / most if most else 0.0
+        return f'<td class="heat" style="--v:{share:.2f}">{value}</td>'
+
+    order = sorted(range(arms), key=lambda arm: (-int(alive[-1][arm]), arm))
+    rows = "".join(
+        f"<tr><th>{show(start.operations[arm])}</th>"
+        + "".join(heat(int(step[arm]), edges) for step in alive)
+        + "</tr>"
+        for arm in order
+    )
+    head = "".join(f"<th>{name}</th>" for name in heads)
+    first = (
+        f'<div class="scroll"><table><thead><tr><th class="text">operation</th>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
+    cells = _cells(start)
+    kept = history.life == history.ALIVE
+    by_cell = {cell: kept[cell_rows].sum(0) for cell, cell_rows in cells.items()}
+    rows = "".join(
+        f"<tr><th>{show(start.operations[arm])}</th>"
+        + "".join(heat(int(found[arm]), len(cells[cell])) for cell, found in by_cell.items())
+        + "</tr>"
+        for arm in order
+    )
+    head = "".join(f"<th>{show(cell)}</th>" for cell in cells)
+    second = (
+        f'<div class="scroll"><table><thead><tr><th class="text">operation</th>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
+    left = prunings[-1][2] if prunings else arms
+    body = (
+        f"<p>Edges, of {edges}, on which an operation is still there; by chance each would keep "
+        f"{edges * left / arms:.1f} with {left} of {arms} arms left.</p>"
+        f'<div class="side"><div><h3>By arms left on each edge</h3>{first}</div>'
+        f"<div><h3>Now, by cell</h3>{second}</div></div>"
+    )
+    return run_section(run, "survival", "Operations that survive", body, "bandit.jsonl")
+
+
+def _reason(run: Run, line: Abandon) -> str:
+    """Why an arm went, as far as the log alone can tell."""
+    start, history = run.start, run.history
+    assert start is not None
+    assert history is not None
+    name = start.settings.policy
+    rule = f"rule of policy {show(name)}"
+    if line.upper is None or not history.explained:
+        return rule
+    upper = history.upper(line.sample, line.row)
+    others = [
+        (float(upper[arm]), arm)
+        for arm in range(len(upper))
+        if arm != line.arm and history.round[line.row, arm] > line.round
+    ]
+    if not others:
+        return rule
+    smaller = sum(value < line.upper - 1e-9 for value, _ in others)
+    reason = POLICIES[name].reason if name in POLICIES else ""
+    if reason or smaller:
+        return f"{reason or rule}; upper bound {smaller + 1} of {len(others) + 1} from below"
+    bound, arm = min(others)
+    other = show(start.operations[arm])
+    if bound <= line.upper + 1e-12:
+        return f"smallest upper bound {line.upper:.4f}, equal to {other}'s; the lowest index goes"
+    return f"smallest upper bound {line.upper:.4f}; next smallest {bound:.4f} ({other})"
+
+
+def abandoned(run: Run) -> str:
+    if not run.abandons:
+        body = empty("No arm has been abandoned yet.")
+        return run_section(run, "abandoned", "Abandoned arms", body, "bandit.jsonl")
+
+    def bound(value: float | None) -> str:
+        return "none" if value is None else f"{value:.4f}"
+
+    by_round: dict[int, list[Abandon]] = {}
+    for line in run.abandons:
+        by_round.setdefault(line.round, []).append(line)
+    blocks = []
+    heads = ["cell", "edge", "operation", "round", "sample", "m", "n", "lower", "upper", "N",
+             "reason"]  # fmt: skip
+    for number, lines in sorted(by_round.items()):
+        rows = [
+            [
+                show(line.cell),
+                show(line.edge),
+                show(line.operation),
+                str(line.round),
+                str(line.sample),
+                f"{line.mean:.4f}",
+                str(line.count),
+                bound(line.lower),
+                bound(line.upper),
+                str(line.total),
+                _reason(run, line),
+            ]
+            for line in lines
+        ]
+        words = (
+            f"Round {number}: after {lines[0].sample} samples, {len(lines)} arms, "
+            f"{lines[0].arms_left} left on each edge"
+        )
+        inner = table(heads, rows, text=(0, 1, 2, 10))
+        blocks.append(folded(words, inner, opened=len(by_round) == 1))
+    body = (
+        f"<p>{len(run.abandons)} arms in {len(by_round)} rounds. The bounds are Eqs. 4.9 and 4.12, "
+        "m ∓ bonus √(2 ln N / n), at the moment of the decision.</p>" + "\n".join(blocks)
+    )
+    return run_section(run, "abandoned", "Abandoned arms", body, "bandit.jsonl")
