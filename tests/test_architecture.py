@@ -48,3 +48,19 @@ def test_the_page_names_files_that_are_there():
     sources = "".join(path.read_text() for path in (ROOT / "fastbandit").rglob("*.py"))
     for name in re.findall(r"`[A-Z]\w+\.(\w+)`|`ops\.(\w+)`", page):
         assert re.search(rf"\b{''.join(name)}\b", sources), name
+
+
+def test_comments_point_to_decisions_that_are_there():
+    sections = re.findall(r"^## (.+)$", (ROOT / "docs" / "decisions.md").read_text(), re.MULTILINE)
+    named = set()
+    for folder in ("fastbandit", "csrc"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in (".py", ".h", ".cpp", ".cu"):
+                named |= set(re.findall(r"docs/decisions\.md#([\w-]+)", path.read_text()))
+    assert named == set(sections)
+
+
+def test_the_index_lists_every_page():
+    page = (ROOT / "docs" / "index.md").read_text()
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    assert set(re.findall(r"\]\(([\w-]+\.md)\)", page)) == pages
