@@ -9,9 +9,8 @@ namespace fastbandit::cpu {
 
 namespace {
 
-// Eight channels fill a vector of AVX2 and half of one of AVX-512: 64 x 8 x 8 x 8 in channels-last,
-// k = 3, one thread of a Zen 4, takes 20, 24, 19 us (forward, input and weight gradient) with the
-// first and 30, 37, 27 us with the second. With four channels it is 38, 44, 27 and 29, 36, 27 us.
+// Eight channels fill a vector of AVX2 and half of one of AVX-512; with four, AVX-512 is the faster
+// one (docs/decisions.md#depthwise-eight-channels).
 const ConvKernels& depthwise_kernels(const ConvProblem& p, const Array4& first) {
 #if defined(__x86_64__)
   if (isa() == Isa::avx512 && p.c == 8 && first.c == 1)

@@ -176,11 +176,8 @@ def short_call(op: torch._ops.OpOverload) -> Callable[..., Any]:
 
 _increment_version = torch.autograd.graph.increment_version
 
-# Both kernels below are Python and run at every eager call of an op. Measured on a 2-core CPU with
-# an op of the schema of pgd_step_ that does nothing: 2.7 us without a kernel on the Autograd key,
-# 5.3 us with one that only redispatches, 6.0 us with the check and the version counter added, and
-# 6.6 us if it calls the op again under _AutoDispatchBelowAutograd in place of the redispatch. So
-# the way from C++ into Python and back is what costs, not the body.
+# Both kernels below are Python and run at every eager call of an op. The way from C++ into Python
+# and back is what costs, not the body (docs/decisions.md#eager-call).
 
 
 def _tensor_arguments(

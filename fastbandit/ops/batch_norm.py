@@ -14,15 +14,8 @@ from fastbandit.ops._register import below_autograd, define, refuse_second_deriv
 __all__ = ["batch_norm"]
 
 # Which route serves what. torch's own is taken, except on a CPU for float32 in channels-last from
-# this many elements on. What counts is a whole step, where maps come from memory and buffers are
-# fresh. FGSM step of robust9-light in single ops (without conv_block, which has a batch norm of its
-# own) with torch's batch norm / with our kernel, idle 2-core Zen 4 (bench_search_step.py):
-#   128 x 3 x 32 x 32, C = 16: 2 threads 1378 / 1009 ms, 1 thread 2359 / 1868 ms
-#   64 x 3 x 28 x 28, C = 8:   2 threads  358 / 248 ms,  1 thread  495 / 455 ms
-#   64 x 3 x 8 x 8, C = 8:     85 to 87 ms with either: a Python-declared op with a gradient costs
-#                              there what it saves, so such maps are left to torch
-# The op alone, in a loop over warm buffers, is slower than torch's at places
-# (benchmarks/bench_batch_norm.py).
+# this many elements on: there a whole step, with maps from memory and fresh buffers, is faster by
+# our kernel (docs/decisions.md#batch-norm).
 _LEAST_ELEMENTS = 1 << 16
 
 

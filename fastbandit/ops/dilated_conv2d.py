@@ -17,24 +17,9 @@ from fastbandit.ops._register import differentiated_by_torch
 
 __all__ = ["dilated_conv2d"]
 
-# Which route serves what. The library's (oneDNN, cuDNN) is taken unless another one is at least
-# 1.3 times as fast on every measured shape of its range.
-#
-# CPU, float32, dilation 2, stride 1, N = 64, C_in = C_out = 16 to 128, "same" padding: time of the
-# library over that of the four-phase split (below), least to greatest over C and both layouts,
-# minimum of 7 runs in turn on one core of a Zen 4.
-#
-#            H = W      k = 3        k = 5        k = 7
-#   weight     4     1.3 to 1.8   1.8 to 4.0   1.7 to 6.0
-#   gradient   8     0.5 to 1.0   2.2 to 3.5   2.5 to 5.6
-#             12     0.5 to 1.0   0.7 to 1.6   2.5 to 4.8
-#             16     0.5 to 0.9   0.7 to 0.9   0.8 to 0.9
-#
-# So the split computes the weight gradient where the filter's extent 2 (k - 1) reaches the size of
-# the map, and nothing else: forward and input gradient are 0.3 to 1.0 times as fast by the split
-# for every k at H = 8, 16 and 32. Other routes to the weight gradient lose to the split there: one
-# matrix product for each tap (0.6 to 2.8 times the library's speed), F.unfold and one product (0.1
-# to 1.2). On CUDA nothing is measured yet, so everything goes to the library.
+# Which route serves what: the library's (oneDNN, cuDNN), except that on a CPU a four-phase split
+# computes the weight gradient where the filter's extent 2 (k - 1) reaches the size of the map;
+# elsewhere no other route is faster (docs/decisions.md#dilated-convolution).
 _SPLIT_DILATION = 2
 
 
@@ -51,7 +36,7 @@ def dilated_conv2d(
 
     The same as ``F.conv2d(F.relu(x) if relu else x, weight, None, stride, padding, dilation)``,
     and computed by the library behind it, in x's layout and under autocast as usual, except where
-    another route is measured to be much faster (the table in this module).
+    another route is measured to be much faster (docs/decisions.md).
 
     Args:
         x: [N, C, H, W], float32, float64, bfloat16 or float16, any strides; N may be 0.

@@ -15,9 +15,8 @@ from fastbandit.ops._register import below_autograd, define, refuse_second_deriv
 __all__ = ["max_pool2d"]
 
 _KERNEL, _PADDING = 3, 1
-# Below this many outputs a Python-declared op with a gradient costs what its kernel saves. Forward
-# and backward, torch / ours, 2 threads of a Xeon (Emerald Rapids; bench_pool.py), stride 1:
-# 64 x 8 x 8 x 8 1.2, 64 x 16 x 4 x 4 0.8, 64 x 16 x 14 x 14 3.0.
+# Below this many outputs a Python-declared op with a gradient costs what its kernel saves
+# (docs/decisions.md#max-pooling).
 _LEAST_OUTPUTS = 1 << 15
 
 

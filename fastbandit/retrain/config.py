@@ -221,7 +221,8 @@ class RetrainConfig(TrainingConfig):
         )
 
 
-# What each preset changes. Why: docs/retrain.md. The guard takes 2 to 3 % of the time in all.
+# What each preset changes. Why: docs/retrain.md. The guard costs little in all
+# (docs/decisions.md#guard-cost).
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": {},
     "smoke": {

@@ -10,7 +10,7 @@ if __name__ == "__main__":
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import tyro
 
@@ -18,6 +18,7 @@ from fastbandit.command import Command, Request, RunOptions, base_config, take_o
 from fastbandit.config import merge
 from fastbandit.distributed import Group
 from fastbandit.runs.progress import Progress
+from fastbandit.search.adversarial import Adversarial
 from fastbandit.search.config import PRESETS, SearchConfig
 from fastbandit.search.estimate import dry_run
 from fastbandit.search.networks import REFERENCE, network_name
@@ -44,13 +45,15 @@ class SearchCommand(Command[SearchConfig]):
     config = SearchConfig
     options = Options
     presets = PRESETS
+    #: What trains and scores a path, a :class:`~fastbandit.search.trial.Trial`.
+    trial: ClassVar[type[Any]] = Adversarial
     description = (
         "Anti-bandit search (ABanditNAS) for an architecture that stays accurate under adversarial "
         "attack. With no argument: the embedded digits, minutes on a CPU."
     )
 
     def base(self, arguments: Sequence[str]) -> SearchConfig:
-        base = base_config(SearchConfig(), PRESETS, arguments)
+        base = base_config(self.default(), PRESETS, arguments)
         # Of images of one's own nothing is left out unasked.
         given = ("preset", "config", "resume", "data")
         if all(take_option(arguments, name) is None for name in given):
@@ -69,6 +72,7 @@ class SearchCommand(Command[SearchConfig]):
             force=request.options.force,
             progress=progress,
             group=group,
+            trial=self.trial,
         )
 
     def estimate(self, request: Request[SearchConfig]) -> dict[str, Any]:

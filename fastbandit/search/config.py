@@ -161,9 +161,8 @@ class SearchConfig(TrainingConfig):
 
 
 # What each preset changes. Learning rates, batches and radii are those of the paper's authors as
-# far as they are known. The digits are ours: so small a set gives few steps in an epoch, and with
-# batches of 64 instead of 128 and a floor under the learning rate the shared weights reached 60 to
-# 74 % clean and 30 to 38 % robust accuracy late in a search, instead of 20 % and 10 %.
+# far as they are known. The digits are ours: so small a set gives few steps in an epoch, hence
+# small batches and a floor under the learning rate (docs/decisions.md#search-on-digits).
 PRESETS: dict[str, dict[str, Any]] = {
     # Minutes on two cores: a third of the epochs of the printed T, on half of the training images.
     "digits": {"train_limit": 2000, "bandit": {"rounds": 1}, "final": {"network_epochs": 10}},

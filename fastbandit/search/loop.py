@@ -30,7 +30,10 @@ from fastbandit.search.setup import Setup
 from fastbandit.search.trial import Path, PathResult, Trial, TrialResult
 from fastbandit.training import Cost, Engine, cosine
 
-__all__ = ["SearchRun"]
+__all__ = ["MakeTrial", "SearchRun"]
+
+#: Makes the trial of a search.
+MakeTrial = Callable[[Setup, Session, Cost], Trial]
 
 
 class SearchRun:
@@ -45,7 +48,7 @@ class SearchRun:
         self,
         setup: Setup,
         session: Session,
-        trial: Callable[[Setup, Session, Cost], Trial] = Adversarial,
+        trial: MakeTrial = Adversarial,
     ) -> None:
         self.setup, self.session, self.config = setup, session, setup.config
         self.group = session.group

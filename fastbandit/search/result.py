@@ -8,7 +8,6 @@ import torch
 
 from fastbandit._version import __version__
 from fastbandit.bandit import replay
-from fastbandit.report import write_report
 from fastbandit.runs.cost import cost_summary
 from fastbandit.runs.environment import peak_memory_mb
 from fastbandit.runs.tensors import RunError, save_tensors
@@ -82,6 +81,9 @@ def finish(current: SearchRun, networks: Networks) -> dict[str, Any]:
         | {"graphs": current.engine.records},
         "versions": {"torch": torch.__version__, "fastbandit": __version__},
     }
+    # Imported here: the report reads what this package writes, and knows its names.
+    from fastbandit.report import write_report
+
     # The summary is what makes a run finished, so it comes last; the report shows it.
     write_report(folder.path, summary=summary)
     return session.finish(summary)

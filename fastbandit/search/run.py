@@ -19,8 +19,9 @@ from fastbandit.runs.session import (
     torch_settings,
 )
 from fastbandit.search import result
+from fastbandit.search.adversarial import Adversarial
 from fastbandit.search.config import SearchConfig
-from fastbandit.search.loop import SearchRun
+from fastbandit.search.loop import MakeTrial, SearchRun
 from fastbandit.search.networks import FOLDER, Networks
 from fastbandit.search.setup import Setup, build
 
@@ -39,6 +40,7 @@ def search(
     progress: Progress | None = None,
     group: Group | None = None,
     source: DataSource | None = None,
+    trial: MakeTrial = Adversarial,
 ) -> tuple[Path, dict[str, Any]]:
     """Run a search to its end, or go on with one that was interrupted.
 
@@ -53,6 +55,8 @@ def search(
         source: the images, for instance :func:`fastbandit.data.load` of a torch Dataset; None:
             those that ``config.data`` names. To go on with a run, give the same images again:
             their digest is stored and compared.
+        trial: makes what trains and scores a path. It is not in ``config.yaml``: one with another
+            result has a configuration of its own, a subclass of :class:`SearchConfig`.
 
     Returns:
         The run folder and its summary; of a finished run of the same configuration in ``out``
@@ -72,11 +76,11 @@ def search(
         setup = build(config, group, source)
         with session.open(FILES, out, root=root, name=config.name, force=force, progress=progress):
             done = session.finished(setup.splits)
-            return session.path, _search(setup, session) if done is None else done
+            return session.path, _search(setup, session, trial) if done is None else done
 
 
-def _search(setup: Setup, session: Session) -> dict[str, Any]:
-    current, config, progress = SearchRun(setup, session), setup.config, session.progress
+def _search(setup: Setup, session: Session, trial: MakeTrial) -> dict[str, Any]:
+    current, config, progress = SearchRun(setup, session, trial), setup.config, session.progress
     graphs = current.engine.graphs
     if graphs is not None and graphs.reason and setup.device.type == "cuda":
         progress.note(f"no CUDA graphs: {graphs.reason}")

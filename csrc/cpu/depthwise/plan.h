@@ -154,9 +154,8 @@ inline int64_t rows_from(const Array4& a, int64_t images, int64_t n, int64_t h) 
 
 // Whether the map that is read and the one that is written outgrow the caches together, so that it
 // pays to ask for both ahead (asking for one of the two alone gains nothing, the other one waits). A
-// layer's maps share the 32 MiB of the last level with the rest of its network: between other layers
-// 8 MiB were 1.5 to 2.4 times as fast at k = 3, though 15 % slower where nothing else ran. The weight
-// gradient gains nothing, so it does without.
+// layer's maps share the last level with the rest of its network
+// (docs/decisions.md#depthwise-prefetch). The weight gradient gains nothing, so it does without.
 constexpr int64_t kCachedBytes = 6 << 20;
 
 inline bool outgrows_cache(const ConvProblem& p) {
