@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from fastbandit.config import check_values
 from fastbandit.data import ImageSet, Loader
 from fastbandit.overfitting import GuardConfig, OverfittingGuard, stronger
 from fastbandit.threat import ThreatModel
@@ -118,4 +119,4 @@ def test_twice_the_steps_of_half_the_size():
 @pytest.mark.parametrize(("setting", "value"), [("every", 0), ("images", 0), ("steps", 1)])
 def test_senseless_settings(setting, value):
     with pytest.raises(ValueError, match=rf"guard\.{setting}: expected . or more, got {value}"):
-        GuardConfig(**{setting: value}).check()
+        check_values(GuardConfig(**{setting: value}), "guard.")
