@@ -35,7 +35,7 @@ from fastbandit import info as package_info
 from fastbandit import ops
 from fastbandit._graphs import CudaRecorder, Graphs
 from fastbandit._native import status
-from fastbandit.nn import layers
+from fastbandit.nn.norm import reset_running_stats
 from fastbandit.training import Cost, train_epoch
 
 LAST = torch.channels_last
@@ -327,7 +327,7 @@ def capture(bench: Bench) -> None:
         task.modules = list(task.model.path_modules())
         task.parameters = list(task.model.path_parameters())
         task.optimizer.param_groups[0]["params"] = task.parameters
-        layers.reset_running_stats(task.modules)
+        reset_running_stats(task.modules)
         task.batches = 4
         times = [time.perf_counter()]
 

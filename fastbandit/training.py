@@ -19,7 +19,7 @@ from fastbandit.attacks import perturb, perturb_from
 from fastbandit.attacks._model import check_answer, misclassified, with_autograd
 from fastbandit.attacks.ball import perturbed
 from fastbandit.distributed import Team
-from fastbandit.nn.layers import BatchNorm2d, Moves
+from fastbandit.nn.norm import BatchNorm2d, Moves
 from fastbandit.threat import ThreatModel
 
 __all__ = [

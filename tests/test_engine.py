@@ -17,8 +17,8 @@ from fastbandit._graphs import Graphs
 from fastbandit._inputs import Start
 from fastbandit.data import Augment, ImageSet, Loader
 from fastbandit.genotype import Genotype
-from fastbandit.nn.layers import BatchNorm2d, Moves
 from fastbandit.nn.network import Network
+from fastbandit.nn.norm import BatchNorm2d, Moves
 from fastbandit.nn.supernet import Supernet
 from fastbandit.objectives import Adversarial, Free, Trades
 from fastbandit.search import SearchConfig, search

@@ -14,9 +14,10 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from fastbandit import _inputs, ops
 from fastbandit.data import Loader, load
 from fastbandit.genotype import Genotype
+from fastbandit.nn.blocks import DepthwiseConv2d
 from fastbandit.nn.frozen import FrozenBatchNorm, freeze
-from fastbandit.nn.layers import BatchNorm2d, DepthwiseConv2d
 from fastbandit.nn.network import Network
+from fastbandit.nn.norm import BatchNorm2d
 from fastbandit.nn.operations import make
 from fastbandit.nn.shortcuts import Plain, may_keep
 from fastbandit.nn.supernet import Supernet
