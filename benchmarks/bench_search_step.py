@@ -38,7 +38,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastbandit import ops
-from fastbandit._graphs import Graphs
 from fastbandit.nn import operations
 from fastbandit.nn.blocks import DepthwiseConv2d, DilatedConv2d, ReluConvBN, Residual
 from fastbandit.nn.denoise import Denoise
@@ -47,7 +46,7 @@ from fastbandit.nn.norm import BatchNorm2d, reset_running_stats
 from fastbandit.nn.supernet import Supernet
 from fastbandit.space import get
 from fastbandit.threat import ThreatModel
-from fastbandit.training import Cost, Engine, Precision, train_epoch
+from fastbandit.training import Cost, Engine, Graphs, Precision, train_epoch
 
 AUTHORS, EAGER, COMPILED, OURS = "authors' style", "eager", "torch.compile", "fastbandit"
 GRAPHED = "eager in a graph"

@@ -18,13 +18,13 @@ from fastbandit.data import load
 from fastbandit.genotype import Genotype
 from fastbandit.models import load_model
 from fastbandit.nn.network import Network
-from fastbandit.overfitting import Verdict
 from fastbandit.report import write_report
 from fastbandit.runs.progress import Progress
 from fastbandit.search import SearchConfig, dry_run, main, networks, parse, search
 from fastbandit.search import __main__ as module
 from fastbandit.search.adversarial import Adversarial
 from fastbandit.study import StudyConfig
+from fastbandit.training.overfitting import Verdict
 
 # With networks trained from scratch, and tuning before them.
 FINAL = {**TINY["final"], "tune_epochs": 2, "network_epochs": 2}
