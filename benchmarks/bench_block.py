@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from conftest import OURS, SMOKE
 from torch import Tensor, nn
 
-from fastbandit.nn import layers
+from fastbandit.nn.blocks import ReluConvBN
 from fastbandit.nn.operations import make
 
 N = 8 if SMOKE else 64
@@ -50,7 +50,7 @@ def test_block(measure: Callable[..., None], device, c, h, kind, step, rival):
         return torch.randn(N, c, h, h).to(device, memory_format=torch.channels_last)
 
     if kind == "four maps":
-        block: nn.Module = layers.ReluConvBN(4 * c, c, affine=True).to(device)
+        block: nn.Module = ReluConvBN(4 * c, c, affine=True).to(device)
         xs = [draw().requires_grad_() for _ in range(4)]
         x: Tensor | list[Tensor] = xs
     else:

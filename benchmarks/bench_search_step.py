@@ -38,12 +38,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastbandit import ops
-from fastbandit._graphs import Graphs
-from fastbandit.nn import layers, operations
+from fastbandit.nn import operations
+from fastbandit.nn.blocks import DepthwiseConv2d, DilatedConv2d, ReluConvBN, Residual
+from fastbandit.nn.denoise import Denoise
+from fastbandit.nn.gabor import Gabor
+from fastbandit.nn.norm import BatchNorm2d, reset_running_stats
 from fastbandit.nn.supernet import Supernet
 from fastbandit.space import get
 from fastbandit.threat import ThreatModel
-from fastbandit.training import Cost, Engine, Precision, train_epoch
+from fastbandit.training import Cost, Engine, Graphs, Precision, train_epoch
 
 AUTHORS, EAGER, COMPILED, OURS = "authors' style", "eager", "torch.compile", "fastbandit"
 GRAPHED = "eager in a graph"
@@ -81,7 +84,7 @@ THREATS = {
 # --- the same layers in plain PyTorch -------------------------------------------------------------
 
 
-class PlainDepthwise(layers.DepthwiseConv2d):
+class PlainDepthwise(DepthwiseConv2d):
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(
             F.relu(x),
@@ -94,12 +97,12 @@ class PlainDepthwise(layers.DepthwiseConv2d):
         )
 
 
-class PlainDilated(layers.DilatedConv2d):
+class PlainDilated(DilatedConv2d):
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(F.relu(x), self.weight, None, self.stride, self.padding, self.dilation)
 
 
-class PlainGabor(layers.Gabor):
+class PlainGabor(Gabor):
     """Filters and convolution in single PyTorch operations; ``dense``: as the authors have it."""
 
     dense = True
@@ -122,7 +125,7 @@ class PlainChannelSumGabor(PlainGabor):
     dense = False
 
 
-class PlainBatchNorm(layers.BatchNorm2d):
+class PlainBatchNorm(BatchNorm2d):
     """torch.nn.BatchNorm2d with a momentum: its cumulative average reads a count back from the
     device at every forward, where a compiler has to stop too."""
 
@@ -135,7 +138,7 @@ def plain_block(x: Any, norm: nn.Module, pointwise: Tensor, depthwise: nn.Module
     return norm(F.conv2d(F.relu(x) if depthwise is None else depthwise(x), pointwise))
 
 
-class PlainReluConvBN(layers.ReluConvBN):
+class PlainReluConvBN(ReluConvBN):
     def forward(self, x: Any) -> Tensor:
         return plain_block(x, self.bn, self.weight, None)
 
@@ -151,7 +154,7 @@ class PlainSepConvM(operations.SepConvM):
         return plain_block(x, self.bn2, self.pointwise2, self.depthwise2)
 
 
-class PlainDenoise(layers.Denoise):
+class PlainDenoise(Denoise):
     def forward(self, x: Tensor) -> Tensor:
         n, c, h, w = x.shape
         flat = x.reshape(n, c, h * w)
@@ -162,12 +165,12 @@ class PlainDenoise(layers.Denoise):
 
 def in_plain_pytorch(model: nn.Module, *, dense: bool) -> nn.Module:
     plain: dict[type[nn.Module], type[nn.Module]] = {
-        layers.DepthwiseConv2d: PlainDepthwise,
-        layers.DilatedConv2d: PlainDilated,
-        layers.Gabor: PlainGabor if dense else PlainChannelSumGabor,
-        layers.BatchNorm2d: PlainBatchNorm,
-        layers.Denoise: PlainDenoise,
-        layers.ReluConvBN: PlainReluConvBN,
+        DepthwiseConv2d: PlainDepthwise,
+        DilatedConv2d: PlainDilated,
+        Gabor: PlainGabor if dense else PlainChannelSumGabor,
+        BatchNorm2d: PlainBatchNorm,
+        Denoise: PlainDenoise,
+        ReluConvBN: PlainReluConvBN,
         operations.DilConv: PlainDilConv,
         operations.SepConvM: PlainSepConvM,
     }
@@ -207,7 +210,7 @@ class Task:
         searched = get(space, nodes=NODES, cell_types=CELL_TYPES)
         model = Supernet(searched, in_channels=3, classes=10, channels=CHANNELS)
         for module in model.modules():  # a block that starts as the identity would hide its errors
-            if isinstance(module, layers._Residual):
+            if isinstance(module, Residual):
                 nn.init.constant_(module.bn.weight, 0.3)
         model.set_path(balanced_path(model.arms, model.rows))
         self.layout = torch.contiguous_format if rival == AUTHORS else torch.channels_last
@@ -249,7 +252,7 @@ class Task:
         self.loss = torch.zeros((), device=device)
         self.cost = Cost()
         model.train()
-        layers.reset_running_stats(self.modules)
+        reset_running_stats(self.modules)
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """The batch, as often as a call has steps: what train_epoch asks of a loader."""

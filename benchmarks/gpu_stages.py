@@ -33,10 +33,10 @@ from torch.nn import functional as F
 
 from fastbandit import info as package_info
 from fastbandit import ops
-from fastbandit._graphs import CudaRecorder, Graphs
 from fastbandit._native import status
-from fastbandit.nn import layers
+from fastbandit.nn.norm import reset_running_stats
 from fastbandit.training import Cost, train_epoch
+from fastbandit.training.cuda_graphs import CudaRecorder, Graphs
 
 LAST = torch.channels_last
 COLD_BYTES = 256 << 20  # of all copies of a call's tensors together: no cache holds them
@@ -327,7 +327,7 @@ def capture(bench: Bench) -> None:
         task.modules = list(task.model.path_modules())
         task.parameters = list(task.model.path_parameters())
         task.optimizer.param_groups[0]["params"] = task.parameters
-        layers.reset_running_stats(task.modules)
+        reset_running_stats(task.modules)
         task.batches = 4
         times = [time.perf_counter()]
 

@@ -30,7 +30,7 @@ import torch.distributed as dist
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from fastbandit.nn.layers import BatchNorm2d
+from fastbandit.nn.norm import BatchNorm2d
 
 __all__ = [
     "Group",

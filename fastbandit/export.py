@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from fastbandit._files import write_atomic
 from fastbandit.command import guard
 from fastbandit.models import Model, find_model, load_model
-from fastbandit.nn.layers import Denoise
+from fastbandit.nn.denoise import Denoise
 
 __all__ = ["OPSET", "ExportError", "export_model", "has_onnx", "main"]
 

@@ -23,26 +23,13 @@ operations the cells hold; not names, macro or search. Two edges of a node may s
 that a damaged byte of macro or search is noticed too. A file without hash or checksum is accepted,
 for instance one edited by hand; one with a wrong hash or checksum is not.
 
-The same architecture as text in the manner of DARTS (:meth:`Genotype.to_darts`)::
-
-    Genotype(
-        a=[('conv_3x3', 0), ('gab_filt_3x3', 1), ('sep_conv_3x3', 2), ('dtp_blok_3x3', 1)],
-        a_concat=[1, 2, 3, 4],
-        b=...
-        gabor='released',
-    )
-
-A cell whose nodes have one edge each is a list of pairs (operation, source), one for each node;
-any other cell is a list of such lists, one for each node. Options that are not the default and
-bear on an operation of the cells follow the cells. The two-cell genotypes of DARTS itself
-(``normal``, ``reduce``) cannot be read: their cells have two inputs.
+The same architecture as text in the manner of DARTS: :mod:`fastbandit.darts_text`.
 
 This module loads pydantic but not torch.
 """
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import hashlib
 import json
@@ -65,6 +52,8 @@ from pydantic import (
     model_validator,
 )
 
+from fastbandit import darts_text
+from fastbandit._choices import cells_of
 from fastbandit._files import MEGABYTE, FileError, checksum, read_json, write_atomic
 from fastbandit.operations import OPERATIONS, OperationOptions
 from fastbandit.space import (
@@ -85,7 +74,6 @@ _OPTIONS = dataclasses.asdict(OperationOptions())  # by name, with their default
 FORMAT = "fastbandit.genotype"
 SCHEMA_VERSION = 1
 _PUBLISHED = Path(__file__).parent / "_data" / "genotypes"
-_LONGEST_TEXT = 1_000_000  # characters of DARTS text; the literal parser recurses
 _LARGEST_FILE = MEGABYTE  # ours have 20 thousand bytes
 _MOST_NODES = 64  # of a cell
 
@@ -383,47 +371,7 @@ class Genotype(_Model):
             ValueError: a wrong length, an arm out of range, no ``mean`` where it is needed.
         """
         space = get(space) if isinstance(space, str) else space
-        space.check_one_input("from_choices")
-        arms = space.check_choice(choice)
-        if edges_per_node not in ("all", 1, 2):
-            raise ValueError(
-                f"from_choices: edges_per_node: expected 'all', 1 or 2, got {edges_per_node!r}"
-            )
-        keep = space.nodes if edges_per_node == "all" else edges_per_node
-        score = [0.0] * space.rows
-        if edges_per_node != "all":
-            if mean is None:
-                raise ValueError(
-                    f"from_choices: mean: needed to rank edges when edges_per_node is "
-                    f"{edges_per_node}"
-                )
-            table = mean.tolist() if hasattr(mean, "tolist") else mean
-            if len(table) != space.rows or any(len(row) != space.arms for row in table):
-                raise ValueError(
-                    f"from_choices: mean: expected {space.rows} rows of {space.arms} arms"
-                )
-            score = [float(row[arm]) for row, arm in zip(table, arms, strict=True)]
-            score = [value if value == value else float("-inf") for value in score]
-        cells = []
-        for cell in range(space.cell_types):
-            nodes: list[list[tuple[int, int]]] = [[] for _ in range(space.nodes)]  # source, row
-            for edge, (source, node) in enumerate(space.edges):
-                nodes[node - 1].append((source, space.row(cell, edge)))
-            cells.append(
-                {
-                    "name": CELL_NAMES[cell],
-                    "nodes": [
-                        [
-                            {"op": space.operations[arms[row]], "source": source}
-                            for source, row in sorted(
-                                sorted(edges, key=lambda edge: -score[edge[1]])[:keep]
-                            )
-                        ]
-                        for edges in nodes
-                    ],
-                    "concat": list(range(1, space.nodes + 1)),
-                }
-            )
+        cells = cells_of(space, choice, mean, edges_per_node)
         return cls._build(
             "from_choices",
             {
@@ -441,19 +389,12 @@ class Genotype(_Model):
 
     def to_darts(self) -> str:
         """The architecture (not names, macro or search) as text; see the module's docstring."""
-        lines = []
-        for cell in self.cells:
-            nodes = [[(edge.op, edge.source) for edge in edges] for edges in cell.nodes]
-            single = all(len(edges) == 1 for edges in nodes)
-            value: list[Any] = [edges[0] for edges in nodes] if single else nodes
-            lines.append(f"{cell.name}={value!r}")
-            lines.append(f"{cell.name}_concat={list(cell.concat)!r}")
-        lines += [
-            f"{key}={value!r}"
-            for key, value in self._options_in_use().items()
-            if value != _OPTIONS[key]
-        ]
-        return "Genotype(\n" + "".join(f"    {line},\n" for line in lines) + ")"
+        cells = {
+            cell.name: ([[(e.op, e.source) for e in edges] for edges in cell.nodes], cell.concat)
+            for cell in self.cells
+        }
+        options = self._options_in_use().items()
+        return darts_text.write(cells, {k: value for k, value in options if value != _OPTIONS[k]})
 
     @classmethod
     def from_darts(cls, text: str, *, space: str | None = None) -> Genotype:
@@ -465,32 +406,11 @@ class Genotype(_Model):
         Raises:
             GenotypeError: the text is something else, or a genotype of DARTS with its two cells.
         """
-        name, keywords = _parse_call(text)
-        foreign = {"normal", "reduce", "normal_concat", "reduce_concat"} & set(keywords)
-        if foreign:
-            raise GenotypeError(
-                "DARTS text: a two-cell DARTS genotype (normal, reduce): its cells have two "
-                "inputs, those of this space have one, so it cannot be converted; expected cells "
-                "a, b, c, ..."
-            )
-        options = {key: keywords.pop(key) for key in _OPTIONS if key in keywords}
-        cells = []
-        for cell in CELL_NAMES:
-            if cell not in keywords:
-                break
-            value = keywords.pop(cell)
-            nodes = _nodes(cell, value)
-            concat = keywords.pop(f"{cell}_concat", list(range(1, len(nodes) + 1)))
-            cells.append({"name": cell, "nodes": nodes, "concat": concat})
-        if keywords:
-            raise GenotypeError(
-                f"DARTS text: unexpected {', '.join(sorted(keywords))}; expected cells a, b, c, "
-                f"... without a gap, their a_concat, ..., and {', '.join(_OPTIONS)}"
-            )
-        if not cells:
-            raise GenotypeError("DARTS text: expected cells a, b, c, ..., got none")
-        fields = {"name": name, "space": space, "options": options, "cells": cells}
-        return cls._build("DARTS text", fields)
+        try:
+            fields = darts_text.read(text, _MOST_NODES)
+        except darts_text.DartsTextError as error:
+            raise GenotypeError(str(error)) from None
+        return cls._build("DARTS text", {**fields, "space": space})
 
     # -- a picture --------------------------------------------------------------------------
 
@@ -526,66 +446,3 @@ def _first_error(error: ValidationError) -> str:
     got = "" if isinstance(given, dict | list | tuple | BaseModel) else f", got {given!r:.80}"
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
     return f"{place + ': ' if place else ''}{message}{got}{more}"
-
-
-def _parse_call(text: str) -> tuple[str | None, dict[str, Any]]:
-    """``[NAME =] Genotype(key=literal, ...)`` -> name, keywords."""
-    shape = "expected Genotype(a=[('conv_3x3', 0), ...], a_concat=[1, 2, 3, 4], b=...)"
-    if len(text) > _LONGEST_TEXT:
-        raise GenotypeError(f"DARTS text: {shape}, got {len(text)} characters")
-    try:
-        statements = ast.parse(text.strip()).body
-    except SyntaxError as error:
-        raise GenotypeError(
-            f"DARTS text: {shape}, got a syntax error in line {error.lineno}: {error.msg}"
-        ) from None
-    except (ValueError, RecursionError, MemoryError) as error:
-        # NUL characters, huge integers, brackets nested too deeply.
-        raise GenotypeError(f"DARTS text: {shape}, got text that does not parse: {error}") from None
-    name = None
-    statement = statements[0] if len(statements) == 1 else None
-    if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
-        name = statement.targets[0].id
-    call = statement.value if isinstance(statement, ast.Assign | ast.Expr) else None
-    if not (
-        isinstance(call, ast.Call)
-        and isinstance(call.func, ast.Name)
-        and call.func.id == "Genotype"
-        and not call.args
-        and all(keyword.arg is not None for keyword in call.keywords)
-    ):
-        raise GenotypeError(f"DARTS text: {shape}, got {text.strip()[:60]!r}")
-    return name, {str(keyword.arg): _literal(keyword) for keyword in call.keywords}
-
-
-def _literal(keyword: ast.keyword) -> Any:
-    value = keyword.value
-    try:
-        if (
-            isinstance(value, ast.Call)
-            and isinstance(value.func, ast.Name)
-            and value.func.id == "range"
-            and not value.keywords
-        ):
-            return list(range(*map(ast.literal_eval, value.args))[: _MOST_NODES + 1])
-        return ast.literal_eval(value)
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, OverflowError):
-        raise GenotypeError(
-            f"DARTS text: {keyword.arg}: expected a literal (lists, tuples, strings, numbers)"
-        ) from None
-
-
-def _nodes(cell: str, value: Any) -> list[list[dict[str, Any]]]:
-    """Pairs, or lists of pairs, as the nodes of a cell."""
-
-    def is_pair(item: Any) -> bool:
-        return isinstance(item, list | tuple) and len(item) == 2 and isinstance(item[0], str)
-
-    if isinstance(value, list | tuple) and value:
-        nodes = [[item] if is_pair(item) else item for item in value]
-        if all(isinstance(edges, list | tuple) and all(map(is_pair, edges)) for edges in nodes):
-            return [[{"op": op, "source": source} for op, source in edges] for edges in nodes]
-    raise GenotypeError(
-        f"DARTS text: {cell}: expected a list of (operation, source) pairs, one for each node, "
-        f"or a list of such lists, got {value!r:.80}"
-    )

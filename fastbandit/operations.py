@@ -88,9 +88,9 @@ class OperationOptions:
     """How operations with variants are built.
 
     Args:
-        denoise: what a denoising block does; see :class:`fastbandit.nn.layers.Denoise`.
+        denoise: what a denoising block does; see :class:`fastbandit.nn.denoise.Denoise`.
         denoise_1x1: a 1x1 convolution in the denoising blocks.
-        gabor: how learnt numbers become Gabor parameters; see :class:`fastbandit.nn.layers.Gabor`.
+        gabor: how learnt numbers become Gabor parameters; see :class:`fastbandit.nn.gabor.Gabor`.
 
     Raises:
         ValueError: an option has an unknown value.

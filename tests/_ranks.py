@@ -14,7 +14,7 @@ from fastbandit import space
 from fastbandit.config import merge
 from fastbandit.data import Loader
 from fastbandit.distributed import Group, Team, synchronise_batchnorm
-from fastbandit.nn.layers import BatchNorm2d
+from fastbandit.nn.norm import BatchNorm2d
 from fastbandit.search import SearchConfig, main, search
 from fastbandit.search import result as ending
 from fastbandit.search import run as running

@@ -16,9 +16,9 @@ from fastbandit.attacks._pgd import pgd_loop
 from fastbandit.attacks._square import SquareAttack
 from fastbandit.attacks.ball import Ball, perturbed, point_of
 from fastbandit.evaluate.plans import reference_plan
-from fastbandit.objectives import Adversarial, Free, Trades, perturb_away
 from fastbandit.threat import ThreatModel, parse_fraction
 from fastbandit.training import Cost, Step, evaluate
+from fastbandit.training.objectives import Adversarial, Free, Trades, perturb_away
 
 CLASSES = 4
 ATTACKS = {

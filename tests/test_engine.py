@@ -13,26 +13,26 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fastbandit._graphs import Graphs
-from fastbandit._inputs import Start
 from fastbandit.data import Augment, ImageSet, Loader
 from fastbandit.genotype import Genotype
-from fastbandit.nn.layers import BatchNorm2d, Moves
 from fastbandit.nn.network import Network
+from fastbandit.nn.norm import BatchNorm2d, Moves
 from fastbandit.nn.supernet import Supernet
-from fastbandit.objectives import Adversarial, Free, Trades
 from fastbandit.search import SearchConfig, search
 from fastbandit.space import get
 from fastbandit.threat import ThreatModel
 from fastbandit.training import (
     Cost,
     Engine,
+    Graphs,
     Objective,
     evaluate,
     reestimate_batchnorm,
     reset_batchnorm,
     train_epoch,
 )
+from fastbandit.training.batches import Start
+from fastbandit.training.objectives import Adversarial, Free, Trades
 
 THREAT = ThreatModel(epsilon="8/255", steps=2, step_size="4/255", bn_mode="train")
 CPU = torch.device("cpu")
@@ -863,9 +863,9 @@ def test_momentum_that_begins_with_zeros_is_what_sgd_does(foreach):
             parameters, lr=0.1, momentum=0.9, weight_decay=0.1, foreach=foreach
         )
         if fill:
-            from fastbandit.training import _fill_momentum
+            from fastbandit.training.steps import fill_momentum
 
-            _fill_momentum(optimizer)
+            fill_momentum(optimizer)
         for _ in range(3):
             for parameter in parameters:
                 parameter.grad = torch.randn(3)

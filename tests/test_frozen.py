@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fastbandit.nn.frozen import FrozenBatchNorm, freeze
-from fastbandit.nn.layers import BatchNorm2d
+from fastbandit.nn.norm import BatchNorm2d
 
 
 def trained_norm(kind, affine=True):

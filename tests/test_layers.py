@@ -1,4 +1,4 @@
-"""fastbandit.nn.layers: normalisation, batch norm, Gabor, denoising, halving."""
+"""fastbandit.nn, its layers: normalisation, batch norm, Gabor, denoising, halving."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastbandit.nn import layers
+from fastbandit.nn.blocks import DepthwiseConv2d, DilatedConv2d, ReluConvBN, conv_weight, halve
+from fastbandit.nn.denoise import Denoise, DenoiseBlock
 from fastbandit.nn.frozen import FrozenBatchNorm, freeze
-from fastbandit.nn.layers import BatchNorm2d, Denoise, DenoiseBlock, Gabor, GaborBlock, Normalize
+from fastbandit.nn.gabor import Gabor, GaborBlock
+from fastbandit.nn.norm import BatchNorm2d, Normalize, reset_running_stats, use_cumulative_average
 from fastbandit.nn.operations import make
 from fastbandit.operations import DenoiseKind, GaborKind
 
@@ -84,7 +86,7 @@ def test_batch_norm_reset_starts_again():
     layer = BatchNorm2d(2, momentum=None)
     for _ in range(3):
         layer(torch.randn(8, 2, 4, 4) + 10)
-    layers.reset_running_stats([nn.Identity(), layer])
+    reset_running_stats([nn.Identity(), layer])
     x = torch.randn(8, 2, 4, 4)
     layer(x)
     torch.testing.assert_close(layer.running_mean, x.mean((0, 2, 3)))
@@ -106,7 +108,7 @@ def test_batch_norm_counts_survive_copies_and_loading():
 
 def test_use_cumulative_average():
     model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Sequential(BatchNorm2d(2)))
-    layers.use_cumulative_average(model)
+    use_cumulative_average(model)
     assert model[1][0].momentum is None
 
 
@@ -124,8 +126,8 @@ def test_batch_norm_refuses_a_single_value():
 def test_convolutions_are_relu_then_conv2d(kernel_size, dilation, stride, device, tolerance):
     x = torch.randn(2, 3, 7, 6, device=device)
     for layer, groups in (
-        (layers.DepthwiseConv2d(3, kernel_size, stride, dilation), 3),
-        (layers.DilatedConv2d(3, kernel_size, stride, dilation), 1),
+        (DepthwiseConv2d(3, kernel_size, stride, dilation), 3),
+        (DilatedConv2d(3, kernel_size, stride, dilation), 1),
     ):
         layer.to(device)
         padding = dilation * (kernel_size - 1) // 2
@@ -136,7 +138,7 @@ def test_convolutions_are_relu_then_conv2d(kernel_size, dilation, stride, device
 def shared_block(kind, affine):
     torch.manual_seed(3)
     if kind == "several maps":
-        block = layers.ReluConvBN(12, 6, affine)
+        block = ReluConvBN(12, 6, affine)
         return block, [torch.randn(3, 4, 6, 5) for _ in range(3)]
     block = make({"dilated": "dil_conv_3x3", "twice": "sep_conv_m_3x3"}[kind], 6, 2, affine)
     return block, torch.randn(3, 6, 7, 5)
@@ -213,7 +215,7 @@ def test_a_frozen_block_follows_its_weight():
 
 def test_weights_start_as_those_of_torch():
     torch.manual_seed(0)
-    ours = layers.conv_weight(8, 4, 3)
+    ours = conv_weight(8, 4, 3)
     torch.manual_seed(0)
     torch.testing.assert_close(ours, nn.Conv2d(4, 8, 3, bias=False).weight, rtol=0, atol=0)
 
@@ -379,14 +381,14 @@ def test_the_1x1_convolution_comes_before_the_batch_norm():
 def test_blocks_start_as_the_identity(build, device):
     x = torch.randn(2, 4, 5, 6, device=device)
     assert torch.equal(build(4).to(device)(x), x)
-    torch.testing.assert_close(build(4, stride=2).to(device)(x), layers.halve(x))
+    torch.testing.assert_close(build(4, stride=2).to(device)(x), halve(x))
 
 
 def test_halve_keeps_the_corners(device):
     x = torch.randn(2, 3, 5, 8, device=device)
-    y = layers.halve(x)
+    y = halve(x)
     assert y.shape == (2, 3, 3, 4)
     torch.testing.assert_close(y[..., 0, 0], x[..., 0, 0])
     torch.testing.assert_close(y[..., -1, -1], x[..., -1, -1])
     torch.testing.assert_close(y[..., 1, 0], x[..., 2, 0])  # 5 rows to 3: every second row
-    assert torch.equal(layers.halve(x[..., :1, :1]), x[..., :1, :1])
+    assert torch.equal(halve(x[..., :1, :1]), x[..., :1, :1])

@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastbandit import ops
-from fastbandit.averaging import WeightAverage
-from fastbandit.objectives import Adversarial, Free, Trades, perturb_away
 from fastbandit.threat import ThreatModel
 from fastbandit.training import Cost, Objective, Step, train_epoch
+from fastbandit.training.averaging import WeightAverage
+from fastbandit.training.objectives import Adversarial, Free, Trades, perturb_away
 
 
 class Linear(nn.Module):

@@ -13,8 +13,10 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from fastbandit import _native, ops
-from fastbandit.nn import layers, operations
-from fastbandit.nn.layers import BatchNorm2d
+from fastbandit.nn import operations
+from fastbandit.nn.denoise import Denoise
+from fastbandit.nn.gabor import Gabor
+from fastbandit.nn.norm import BatchNorm2d
 from fastbandit.nn.operations import CONSTRUCTORS, make
 from fastbandit.nn.supernet import Supernet
 from fastbandit.operations import OPERATIONS, OperationOptions
@@ -73,9 +75,9 @@ def test_options():
     supernet = Supernet(
         "robust9", in_channels=1, classes=2, channels=2, options=options, denoise="mean"
     )
-    kinds = {module.kind for module in supernet.modules() if isinstance(module, layers.Gabor)}
+    kinds = {module.kind for module in supernet.modules() if isinstance(module, Gabor)}
     assert kinds == {"released"}
-    kinds = {module.kind for module in supernet.modules() if isinstance(module, layers.Denoise)}
+    kinds = {module.kind for module in supernet.modules() if isinstance(module, Denoise)}
     assert kinds == {"mean"}
 
 

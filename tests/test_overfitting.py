@@ -8,9 +8,9 @@ from torch import nn
 
 from fastbandit.config import check_values
 from fastbandit.data import ImageSet, Loader
-from fastbandit.overfitting import GuardConfig, OverfittingGuard, stronger
 from fastbandit.threat import ThreatModel
 from fastbandit.training import Cost, Evaluation
+from fastbandit.training.overfitting import GuardConfig, OverfittingGuard, stronger
 
 EPSILON = 0.2
 

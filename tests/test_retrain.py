@@ -15,7 +15,6 @@ from fastbandit.config import ConfigError, merge, to_plain
 from fastbandit.data import Loader, load
 from fastbandit.genotype import Genotype, GenotypeError
 from fastbandit.models import BEST, LAST, load_model
-from fastbandit.overfitting import Verdict, stronger
 from fastbandit.retrain import PRESETS, RetrainConfig, dry_run, find_genotype, main, parse, retrain
 from fastbandit.retrain.genotypes import with_genotype
 from fastbandit.retrain.loop import Retraining
@@ -28,6 +27,7 @@ from fastbandit.runs.tensors import CheckpointError, RunError, load_tensors
 from fastbandit.search import SearchConfig
 from fastbandit.threat import ThreatModel
 from fastbandit.training import Cost, evaluate
+from fastbandit.training.overfitting import Verdict, stronger
 
 # The files whose bytes are a function of the configuration.
 EXACT = (BEST, LAST, "genotype.json", "split.json", "config.yaml")

@@ -22,7 +22,6 @@ from fastbandit.bandit import replay
 from fastbandit.config import ConfigError, merge, to_plain
 from fastbandit.data import load
 from fastbandit.genotype import Genotype
-from fastbandit.overfitting import Verdict
 from fastbandit.runs.cost import measure_throughput
 from fastbandit.runs.environment import run_id
 from fastbandit.runs.folder import RunFolder
@@ -45,6 +44,7 @@ from fastbandit.search.adversarial import Adversarial
 from fastbandit.search.loop import SearchRun
 from fastbandit.search.setup import build
 from fastbandit.training import DivergenceError, is_out_of_memory
+from fastbandit.training.overfitting import Verdict
 
 # The files whose bytes are a function of the configuration.
 EXACT = ("genotype.json", "bandit.jsonl", "weights.safetensors")

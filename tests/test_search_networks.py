@@ -18,7 +18,6 @@ from fastbandit.data import load
 from fastbandit.genotype import Genotype
 from fastbandit.models import load_model
 from fastbandit.nn.network import Network
-from fastbandit.overfitting import Verdict
 from fastbandit.report import write_report
 from fastbandit.retrain import loop as retrain_loop
 from fastbandit.runs.progress import Progress
@@ -26,6 +25,7 @@ from fastbandit.search import SearchConfig, adversarial, dry_run, main, networks
 from fastbandit.search import __main__ as module
 from fastbandit.search.adversarial import Adversarial
 from fastbandit.study import StudyConfig
+from fastbandit.training.overfitting import Verdict
 
 # With networks trained from scratch, and tuning before them.
 FINAL = {**TINY["final"], "tune_epochs": 2, "network_epochs": 2}

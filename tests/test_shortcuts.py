@@ -11,16 +11,18 @@ from torch.nn import functional as F
 from torch.nn.modules import module as all_modules
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
-from fastbandit import _inputs, ops
+from fastbandit import ops
 from fastbandit.data import Loader, load
 from fastbandit.genotype import Genotype
+from fastbandit.nn.blocks import DepthwiseConv2d
 from fastbandit.nn.frozen import FrozenBatchNorm, freeze
-from fastbandit.nn.layers import BatchNorm2d, DepthwiseConv2d
 from fastbandit.nn.network import Network
+from fastbandit.nn.norm import BatchNorm2d
 from fastbandit.nn.operations import make
 from fastbandit.nn.shortcuts import Plain, may_keep
 from fastbandit.nn.supernet import Supernet
 from fastbandit.threat import ThreatModel
+from fastbandit.training import batches as inputs
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
@@ -196,20 +198,20 @@ def test_the_pass_over_bytes_does_not_go_round_a_hook():
     supernet = Supernet("robust9-light", in_channels=1, classes=10, channels=2, cells=1)
 
     def kind():
-        found = _inputs.input_of(batches, supernet, threat, torch.float32)
+        found = inputs.input_of(batches, supernet, threat, torch.float32)
         return type(found)
 
-    assert kind() is _inputs.BytesInput
+    assert kind() is inputs.BytesInput
     for module in (supernet, supernet.normalize):
         for attach in ATTACHED.values():
             before = dict(module.__dict__), type(module)
             hooks = {k: copy.copy(v) for k, v in module.__dict__.items() if k.endswith("_hooks")}
             attach(module)
-            assert kind() is _inputs.ReadyInput
+            assert kind() is inputs.ReadyInput
             module.__class__ = before[1]
             module.__dict__.clear()
             module.__dict__.update(before[0] | hooks)
-    assert kind() is _inputs.BytesInput
+    assert kind() is inputs.BytesInput
 
 
 # -- Modules that are replaced, and hooks that keep what they see ---------------------------------

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastbandit.nn.cell import run_nodes
-from fastbandit.nn.layers import BatchNorm2d
+from fastbandit.nn.norm import BatchNorm2d
 from fastbandit.nn.supernet import Supernet
 from fastbandit.space import SearchSpace, get
 

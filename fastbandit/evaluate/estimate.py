@@ -17,7 +17,7 @@ from fastbandit.evaluate.run import memory_enough_for
 from fastbandit.evaluate.subject import evaluating, fast_copy, place, prepare
 from fastbandit.runs.environment import peak_memory_mb
 from fastbandit.runs.session import torch_settings
-from fastbandit.training import synchronise
+from fastbandit.training.cost import synchronise
 
 __all__ = ["dry_run"]
 

@@ -14,6 +14,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
+from fastbandit.nn.norm import is_batch_norm
 from fastbandit.nn.shortcuts import Plain, may_keep
 
 __all__ = ["FrozenBatchNorm", "freeze"]
@@ -142,8 +143,6 @@ def freeze(network: nn.Module) -> nn.Module:
     A batch norm to which anything is attached, of another class, or without running statistics is
     left alone. The modules stay the same objects, so whoever holds one holds the frozen one.
     """
-    from fastbandit.nn.layers import is_batch_norm
-
     for module in network.modules():
         known = _is_torch_batch_norm(module) or is_batch_norm(module)
         if known and module.running_mean is not None and module.track_running_stats:

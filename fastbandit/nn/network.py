@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastbandit.nn import layers
+from fastbandit.nn.blocks import ReluConvBN, classify
 from fastbandit.nn.cell import concatenate, run_nodes
-from fastbandit.nn.layers import DenoiseBlock
+from fastbandit.nn.denoise import DenoiseBlock
+from fastbandit.nn.norm import BatchNorm2d, Normalize, set_eps
 from fastbandit.nn.operations import Identity, make
 from fastbandit.operations import OperationOptions
 from fastbandit.space import reduction_cells
@@ -63,7 +64,7 @@ class NetworkCell(nn.Module):
         options: OperationOptions,
     ) -> None:
         super().__init__()
-        self.preprocess = layers.ReluConvBN(in_channels, channels, affine=True)
+        self.preprocess = ReluConvBN(in_channels, channels, affine=True)
         # The operations are looked up at each call: any of them may have been replaced by then.
         self.operations = nn.ModuleList()
         self._edges: list[tuple[int, int]] = []
@@ -94,9 +95,9 @@ class AuxiliaryHead(nn.Module):
     def __init__(self, in_channels: int, classes: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, 128, 1, bias=False)
-        self.bn1 = layers.BatchNorm2d(128)
+        self.bn1 = BatchNorm2d(128)
         self.conv2 = nn.Conv2d(128, 768, 2, bias=False)
-        self.bn2 = layers.BatchNorm2d(768)
+        self.bn2 = BatchNorm2d(768)
         self.classifier = nn.Linear(768, classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -191,9 +192,9 @@ class Network(nn.Module):
         self.reductions = macro.reductions if macro and same_length else reduction_cells(cells)
         stem = macro.stem if macro else 3
 
-        self.normalize = layers.Normalize(in_channels, mean, std)
+        self.normalize = Normalize(in_channels, mean, std)
         self.stem = nn.Conv2d(in_channels, stem * channels, 3, padding=1, bias=False)
-        self.stem_bn = layers.BatchNorm2d(stem * channels)
+        self.stem_bn = BatchNorm2d(stem * channels)
         self.cells = nn.ModuleList()
         self.cell_type = cell_sequence(cells, len(genotype.cells))
         self.denoise_blocks = nn.ModuleDict()
@@ -215,7 +216,7 @@ class Network(nn.Module):
             if auxiliary and index == self.auxiliary_index:
                 self.auxiliary = AuxiliaryHead(width, classes)
         self.classifier = nn.Linear(width, classes)
-        layers.set_eps(self, bn_eps)
+        set_eps(self, bn_eps)
 
     def forward(self, x: Tensor, with_auxiliary: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """Logits [N, classes] of images [N, in_channels, H, W] in [0, 1].
@@ -246,5 +247,5 @@ class Network(nn.Module):
                 assert self.auxiliary is not None
                 output = [concatenate(output)]
                 second = self.auxiliary(output[0])
-        logits = layers.classify(concatenate(output), self.classifier)
+        logits = classify(concatenate(output), self.classifier)
         return logits if second is None else (logits, second)

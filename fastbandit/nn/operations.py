@@ -33,16 +33,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastbandit import ops
-from fastbandit.nn import layers
-from fastbandit.nn.layers import (
-    BatchNorm2d,
-    DenoiseBlock,
+from fastbandit.nn.blocks import (
     DepthwiseConv2d,
     DilatedConv2d,
-    GaborBlock,
     conv_block,
     conv_weight,
+    normalization,
 )
+from fastbandit.nn.denoise import DenoiseBlock
+from fastbandit.nn.gabor import GaborBlock
+from fastbandit.nn.norm import BatchNorm2d
 from fastbandit.operations import OperationOptions
 
 __all__ = [
@@ -97,8 +97,8 @@ class Downsample(nn.Module):
         self.bn = BatchNorm2d(channels, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
-        normalization = layers.normalization(self.bn, x, stride=2)
-        return ops.factorized_reduce(x, self.weight, self.weight_shifted, **normalization)
+        told = normalization(self.bn, x, stride=2)
+        return ops.factorized_reduce(x, self.weight, self.weight_shifted, **told)
 
 
 class Conv(nn.Module):

@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from fastbandit.nn import layers
+from fastbandit.nn.blocks import ReluConvBN, classify
 from fastbandit.nn.cell import concatenate, run_nodes
+from fastbandit.nn.norm import BatchNorm2d, Normalize, reset_running_stats, use_cumulative_average
 from fastbandit.nn.operations import make
 from fastbandit.operations import OperationOptions
 from fastbandit.space import SearchSpace, get, reduction_cells, widest
@@ -45,7 +46,7 @@ class SuperCell(nn.Module):
         super().__init__()
         space.check_one_input("SuperCell")
         self.space = space
-        self.preprocess = layers.ReluConvBN(in_channels, channels, affine=False)
+        self.preprocess = ReluConvBN(in_channels, channels, affine=False)
         self.edges = nn.ModuleList(
             nn.ModuleList(
                 make(name, channels, stride if source == 0 else 1, False, options)
@@ -142,9 +143,9 @@ class Supernet(nn.Module):
             )
         self.space = space
         self.reductions = reduction_cells(cells)
-        self.normalize = layers.Normalize(in_channels, mean, std)
+        self.normalize = Normalize(in_channels, mean, std)
         self.stem = nn.Conv2d(in_channels, 3 * channels, 3, padding=1, bias=False)
-        self.stem_bn = layers.BatchNorm2d(3 * channels, affine=False)
+        self.stem_bn = BatchNorm2d(3 * channels, affine=False)
         self.cells = nn.ModuleList()
         self.cell_type = tuple(space.cell_types * index // cells for index in range(cells))
         width = 3 * channels
@@ -155,7 +156,7 @@ class Supernet(nn.Module):
             self.cells.append(cell)
             width = space.nodes * channels
         self.classifier = nn.Linear(width, classes)
-        layers.use_cumulative_average(self)
+        use_cumulative_average(self)
         self._path: tuple[int, ...] | None = None
 
     @property
@@ -206,7 +207,7 @@ class Supernet(nn.Module):
         output = [x]
         for cell in self.cells:
             output = cell(output)
-        return layers.classify(concatenate(output), self.classifier)
+        return classify(concatenate(output), self.classifier)
 
     def path_modules(self) -> Iterator[nn.Module]:
         """Every module, submodules included, that ``forward`` runs on the current path.
@@ -232,4 +233,4 @@ class Supernet(nn.Module):
 
     def reset_path_statistics(self) -> None:
         """Forget the running statistics of the batch norms on the current path."""
-        layers.reset_running_stats(self.path_modules())
+        reset_running_stats(self.path_modules())

@@ -12,10 +12,10 @@ import tyro
 from fastbandit.config import POSITIVE, SEED, SHARE, ConfigError, Radius, Range, at_least
 from fastbandit.genotype import Genotype
 from fastbandit.models import Architecture
-from fastbandit.objectives import Adversarial, Free, Trades
 from fastbandit.runs.session import resolve_device
 from fastbandit.runs.training import TrainingConfig
 from fastbandit.threat import ThreatModel
+from fastbandit.training.objectives import Adversarial, Free, Trades
 
 __all__ = ["PRESETS", "AttackConfig", "FinalConfig", "RetrainConfig", "SelectionConfig"]
 

@@ -13,14 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastbandit._graphs import Graphs
 from fastbandit._version import __version__
-from fastbandit.averaging import WeightAverage
 from fastbandit.data import DataSource
 from fastbandit.distributed import Group, Team
 from fastbandit.genotype import Genotype
 from fastbandit.models import BEST, LAST, multiply_adds
-from fastbandit.overfitting import MOST_STEPS, OverfittingGuard, Verdict, stronger
 from fastbandit.retrain.config import RetrainConfig
 from fastbandit.retrain.genotypes import check_genotype, with_genotype
 from fastbandit.retrain.model_file import Record, selection_rule, write_model
@@ -32,7 +29,9 @@ from fastbandit.runs.progress import Progress, accuracies
 from fastbandit.runs.session import Session, check_group_device, torch_settings
 from fastbandit.runs.tensors import CheckpointError
 from fastbandit.runs.training import load_momenta, momenta
-from fastbandit.training import Cost, Engine, Evaluation, evaluate, train_epoch
+from fastbandit.training import Cost, Engine, Evaluation, Graphs, evaluate, train_epoch
+from fastbandit.training.averaging import WeightAverage
+from fastbandit.training.overfitting import MOST_STEPS, OverfittingGuard, Verdict, stronger
 
 __all__ = ["FILES", "Retraining", "retrain"]
 

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from fastbandit._graphs import Choice
 from fastbandit.config import POSITIVE, SEED, SHARE, Config, ConfigError, Range, at_least
 from fastbandit.data import Augment, DataSource, ImageSet, Loader, split, statistics
-from fastbandit.overfitting import GuardConfig
 from fastbandit.runs.environment import derive_seed
 from fastbandit.training import Precision
+from fastbandit.training.cuda_graphs import Choice
+from fastbandit.training.overfitting import GuardConfig
 
 __all__ = [
     "DataSplit",

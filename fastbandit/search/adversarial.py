@@ -8,7 +8,6 @@ from typing import Any
 
 from fastbandit.bandit import log
 from fastbandit.distributed import Team
-from fastbandit.overfitting import MOST_STEPS, OverfittingGuard, Verdict, stronger
 from fastbandit.runs.cost import accounting
 from fastbandit.runs.environment import derive_seed
 from fastbandit.runs.session import Session
@@ -22,6 +21,7 @@ from fastbandit.training import (
     reset_batchnorm,
     train_epoch,
 )
+from fastbandit.training.overfitting import MOST_STEPS, OverfittingGuard, Verdict, stronger
 
 __all__ = ["FEW_STATISTICS_BATCHES", "Adversarial", "Measurement"]
 

@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal
 from fastbandit import space as spaces
 from fastbandit.bandit import AntiBandit, BanditSettings
 from fastbandit.config import POSITIVE, SEED, SHARE, ConfigError, Radius, Range, at_least
-from fastbandit.overfitting import GuardConfig
 from fastbandit.runs.environment import derive_seed
 from fastbandit.runs.session import resolve_device
 from fastbandit.runs.training import TrainingConfig
 from fastbandit.threat import ThreatModel
+from fastbandit.training.overfitting import GuardConfig
 
 __all__ = ["PRESETS", "AttackConfig", "FinalConfig", "SearchConfig"]
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from fastbandit import space
-from fastbandit._graphs import Graphs
 from fastbandit.bandit import log
 from fastbandit.distributed import Team
 from fastbandit.genotype import Genotype
@@ -28,7 +27,7 @@ from fastbandit.search.adversarial import Adversarial
 from fastbandit.search.networks import EDGES_PER_NODE
 from fastbandit.search.setup import Setup
 from fastbandit.search.trial import Path, PathResult, Trial, TrialResult
-from fastbandit.training import Cost, Engine, cosine
+from fastbandit.training import Cost, Engine, Graphs, cosine
 
 __all__ = ["MakeTrial", "SearchRun"]
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from fastbandit._graphs import Graphs
 from fastbandit.data import DataSource
 from fastbandit.distributed import Group
 from fastbandit.runs.folder import RunFiles, RunFolder
@@ -24,6 +23,7 @@ from fastbandit.search.config import SearchConfig
 from fastbandit.search.loop import MakeTrial, SearchRun
 from fastbandit.search.networks import FOLDER, Networks
 from fastbandit.search.setup import Setup, build
+from fastbandit.training import Graphs
 
 __all__ = ["FILES", "OutOfMemoryError", "search"]
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from fastbandit.data import Loader
-from fastbandit.nn.layers import Normalize
 from fastbandit.nn.network import Network
+from fastbandit.nn.norm import Normalize
 from fastbandit.nn.shortcuts import Plain
 from fastbandit.nn.supernet import Supernet
 from fastbandit.threat import ThreatModel

@@ -1,6 +1,6 @@
-"""What retraining minimises: adversarial training by cross-entropy, "free" training, TRADES.
+"""What training minimises: adversarial training by cross-entropy, "free" training, TRADES.
 
-Each is an :class:`~fastbandit.training.Objective` for :func:`~fastbandit.training.train_epoch`.
+Each is an :class:`Objective` for :func:`~fastbandit.training.train_epoch`.
 With FGSM, PGD-k or no attack at all the objective is the same and the threat model differs.
 """
 
@@ -20,13 +20,49 @@ from fastbandit.attacks._model import check_answer
 from fastbandit.attacks._pgd import leaf
 from fastbandit.attacks.ball import perturbed
 from fastbandit.threat import ThreatModel, parse_number, parse_whole
-from fastbandit.training import Objective, Step
+from fastbandit.training.steps import Step
 
-__all__ = ["Adversarial", "Free", "Trades", "perturb_away"]
+__all__ = ["Adversarial", "Free", "Objective", "Trades", "perturb_away"]
 
 # The gradient of the divergence from an image's own prediction is zero at the image, so without a
 # random start the search for a perturbation begins this far away (Zhang et al. use N(0, 0.001^2)).
 _NUDGE = 0.001
+
+
+class Objective:
+    """What training minimises on a mini-batch; this one is that of Algorithm 8, lines 10 to 13.
+
+    Cross-entropy at the images that the threat model's attack gives, one step of the optimiser.
+    A subclass overrides :meth:`losses` and, where its number of passes differs, :meth:`passes`.
+    """
+
+    #: Forward passes of a step that move the running statistics of batch norm.
+    moving_passes = 1
+    #: Whether :meth:`losses` asks the step for its attack, which may then be drawn beforehand.
+    attacks_by_step = True
+
+    def losses(self, step: Step) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (loss, logits [N, classes]) once for each step of the optimiser on this batch.
+
+        The optimiser has made its step, and ``.grad`` of what the loss depends on is filled, when
+        the generator goes on after a yield.
+        """
+        logits = step.attacked()
+        yield F.cross_entropy(logits, step.labels), logits
+
+    @property
+    def recordable(self) -> bool:
+        """Whether a mini-batch can be recorded as a graph.
+
+        It then has one step, and nothing but its attributes and the :class:`Step` bears on it. A
+        subclass has to say so of itself.
+        """
+        return type(self) is Objective
+
+    def passes(self, threat: ThreatModel) -> tuple[int, int]:
+        """Forward and backward passes that a mini-batch takes."""
+        count = (threat.steps if threat.attacks else 0) + 1
+        return count, count
 
 
 class Adversarial(Objective):

@@ -20,7 +20,10 @@ from torch import nn
 from fastbandit.config import at_least
 from fastbandit.distributed import Team
 from fastbandit.threat import ThreatModel
-from fastbandit.training import Batches, Cost, Engine, Evaluation, evaluate
+from fastbandit.training.batches import Batches
+from fastbandit.training.cost import Cost
+from fastbandit.training.epoch import Evaluation, evaluate
+from fastbandit.training.steps import Engine
 
 __all__ = ["GAP", "MOST_STEPS", "SHARE", "GuardConfig", "OverfittingGuard", "Verdict", "stronger"]
 
