@@ -84,6 +84,7 @@ def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_an_arm_with_an_option(follow, tmp_path):
     run = follow("An arm with an option")
     run(
@@ -102,6 +103,7 @@ def test_an_arm_with_an_option(follow, tmp_path):
     assert shapes
 
 
+@pytest.mark.slow
 def test_a_policy_with_a_parameter(follow, tmp_path):
     run = follow("A policy with a parameter")
     setting = ("--bandit.policy", "epsilon-greedy", "--bandit.explore")
@@ -116,6 +118,7 @@ def test_a_policy_with_a_parameter(follow, tmp_path):
     assert "epsilon-greedy" in (tmp_path / "run" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_an_attack(follow, tmp_path):
     run = follow("An attack")
     result = run(
@@ -129,6 +132,7 @@ def test_an_attack(follow, tmp_path):
     assert "noise 3 draws" in found["provenance"]
 
 
+@pytest.mark.slow
 def test_a_search_algorithm(follow, tmp_path):
     run = follow("A search algorithm")
     given = ("fastbandit.search.economical", "--config", "tiny.yaml", "--out", "run")
