@@ -48,6 +48,7 @@ from fastbandit._files import (
 )
 from fastbandit._yaml import LARGEST_YAML, parse_yaml
 from fastbandit.runs.environment import config_digest
+from fastbandit.runs.logs import Log
 from fastbandit.runs.tensors import CheckpointError, RunError, load_tensors, save_tensors
 
 __all__ = ["RunFiles", "RunFolder"]
@@ -93,28 +94,6 @@ _FILES = (
 )
 
 
-class _Log:
-    """How long a log is and the digest of what it holds, as far as it counts."""
-
-    def __init__(self) -> None:
-        self.length = 0
-        self.sha256 = hashlib.sha256()
-
-    def add(self, data: bytes) -> None:
-        self.length += len(data)
-        self.sha256.update(data)
-
-    def read(self, file: Path, length: int | None = None) -> None:
-        """Add the first ``length`` bytes of the file, or all of it."""
-        with naming(file), open(file, "rb") as stream:
-            while length is None or self.length < length:
-                most = MEGABYTE if length is None else min(MEGABYTE, length - self.length)
-                part = stream.read(most)
-                if not part:
-                    return
-                self.add(part)
-
-
 class RunFolder:
     """One run's files. Holds a lock while open, so that two processes never write one run.
 
@@ -132,7 +111,7 @@ class RunFolder:
         self.path, self.files = path, files
         self.config: dict[str, Any] = {}
         self._lock: Any = None
-        self._logs: dict[str, _Log] = {}
+        self._logs: dict[str, Log] = {}
 
     # The configuration that decides whether a folder belongs to a run.
 
@@ -376,14 +355,14 @@ class RunFolder:
         found = {}
         for name in (*self._DIGESTED, *self.files.logs):
             if name != self.files.result and (self.path / name).is_file():
-                log = _Log()
+                log = Log()
                 log.read(self.path / name)
                 found[name] = log.sha256.hexdigest()
         return found
 
-    def _log(self, name: str) -> _Log:
+    def _log(self, name: str) -> Log:
         if name not in self._logs:
-            log = _Log()
+            log = Log()
             if plain_file(self.path / name).is_file():
                 log.read(self.path / name)
             self._logs[name] = log
@@ -459,7 +438,7 @@ class RunFolder:
         if not latest.is_file():
             # Killed between the two renames of save_checkpoint: the one before it is whole.
             latest = previous
-        logs = {name: _Log() for name in self.files.logs}
+        logs = {name: Log() for name in self.files.logs}
         found = latest.is_file()
         if found:
             hint = (
@@ -487,7 +466,7 @@ class RunFolder:
         self._logs = logs
         return found
 
-    def _read_log(self, name: str, log: _Log, length: int, digest: str | None, by: str) -> None:
+    def _read_log(self, name: str, log: Log, length: int, digest: str | None, by: str) -> None:
         """Read the part of a log that counts, and see that it is as it was."""
         file = self.path / name
         if plain_file(file).is_file():
