@@ -49,7 +49,8 @@ them.
 README_FOOT = """\
 In an earlier run on the Zen 3, of which only the ratio is kept, the whole attack was a loss,
 **0.94**. On contiguous tensors our depthwise convolution mostly takes longer than on
-channels-last ones: use channels-last. The search does.
+channels-last ones: use channels-last. The search does. `bandit_step_` was measured when a call of
+it took 0.8 us less; for one bandit its ratios are about a tenth lower today.
 """
 
 
