@@ -11,8 +11,10 @@ __all__ = ["autocast_dtype", "may_keep"]
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """The dtype autocast asks for, None where it is off or leaves x alone (float64)."""
     device = x.device.type
+    if x.dtype == torch.float64:
+        return None
     # Of a device without autocast, such as meta, torch refuses the question whether it is on.
-    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
+    if not (x.is_cpu or x.is_cuda or torch.amp.is_autocast_available(device)):
         return None
     if not torch.is_autocast_enabled(device):
         return None

@@ -12,6 +12,7 @@ from torch.nn.modules import module as all_modules
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from fastbandit import ops
+from fastbandit._modes import may_keep
 from fastbandit.data import Loader, load
 from fastbandit.genotype import Genotype
 from fastbandit.nn.blocks import DepthwiseConv2d
@@ -19,7 +20,7 @@ from fastbandit.nn.frozen import FrozenBatchNorm, freeze
 from fastbandit.nn.network import Network
 from fastbandit.nn.norm import BatchNorm2d
 from fastbandit.nn.operations import make
-from fastbandit.nn.shortcuts import Plain, may_keep
+from fastbandit.nn.shortcuts import Plain
 from fastbandit.nn.supernet import Supernet
 from fastbandit.threat import ThreatModel
 from fastbandit.training import batches as inputs

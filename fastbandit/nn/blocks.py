@@ -8,6 +8,7 @@ channels-last, down to a 1 x 1 map. Depthwise, Gabor and dilated convolutions go
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from fastbandit.nn.cell import concatenate
 from fastbandit.nn.frozen import foldable
 from fastbandit.nn.norm import BatchNorm2d, is_batch_norm
 from fastbandit.nn.shortcuts import Plain
+from fastbandit.ops.conv_block import computed
 
 __all__ = [
     "DepthwiseConv2d",
@@ -94,11 +96,12 @@ def conv_block(
         activated = F.relu(joined) if depthwise is None else depthwise(joined)
         y: Tensor = norm(F.conv2d(activated, pointwise))
         return y
+    xs = [x] if isinstance(x, Tensor) else x
     if depthwise is None:
-        return ops.conv_block(x, pointwise, **normalization(norm, x))
+        return computed(xs, pointwise, **normalization(norm, x))
     stride = depthwise.stride
-    return ops.conv_block(
-        x,
+    return computed(
+        xs,
         pointwise,
         depthwise=depthwise.weight,
         stride=stride,
@@ -183,7 +186,7 @@ def halve(x: Tensor) -> Tensor:
     return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
 
 
-class Residual(nn.Module):
+class Residual(nn.Module, ABC):
     """x + BN(f(x)), halved at stride 2; starts as the identity.
 
     The batch norm has scale and shift, starting at 0, even where the others have none (in the
@@ -197,8 +200,9 @@ class Residual(nn.Module):
         self.bn = BatchNorm2d(channels, affine=True)
         nn.init.zeros_(self.bn.weight)
 
+    @abstractmethod
     def transform(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """f."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = x + self.bn(self.transform(x))

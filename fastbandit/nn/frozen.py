@@ -14,8 +14,9 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
+from fastbandit._modes import may_keep
 from fastbandit.nn.norm import is_batch_norm
-from fastbandit.nn.shortcuts import Plain, may_keep
+from fastbandit.nn.shortcuts import Plain
 
 __all__ = ["FrozenBatchNorm", "freeze"]
 

@@ -248,5 +248,5 @@ def reset_running_stats(modules: Iterable[nn.Module]) -> None:
     ``supernet.path_modules()``.
     """
     for layer in modules:
-        if isinstance(layer, nn.BatchNorm2d):
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
             layer.reset_running_stats()

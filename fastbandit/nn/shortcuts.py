@@ -9,9 +9,7 @@ from typing import Generic, TypeGuard, TypeVar
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from fastbandit._modes import may_keep
-
-__all__ = ["Plain", "may_keep"]
+__all__ = ["Plain"]
 
 
 M = TypeVar("M", bound=nn.Module)

@@ -120,11 +120,8 @@ def in_layout(y: Tensor, layout: torch.memory_format) -> Tensor:
 
 
 @cache
-def _registered(op: str, device: str) -> bool:
-    """Whether a library has a kernel of this op for this type of device, by torch's own table."""
-    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device)
-    if key is None:
-        return False
+def _registered(op: str, key: str) -> bool:
+    """Whether a library has a kernel of this op for CPU or CUDA, by torch's own table."""
     found: bool = torch._C._dispatch_has_kernel_for_dispatch_key(f"fastbandit::{op}", key)
     return found
 
@@ -137,7 +134,8 @@ def has_kernel(op: str, x: Tensor) -> bool:
     return (
         not torch.compiler.is_compiling()
         and not torch.compiler.is_exporting()
-        and _registered(op, x.device.type)
+        and (x.is_cpu or x.is_cuda)
+        and _registered(op, "CPU" if x.is_cpu else "CUDA")
         and not differentiated_by_torch()
         and x.dtype == torch.float32
         and x.dim() == 4

@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastbandit._modes import autocast_dtype, may_keep
-from fastbandit.ops._linf import check_tensors
 from fastbandit.ops.depthwise_conv2d import depthwise_conv2d
-from fastbandit.ops.max_pool2d import kernel_pools
+from fastbandit.ops.max_pool2d import check_pooling, kernel_pools
 
 __all__ = ["avg_pool2d"]
 
@@ -55,9 +54,7 @@ def avg_pool2d(x: Tensor, stride: int = 1) -> Tensor:
         TypeError: x is no tensor.
         ValueError: another stride.
     """
-    check_tensors("avg_pool2d", x=x)
-    if stride not in (1, 2):
-        raise ValueError(f"avg_pool2d: stride: expected 1 or 2, got {stride}")
+    check_pooling("avg_pool2d", x, stride)
     # The tensors of the convolution are made on the CPU.
     if x.is_cpu and kernel_pools("depthwise_conv2d", x, stride) and autocast_dtype(x) is None:
         channels, height, width = x.shape[1:]

@@ -342,8 +342,8 @@ def conv_block(
     Raises:
         TypeError: an argument is not of the type above.
         ValueError: several maps before a depthwise convolution, a stride or padding without one,
-            a ``weight`` without ``normalize``, ``norm`` with it, ``fold`` without ``norm``, one
-            running statistic alone; a number is out of its range.
+            a ``weight`` without ``normalize``, ``norm`` with it or with a ``bias``, ``fold``
+            without ``norm``, one running statistic alone; a number is out of its range.
         RuntimeError: shapes do not fit, devices differ, or a second derivative is asked for.
     """
     op = "conv_block"
@@ -356,14 +356,11 @@ def conv_block(
         check_tensors(op, x=part)
         _convolution.check_optional(op, xs[0], x=part)
     check_tensors(op, pointwise=pointwise)
-    check_running(op, running_mean, running_var)
     _convolution.check_optional(
         op, xs[0],
         pointwise=pointwise, depthwise=depthwise, weight=weight, bias=bias,
         running_mean=running_mean, running_var=running_var,
     )  # fmt: skip
-    check_number(op, "momentum", momentum)
-    check_number(op, "eps", eps)
     for name, value in (("stride", stride), ("padding", padding), ("dilation", dilation)):
         if not isinstance(value, int):
             raise TypeError(f"{op}: {name}: expected an int, got {type(value).__name__}")
@@ -377,10 +374,62 @@ def conv_block(
             f"{op}: stride, padding: expected 1 and 0 without a depthwise convolution, "
             f"got {stride} and {padding}"
         )
+    check_normalization(
+        op, normalize, weight, bias, norm, fold, running_mean, running_var, momentum, eps
+    )
+    return computed(
+        xs, pointwise, depthwise=depthwise, stride=stride, padding=padding, dilation=dilation,
+        normalize=normalize, weight=weight, bias=bias, running_mean=running_mean,
+        running_var=running_var, momentum=momentum, eps=eps, norm=norm, fold=fold,
+    )  # fmt: skip
+
+
+def check_normalization(
+    op: str,
+    normalize: bool = False,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    norm: Callable[[Tensor], Tensor] | None = None,
+    fold: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> None:
+    """Refuse what is wrong with the arguments of :func:`conv_block` about its end."""
+    check_running(op, running_mean, running_var)
+    check_number(op, "momentum", momentum)
+    check_number(op, "eps", eps)
     if weight is not None and not normalize:
         raise ValueError(f"{op}: weight: expected None without normalize, got a tensor")
     if (norm is not None and normalize) or (fold is not None and norm is None):
         raise ValueError(f"{op}: norm, fold: expected norm alone or both, without normalize")
+    if bias is not None and norm is not None:
+        raise ValueError(f"{op}: bias: expected None with norm, which has its own; got a tensor")
+
+
+def computed(
+    xs: Sequence[Tensor],
+    pointwise: Tensor,
+    *,
+    depthwise: Tensor | None = None,
+    stride: int = 1,
+    padding: int = 0,
+    dilation: int = 1,
+    normalize: bool = False,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    norm: Callable[[Tensor], Tensor] | None = None,
+    fold: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
+) -> Tensor:
+    """:func:`conv_block` of arguments that are known to be right, as those of a layer are.
+
+    The checks would take a tenth of a call on small maps.
+    """
     if serves(xs, pointwise):
         folded = fold is not None
         if fold is not None:
@@ -393,7 +442,7 @@ def conv_block(
             *_, mean, inverse = results
             update_running(running_mean, running_var, mean, inverse, y, momentum, eps)
         return y if norm is None or folded else norm(y)
-    joined = xs[0] if len(xs) == 1 else torch.cat(xs, 1)
+    joined = xs[0] if len(xs) == 1 else torch.cat(list(xs), 1)
     if depthwise is None:
         activated = F.relu(joined)
     else:
@@ -422,7 +471,11 @@ def normalized(
     norm: Callable[[Tensor], Tensor] | None = None,
     fold: object = None,
 ) -> Tensor:
-    """What :func:`conv_block` does to the result of its convolution, by single ops."""
+    """What :func:`conv_block` does to the result of its convolution, by single ops.
+
+    Args:
+        fold: not used: the convolution is done.
+    """
     if normalize:
         return batch_norm(y, weight, bias, running_mean, running_var, momentum=momentum, eps=eps)
     if bias is not None:

@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastbandit.ops.conv_block import conv_block, normalized, serves
+from fastbandit.ops._convolution import check_optional
+from fastbandit.ops._linf import check_tensors
+from fastbandit.ops.conv_block import check_normalization, computed, normalized, serves
 
 __all__ = ["factorized_reduce"]
 
@@ -64,12 +66,20 @@ def factorized_reduce(x: Tensor, even: Tensor | None, odd: Tensor, **normalizati
 
     Returns:
         [N, C_1 + C_2, ceil(H / 2), ceil(W / 2)].
+
+    Raises:
+        TypeError, ValueError: as :func:`fastbandit.ops.conv_block`.
+        RuntimeError: shapes do not fit, devices differ, or a second derivative is asked for.
     """
+    op = "factorized_reduce"
+    check_tensors(op, x=x, odd=odd)
+    check_optional(op, x, even=even, odd=odd)
+    check_normalization(op, **normalization)
     if even is not None and serves([x], odd):
         # Both convolutions as one whose weight has zeros where neither looks: the kernel then
         # needs no map of what it reads, and the products are few at a quarter of the pixels.
         joined = torch.block_diag(even.flatten(1), odd.flatten(1))[:, :, None, None]
-        return conv_block(_Grids.apply(x), joined, **normalization)
+        return computed(_Grids.apply(x), joined, **normalization)
     x = F.relu(x)
     shifted = x[:, :, 1:, 1:]
     height, width = x.shape[2:]

@@ -110,6 +110,13 @@ _backward = define(
 # --- Public function ------------------------------------------------------------------------------
 
 
+def check_pooling(op: str, x: Tensor, stride: int) -> None:
+    """Refuse an ``x`` that is no tensor and a stride other than 1 and 2."""
+    check_tensors(op, x=x)
+    if stride not in (1, 2):
+        raise ValueError(f"{op}: stride: expected 1 or 2, got {stride}")
+
+
 def kernel_pools(op: str, x: Tensor, stride: int) -> bool:
     """Whether the kernel of ``op`` serves ``x``, and is faster for pooling than torch."""
     return _convolution.has_kernel(op, x) and x.numel() >= max(1, _LEAST_OUTPUTS * stride**2)
@@ -133,9 +140,7 @@ def max_pool2d(x: Tensor, stride: int = 1) -> Tensor:
         TypeError: x is no tensor.
         ValueError: another stride.
     """
-    check_tensors("max_pool2d", x=x)
-    if stride not in (1, 2):
-        raise ValueError(f"max_pool2d: stride: expected 1 or 2, got {stride}")
+    check_pooling("max_pool2d", x, stride)
     if kernel_pools("max_pool2d", x, stride):
         y: Tensor = _forward(x, stride)[0]
         return y

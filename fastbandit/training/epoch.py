@@ -13,6 +13,7 @@ from torch import nn
 
 from fastbandit.attacks._model import misclassified, with_autograd
 from fastbandit.distributed import Team
+from fastbandit.nn.norm import reset_running_stats as reset_batchnorm
 from fastbandit.threat import ThreatModel
 from fastbandit.training.batches import Batches, Input, ReadyInput, input_of
 from fastbandit.training.cost import Cost, synchronise
@@ -287,13 +288,6 @@ def evaluate(
     cost.images_evaluated += mine
     cost.add_seconds("validate", seconds)
     return Evaluation(correct, robust_correct, images, seconds)
-
-
-def reset_batchnorm(modules: Iterable[nn.Module]) -> None:
-    """Forget the running statistics of every batch norm among ``modules``."""
-    for module in modules:
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.reset_running_stats()
 
 
 def reestimate_batchnorm(
