@@ -21,10 +21,11 @@ import torch
 from fastbandit import space
 from fastbandit._files import write_atomic
 from fastbandit.config import merge
+from fastbandit.data import load
 from fastbandit.genotype import Genotype
 from fastbandit.runs.folder import RunFolder
 from fastbandit.search import SearchConfig
-from fastbandit.study.real import train_from_scratch
+from fastbandit.study.real import train_from_scratch, training_settings
 
 
 def main() -> None:
@@ -38,14 +39,13 @@ def main() -> None:
 
     config = merge(SearchConfig(), RunFolder.read_config(arguments.run), str(arguments.run))
     found = Genotype.load(arguments.run / "genotype.json")
-    searched = space.get(config.space)
+    searched, source = space.get(config.space), load(config.data)
     results: dict[str, list[dict[str, Any]]] = {"found": [], "random": []}
 
     def train(genotype: Genotype, seed: int) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
-            return train_from_scratch(
-                genotype, config, arguments.epochs, seed, Path(folder) / "run"
-            )
+            settings = training_settings(config, arguments.epochs, seed)
+            return train_from_scratch(genotype, settings, Path(folder) / "run", source)
 
     for seed in range(arguments.repeats):
         results["found"].append(train(found, seed))

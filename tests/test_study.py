@@ -25,6 +25,7 @@ from fastbandit._statistics import (
 from fastbandit.bandit import POLICIES, AntiBandit, Bandits, BanditSettings
 from fastbandit.bandit.simulation import World, simulate
 from fastbandit.config import ConfigError, merge, to_plain
+from fastbandit.data import load
 from fastbandit.genotype import Genotype
 from fastbandit.report.charts import Points, whisker_chart
 from fastbandit.runs.tensors import RunError
@@ -562,8 +563,15 @@ def test_training_from_scratch_repeats_and_depends_on_its_seed(few_operations, t
     config = merge(StudyConfig(), REAL, "test").search_of("printed", 0)
     genotype = random_genotype(config, "random network", 0)
     first, again, other = (
-        without_seconds(module.train_from_scratch(genotype, config, 2, seed, tmp_path / "run"))
-        for seed in (1, 1, 2)
+        without_seconds(
+            module.train_from_scratch(
+                genotype,
+                module.training_settings(config, 2, seed),
+                tmp_path / f"run-{number}",
+                load(config.data),
+            )
+        )
+        for number, seed in enumerate((1, 1, 2))
     )
     assert first == again
     assert first["parameters"] == other["parameters"]
@@ -585,7 +593,7 @@ def test_figures_of_groups(monkeypatch, tmp_path):
     """Means, intervals and tests, with accuracies made up."""
     values = iter([0.5, 0.6, 0.7, 0.8, 0.1, 0.2, 0.3])
 
-    def made_up(genotype, config, epochs, seed, folder):
+    def made_up(genotype, settings, folder, source):
         robust = next(values)
         return {
             "genotype": genotype.hash,
@@ -597,7 +605,7 @@ def test_figures_of_groups(monkeypatch, tmp_path):
             "seconds": 1.0,
         }
 
-    def found(path, config, digest):
+    def found(path, config, source):
         return random_genotype(config, "random network", 100 + config.seed), {"seconds": 60.0}
 
     monkeypatch.setattr(module, "train_from_scratch", made_up)
@@ -627,8 +635,8 @@ def test_figures_of_groups(monkeypatch, tmp_path):
 def test_every_repeat_trains_from_a_seed_of_its_own(monkeypatch, tmp_path):
     calls = []
 
-    def made_up(genotype, config, epochs, seed, folder):
-        calls.append((genotype.hash, seed))
+    def made_up(genotype, settings, folder, source):
+        calls.append((genotype.hash, settings.seed))
         return {
             "genotype": genotype.hash,
             "parameters": 10,
@@ -643,7 +651,7 @@ def test_every_repeat_trains_from_a_seed_of_its_own(monkeypatch, tmp_path):
     base = merge(StudyConfig(), REAL, "test").search
     always = random_genotype(base, "random network", 0)
     monkeypatch.setattr(module, "train_from_scratch", made_up)
-    monkeypatch.setattr(module, "_found", lambda path, config, digest: (always, {"seconds": 1.0}))
+    monkeypatch.setattr(module, "_found", lambda path, config, source: (always, {"seconds": 1.0}))
     changes = {"real": {"policies": ["printed"], "random": 0, "repeats": 2}}
     config = merge(merge(StudyConfig(), REAL, "test"), changes, "test")
     _, result = study(config, tmp_path / "run")
@@ -656,8 +664,8 @@ def test_what_was_made_of_other_data_is_not_taken(few_operations, monkeypatch, t
     """The name is the same: images were added to the folder, say."""
     calls = []
 
-    def made_up(genotype, config, epochs, seed, folder):
-        calls.append(seed)
+    def made_up(genotype, settings, folder, source):
+        calls.append(settings.seed)
         if len(calls) == 2:
             raise KeyboardInterrupt
         return {

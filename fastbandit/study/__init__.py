@@ -1,6 +1,6 @@
 """Which policy finds better arms, and do better networks follow?
 
-Two halves. On **simulated** searches (:mod:`fastbandit.simulation`), hundreds of seeds in
+Two halves. On **simulated** searches (:mod:`fastbandit.bandit.simulation`), hundreds of seeds in
 seconds: policy against policy and against chance at the same number of trained paths, and what
 lambda, the number of operations, paths that are only evaluated, and the bonus do. On **real** data
 (``--data``), few and small: each policy searches several times, the networks found and random ones

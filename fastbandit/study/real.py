@@ -13,8 +13,9 @@ from typing import Any
 from fastbandit._files import plain_file, read_sealed
 from fastbandit._statistics import mann_whitney, mean_interval
 from fastbandit.config import ConfigError, to_plain
-from fastbandit.data import load
+from fastbandit.data import DataSource, load
 from fastbandit.genotype import Genotype
+from fastbandit.retrain.config import RetrainConfig
 from fastbandit.retrain.loop import retrain
 from fastbandit.runs.environment import derive_seed
 from fastbandit.runs.folder import RunFolder
@@ -25,33 +26,34 @@ from fastbandit.search.run import search
 from fastbandit.study.config import StudyConfig
 from fastbandit.study.pieces import Pieces
 
-__all__ = ["run_real", "train_from_scratch"]
+__all__ = ["run_real", "train_from_scratch", "training_settings"]
 
 
-def train_from_scratch(
-    genotype: Genotype, config: SearchConfig, epochs: int, seed: int, folder: Path
-) -> dict[str, Any]:
-    """Train a network by the code of a retraining; accuracy on the test images.
-
-    Data, adversary, batches and width are the search's. The test images are looked at once, with
-    the weights of the last epoch.
+def training_settings(config: SearchConfig, epochs: int, seed: int) -> RetrainConfig:
+    """How the networks of a study are trained: data, adversary, batches and width of the search.
 
     Args:
         epochs: passes over the images.
-        seed: decides everything random in the training.
-        folder: holds the run while it goes on, so that it resumes; removed at the end.
-
-    Raises:
-        ConfigError: the data have no test images.
+        seed: decides everything random, the starts of the attack on the test images included.
     """
     final = dataclasses.replace(config.final, network_epochs=epochs)
     settings = retrain_config(dataclasses.replace(config, final=final), "study")
-    settings = dataclasses.replace(settings, seed=seed)
-    _, summary = retrain(settings, folder, force=True, genotype=genotype)
-    test, cost = summary["test"], summary["cost"]
-    if test is None:
-        raise ConfigError(f"data: {config.data}: expected a set with test images, got none")
-    shutil.rmtree(folder)
+    return dataclasses.replace(settings, seed=seed)
+
+
+def train_from_scratch(
+    genotype: Genotype, settings: RetrainConfig, folder: Path, source: DataSource
+) -> dict[str, Any]:
+    """Train a network by the code of a retraining; accuracy on the test images.
+
+    The test images are looked at once, with the weights of the last epoch.
+
+    Args:
+        folder: the run, which goes on where it was stopped.
+        source: the images, with some to test on.
+    """
+    _, summary = retrain(settings, folder, genotype=genotype, source=source)
+    test = summary["test"]
     return {
         "genotype": genotype.hash,
         "parameters": summary["parameters"],
@@ -59,7 +61,7 @@ def train_from_scratch(
         "robust_accuracy": test["robust_accuracy"],
         "n": test["n"],
         "attack": test["attack"],
-        "seconds": cost["seconds_total"],
+        "seconds": summary["cost"]["seconds_total"],
     }
 
 
@@ -67,12 +69,9 @@ def _slug(text: str) -> str:
     return "".join(c if c.isalnum() or c in "-." else "_" for c in text.replace("=", "-"))
 
 
-def _found(path: Path, config: SearchConfig, digest: str) -> tuple[Genotype, dict[str, Any]]:
-    """What a search found; searched, or taken from the folder where it is finished.
-
-    Args:
-        digest: of the data.
-    """
+def _found(path: Path, config: SearchConfig, source: DataSource) -> tuple[Genotype, dict[str, Any]]:
+    """What a search found; searched, or taken from the folder where it is finished."""
+    digest = source.digest
     if (path / "summary.json").is_file():
         if RunFolder.read_config(path) != to_plain(config.resolve()):
             raise RunError(f"{path}: holds a search of another configuration; delete it")
@@ -83,7 +82,7 @@ def _found(path: Path, config: SearchConfig, digest: str) -> tuple[Genotype, dic
             )
         summary = read_sealed(plain_file(path / "summary.json"))
     else:
-        _, summary = search(config, path)
+        _, summary = search(config, path, source=source)
     cost = summary["cost"]
     return Genotype.load(plain_file(path / "genotype.json")), {
         "genotype": summary["genotype_hash"],
@@ -102,31 +101,35 @@ def run_real(
         return None
     real = config.real
     groups: list[dict[str, Any]] = []
-    # A name says nothing of what the data hold now.
-    digest = load(config.data).digest
+    source = load(config.data)
+    if source.test is None:
+        raise ConfigError(f"data: {config.data}: expected a set with test images, got none")
 
     def network(group: str, number: int, genotype: Genotype, used: SearchConfig) -> dict[str, Any]:
         trained = []
         for repeat in range(real.repeats):
-            # Network i of every group starts from the same seed.
+            # Network i of every group starts from the same seed and meets the same attack.
             seed = derive_seed(config.seed, "network", number, repeat)
-            plain = to_plain(used)
-            plain.pop("bandit")  # has no part in training from scratch
+            settings = training_settings(used, real.epochs, seed)
             macro = genotype.macro  # has a part in the network, but none in the hash
             key = {
                 "genotype": genotype.hash,
                 "macro": None if macro is None else macro.model_dump(mode="json"),
-                "data": digest,
-                "training": plain,
-                "epochs": real.epochs,
-                "seed": seed,
+                # A name says nothing of what the data hold now.
+                "data": source.digest,
+                "training": to_plain(settings),
             }
             known = pieces.done("network", key)
+            run = folder / "training" / pieces.path("network", key).stem
 
-            def make(seed: int = seed) -> dict[str, Any]:
-                return train_from_scratch(genotype, used, real.epochs, seed, folder / "training")
+            def make(settings: RetrainConfig = settings, run: Path = run) -> dict[str, Any]:
+                run.parent.mkdir(exist_ok=True)
+                return train_from_scratch(genotype, settings, run, source)
 
             found = pieces.get("network", key, make)
+            # Its result is stored.
+            if run.exists():
+                shutil.rmtree(run)
             trained.append(found)
             log(
                 f"network {group} {number}: clean {100 * found['clean_accuracy']:.2f} %, robust "
@@ -152,7 +155,7 @@ def run_real(
             used = config.search_of(entry, number)
             path = folder / "searches" / f"{_slug(entry)}-seed{used.seed}"
             path.parent.mkdir(exist_ok=True)
-            genotype, found = _found(path, used, digest)
+            genotype, found = _found(path, used, source)
             searches.append({"folder": str(path.relative_to(folder)), "seed": used.seed, **found})
             log(f"search {entry} {number}: {found['seconds'] / 60:.1f} minutes")
             members.append(network(entry, number, genotype, training(used)))

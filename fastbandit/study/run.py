@@ -24,7 +24,6 @@ __all__ = ["FILES", "study"]
 #: What a study writes: pieces and searches, and no checkpoint of its own.
 FILES = RunFiles(
     "study",
-    logs=(),
     files=("study.json", "study.html"),
     folders=(),
     trees=("pieces", "searches", "training"),
@@ -58,7 +57,7 @@ def study(
     session = Session(config)
     search = config.search.resolve()
     with (
-        torch_settings(config.threads, bool(search.deterministic)),
+        torch_settings(config.threads, False),
         session.open(FILES, out, root=root, name=config.name, force=force, progress=None),
     ):
         folder, path = session.folder, session.path
