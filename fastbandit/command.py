@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,7 @@ class Request(Generic[C]):
     out: str | None = None
 
 
-class Command(Generic[C]):
+class Command(ABC, Generic[C]):
     """A command; a subclass says what it runs, what that costs and how the result is shown."""
 
     name: ClassVar[str]
@@ -90,23 +91,23 @@ class Command(Generic[C]):
 
     # What a subclass provides.
 
+    @abstractmethod
     def run(
         self, request: Request[C], progress: Progress, group: Group | None
     ) -> tuple[Path, dict[str, Any]]:
         """Do it; returns the folder and the result."""
-        raise NotImplementedError
 
+    @abstractmethod
     def show(self, path: Path, result: dict[str, Any]) -> None:
         """Print the result."""
-        raise NotImplementedError
 
+    @abstractmethod
     def estimate(self, request: Request[C]) -> dict[str, Any]:
         """What it will cost."""
-        raise NotImplementedError
 
+    @abstractmethod
     def show_estimate(self, result: dict[str, Any]) -> None:
         """Print what it will cost."""
-        raise NotImplementedError
 
     # What a subclass may change.
 

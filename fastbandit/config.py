@@ -123,7 +123,7 @@ def _fields(kind: Any) -> tuple[_Field, ...]:
         hint = plain[setting.name]
         if dataclasses.is_dataclass(hint):
             continue
-        # A tuple may be given as a list; a number never as text.
+        # A tuple may be given as a list; a number that is no part of one never as text.
         strict = ConfigDict(strict=typing.get_origin(hint) is not tuple)
         marks = list(_metadata(full[setting.name]))
         found.append(
@@ -136,6 +136,17 @@ def _fields(kind: Any) -> tuple[_Field, ...]:
             )
         )
     return tuple(found)
+
+
+@cache
+def _nested(kind: Any) -> tuple[tuple[str, type[Any]], ...]:
+    """Settings that are dataclasses of settings."""
+    hints = typing.get_type_hints(kind)
+    return tuple(
+        (n, hint)
+        for n, hint in hints.items()
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint)
+    )
 
 
 def _metadata(hint: Any) -> Iterator[Any]:
@@ -165,10 +176,11 @@ def check_values(config: Any, prefix: str = "") -> None:
             if not range_.holds(value):
                 expected = f"None or {range_.expected}" if field.optional else range_.expected
                 raise ConfigError(f"{prefix}{field.name}: expected {expected}, got {value!r}")
-    for setting in dataclasses.fields(config):
-        value = getattr(config, setting.name)
-        if dataclasses.is_dataclass(value):
-            check_values(value, f"{prefix}{setting.name}.")
+    for name, kind in _nested(type(config)):  # type: ignore[arg-type]
+        value = getattr(config, name)
+        if not isinstance(value, kind):
+            raise ConfigError(f"{prefix}{name}: expected {kind.__name__}, got {value!r}")
+        check_values(value, f"{prefix}{name}.")
 
 
 def read_config_file(path: str) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def test_an_attack(follow, tmp_path):
     (found,) = result["results"]
     assert [attack["name"] for attack in found["attacks"]] == ["Noise", "PGD-2"]
     assert found["attacks"][0]["fooled"] > 0
-    assert "noise 3 draws" in found["provenance"]
+    assert "Noise 3 draws" in found["provenance"]
 
 
 @pytest.mark.slow

@@ -12,16 +12,14 @@ from typing import Annotated, Any
 
 from torch import Tensor, nn
 
-from fastbandit.attacks._attack import Attack, AttackResult
-from fastbandit.attacks._model import Oracle
-from fastbandit.attacks._pgd import follow_gradient, pgd_loop
+from fastbandit.attacks._pgd import GradientAttack, follow_gradient
 from fastbandit.attacks.ball import Ball
 from fastbandit.config import Radius, at_least
 from fastbandit.threat import ThreatModel, parse_number
 
 
 @dataclass(frozen=True)
-class MIFGSMAttack(Attack):
+class MIFGSMAttack(GradientAttack):
     """MI-FGSM."""
 
     name = "mifgsm"
@@ -48,12 +46,8 @@ class MIFGSMAttack(Attack):
     def title(self, norm: str) -> str:
         return "MI-FGSM" if norm == "linf" else "MI-FGM"
 
-    def run(
-        self, oracle: Oracle, images: Tensor, labels: Tensor, ids: Tensor, seed: int, ball: Ball
-    ) -> AttackResult:
-        return pgd_loop(
-            oracle, images, labels, self.threat(ball), seed=seed, index=ids, decay=self.decay
-        )
+    def loop_options(self) -> dict[str, Any]:
+        return {"decay": self.decay}
 
     def passes(self) -> tuple[float, float]:
         return self.steps + 1, self.steps

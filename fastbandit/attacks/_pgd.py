@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -286,6 +287,24 @@ def restart(
     return from_starts(images, (partial(attempt, offset) for offset in range(restarts)))
 
 
+class GradientAttack(Attack):
+    """An attack that is :func:`pgd_loop` under a threat model of its own."""
+
+    @abstractmethod
+    def threat(self, ball: Ball) -> ThreatModel:
+        """The steps in that ball."""
+
+    def loop_options(self) -> dict[str, Any]:
+        """Further arguments of :func:`pgd_loop`."""
+        return {}
+
+    def run(
+        self, oracle: Oracle, images: Tensor, labels: Tensor, ids: Tensor, seed: int, ball: Ball
+    ) -> AttackResult:
+        threat, options = self.threat(ball), self.loop_options()
+        return pgd_loop(oracle, images, labels, threat, seed=seed, index=ids, **options)
+
+
 @dataclass(frozen=True)
 class PGDSettings:
     """PGD-k, for each k that ``attacks`` names."""
@@ -297,7 +316,7 @@ class PGDSettings:
 
 
 @dataclass(frozen=True)
-class PGDAttack(Attack):
+class PGDAttack(GradientAttack):
     """PGD with ``steps`` steps from a random start, from several starts if asked to."""
 
     name = "pgd-<steps>"
@@ -330,6 +349,8 @@ class PGDAttack(Attack):
     def run(
         self, oracle: Oracle, images: Tensor, labels: Tensor, ids: Tensor, seed: int, ball: Ball
     ) -> AttackResult:
+        if self.restarts == 1:
+            return super().run(oracle, images, labels, ids, seed, ball)
         return restart(
             oracle, images, labels, self.threat(ball), seed=seed, index=ids, restarts=self.restarts
         )
@@ -346,7 +367,7 @@ class PGDAttack(Attack):
 
 
 @dataclass(frozen=True)
-class FGSMAttack(Attack):
+class FGSMAttack(GradientAttack):
     """One step of epsilon from the image; none of PGD's settings bear on it."""
 
     name = "fgsm"
@@ -358,11 +379,6 @@ class FGSMAttack(Attack):
 
     def title(self, norm: str) -> str:
         return "FGSM" if norm == "linf" else "FGM"
-
-    def run(
-        self, oracle: Oracle, images: Tensor, labels: Tensor, ids: Tensor, seed: int, ball: Ball
-    ) -> AttackResult:
-        return pgd_loop(oracle, images, labels, self.threat(ball), seed=seed, index=ids)
 
     def passes(self) -> tuple[float, float]:
         return 2, 1

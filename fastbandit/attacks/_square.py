@@ -32,6 +32,8 @@ from fastbandit.threat import parse_number, parse_whole
 # The share of pixels that change is halved at these queries of 10,000.
 _HALVED_AT = (10, 50, 200, 1000, 2000, 4000, 6000, 8000)
 _MOST_QUERIES = 1 << 20  # of one start: a start's number and a query's share 32 bits
+#: The range of that number as a setting.
+QUERIES = Range(f"1 to {_MOST_QUERIES}", least=1, most=_MOST_QUERIES)
 
 
 def _share(query: int, queries: int, first: float) -> float:
@@ -89,7 +91,7 @@ class SquareAttack(Attack):
     section = "square"
     black_box = True
 
-    queries: Annotated[int, at_least(1)] = 5000
+    queries: Annotated[int, QUERIES] = 5000
     """forward passes for each image"""
     restarts: Annotated[int, at_least(1)] = 1
     """random starts"""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from fastbandit.attacks._square import QUERIES
 from fastbandit.attacks.registry import ATTACKS, SECTIONS
 from fastbandit.config import SEED, Config, ConfigError, Radius, at_least
 from fastbandit.evaluate.plans import Plan, attack_plans
@@ -31,7 +32,7 @@ class ChecksConfig:
     """how many; 0 for no checks"""
     steps: Annotated[int, at_least(10)] = 50
     """of the longest attack"""
-    queries: Annotated[int, at_least(1)] = 200
+    queries: Annotated[int, QUERIES] = 200
     """of the black-box attack"""
 
 

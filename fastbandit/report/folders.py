@@ -69,6 +69,15 @@ def read_folder(folder: Path, summary: Mapping[str, Any] | None = None) -> Folde
     """
     if not folder.is_dir():
         return read_run(folder, summary)
+    try:
+        command = get(read_sealed(plain_file(folder / "env.json")), "command")
+    except FileError:
+        command = None
+    if command == "study":
+        raise ReportError(
+            f"{folder}: the folder of a study: its page is {folder / 'study.html'}; give the runs "
+            "in its folder searches"
+        )
     return _READERS[_stated(summary) or _command(folder)](folder, summary)
 
 

@@ -31,6 +31,7 @@ __all__ = ["ArmHistory", "Metrics", "Run", "read_run", "split_size", "totals"]
 # What a page is made of at most; a stranger's folder may ask for any amount.
 _MOST_ARMS = 20_000  # edges by operations; the largest space has 756
 _MOST_STATES = 20_000_000  # arms by samples
+_MOST_SAMPLES = 20_000  # 11 arms with T = 300; each is credited again by the policy
 
 
 class Metrics(Line):
@@ -278,6 +279,12 @@ def _read_bandit(run: Run) -> None:
             )
             return
         if isinstance(line, Sample):
+            if len(run.samples) == _MOST_SAMPLES:
+                run.notes.append(
+                    f"{name}: expected at most {_MOST_SAMPLES:,} samples; line {position} and what "
+                    "comes after it are left out"
+                )
+                return
             if (len(run.samples) + 2) * rows * arms > _MOST_STATES:
                 run.notes.append(
                     f"{name}: expected at most {_MOST_STATES:,} arms in all samples; line "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -22,16 +21,16 @@ from fastbandit.retrain.config import RetrainConfig
 from fastbandit.retrain.genotypes import check_genotype, with_genotype
 from fastbandit.retrain.model_file import Record, selection_rule, write_model
 from fastbandit.retrain.setup import Setup, build
-from fastbandit.runs.cost import accounting, cost_summary, phase
+from fastbandit.runs.cost import EpochTimer, accounting, cost_summary, phase
 from fastbandit.runs.environment import derive_seed, peak_memory_mb
 from fastbandit.runs.folder import RunFiles, RunFolder
 from fastbandit.runs.progress import Progress, accuracies
 from fastbandit.runs.session import Session, check_group_device, torch_settings
 from fastbandit.runs.tensors import CheckpointError
-from fastbandit.runs.training import load_momenta, momenta
+from fastbandit.runs.training import load_momenta, momenta, overfitting_guard
 from fastbandit.training import Cost, Engine, Evaluation, Graphs, evaluate, train_epoch
 from fastbandit.training.averaging import WeightAverage
-from fastbandit.training.overfitting import MOST_STEPS, OverfittingGuard, Verdict, stronger
+from fastbandit.training.overfitting import MOST_STEPS, Verdict, stronger
 
 __all__ = ["FILES", "Retraining", "retrain"]
 
@@ -65,13 +64,7 @@ class Retraining:
         self.cost = Cost()
         self.threat = self.config.training_threat()
         self.selection = self.config.selection_threat()
-        self.guard: OverfittingGuard | None = None
-        if self.config.guard.enabled and self.threat.attacks:
-            self.guard = OverfittingGuard(
-                setup.guard,
-                seed=derive_seed(self.config.seed, "attack", "guard"),
-                steps=self.config.guard.steps,
-            )
+        self.guard = overfitting_guard(self.config, self.threat, setup.guard)
         self.epoch = 0
         self.peak_memory = 0.0
         # Each time that catastrophic overfitting was found.
@@ -274,7 +267,7 @@ class Retraining:
     def run_epoch(self) -> tuple[dict[str, Any], str | None]:
         """Train, check, validate, log and save. Returns the metrics, and a note if there is one."""
         config, number = self.config, self.epoch
-        started, accounted = time.perf_counter(), sum(self.cost.seconds.values())
+        timer = EpochTimer(self.cost)
         with accounting(self.cost, self.team):
             steps = self.threat.steps
             trained = self.train()
@@ -291,8 +284,7 @@ class Retraining:
                 weights = self.evaluated.state_dict()
                 self.best_weights = {k: v.detach().clone() for k, v in weights.items()}
         self.epoch += 1
-        seconds = time.perf_counter() - started
-        self.cost.add_seconds("other", seconds - (sum(self.cost.seconds.values()) - accounted))
+        seconds = timer.stop()
         self.peak_memory = max(self.peak_memory, peak_memory_mb(self.setup.device))
         metrics = {
             "epoch": number,

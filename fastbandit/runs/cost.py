@@ -18,6 +18,7 @@ from fastbandit.runs.tensors import save_tensors
 from fastbandit.training import Cost
 
 __all__ = [
+    "EpochTimer",
     "Throughput",
     "accounting",
     "cost_summary",
@@ -70,6 +71,21 @@ def accounting(cost: Cost, team: Team | None) -> Iterator[None]:
     total = team.group.sum_(torch.tensor(added, device=team.group.device)).tolist()
     for name, old, more in zip(names, before, total, strict=True):
         setattr(cost, name, old + more)
+
+
+class EpochTimer:
+    """Seconds since it was made; what no phase of the ledger has counted goes to ``other``."""
+
+    def __init__(self, cost: Cost) -> None:
+        self._cost = cost
+        self._started, self._accounted = time.perf_counter(), sum(cost.seconds.values())
+
+    def stop(self) -> float:
+        """End it; returns the seconds."""
+        seconds = time.perf_counter() - self._started
+        known = sum(self._cost.seconds.values()) - self._accounted
+        self._cost.add_seconds("other", seconds - known)
+        return seconds
 
 
 @contextmanager

@@ -76,7 +76,7 @@ class RunFiles:
     @property
     def all(self) -> tuple[str, ...]:
         """All files but ``config.yaml``, which comes first and goes last, and the result."""
-        return (*_FILES, *self.logs, *self.files)
+        return (*_FILES, *self.files)
 
 
 # Of any command: a folder may hold what another command left there.
@@ -91,6 +91,7 @@ _FILES = (
     "checkpoints/latest.safetensors",
     "checkpoints/previous.safetensors",
     "checkpoints/next.safetensors",
+    *RunFiles.logs,
 )
 
 
@@ -146,14 +147,16 @@ class RunFolder:
         return value
 
     @staticmethod
-    def find_unfinished(root: Path, config: dict[str, Any]) -> Path | None:
+    def find_unfinished(
+        root: Path, config: dict[str, Any], result: str = "summary.json"
+    ) -> Path | None:
         """The newest folder below ``root`` that holds an unfinished run of this configuration."""
         if not root.is_dir():
             return None
         for path in sorted(root.iterdir(), reverse=True):
-            if (path / "config.yaml").is_file() and not (path / "summary.json").is_file():
+            if (path / "config.yaml").is_file() and not (path / result).is_file():
                 with contextlib.suppress(RunError):
-                    if RunFolder.read_config(path) == config:
+                    if RunFolder.read_config(path, result) == config:
                         return path
         return None
 

@@ -204,7 +204,7 @@ class Session:
         # As YAML gives it back: lists where the configuration has tuples.
         plain = json.loads(json.dumps({**to_plain(self.config), **(identity or {})}))
         path = None if out is None else Path(out)
-        path = path or RunFolder.find_unfinished(Path(root), plain)
+        path = path or RunFolder.find_unfinished(Path(root), plain, files.result)
         self.path = path or RunFolder.fresh_path(Path(root), name)
         with RunFolder.open(self.path, plain, force=force, files=files) as folder:
             self.folder = folder

@@ -11,15 +11,17 @@ from torch import Tensor, nn
 from fastbandit.config import POSITIVE, SEED, SHARE, Config, ConfigError, Range, at_least
 from fastbandit.data import Augment, DataSource, ImageSet, Loader, split, statistics
 from fastbandit.runs.environment import derive_seed
+from fastbandit.threat import ThreatModel
 from fastbandit.training import Precision
 from fastbandit.training.cuda_graphs import Choice
-from fastbandit.training.overfitting import GuardConfig
+from fastbandit.training.overfitting import GuardConfig, OverfittingGuard
 
 __all__ = [
     "DataSplit",
     "TrainingConfig",
     "load_momenta",
     "momenta",
+    "overfitting_guard",
     "sgd",
     "split_data",
     "training_loader",
@@ -181,6 +183,16 @@ def training_loader(
         drop_last=len(index) % config.batch_size == 1,
         **options,
     )
+
+
+def overfitting_guard(
+    config: TrainingConfig, threat: ThreatModel, images: Loader
+) -> OverfittingGuard | None:
+    """The guard of a training against ``threat``; None where it is off or nothing attacks."""
+    if not config.guard.enabled or not threat.attacks:
+        return None
+    seed = derive_seed(config.seed, "attack", "guard")
+    return OverfittingGuard(images, seed=seed, steps=config.guard.steps)
 
 
 def momenta(network: nn.Module, optimizer: torch.optim.SGD) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from typing import Any
 
 from fastbandit.bandit import log
@@ -11,6 +10,7 @@ from fastbandit.distributed import Team
 from fastbandit.runs.cost import accounting
 from fastbandit.runs.environment import derive_seed
 from fastbandit.runs.session import Session
+from fastbandit.runs.training import overfitting_guard
 from fastbandit.search.setup import Setup
 from fastbandit.search.trial import Path, PathResult, TrialResult
 from fastbandit.training import (
@@ -21,30 +21,15 @@ from fastbandit.training import (
     reset_batchnorm,
     train_epoch,
 )
-from fastbandit.training.overfitting import MOST_STEPS, OverfittingGuard, Verdict, stronger
+from fastbandit.training.overfitting import MOST_STEPS, Verdict, stronger
 
-__all__ = ["FEW_STATISTICS_BATCHES", "Adversarial", "Measurement"]
+__all__ = ["FEW_STATISTICS_BATCHES", "Adversarial"]
 
 # A path that is evaluated without having been trained last gets its batch-norm statistics from
 # this many training batches.
 _STATISTICS_BATCHES = 8
 #: Fewer for the paths that are only evaluated during the search, which are meant to be cheap.
 FEW_STATISTICS_BATCHES = 4
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What :meth:`Adversarial.measure` found on one set of images."""
-
-    split: str
-    images: int
-    clean_accuracy: float
-    robust_accuracy: float
-    attack: str
-
-    def to_dict(self) -> dict[str, Any]:
-        found = dataclasses.asdict(self)
-        return {"split": found.pop("split"), "n": found.pop("images"), **found}
 
 
 class Adversarial:
@@ -59,13 +44,7 @@ class Adversarial:
         self.config, self.supernet = setup.config, setup.supernet
         self.threat = self.config.training_threat()
         self.reward_threat = self.config.reward_threat()
-        self.guard: OverfittingGuard | None = None
-        if self.config.guard.enabled and self.threat.attacks:
-            self.guard = OverfittingGuard(
-                setup.guard,
-                seed=derive_seed(self.config.seed, "attack", "guard"),
-                steps=self.config.guard.steps,
-            )
+        self.guard = overfitting_guard(self.config, self.threat, setup.guard)
         # Each time that catastrophic overfitting was found: lines of the bandit's log.
         self.overfitting: list[dict[str, Any]] = []
 
@@ -165,13 +144,13 @@ class Adversarial:
                     cost=self.cost,
                     **path.scope,
                 )
-            measured[name] = Measurement(
-                split,
-                found.images,
-                found.clean_accuracy,
-                found.robust_accuracy,
-                threat.describe(),
-            ).to_dict()
+            measured[name] = {
+                "split": split,
+                "n": found.images,
+                "clean_accuracy": found.clean_accuracy,
+                "robust_accuracy": found.robust_accuracy,
+                "attack": threat.describe(),
+            }
         return measured
 
     def _result(self, evaluation: Evaluation, **training: Any) -> PathResult:

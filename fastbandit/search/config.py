@@ -107,7 +107,10 @@ class SearchConfig(TrainingConfig):
                 "sync_batchnorm: expected no with parallel paths, where each process computes "
                 "another path and there is nothing to share; got yes"
             )
-        self.bandit.check("bandit.")
+        try:
+            self.bandit.check("bandit.")
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
         self.training_threat()
         self.final_threat()
         if self.final.network_epochs:

@@ -36,7 +36,7 @@ def dry_run(config: SearchConfig) -> dict[str, Any]:
 
     The paths measured are those of the initial pass, in which every edge tries every arm once: the
     mean of their times is that of paths drawn uniformly. Momentum of all weights is allocated, as
-    it is towards the end of a search.
+    it is towards the end of a search. Paths are trained as :class:`Adversarial` does.
 
     Returns:
         ``epochs``; ``seconds_per_epoch`` (mean, with validation, paths that are only evaluated and
@@ -118,7 +118,8 @@ def _measure(current: SearchRun, choice: Tensor) -> dict[str, float]:
     """Seconds that each part of a search takes with this path, from a few batches."""
     config, setup = current.config, current.setup
     path = current.use_path([choice], None)
-    trial = Adversarial(setup, current.session, current.cost)
+    trial = current.trial
+    assert isinstance(trial, Adversarial)
     optimizer, model = setup.optimizer, setup.supernet
     # Learning rate 0: the real step, which changes nothing.
     optimizer.param_groups[0]["lr"] = 0.0

@@ -5,7 +5,6 @@ Who trains and scores a path is a :class:`~fastbandit.search.trial.Trial`'s busi
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from fastbandit.bandit import log
 from fastbandit.distributed import Team
 from fastbandit.genotype import Genotype
 from fastbandit.operations import OperationOptions
+from fastbandit.runs.cost import EpochTimer
 from fastbandit.runs.environment import derive_seed, peak_memory_mb
 from fastbandit.runs.session import (
     Session,
@@ -60,7 +60,6 @@ class SearchRun:
             Graphs(self.config.graphs, setup.device, processes=session.processes),
         )
         self.trial = trial(setup, session, self.cost)
-        self.round = 0
         # Epochs of the found path after the last pruning.
         self.tuned = 0
         self.peak_memory = 0.0
@@ -75,7 +74,6 @@ class SearchRun:
         tensors |= {f"momentum.{k}": v for k, v in found.items()}
         tensors |= {f"bandit.{k}": v for k, v in bandit.items() if isinstance(v, Tensor)}
         state = {
-            "round": self.round,
             "tuned": self.tuned,
             "cost": self.cost.state_dict(),
             "peak_memory_mb": self.peak_memory,
@@ -99,7 +97,6 @@ class SearchRun:
             ) from None
         load_momenta(self.supernet, self.setup.optimizer, parts["momentum"])
         self.cost.load_state_dict(state["cost"])
-        self.round = state["round"]
         self.tuned = state.get("tuned", 0)
         self.trial.restore(state)
         self.peak_memory = state["peak_memory_mb"]
@@ -147,6 +144,9 @@ class SearchRun:
         self, choice: Tensor, probability: Tensor, found: PathResult, *, trained: bool
     ) -> dict[str, Any]:
         """Credit a path with its score; returns the line for the bandit's log."""
+        unknown = set(found.log) - set(log.Sample.model_fields)
+        if unknown:
+            raise TypeError(f"bandit.jsonl: a sample has no {min(unknown)}; metrics may have it")
         line = log.Sample(
             sample=self.bandit.samples,
             phase=self.bandit.phase,
@@ -167,7 +167,7 @@ class SearchRun:
         as many as there are processes, or as are left of the round or of the initial pass.
         """
         bandit, config = self.bandit, self.config
-        timer = _Timer(self.cost)
+        timer = EpochTimer(self.cost)
         number, phase, arms = bandit.trained, bandit.phase, bandit.arms_left
         choices, probabilities = self.draw(min(self.paths_per_epoch, bandit.room), trained=True)
         paths = len(choices)
@@ -209,7 +209,7 @@ class SearchRun:
         nothing. The learning rate falls from that of the search's beginning to 0.
         """
         config, bandit = self.config, self.bandit
-        timer, number = _Timer(self.cost), bandit.trained + self.tuned
+        timer, number = EpochTimer(self.cost), bandit.trained + self.tuned
         path = self.use_path([bandit.final()], self.team(1))
         rate = cosine(self.tuned, config.final.tune_epochs, config.learning_rate)
         # The bandit's log has ended; a stronger attack is in the metrics and in the summary.
@@ -218,7 +218,7 @@ class SearchRun:
         return self._end_epoch(timer, trained, number, "tuning", bandit.arms_left)
 
     def _end_epoch(
-        self, timer: _Timer, trained: TrialResult, number: int, phase: str, arms: int
+        self, timer: EpochTimer, trained: TrialResult, number: int, phase: str, arms: int
     ) -> dict[str, Any]:
         """Write the metrics of an epoch and a checkpoint; returns the metrics of its last path."""
         seconds = timer.stop()
@@ -246,7 +246,6 @@ class SearchRun:
         bandit = self.bandit
         edges, operations = self.space.edge_names, self.space.operations
         lines = [line.to_line() for line in log.prune(bandit, edges, operations)]
-        self.round += 1
         self.session.append(
             "genotypes.jsonl",
             {
@@ -288,17 +287,3 @@ class SearchRun:
                 **self.trial.describe(),
             },
         )
-
-
-class _Timer:
-    """Seconds since it was made; what no phase of the ledger has counted goes to ``other``."""
-
-    def __init__(self, cost: Cost) -> None:
-        self._cost = cost
-        self._started, self._accounted = time.perf_counter(), sum(cost.seconds.values())
-
-    def stop(self) -> float:
-        seconds = time.perf_counter() - self._started
-        known = sum(self._cost.seconds.values()) - self._accounted
-        self._cost.add_seconds("other", seconds - known)
-        return seconds

@@ -54,8 +54,10 @@ class PathResult:
 
     Attributes:
         score: what the bandit is credited with.
-        log: figures for the path's line in ``bandit.jsonl``.
-        metrics: figures for its line in ``metrics.jsonl``.
+        log: figures for the path's line in ``bandit.jsonl``: ``clean_accuracy`` and
+            ``robust_accuracy``, or none.
+        metrics: figures for its line in ``metrics.jsonl``; progress shows ``loss``,
+            ``clean_accuracy`` and ``robust_accuracy`` (the latter two may be None).
     """
 
     score: float
@@ -69,7 +71,7 @@ class TrialResult:
 
     Attributes:
         paths: one for each path.
-        metrics: figures that they share.
+        metrics: figures that they share; progress shows ``images_per_second``.
         events: lines for ``bandit.jsonl``.
     """
 
@@ -99,7 +101,9 @@ class Trial(Protocol):
         """Score a path with the weights as they are; a result for each path."""
 
     def measure(self, path: Path, *, trained: bool) -> dict[str, Any]:
-        """The figures of the path found, for the summary.
+        """The figures of the path found, for the summary: ``final`` and ``test``, each with
+        ``split``, ``n``, ``clean_accuracy``, ``robust_accuracy`` and ``attack``; None without test
+        images.
 
         Args:
             trained: whether its weights are those that the last epoch has trained.
