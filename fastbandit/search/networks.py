@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from fastbandit import space
 from fastbandit._files import FileError
 from fastbandit.config import to_plain
 from fastbandit.data import DataSource
@@ -39,6 +38,7 @@ __all__ = [
     "REFERENCE",
     "Networks",
     "chance",
+    "finished_network",
     "network_name",
     "network_row",
     "random_genotype",
@@ -74,7 +74,7 @@ def random_genotype(config: SearchConfig, *purpose: str | int) -> Genotype:
     Args:
         purpose: decides the draw, together with ``config.seed``.
     """
-    searched = space.get(config.space)
+    searched = config.search_space()
     generator = torch.Generator().manual_seed(derive_seed(config.seed, *purpose))
     shape = (searched.rows, searched.arms)
     choice = torch.randint(searched.arms, (searched.rows,), generator=generator)
@@ -154,7 +154,7 @@ def retrain_config(config: SearchConfig, name: str) -> RetrainConfig:
         threads=config.threads,
         deterministic=config.deterministic,
         init_channels=config.init_channels,
-        layers=space.get(config.space).cell_types,
+        layers=config.search_space().cell_types,
         method=method,
         epochs=final.network_epochs,
         batch_size=config.batch_size,
@@ -228,7 +228,7 @@ class Networks:
         config, session = retrain_config(self.config, name), self.session
         path, summary = session.path / FOLDER / name, None
         if session.is_main:
-            summary = _finished(path, config, genotype)
+            summary = finished_network(path, config, genotype)
         summary = session.broadcast(summary)
         fresh = summary is None
         if summary is None:
@@ -253,7 +253,7 @@ class Networks:
         self.rows.append(row)
 
 
-def _finished(path: Path, config: RetrainConfig, genotype: Genotype) -> dict[str, Any] | None:
+def finished_network(path: Path, config: RetrainConfig, genotype: Genotype) -> dict[str, Any] | None:
     """The summary of the run there if it is finished and of this configuration."""
     if not (path / "summary.json").is_file():
         return None
