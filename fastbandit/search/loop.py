@@ -52,7 +52,7 @@ class SearchRun:
         self.group = session.group
         self.supernet = setup.supernet
         self.space = self.config.search_space()
-        self.bandit = self.config.make_bandit()
+        self.bandit = self.config.make_bandit(setup.source)
         self.cost = Cost()
         self.engine = Engine(
             self.config.precision,
