@@ -10,6 +10,7 @@ from fastbandit._version import __version__
 from fastbandit.bandit import replay
 from fastbandit.runs.cost import cost_summary
 from fastbandit.runs.environment import peak_memory_mb
+from fastbandit.runs.processes import Workers
 from fastbandit.runs.tensors import RunError, save_tensors
 from fastbandit.search.networks import Networks, chance
 from fastbandit.search.tournament import run_tournament
@@ -27,12 +28,12 @@ _SELECTION = {
 }
 
 
-def finish(current: SearchRun, networks: Networks, processes: int = 1) -> dict[str, Any]:
+def finish(current: SearchRun, networks: Networks, workers: Workers) -> dict[str, Any]:
     """Check that the log explains the result, measure the found path, hold the tournament, train
     the found network and random ones from scratch, write the last files; returns the summary.
 
     Args:
-        processes: networks of the tournament that are trained at a time.
+        workers: train several networks of the tournament at a time.
 
     Raises:
         RunError: the log and the state of the bandit disagree.
@@ -57,7 +58,7 @@ def finish(current: SearchRun, networks: Networks, processes: int = 1) -> dict[s
             {"run_id": session.run_id, "genotype": genotype.to_dict()},
         )
     if config.final.tournament:
-        tournament = run_tournament(session, setup.source, bandit, processes)
+        tournament = run_tournament(session, setup.source, bandit, workers)
         winner = tournament["candidates"][tournament["winner"]]
         genotype = current.genotype(winner["choice"])
     if folder is not None:
