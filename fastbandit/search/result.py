@@ -13,9 +13,12 @@ from fastbandit.runs.environment import peak_memory_mb
 from fastbandit.runs.processes import Workers
 from fastbandit.runs.tensors import RunError, save_tensors
 from fastbandit.search.networks import Networks, chance
+from fastbandit.search.sizes import Sizes
 from fastbandit.search.tournament import run_tournament
 
 if TYPE_CHECKING:
+    from fastbandit.data import DataSource
+    from fastbandit.search.config import SearchConfig
     from fastbandit.search.loop import SearchRun
 
 __all__ = ["finish"]
@@ -26,6 +29,17 @@ _SELECTION = {
     "tournament": "the winner of a tournament on validation images; nothing is chosen by the test "
     "images",
 }
+
+
+def _largest(config: SearchConfig, source: DataSource) -> int | None:
+    """Parameters of the largest network of the space, within the budget if there is one; None where
+    a node keeps some of its edges only."""
+    if config.edges_per_node != "all":
+        return None
+    sizes = Sizes.of_search(config, source)
+    largest = int(sizes.parameters.amax(1).sum()) + sizes.base_parameters
+    budget = config.budget() if config.budgeted == "parameters" else None
+    return largest if budget is None or budget.high is None else min(largest, budget.high)
 
 
 def finish(current: SearchRun, networks: Networks, workers: Workers) -> dict[str, Any]:
@@ -86,6 +100,7 @@ def finish(current: SearchRun, networks: Networks, workers: Workers) -> dict[str
         **({} if tournament is None else {"tournament": tournament}),
         "networks": networks.rows,
         "chance": chance(setup.source, config),
+        "largest_parameters": _largest(config, setup.source),
         **measured,
         "cost": cost_summary(
             current.cost,
