@@ -69,6 +69,10 @@ class Policy(ABC):
     description: ClassVar[str] = ""
     #: Whether every arm gets one sample before the first round.
     initial_pass: ClassVar[bool] = True
+    #: Whether that may be given up for paths with random mixes (the setting ``mixes``).
+    mixed_initial_pass: ClassVar[bool] = False
+    #: Whether stages and sizes of the rows are of use.
+    uses_rows: ClassVar[bool] = False
     #: Whether rewards are accuracies, in [0, 1]; otherwise any finite number is one.
     accuracies: ClassVar[bool] = True
     #: How an arm is chosen to be abandoned, where neither score nor bound says it.
@@ -123,6 +127,13 @@ class Policy(ABC):
     def score(self, bandit: State) -> Tensor:
         """What makes an arm good, float64 [..., rows, arms]; ranks the arms alive."""
         return bandit.mean
+
+    def worth(self, bandit: State) -> Tensor:
+        """What a path that keeps to a budget is chosen by when arms are abandoned.
+
+        The sum over its arms, float64 [..., rows, arms]; here the score.
+        """
+        return self.score(bandit)
 
 
 POLICIES: dict[str, type[Policy]] = {}
@@ -219,6 +230,7 @@ class Random(Policy):
     name = "random"
     description = "the baseline, which learns nothing"
     reason = "drawn at random"
+    mixed_initial_pass = True
 
     def probabilities(self, bandit: State) -> Tensor:
         return bandit.alive.double() / bandit.arms_left
@@ -228,6 +240,10 @@ class Random(Policy):
 
     def prune(self, bandit: State) -> Tensor:
         return _pick(bandit.alive, bandit.uniform("prune").squeeze(-1))
+
+    def worth(self, bandit: State) -> Tensor:
+        # Other numbers than those of the draw, which are numbered by the arms left.
+        return bandit.uniform("prune", bandit.arms, number=bandit.arms + bandit.arms_left)
 
 
 # --- the well-known rules, each row on its own --------------------------------------------------
@@ -353,6 +369,7 @@ class Detrended(_Balanced):
     """
 
     name = "detrended"
+    mixed_initial_pass = True
     description = "means less the training trend"
 
     def score(self, bandit: State) -> Tensor:
@@ -377,6 +394,7 @@ class Ridge(_Balanced):
     """
 
     name = "ridge"
+    mixed_initial_pass = True
     description = "one model of all edges"
     # The regression holds a matrix of samples x samples for each bandit.
     simulated_at_a_time = 25
