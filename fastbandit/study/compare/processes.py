@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from fastbandit.runs.tensors import RunError
-
 __all__ = ["Call", "run_calls"]
 
 # What a child is started with: one thread, and it sleeps while it waits.
@@ -44,6 +42,9 @@ def run_calls(
     Raises:
         RunError: a call failed, or its process ended; the others are stopped.
     """
+    # Imported here: it loads torch, which a child does when it is asked for what needs it.
+    from fastbandit.runs.tensors import RunError
+
     if processes == 1 or len(calls) == 1:
         for position, call in enumerate(calls):
             done(position, call.function(*call.arguments))
