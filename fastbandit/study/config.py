@@ -198,6 +198,18 @@ class StudyConfig(Config):
         if searched is not None:
             space.get(searched)
         check_claim(self.compare)
+        if "best" in self.compare.arms:
+            rungs = self.search.final.rungs
+            if not rungs or min(rungs) < 1:
+                raise ConfigError(
+                    "search.final.rungs: expected 1 epoch or more for one rung or more, by which "
+                    f"the arm best is chosen; got {', '.join(map(str, rungs)) or 'none'}"
+                )
+            if self.search.edges_per_node != "all":
+                raise ConfigError(
+                    "compare.arms: expected edges_per_node all with the arm best, whose candidates "
+                    f"keep all their edges; got {self.search.edges_per_node}"
+                )
 
     def search_of(self, entry: str, seed: int) -> SearchConfig:
         """The search of one entry and seed."""
@@ -328,7 +340,6 @@ PRESETS: dict[str, dict[str, Any]] = {
             "policy": "ridge,evaluations-per-epoch=4",
             "test": "900:1797",
             "epochs": 6,
-            "candidate_epochs": 3,
             "pilot": {"images": "0:900"},
         },
         "search": {
@@ -336,7 +347,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "train_portion": 0.75,
             "attack": {"epsilon": "0.1"},
             "bandit": {"rounds": 1},
-            "final": {"step_size": "0.01"},
+            "final": {"step_size": "0.01", "tournament": 16},
         },
     },
     # The same on Fashion-MNIST; give --data PATH.
@@ -350,7 +361,6 @@ PRESETS: dict[str, dict[str, Any]] = {
             "train_limit": 4000,
             "test": "2000:4000",
             "epochs": 6,
-            "candidate_epochs": 3,
             "pilot": {"images": "0:1000"},
         },
         "search": {
@@ -358,7 +368,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "train_portion": 0.75,
             "attack": {"epsilon": "0.1"},
             "bandit": {"rounds": 1},
-            "final": {"step_size": "0.01"},
+            "final": {"step_size": "0.01", "tournament": 16},
         },
     },
     # Seconds: whether the machinery works, no result.
@@ -372,7 +382,6 @@ PRESETS: dict[str, dict[str, Any]] = {
             "epochs": 1,
             "train_limit": 64,
             "repeats": 2,
-            "candidate_epochs": 1,
             "test": "900:932",
             "apgd_steps": 2,
             "attacks": "pgd-2,apgd-ce",
@@ -389,7 +398,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "init_channels": 2,
             "train_limit": 64,
             "bandit": {"rounds": 1},
-            "final": {"steps": 2, "step_size": "0.1"},
+            "final": {"steps": 2, "step_size": "0.1", "rungs": [1, 2]},
         },
     },
 }

@@ -59,23 +59,23 @@ class CompareConfig:
     """what searches: a policy, or POLICY,SETTING=VALUE,... as in --real.policies"""
     arms: tuple[str, ...] = ARMS
     """what it is compared with: matched (random networks of the size of a found one), best (of as
-    many random networks as a search's cost buys), largest, one-operation"""
+    many random networks as a search's cost buys, by a tournament with its rungs), largest (within
+    the search's budget), one-operation"""
     epochs: Annotated[int, at_least(1)] = 8
     """epochs in which each compared network is trained from scratch"""
     train_limit: Annotated[int | None, at_least(4)] = None
     """training images of the compared networks (a stratified choice); None: all"""
     repeats: Annotated[int, at_least(1)] = 2
     """how often each compared network is trained, from another seed each time; the mean counts"""
-    candidate_epochs: Annotated[int, at_least(1)] = 4
-    """epochs in which each candidate of the arm best is trained for its selection"""
+    mixes: bool = True
+    """the random networks of the arm best have random mixes of the operations, as those of a final
+    tournament, and so differ more; no: every operation is equally likely on every edge"""
     tolerance: Annotated[float, SHARE] = 0.03
     """how far the parameters of a matched network may be from those of the found one, as a share"""
     draws: Annotated[int, at_least(1)] = 20_000
     """random networks that are drawn to find one of that size"""
     nearest: bool = False
     """take the nearest in size where none is within the tolerance; else that is an error"""
-    most_parameters: Annotated[int | None, at_least(1)] = None
-    """parameters that the arm largest must not exceed; None: no limit"""
     test: str = ""
     """test images that are opened once, at the end, as FIRST:END; empty: all"""
     attacks: str = "pgd-20,apgd-ce"

@@ -25,10 +25,14 @@ from fastbandit.genotype import Genotype
 from fastbandit.models import BEST
 from fastbandit.retrain.config import RetrainConfig
 from fastbandit.retrain.loop import retrain
+from fastbandit.runs.folder import RunFiles
+from fastbandit.runs.processes import Call, run_calls
+from fastbandit.runs.session import Session, torch_settings
 from fastbandit.runs.tensors import RunError
 from fastbandit.search.config import SearchConfig
+from fastbandit.search.networks import FOLDER, random_choice
 from fastbandit.search.run import search
-from fastbandit.study.compare.processes import Call, run_calls
+from fastbandit.search.tournament import FILE, MIXES, Candidate, genotype_of, hold
 from fastbandit.study.pieces import Pieces
 
 __all__ = [
@@ -42,6 +46,7 @@ __all__ = [
     "network_job",
     "opened",
     "search_job",
+    "tournament_job",
 ]
 
 #: What is counted of a run; two costs are compared by their passes.
@@ -190,11 +195,88 @@ def _search(config: SearchConfig, path: Path) -> dict[str, Any]:
 def search_cost(summary: Mapping[str, Any]) -> dict[str, float]:
     """What a search computed, the networks that it trains alone included."""
     parts = [summary["cost"], *summary["networks"]]
+    if "tournament" in summary:
+        parts.append(summary["tournament"]["cost"])
     return {name: sum(part[name] for part in parts) for name in COST}
 
 
 def _say_search(result: Mapping[str, Any]) -> str:
     return f"{result['hash'][:12]}, {result['cost']['seconds_total'] / 60:.1f} minutes"
+
+
+# --- a tournament of random networks --------------------------------------------------------
+
+_TOURNAMENT = RunFiles("study", result=FILE, folders=(), trees=(FOLDER,))
+
+
+def tournament_job(
+    name: str, config: SearchConfig, candidates: int, mixes: bool, folder: Path, protocol: str
+) -> Job:
+    """The tournament of a search, with random networks alone.
+
+    Args:
+        config: of the search; its seed decides draws, images and trainings.
+        candidates: how many.
+        mixes: whether the networks have random mixes of the operations.
+        folder: of the study.
+    """
+    key = {
+        "protocol": protocol,
+        "data": closed(config.data).digest,
+        "search": to_plain(config),
+        "candidates": candidates,
+        "mixes": mixes,
+    }
+    path = folder / "training" / Pieces(folder).path("best", key).stem
+    call = Call(name, _tournament, (config, candidates, mixes, path))
+    return Job("best", key, call, path, _say_tournament)
+
+
+def _tournament(config: SearchConfig, count: int, mixes: bool, path: Path) -> dict[str, Any]:
+    path.parent.mkdir(exist_ok=True)
+    source, session = closed(config.data), Session(config)
+    candidates: list[Candidate] = []
+    draw = 0
+    while len(candidates) < count:
+        choice = random_choice(
+            config, "compare", "candidate", draw, source=source, mixes=MIXES if mixes else None
+        )
+        one = Candidate(tuple(choice.tolist()), "random")
+        draw += 1
+        # In a space so small that all are drawn, again and again, some come twice.
+        if one not in candidates or draw > 100 * count:
+            candidates.append(one)
+    with (
+        torch_settings(config.threads, bool(config.deterministic)),
+        session.open(_TOURNAMENT, path, root=path.parent, name="best", force=False, progress=None),
+    ):
+        held = session.finished()
+        if held is None:
+            held = session.finish(hold(session, source, candidates))
+    winner = held["candidates"][held["winner"]]
+    genotype = genotype_of(config, winner["choice"])
+    return {
+        "genotype": genotype.to_dict(),
+        "hash": genotype.hash,
+        "m": count,
+        "attack": held["attack"],
+        "rungs": held["rungs"],
+        "candidates": [
+            {name: value for name, value in one.items() if name not in ("choice", "origin")}
+            for one in held["candidates"]
+        ],
+        "winner": held["winner"],
+        "cost": {name: held["cost"][name] for name in COST},
+    }
+
+
+def _say_tournament(result: Mapping[str, Any]) -> str:
+    winner = result["candidates"][result["winner"]]
+    return (
+        f"best of {result['m']}, {winner['parameters']:,} parameters, "
+        f"{100 * winner['rungs'][-1]['robust_accuracy']:.2f} % of the images that judge, "
+        f"{result['cost']['seconds_total']:.0f} s"
+    )
 
 
 # --- a training -----------------------------------------------------------------------------

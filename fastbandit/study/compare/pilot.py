@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastbandit._statistics import components, r_squared, scipy_stats, spearman
 from fastbandit.runs.environment import derive_seed
-from fastbandit.study.compare.arms import Sizes
+from fastbandit.study.compare.arms import Chance
 from fastbandit.study.compare.config import image_range
 from fastbandit.study.compare.jobs import Work, attack_job, network_job
 from fastbandit.study.compare.power import networks_normal, power_table
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["run_pilot"]
 
 
-def run_pilot(config: StudyConfig, sizes: Sizes, work: Work) -> dict[str, Any] | None:
+def run_pilot(config: StudyConfig, drawn: Chance, work: Work) -> dict[str, Any] | None:
     """Train random networks by the recipe of the comparison; None where there is no pilot.
 
     Their accuracy is that on test images which the comparison does not use, or on validation
@@ -34,7 +34,7 @@ def run_pilot(config: StudyConfig, sizes: Sizes, work: Work) -> dict[str, Any] |
     images = image_range(pilot.images, "compare.pilot.images")
     jobs = []
     for number in range(pilot.networks):
-        genotype = sizes.random(derive_seed(config.seed, "compare", "pilot network", number))
+        genotype = drawn.random("pilot network", number)
         for repeat in range(pilot.repeats):
             seed = derive_seed(config.seed, "compare", "pilot training", number, repeat)
             jobs.append(

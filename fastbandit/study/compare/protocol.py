@@ -32,6 +32,7 @@ __all__ = [
     "FILE",
     "Frozen",
     "attack_settings",
+    "best_seed",
     "freeze",
     "make_protocol",
     "network_seed",
@@ -76,6 +77,11 @@ def recipe(config: StudyConfig, epochs: int, seed: int) -> RetrainConfig:
 def network_seed(config: StudyConfig, arm: str, number: int, repeat: int) -> int:
     """The seed of one training; no two compared trainings share one."""
     return derive_seed(config.seed, "compare", "training", arm, number, repeat)
+
+
+def best_seed(config: StudyConfig, number: int) -> int:
+    """The seed of a tournament of random networks: draws, images and trainings."""
+    return derive_seed(config.seed, "compare", "best", number)
 
 
 def attack_settings(config: StudyConfig, attacks: str) -> EvaluateConfig:
@@ -191,18 +197,15 @@ def _arms(config: StudyConfig) -> dict[str, Any]:
             "nearest": compare.nearest,
         },
         "best": {
-            "rule": "for each search the best of m random networks by robust accuracy on the "
-            "validation images; m = passes of the search / passes of one such training, forward "
-            "and backward, rounded down, at least 1",
-            "training": {
-                **to_plain(recipe(config, compare.candidate_epochs, 0)),
-                "seed": None,
-            },
+            "rule": "for each search the winner of a tournament of m random networks, by robust "
+            "accuracy on images that train none of them; m is the largest number whose rungs cost "
+            "no more passes, forward and backward, than the search, at least 1",
+            "mixes": compare.mixes,
+            "rungs": list(config.search.final.rungs),
+            "keep": config.search.final.keep,
+            "seeds": [best_seed(config, number) for number in range(compare.searches)],
         },
-        "largest": {
-            "rule": "the network with most parameters; not tested",
-            "most_parameters": compare.most_parameters,
-        },
+        "largest": {"rule": "the network with most parameters within the budget; not tested"},
         "one-operation": {"rule": "one operation on every edge, each of the space; not tested"},
     }
     return {SEARCH: {"rule": "one independent search, one network"}} | {

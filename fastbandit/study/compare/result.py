@@ -19,6 +19,7 @@ from fastbandit._statistics import (
     spearman,
     welch,
 )
+from fastbandit.study.compare.jobs import COST
 from fastbandit.study.compare.protocol import Frozen
 from fastbandit.study.compare.stages import Member, passes, total
 
@@ -200,16 +201,25 @@ def training_rows(
                 }
                 for repeat, value in enumerate(one["robust_accuracy"])
             ]
-    for one in candidates:
-        rows.append(
-            {
-                "role": "candidate",
-                "arm": "best",
-                "number": one["selection"],
-                "name": f"draw {one['draw']}",
-                **_of_training(one),
-            }
-        )
+    for number, one in enumerate(candidates):
+        for entry in one["candidates"]:
+            rows += [
+                {
+                    "role": f"candidate, rung {rung + 1}",
+                    "arm": "best",
+                    "number": number,
+                    "name": f"candidate {entry['number']}",
+                    "genotype": entry["genotype_hash"],
+                    "parameters": entry["parameters"],
+                    "macs": entry["macs"],
+                    "epochs": trained["epochs"],
+                    "validation_clean": trained["clean_accuracy"],
+                    "validation_robust": trained["robust_accuracy"],
+                    **{key: trained[key] for key in COST if key != "seconds_total"},
+                    "seconds": trained["seconds_total"],
+                }
+                for rung, trained in enumerate(entry["rungs"])
+            ]
     for member in members:
         for repeat, one in enumerate(member.trained):
             row = {

@@ -20,7 +20,7 @@ from fastbandit.runs.environment import environment
 from fastbandit.runs.folder import RunFiles, RunFolder
 from fastbandit.runs.session import Session, torch_settings
 from fastbandit.runs.tensors import RunError
-from fastbandit.study.compare.arms import Sizes
+from fastbandit.study.compare.arms import Chance
 from fastbandit.study.compare.jobs import Work, closed, forget_images
 from fastbandit.study.compare.pilot import run_pilot
 from fastbandit.study.compare.protocol import (
@@ -122,9 +122,8 @@ def compare(
 def _stages(config: StudyConfig, folder: RunFolder, work: Work, until: Stage) -> dict[str, Any]:
     path, log = folder.path, work.log
     assert config.data is not None
-    source = closed(config.data)
-    sizes = Sizes(config.search_of(config.compare.policy, 0), source.train.shape[0], source.classes)
-    pilot = run_pilot(config, sizes, work)
+    drawn = Chance(config.search_of(config.compare.policy, 0), closed(config.data))
+    pilot = run_pilot(config, drawn, work)
     if pilot is not None:
         folder.write_json("pilot.json", pilot)
         write_atomic(path / "compare.csv", csv_text(training_rows(pilot, [], [])))
@@ -135,7 +134,7 @@ def _stages(config: StudyConfig, folder: RunFolder, work: Work, until: Stage) ->
     _say_power(frozen, log)
     if until == "freeze":
         return {"stage": "frozen", "pilot": pilot, "sha256": frozen.sha256}
-    members, candidates = run_arms(config, frozen, sizes, work)
+    members, candidates = run_arms(config, frozen, drawn, work)
     sealed = seal_networks(path, frozen, members)
     write_atomic(path / "compare.csv", csv_text(training_rows(pilot, members, candidates)))
     if until == "run":

@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastbandit._files import canonical_json, plain_file, read_sealed, seal, write_atomic
 from fastbandit.genotype import Genotype
-from fastbandit.runs.environment import derive_seed
 from fastbandit.runs.tensors import RunError
-from fastbandit.study.compare.arms import Sizes, candidate, facts
+from fastbandit.study.compare.arms import Chance
 from fastbandit.study.compare.config import SEARCH
 from fastbandit.study.compare.jobs import (
     COST,
@@ -23,10 +23,12 @@ from fastbandit.study.compare.jobs import (
     file_sha256,
     network_job,
     search_job,
+    tournament_job,
 )
 from fastbandit.study.compare.protocol import (
     Frozen,
     attack_settings,
+    best_seed,
     network_seed,
     recipe,
     searches,
@@ -68,13 +70,12 @@ def total(costs: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def run_arms(
-    config: StudyConfig, frozen: Frozen, sizes: Sizes, work: Work
+    config: StudyConfig, frozen: Frozen, drawn: Chance, work: Work
 ) -> tuple[list[Member], list[dict[str, Any]]]:
     """Find and train every network of every arm.
 
     Returns:
-        The networks, and the trainings of all candidates of the arm best, each with the number of
-        its selection.
+        The networks, and the tournaments of the arm best.
 
     Raises:
         RunError: the test images are opened, and a network is not trained.
@@ -108,15 +109,12 @@ def run_arms(
     free = dict.fromkeys(COST, 0.0)
     if "matched" in compare.arms:
         for number in range(compare.searches):
-            one = members[number].genotype
-            wanted = sizes.of(one)
-            match = sizes.matched(
-                wanted,
-                derive_seed(config.seed, "compare", "matched", number),
+            match = drawn.matched(
+                members[number].genotype,
                 tolerance=compare.tolerance,
                 draws=compare.draws,
-                without=one.hash,
                 nearest=compare.nearest,
+                number=number,
             )
             members.append(
                 Member(
@@ -124,21 +122,30 @@ def run_arms(
                     number,
                     f"matched {number}",
                     match.genotype,
-                    facts(match, wanted),
+                    match.facts(),
                     dict(free),
                 )
             )
     candidates: list[dict[str, Any]] = []
     if "best" in compare.arms:
-        chosen, candidates = _best(config, frozen, sizes, work, found)
-        members += chosen
+        candidates = _best(config, frozen, work, found)
+        members += [
+            Member(
+                "best",
+                number,
+                f"best of {one['m']}, {number}",
+                Genotype.from_dict(one["genotype"]),
+                {name: one[name] for name in ("m", "rungs", "attack")},
+                one["cost"],
+            )
+            for number, one in enumerate(candidates)
+        ]
     if "largest" in compare.arms:
-        genotype = sizes.largest(compare.most_parameters)
-        members.append(Member("largest", 0, "largest", genotype, {}, dict(free)))
+        members.append(Member("largest", 0, "largest", drawn.largest(), {}, dict(free)))
     if "one-operation" in compare.arms:
         members += [
             Member("one-operation", number, name, genotype, {}, dict(free))
-            for number, (name, genotype) in enumerate(sizes.one_operation())
+            for number, (name, genotype) in enumerate(drawn.one_operation())
         ]
     jobs = [
         network_job(
@@ -159,57 +166,48 @@ def run_arms(
 
 
 def _best(
-    config: StudyConfig,
-    frozen: Frozen,
-    sizes: Sizes,
-    work: Work,
-    found: Sequence[dict[str, Any]],
-) -> tuple[list[Member], list[dict[str, Any]]]:
-    """For each search the best of as many random networks as its cost buys."""
-    compare = config.compare
+    config: StudyConfig, frozen: Frozen, work: Work, found: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """For each search the tournament of as many random networks as its cost buys."""
+    used = searches(config)[0]
 
-    def job(number: int, draw: int) -> Job:
-        # One seed for all candidates of a selection: the same validation images judge them.
-        seed = derive_seed(config.seed, "compare", "candidates", number)
-        return network_job(
-            f"candidate for {number}",
-            candidate(sizes, config.seed, number, draw),
-            recipe(config, compare.candidate_epochs, seed),
+    def job(number: int, candidates: int) -> Job:
+        return tournament_job(
+            f"best {number}",
+            dataclasses.replace(used, seed=best_seed(config, number)),
+            candidates,
+            config.compare.mixes,
             work.folder,
-            protocol=frozen.sha256,
+            frozen.sha256,
         )
 
-    # What one training costs is known once one is done; it does not depend on the network.
-    (first,) = work.do(_allowed(work, [job(0, 0)]))
-    unit = passes(first["cost"])
-    counts = [max(1, int(passes(one["cost"]) // unit)) for one in found]
-    places = [(number, draw) for number, m in enumerate(counts) for draw in range(m)]
-    trained = work.do(_allowed(work, [job(number, draw) for number, draw in places]))
-    members = []
-    for number, m in enumerate(counts):
-        mine = [
-            (draw, one)
-            for (which, draw), one in zip(places, trained, strict=True)
-            if which == number
-        ]
-        draw, best = max(
-            mine, key=lambda pair: (pair[1]["validation"]["robust_accuracy"], -pair[0])
-        )
-        members.append(
-            Member(
-                "best",
-                number,
-                f"best of {m}, {number}",
-                candidate(sizes, config.seed, number, draw),
-                {"m": m, "draw": draw, "validation": best["validation"]},
-                total([one["cost"] for _, one in mine]),
-            )
-        )
-    kept = [
-        {"selection": number, "draw": draw, **one}
-        for (number, draw), one in zip(places, trained, strict=True)
-    ]
-    return members, kept
+    # What a training of each rung costs does not depend on the network, so one of each says it.
+    (alone,) = work.do(_allowed(work, [job(0, 1)]))
+    units = [passes(rung) for rung in alone["candidates"][0]["rungs"]]
+    counts = [affordable(passes(one["cost"]), units, used.final.keep) for one in found]
+    return work.do(_allowed(work, [job(number, m) for number, m in enumerate(counts)]))
+
+
+def affordable(cost: float, units: Sequence[float], keep: float) -> int:
+    """The largest number of candidates whose tournament costs no more, at least 1.
+
+    Args:
+        cost: what may be spent.
+        units: what a training of each rung costs.
+        keep: the share of a rung's candidates that enters the next.
+    """
+
+    def price(m: int) -> float:
+        spent, going = 0.0, m
+        for unit in units:
+            spent += unit * going
+            going = max(1, math.ceil(keep * going))
+        return spent
+
+    m = 1
+    while price(m + 1) <= cost:
+        m += 1
+    return m
 
 
 def _allowed(work: Work, jobs: list[Job]) -> list[Job]:
