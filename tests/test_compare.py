@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import pytest
 import torch
@@ -193,6 +194,21 @@ def test_stored_weights_have_the_accuracy_that_is_told(finished):
                 shares.append((network(images).argmax(1) == labels).double().mean().item())
         assert one["clean_accuracy"] == pytest.approx(sum(shares) / 2)
         assert 0 <= one["robust_accuracy"] <= one["clean_accuracy"]
+
+
+def test_files_have_the_fields_of_the_page(finished):
+    path, found, _, _ = finished
+    page = (Path(__file__).parents[1] / "docs" / "formats.md").read_text()
+    parts = re.split(r"^## (.+)\n", page, flags=re.MULTILINE)
+    sections = dict(zip(parts[1::2], parts[2::2], strict=True))
+
+    def documented(title):
+        rows = re.findall(r"^\| (`.+?) \|", sections[title], re.MULTILINE)
+        return {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
+
+    assert set(found) == documented("study.json of a comparison")
+    for name in (protocol.FILE, stages.OPENED):
+        assert set(read_sealed(path / name)) == documented(name)
 
 
 def test_the_arms_are_what_the_protocol_says(finished):
