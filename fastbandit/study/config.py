@@ -16,6 +16,7 @@ from fastbandit.bandit import POLICIES, BanditSettings
 from fastbandit.bandit.simulation import World
 from fastbandit.config import Config, ConfigError, Range, at_least
 from fastbandit.search.config import FinalConfig, SearchConfig
+from fastbandit.study.compare.config import CompareConfig, check_claim
 
 __all__ = ["PARTS", "PRESETS", "RealConfig", "SimulatedConfig", "StudyConfig", "parse_entry"]
 
@@ -151,6 +152,7 @@ class StudyConfig(Config):
     """CPU threads, 0: as torch chooses; one is best for the simulation where others compute too"""
     simulated: SimulatedConfig = field(default_factory=SimulatedConfig)
     real: RealConfig = field(default_factory=RealConfig)
+    compare: CompareConfig = field(default_factory=CompareConfig)
     search: SearchConfig = field(
         default_factory=lambda: SearchConfig(final=FinalConfig(tune_epochs=0, network_epochs=0))
     )
@@ -174,10 +176,40 @@ class StudyConfig(Config):
                 "search.bandit.policy: the entries of real.policies set it, got "
                 f"{self.search.bandit.policy!r}"
             )
+        if self.compare.searches:
+            self._check_compare()
         if self.data is None and not self.simulated.parts:
             raise ConfigError(
                 "nothing to do: expected --data or one of simulated.parts, got neither"
             )
+
+    def _check_compare(self) -> None:
+        """A comparison is a study of its own."""
+        if self.data is None:
+            raise ConfigError("data: expected a data set to compare networks on, got None")
+        for name, default in (("simulated", SimulatedConfig()), ("real", RealConfig())):
+            mine = getattr(self, name)
+            if mine != default and not (name == "simulated" and not mine.parts):
+                raise ConfigError(
+                    f"{name}: expected no settings with compare.searches {self.compare.searches}, "
+                    "which makes a comparison and no other study"
+                )
+        _, searched = parse_entry(self.compare.policy, self.search.bandit, "compare.policy")
+        if searched is not None:
+            space.get(searched)
+        check_claim(self.compare)
+        if "best" in self.compare.arms:
+            rungs = self.search.final.rungs
+            if not rungs or min(rungs) < 1:
+                raise ConfigError(
+                    "search.final.rungs: expected 1 epoch or more for one rung or more, by which "
+                    f"the arm best is chosen; got {', '.join(map(str, rungs)) or 'none'}"
+                )
+            if self.search.edges_per_node != "all":
+                raise ConfigError(
+                    "compare.arms: expected edges_per_node all with the arm best, whose candidates "
+                    f"keep all their edges; got {self.search.edges_per_node}"
+                )
 
     def search_of(self, entry: str, seed: int) -> SearchConfig:
         """The search of one entry and seed."""
@@ -295,6 +327,78 @@ PRESETS: dict[str, dict[str, Any]] = {
             "test_limit": 64,
             "bandit": {"rounds": 1},
             "final": {"steps": 2, "step_size": "0.1"},
+        },
+    },
+    # A night on two cores: pilot, 16 searches, three arms of 16. Test images 0 to 899 were looked
+    # at before, by whoever chose this recipe; the rest is for the end.
+    "compare-digits": {
+        "name": "compare-digits",
+        "data": "digits",
+        "simulated": {"parts": []},
+        "compare": {
+            "searches": 16,
+            "policy": "ridge,evaluations-per-epoch=4",
+            "test": "900:1797",
+            "epochs": 6,
+            "pilot": {"images": "0:900"},
+        },
+        "search": {
+            "train_limit": 2560,
+            "train_portion": 0.75,
+            "attack": {"epsilon": "0.1"},
+            "bandit": {"rounds": 1},
+            "final": {"step_size": "0.01", "tournament": 16},
+        },
+    },
+    # The same on Fashion-MNIST; give --data PATH.
+    "compare-fashion": {
+        "name": "compare-fashion",
+        "data": "fashion-mnist",
+        "simulated": {"parts": []},
+        "compare": {
+            "searches": 16,
+            "policy": "ridge,evaluations-per-epoch=4",
+            "train_limit": 4000,
+            "test": "2000:4000",
+            "epochs": 6,
+            "pilot": {"images": "0:1000"},
+        },
+        "search": {
+            "train_limit": 3000,
+            "train_portion": 0.75,
+            "attack": {"epsilon": "0.1"},
+            "bandit": {"rounds": 1},
+            "final": {"step_size": "0.01", "tournament": 16},
+        },
+    },
+    # Seconds: whether the machinery works, no result.
+    "compare-smoke": {
+        "name": "compare-smoke",
+        "data": "digits",
+        "simulated": {"parts": []},
+        "compare": {
+            "searches": 2,
+            "claim": False,
+            "epochs": 1,
+            "train_limit": 64,
+            "repeats": 2,
+            "test": "900:932",
+            "apgd_steps": 2,
+            "attacks": "pgd-2,apgd-ce",
+            "pilot": {
+                "networks": 3,
+                "images": "0:32",
+                "attacks": "pgd-2",
+                "differences": [2.0, 5.0],
+                "simulations": 200,
+            },
+        },
+        "search": {
+            "space": "general7-light",
+            "init_channels": 2,
+            "train_limit": 64,
+            "bandit": {"rounds": 1},
+            "final": {"steps": 2, "step_size": "0.1", "rungs": [1, 2]},
         },
     },
 }

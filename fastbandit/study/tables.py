@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastbandit.study.compare.tables import format_compare
 from fastbandit.study.simulated import REFERENCES, X_NAMES
 
 __all__ = ["format_tables"]
@@ -11,6 +12,8 @@ __all__ = ["format_tables"]
 
 def format_tables(result: dict[str, Any]) -> str:
     """The result as tables of text."""
+    if result.get("compare") is not None:
+        return format_compare(result["compare"])
     lines: list[str] = []
     simulated = result["simulated"]
     if simulated is not None:
