@@ -20,6 +20,7 @@ from fastbandit.runs.progress import Progress
 from fastbandit.study.config import PRESETS, StudyConfig
 from fastbandit.study.run import study
 from fastbandit.study.tables import format_tables
+from fastbandit.study.tabular.run import plan
 
 __all__ = ["main", "parse"]
 
@@ -29,7 +30,8 @@ class Options(CommonOptions):
     """What to do with the configuration; none of it changes a result."""
 
     preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """settings to start from: simulated (the default), smoke, digits, digits-small, smoke-digits"""
+    """settings to start from: simulated (the default), smoke, tabular, smoke-tabular,
+    digits, digits-small, smoke-digits"""
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """run folder; default: an unfinished study of this configuration below runs/, else a new one"""
     force: bool = False
@@ -48,7 +50,8 @@ class StudyCommand(Command[StudyConfig]):
     several_processes = False
     description = (
         "Compare the policies of the search with each other and with chance: on simulated "
-        "searches, and with --data on real ones."
+        "searches, with --tabular.file on a table of true accuracies, and with --data on real "
+        "searches."
     )
 
     def run(
@@ -83,6 +86,7 @@ def _plan(config: StudyConfig) -> dict[str, int]:
     return {
         "simulated_settings": len(settings),
         "simulated_searches": len(settings) * config.simulated.seeds,
+        **(plan(config.tabular) if config.tabular.file is not None else {}),
         "searches": found,
         "search_epochs": sum(paths) * (real.seeds if real else 0),
         "networks": 0 if real is None else (found + real.random) * real.repeats,
