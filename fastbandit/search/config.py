@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastbandit import space as spaces
 from fastbandit.bandit import AntiBandit, BanditSettings
+from fastbandit.bandit.budget import SizeBudget
 from fastbandit.config import POSITIVE, SEED, SHARE, ConfigError, Radius, Range, at_least
 from fastbandit.runs.environment import derive_seed
 from fastbandit.runs.session import resolve_device
 from fastbandit.runs.training import TrainingConfig
 from fastbandit.threat import ThreatModel
 from fastbandit.training.overfitting import GuardConfig
+
+if TYPE_CHECKING:
+    from fastbandit.data import DataSource
+    from fastbandit.search.sizes import Budget
 
 __all__ = ["PRESETS", "AttackConfig", "FinalConfig", "SearchConfig"]
 
@@ -91,6 +96,11 @@ class SearchConfig(TrainingConfig):
     parallel: Literal["data", "paths"] = "data"
     """with several processes (torchrun): data divides each batch of the one path, paths trains a
     path on each process and averages gradients; the number of processes is not a setting"""
+    parameters: str | None = None
+    """budget of parameters, LOW:HIGH, such as 40k:60k, :60k or 1.5M:; every path that the bandit
+    draws, the network found and every random network is within it"""
+    macs: str | None = None
+    """the same for multiply-adds of one image; a search has one budget of the two"""
     attack: AttackConfig = field(default_factory=AttackConfig)
     bandit: BanditSettings = field(default_factory=BanditSettings)
     final: FinalConfig = field(default_factory=FinalConfig)
@@ -109,8 +119,14 @@ class SearchConfig(TrainingConfig):
             )
         try:
             self.bandit.check("bandit.")
+            self.budget()
         except ValueError as error:
             raise ConfigError(str(error)) from None
+        if self.budgeted and self.edges_per_node != "all":
+            raise ConfigError(
+                f"{self.budgeted}: expected edges_per_node all, since the size of a path is that "
+                f"of all its edges; got {self.edges_per_node}"
+            )
         self.training_threat()
         self.final_threat()
         if self.final.network_epochs:
@@ -119,8 +135,60 @@ class SearchConfig(TrainingConfig):
 
             retrain_config(self, FOUND)
 
-    def make_bandit(self) -> AntiBandit:
-        """The bandit of this search: a row for each edge of each cell, an arm an operation."""
+    @property
+    def budgeted(self) -> str:
+        """What the budget is one of: ``parameters``, ``macs``, or an empty string."""
+        return "parameters" if self.parameters is not None else "macs" if self.macs else ""
+
+    def budget(self) -> Budget | None:
+        """The budget of sizes; None where there is none.
+
+        Raises:
+            ConfigError: two of them.
+            ValueError: another text than LOW:HIGH.
+        """
+        from fastbandit.search.sizes import Budget
+
+        found = [
+            Budget.parse(text, name)
+            for name, text in (("parameters", self.parameters), ("macs", self.macs))
+            if text is not None
+        ]
+        if len(found) > 1:
+            raise ConfigError(
+                f"parameters, macs: expected a budget of one of them, got {self.parameters!r} and "
+                f"{self.macs!r}"
+            )
+        return found[0] if found else None
+
+    def size_budget(self, source: DataSource | None = None) -> SizeBudget | None:
+        """The budget with the sizes of this space; None where there is none.
+
+        Args:
+            source: the images of the search; None: those that ``data`` names, which are loaded.
+
+        Raises:
+            ConfigError: no network of the space is within the budget.
+        """
+        budget = self.budget()
+        if budget is None:
+            return None
+        from fastbandit.search.sizes import Sizes
+
+        sizes = Sizes.of_search(self, source)
+        try:
+            if self.budgeted == "parameters":
+                return SizeBudget(sizes.parameters, sizes.base_parameters, budget.ends())
+            return SizeBudget(sizes.macs, sizes.base_macs, budget.ends())
+        except ValueError as error:
+            raise ConfigError(f"{self.budgeted}: {error}") from None
+
+    def make_bandit(self, source: DataSource | None = None) -> AntiBandit:
+        """The bandit of this search: a row for each edge of each cell, an arm an operation.
+
+        Args:
+            source: the images of the search, which decide sizes; None: those that ``data`` names.
+        """
         found = spaces.get(self.space)
         seed = derive_seed(self.seed, "bandit")
         return AntiBandit(found.rows, len(found.operations), self.bandit, seed=seed)

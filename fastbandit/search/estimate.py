@@ -63,7 +63,7 @@ def dry_run(config: SearchConfig) -> dict[str, Any]:
         for parameter in setup.supernet.parameters():
             setup.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         # The first steps of a process pay for what is loaded and planned once.
-        bandit = config.make_bandit()
+        bandit = config.make_bandit(setup.source)
         paths = [bandit.sample(ahead=True) for _ in range(bandit.arms)]
         _measure(current, paths[0])
         measured = [_measure(current, choice) for choice in paths]
@@ -89,7 +89,7 @@ def dry_run(config: SearchConfig) -> dict[str, Any]:
             seconds_network = retrain_dry_run(
                 networks.retrain_config(config, networks.REFERENCE),
                 source=setup.source,
-                genotype=networks.reference_genotype(config),
+                genotype=networks.reference_genotype(config, setup.source),
             )["seconds_total"]
         return {
             "space": config.space,

@@ -53,7 +53,7 @@ class SearchRun:
         self.group = session.group
         self.supernet = setup.supernet
         self.space = space.get(self.config.space)
-        self.bandit = self.config.make_bandit()
+        self.bandit = self.config.make_bandit(setup.source)
         self.cost = Cost()
         self.engine = Engine(
             self.config.precision,

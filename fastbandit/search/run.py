@@ -74,6 +74,7 @@ def search(
     Graphs(config.graphs, torch.device(config.device), processes=session.processes)
     with torch_settings(config.threads, bool(config.deterministic)):
         setup = build(config, group, source)
+        config.size_budget(setup.source)
         with session.open(FILES, out, root=root, name=config.name, force=force, progress=progress):
             done = session.finished(setup.splits)
             return session.path, _search(setup, session, trial) if done is None else done
