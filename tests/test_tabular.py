@@ -49,7 +49,8 @@ def world(table, budget=None, count=1, allowed=None, **settings):
     size = PARAMETERS[table.cells].sum(1)
     allowed = torch.ones_like(size, dtype=torch.bool) if allowed is None else allowed
     spread = float(table.accuracy[allowed].std())
-    return TabularWorld(table, Candidates(allowed, size, budget, count), spread, **settings)
+    candidates = Candidates(allowed, size, budget, count)
+    return TabularWorld(table, candidates, spread, PARAMETERS, **settings)
 
 
 # --- the table ----------------------------------------------------------------------------------
@@ -306,7 +307,8 @@ def test_a_path_changes_as_little_as_it_can(table):
 def test_the_largest_networks(table):
     made = world(table, (1, 11), count=2, allowed=table.connected(0))
     size = PARAMETERS[table.cells].sum(1)
-    found = made.largest(torch.arange(30), size)
+    assert torch.equal(made.size(torch.arange(125)), size)
+    found = made.largest(torch.arange(30))
     # 22 in all, of cells of 0 to 3, 9 to 11, 18, 19 and 27: 22 = 19 + 3 = 11 + 11.
     assert size[found].sum(1).unique().tolist() == [22]
     assert len(found.unique(dim=0)) > 5
@@ -348,7 +350,7 @@ def test_what_each_model_can_learn(additive):
     # Operation by operation the same everywhere: counts know no edges.
     path = torch.randint(5, (2, 40, 3), generator=torch.Generator().manual_seed(1))
     weight = torch.tensor([0.0, 0.1, 0.3, -0.2, 0.05]).double()
-    found = effects("counts", path, weight[path].sum(-1), 5)
+    found = effects("counts", path, weight[path].sum(-1), PARAMETERS)
     assert torch.equal(found[:, 0], found[:, 2])
     assert torch.allclose(found[0, 0] - found[0, 0, 0], weight, atol=1e-2)
 
@@ -380,7 +382,7 @@ def test_a_tournament_by_hand(table, count):
     found = run_search(Search("model", 5, tournament=3), made, made, seeds)
     trained = made.draw(seeds, 5)
     value = made.short(seeds, trained, 0)
-    learnt = effects("additive", made.paths(trained), value, 5)
+    learnt = effects("additive", made.paths(trained), value, PARAMETERS)
     for i in range(20):
         known = [tuple(network) for network in trained[i].tolist()]
         # Operations that were never seen have equal effects.
@@ -399,7 +401,7 @@ def test_chunks_do_not_change_a_search(table, monkeypatch):
     ways = [
         lambda: run_search(Search("model", 4, tournament=2), made, made, seeds),
         lambda: search(made, BanditSettings("printed", rounds=1), seeds),
-        lambda: made.largest(seeds, PARAMETERS[table.cells].sum(1)),
+        lambda: made.largest(seeds),
     ]
     whole = [way() for way in ways]
     monkeypatch.setattr("fastbandit.study.tabular.world._ELEMENTS", 1)

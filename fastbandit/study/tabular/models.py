@@ -2,7 +2,8 @@
 
 Each is a ridge regression, ``accuracy = constant + sum of effects + noise`` with normal effects;
 the ratio of the two variances is found by restricted maximum likelihood, as in
-:mod:`fastbandit.bandit.regression`, without a training trend. They differ in what has an effect.
+:mod:`fastbandit.bandit.regression`, without a training trend. They differ in what has an effect;
+``hierarchical`` is :class:`fastbandit.bandit.HierarchicalRidge`.
 """
 
 from __future__ import annotations
@@ -10,10 +11,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastbandit.bandit import HierarchicalRidge
+
 __all__ = ["MODELS", "effects", "ridge_weights"]
 
-#: What has an effect: each operation on each edge; or each operation, wherever it is.
-MODELS = ("additive", "counts")
+#: What has an effect: each operation on each edge; each operation, wherever it is; or an operation,
+#: an operation in a stage and one on an edge, each kind with a variance of its own.
+MODELS = ("additive", "counts", "hierarchical")
+
+# Stages of a network of several cells: as a network that is reduced twice has.
+_STAGES = 3
 
 _RATIOS = 10.0 ** (torch.arange(-12, 13, dtype=torch.float64) / 4)
 # Ratios whose -2 log likelihood differs by less are equally good; far above rounding.
@@ -55,17 +62,25 @@ def ridge_weights(design: Tensor, value: Tensor) -> Tensor:
     return (design.transpose(1, 2) @ shrunk).squeeze(-1)
 
 
-def effects(model: str, path: Tensor, value: Tensor, operations: int) -> Tensor:
+def effects(model: str, path: Tensor, value: Tensor, cost: Tensor, count: int = 1) -> Tensor:
     """What each operation on each edge adds to the accuracy, float64 [b, rows, operations].
 
     Args:
         model: one of :data:`MODELS`.
         path: int64 [b, n, rows].
         value: float64 [b, n]: the accuracies of the paths.
-        operations: number of operations.
+        cost: [operations]: parameters of each operation; size is a part of ``hierarchical``.
+        count: cells of a network, which are its rows in order.
     """
+    operations, rows = len(cost), path.shape[-1]
+    if model == "hierarchical":
+        cell = torch.arange(rows) // (rows // count)
+        stage = (cell * min(_STAGES, count) // count).tolist()
+        ridge = HierarchicalRidge(stage, operations, cost.expand(rows, -1))
+        found = [ridge.fit(p, v).effects()[0] for p, v in zip(path, value, strict=True)]
+        return torch.stack(found)
     hot = torch.nn.functional.one_hot(path, operations).to(value.dtype)  # [b, n, rows, operations]
     if model == "counts":
         weights = ridge_weights(hot.sum(2), value)
-        return weights.unsqueeze(1).repeat(1, path.shape[-1], 1)
-    return ridge_weights(hot.flatten(2), value).unflatten(1, (path.shape[-1], operations))
+        return weights.unsqueeze(1).repeat(1, rows, 1)
+    return ridge_weights(hot.flatten(2), value).unflatten(1, (rows, operations))

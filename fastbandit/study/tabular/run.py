@@ -146,7 +146,14 @@ def _rows(
 
     def world(candidates: Candidates, rho: float | None) -> TabularWorld:
         return TabularWorld(
-            table, candidates, spread, rho or 1.0, config.noise, config.rise, config.short_rho
+            table,
+            candidates,
+            spread,
+            torch.tensor(config.parameters),
+            rho or 1.0,
+            config.noise,
+            config.rise,
+            config.short_rho,
         )
 
     key = {
@@ -234,7 +241,7 @@ def _rows(
         "cells": count,
         "budget": budget,
         **_space(table, within, parameters),
-        "largest": _largest(plain, seeds, parameters, piece),
+        "largest": _largest(plain, seeds, piece),
         "one_operation": _one_operation(table, within, count, parameters),
         "rows": rows,
     }
@@ -263,10 +270,10 @@ def _space(table: Table, within: Candidates, parameters: Tensor) -> dict[str, An
 
 
 def _largest(
-    world: TabularWorld, seeds: Tensor, parameters: Tensor, piece: Callable[..., dict[str, Any]]
+    world: TabularWorld, seeds: Tensor, piece: Callable[..., dict[str, Any]]
 ) -> dict[str, Any]:
     one = Setting("baseline", "largest", None)
-    found = piece(one, lambda: world.largest(seeds, parameters))
+    found = piece(one, lambda: world.largest(seeds))
     mean, low, high = _interval(found["accuracy"])
     return {"mean": mean, "low": low, "high": high, "parameters": found["parameters"]}
 

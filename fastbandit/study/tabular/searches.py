@@ -38,7 +38,9 @@ class Search:
     features: str = "additive"
     tournament: int = 0
     within: Literal["budget", "any"] = "budget"
-    """of a model: where the networks that it learns from are drawn: within the budget, or any"""
+    """where the networks that a model learns from are drawn: within the budget, or any"""
+    draws: Literal["uniform", "mix"] = "uniform"
+    """how: uniformly, or each with a random mix of operations of its own"""
 
     @property
     def uses_rewards(self) -> bool:
@@ -133,13 +135,15 @@ def _with_model(
     wanted: Search, world: TabularWorld, anywhere: TabularWorld, seeds: Tensor
 ) -> Tensor:
     source = world if wanted.within == "budget" else anywhere
-    trained = source.draw(seeds, wanted.trainings)
+    draw = source.draw if wanted.draws == "uniform" else source.mixes
+    trained = draw(seeds, wanted.trainings)
     if wanted.uses_rewards:
         value = source.expected(seeds, source.edge_bias(seeds), trained)
         value = value + source.noises(seeds, wanted.trainings)
     else:
         value = source.short(seeds, trained, 0)
-    learnt = effects(wanted.features, source.paths(trained), value, world.table.operations)
+    paths = source.paths(trained)
+    learnt = effects(wanted.features, paths, value, world.parameters, world.count)
     scores = world.scores(learnt) + 1e-9 * world.chances(seeds)
     if not wanted.tournament:
         return world.candidates.best(scores)[0][:, 0]

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from fastbandit.bandit import Bandits, BanditSettings
+from fastbandit.bandit.mixes import GAMMA_UNIFORMS, mix_of
 from fastbandit.bandit.policies import POLICIES
 from fastbandit.bandit.simulation import World
 from fastbandit.ops.philox import philox4x32
@@ -33,9 +34,20 @@ __all__ = ["TabularWorld", "search"]
 
 # The second word of the Philox counters, and the fourth: far from those that a bandit of the same
 # seed draws (its second word is a sample's number).
-_PURPOSES = {"edges": 0, "functions": 1, "noise": 2, "short": 3, "draw": 4, "fit": 5, "ties": 6}
+_PURPOSES = {
+    "edges": 0,
+    "functions": 1,
+    "noise": 2,
+    "short": 3,
+    "draw": 4,
+    "fit": 5,
+    "ties": 6,
+    "mix": 7,
+}
 _FIRST = 2**31 + 16
 _TAG = 2**31
+# Of the Dirichlet law of random mixes.
+_CONCENTRATION = 0.5
 # Elements of the largest tensor: what bounds how many searches run at a time.
 _ELEMENTS = 2**24
 
@@ -68,6 +80,8 @@ class TabularWorld:
     candidates: Candidates
     spread: float
     """standard deviation of the accuracies of allowed cells, of any size"""
+    parameters: Tensor
+    """int64 [operations]: of each operation"""
     rho: float = 1.0
     """correlation of the reward of a uniform cell with its accuracy, less the noise"""
     noise: float = 0.02
@@ -143,6 +157,23 @@ class TabularWorld:
         index = torch.arange(first * self.count * 2, (first + number) * self.count * 2)
         return self.candidates.draw(uniforms(seeds, "draw", index.view(shape)))
 
+    def mixes(self, seeds: Tensor, number: int) -> Tensor:
+        """Candidates each with a random mix of operations, int64 [b, number, count].
+
+        The shares of the operations are drawn from a Dirichlet law, then an operation for each edge
+        by them; a path that is no candidate is changed as little as possible.
+        """
+        operations = self.table.operations
+        index = torch.arange(number * operations * GAMMA_UNIFORMS)
+        index = index.view(1, number, operations, GAMMA_UNIFORMS)
+        shares = mix_of(_CONCENTRATION, uniforms(seeds, "mix", index))  # [b, number, operations]
+        sums = (shares.cumsum(-1) / shares.sum(-1, keepdim=True)).unsqueeze(2)
+        chance = uniforms(seeds, "mix", torch.arange(number * self.rows).view(1, number, -1, 1), 1)
+        path = (sums > chance).int().argmax(-1)  # [b, number, rows]
+        none = torch.zeros(len(seeds), self.rows, operations, dtype=torch.float64)
+        fitted = [self.fit(seeds, path[:, i], none, 2**30 + i) for i in range(number)]
+        return self.codes(torch.stack(fitted, 1))
+
     def scores(self, effects: Tensor) -> Tensor:
         """What effects [b, rows, operations] add up to in each candidate cell, [b, count, m]."""
         cells = self.paths(self.candidates.codes.unsqueeze(-1))  # [m, edges]
@@ -151,20 +182,26 @@ class TabularWorld:
         return flat @ hot.to(flat.dtype).T
 
     def chances(self, seeds: Tensor) -> Tensor:
-        """Uniform numbers that decide between equal scores, float64 [b, count, m]."""
+        """Uniform numbers that decide between equal scores, float64 [b, count, m].
+
+        Those of a seed are the same ones for all, moved around the circle by one of its own:
+        numbers for every cell of every seed would take longer than all else.
+        """
         shape = (self.count, len(self.candidates.codes))
         index = torch.arange(shape[0] * shape[1]).view(1, *shape)
-        return uniforms(seeds, "ties", index)
+        own = uniforms(seeds, "ties", index[:, :1, :1], 1)
+        return (uniforms(seeds.new_zeros(1), "ties", index) + own) % 1.0
 
-    def largest(self, seeds: Tensor, parameters: Tensor) -> Tensor:
-        """One of the candidates with the most parameters, at random, int64 [b, count].
+    def size(self, codes: Tensor) -> Tensor:
+        """Parameters of cells, int64 of the shape of the codes."""
+        return self.parameters[self.paths(codes.unsqueeze(-1))].sum(-1)
 
-        Args:
-            parameters: int64 [n], of each code.
-        """
+    def largest(self, seeds: Tensor) -> Tensor:
+        """One of the candidates with the most parameters, at random, int64 [b, count]."""
+        size = self.size(self.candidates.codes)
         found = []
         for part in seeds.split(self.at_a_time()):
-            scores = parameters[self.candidates.codes] + self.chances(part) / (2 * self.count)
+            scores = size + self.chances(part) / (2 * self.count)
             found.append(self.candidates.best(scores)[0][:, 0])
         return torch.cat(found)
 
