@@ -197,9 +197,7 @@ def _network_table(summary: dict[str, Any]) -> list[str]:
     chance = f"{100 * summary['chance']:>8.2f} %"
     lines.append(f"  {'chance (the most frequent class)':<32}{'':>12}{chance}{chance}")
     if summary.get("largest_parameters") is not None:
-        lines.append(
-            f"  {'largest network of the space':<32}{summary['largest_parameters']:>12,}"
-        )
+        lines.append(f"  {'largest network of the space':<32}{summary['largest_parameters']:>12,}")
     return lines
 
 

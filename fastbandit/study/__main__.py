@@ -22,6 +22,7 @@ from fastbandit.runs.progress import Progress
 from fastbandit.study.config import PRESETS, StudyConfig
 from fastbandit.study.run import study
 from fastbandit.study.tables import format_tables
+from fastbandit.study.tabular.run import plan
 
 __all__ = ["main", "parse"]
 
@@ -31,8 +32,8 @@ class Options(CommonOptions):
     """What to do with the configuration; none of it changes a result."""
 
     preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """settings to start from: simulated (the default), smoke, digits, digits-small, smoke-digits,
-    compare-digits, compare-fashion, compare-smoke"""
+    """settings to start from: simulated (the default), smoke, tabular, smoke-tabular, digits,
+    digits-small, smoke-digits, compare-digits, compare-fashion, compare-smoke"""
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """run folder; default: an unfinished study of this configuration below runs/, else a new one"""
     force: bool = False
@@ -54,7 +55,8 @@ class StudyCommand(Command[StudyConfig]):
     several_processes = False
     description = (
         "Compare the policies of the search with each other and with chance: on simulated "
-        "searches, and with --data on real ones."
+        "searches, with --tabular.file on a table of true accuracies, and with --data on real "
+        "searches."
     )
 
     def run(
@@ -100,6 +102,7 @@ def _plan(config: StudyConfig) -> dict[str, int]:
     return {
         "simulated_settings": len(settings),
         "simulated_searches": len(settings) * config.simulated.seeds,
+        **(plan(config.tabular) if config.tabular.file is not None else {}),
         "searches": found,
         "search_epochs": sum(paths) * (real.seeds if real else 0),
         "networks": 0 if real is None else (found + real.random) * real.repeats,

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
-
-from pydantic import TypeAdapter
 
 from fastbandit import space
 from fastbandit.bandit import POLICIES, BanditSettings
@@ -17,6 +14,8 @@ from fastbandit.bandit.simulation import World
 from fastbandit.config import Config, ConfigError, Range, at_least
 from fastbandit.search.config import FinalConfig, SearchConfig
 from fastbandit.study.compare.config import CompareConfig, check_claim
+from fastbandit.study.entries import parse_entry
+from fastbandit.study.tabular.config import TabularConfig
 
 __all__ = ["PARTS", "PRESETS", "RealConfig", "SimulatedConfig", "StudyConfig", "parse_entry"]
 
@@ -151,6 +150,7 @@ class StudyConfig(Config):
     threads: Annotated[int, at_least(0)] = 0
     """CPU threads, 0: as torch chooses; one is best for the simulation where others compute too"""
     simulated: SimulatedConfig = field(default_factory=SimulatedConfig)
+    tabular: TabularConfig = field(default_factory=TabularConfig)
     real: RealConfig = field(default_factory=RealConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
     search: SearchConfig = field(
@@ -178,16 +178,21 @@ class StudyConfig(Config):
             )
         if self.compare.searches:
             self._check_compare()
-        if self.data is None and not self.simulated.parts:
+        if self.data is None and not self.simulated.parts and self.tabular.file is None:
             raise ConfigError(
-                "nothing to do: expected --data or one of simulated.parts, got neither"
+                "nothing to do: expected --data or one of simulated.parts, or tabular.file; "
+                "got none of them"
             )
 
     def _check_compare(self) -> None:
         """A comparison is a study of its own."""
         if self.data is None:
             raise ConfigError("data: expected a data set to compare networks on, got None")
-        for name, default in (("simulated", SimulatedConfig()), ("real", RealConfig())):
+        for name, default in (
+            ("simulated", SimulatedConfig()),
+            ("tabular", TabularConfig()),
+            ("real", RealConfig()),
+        ):
             mine = getattr(self, name)
             if mine != default and not (name == "simulated" and not mine.parts):
                 raise ConfigError(
@@ -224,47 +229,6 @@ class StudyConfig(Config):
         )
 
 
-def parse_entry(text: str, base: BanditSettings, where: str) -> tuple[BanditSettings, str | None]:
-    """``POLICY,SETTING=VALUE,...`` as settings, and the space it names, if any.
-
-    Args:
-        text: the entry.
-        base: where other settings come from.
-        where: what the message of an error begins with.
-
-    Raises:
-        ConfigError: an unknown policy or setting, or a value that is none.
-    """
-    name, *changes = (word.strip() for word in text.split(","))
-    values: dict[str, Any] = {"policy": name}
-    kinds = typing.get_type_hints(type(base))
-    del kinds["policy"]
-    searched = None
-    for change in changes:
-        setting, equals, value = change.partition("=")
-        setting = setting.strip().replace("-", "_")
-        if setting == "space" and equals:
-            searched = value.strip()
-            continue
-        if setting not in kinds or not equals:
-            raise ConfigError(
-                f"{where}: {text!r}: expected SETTING=VALUE with one of "
-                f"{', '.join(kinds).replace('_', '-')}, space; got {change!r}"
-            )
-        try:
-            values[setting] = TypeAdapter(kinds[setting]).validate_python(value.strip())
-        except ValueError:
-            raise ConfigError(
-                f"{where}: {text!r}: {setting}: expected a number, got {value!r}"
-            ) from None
-    settings = dataclasses.replace(base, **values)
-    try:
-        settings.check()
-    except ValueError as error:
-        raise ConfigError(f"{where}: {text!r}: {error}") from None
-    return settings, searched
-
-
 # What each preset changes.
 PRESETS: dict[str, dict[str, Any]] = {
     # The simulated studies in full: minutes, most of them for ridge with evaluated paths.
@@ -279,6 +243,35 @@ PRESETS: dict[str, dict[str, Any]] = {
             "arms": [4, 5],
             "evaluations": [0, 1],
             "bonuses": [0.1, 1.0],
+        },
+    },
+    # True accuracies from a table that the user has: section "True accuracies" of docs/study.md.
+    "tabular": {
+        "name": "tabular",
+        "simulated": {"parts": []},
+        "tabular": {
+            "file": "nas-robbench-201.npz",
+            "budgets": ["none", *(f"parameters={9 * n}:{9 * n}" for n in (1, 2, 3))],
+        },
+    },
+    # Seconds: whether the machinery works, no result.
+    "smoke-tabular": {
+        "name": "smoke-tabular",
+        "simulated": {"parts": []},
+        "tabular": {
+            "file": "nas-robbench-201.npz",
+            "cells": [1, 2],
+            "budgets": ["none", "convolutions=0:1"],
+            "rhos": [0.7],
+            "rounds": 1,
+            "seeds": 8,
+            "policies": ["random", "printed", "ridge"],
+            "searches": [
+                "best-of,trainings=4",
+                "supernet,trainings=9",
+                "model,trainings=4,tournament=2",
+            ],
+            "recommended": "model,trainings=4,tournament=2",
         },
     },
     # Hours, on one core. Each search is the default one.

@@ -20,13 +20,22 @@ from fastbandit.study.config import StudyConfig
 from fastbandit.study.pieces import Pieces
 from fastbandit.study.real import run_real
 from fastbandit.study.simulated import run_simulated
+from fastbandit.study.tabular.run import run_tabular, tabular_csv
 
 __all__ = ["FILES", "study"]
 
 #: What a study writes: pieces and searches, and no checkpoint of its own.
 FILES = RunFiles(
     "study",
-    files=("study.json", "study.html", "pilot.json", "protocol.json", "opened.json", "compare.csv"),
+    files=(
+        "study.json",
+        "study.html",
+        "tabular.csv",
+        "pilot.json",
+        "protocol.json",
+        "opened.json",
+        "compare.csv",
+    ),
     folders=(),
     trees=("pieces", "searches", "training", "models"),
 )
@@ -88,6 +97,10 @@ def study(
             "simulated": run_simulated(config, pieces, log),
             "real": run_real(config, path, pieces, log),
         }
+        # Only where it is asked for: what other studies store stays as it was.
+        if config.tabular.file is not None:
+            result["tabular"] = run_tabular(config.tabular, config.seed, pieces, log)
+            write_atomic(path / "tabular.csv", tabular_csv(result["tabular"]))
         facts = folder.read_json("env.json")
         folder.write_json("study.json", {**result, "environment": facts})
         page = make_page(config.name, result, facts, (path / "config.yaml").read_text())
