@@ -212,10 +212,10 @@ def test_a_model_of_the_first_rung_proposes_what_it_expects_most_of(tmp_path, mo
 
 
 def test_candidates_are_within_the_budget(tmp_path):
-    config = tiny(parameters="2100:2300")
+    config = tiny(parameters="900:1100")
     _, summary = search(config, tmp_path / "run")
     sizes = [one["parameters"] for one in summary["tournament"]["candidates"]]
-    assert all(2100 <= size <= 2300 for size in sizes), sizes
+    assert all(900 <= size <= 1100 for size in sizes), sizes
 
 
 @pytest.mark.parametrize(

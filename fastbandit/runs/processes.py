@@ -53,7 +53,7 @@ class Workers:
 
     def __init__(self, processes: int = 1) -> None:
         self.processes = processes
-        self._children: dict[Any, Any] = {}
+        self._children: dict[Connection, Any] = {}
 
     def run(self, calls: Sequence[Call], done: Callable[[int, dict[str, Any]], None]) -> None:
         """Make every call. What a call returns must not depend on where it is made.
@@ -77,7 +77,7 @@ class Workers:
 
     def _run(self, calls: Sequence[Call], done: Callable[[int, dict[str, Any]], None]) -> None:
         todo = list(enumerate(calls))
-        busy: dict[Any, int] = {}
+        busy: dict[Connection, int] = {}
         idle = list(self._children)
         while todo or busy:
             while todo and idle:
@@ -85,12 +85,13 @@ class Workers:
                 position, call = todo.pop(0)
                 pipe.send((call.function, call.arguments))
                 busy[pipe] = position
-            for pipe in wait(list(busy)):
-                position = busy.pop(pipe)
+            for ready in wait(list(busy)):
+                assert isinstance(ready, Connection)
+                position = busy.pop(ready)
                 try:
-                    good, answer = pipe.recv()  # type: ignore[union-attr]
+                    good, answer = ready.recv()
                 except EOFError:
-                    child = self._children[pipe]
+                    child = self._children[ready]
                     child.join()
                     raise RunError(
                         f"{calls[position].name}: its process ended with status {child.exitcode}; "
@@ -98,7 +99,7 @@ class Workers:
                     ) from None
                 if not good:
                     raise RunError(f"{calls[position].name}: {answer}")
-                idle.append(pipe)
+                idle.append(ready)
                 done(position, answer)
 
     def _start(self) -> None:

@@ -137,7 +137,7 @@ class Prepared(Adversarial):
         def rate(step: int) -> float:
             done = number * batches + step
             if done < warm:
-                return config.learning_rate * (done + 1) / warm
+                return config.learning_rate * min((done + 1) / warm, 1.0)
             share = (done - warm) / max(epochs * batches - warm, 1)
             low, high = config.learning_rate_min, config.learning_rate
             return low + (high - low) * 0.5 * (1.0 + math.cos(math.pi * share))

@@ -2,8 +2,8 @@
 
 ``epoch`` trains one epoch and evaluates, ``paths`` trains another path with each batch, ``steps``
 says how a step is computed, ``recorded`` and ``cuda_graphs`` replay it, ``batches`` make its
-images, ``objectives`` say what is minimised, ``overfitting`` watches over it, ``averaging`` averages
-the weights, ``cost`` counts.
+images, ``objectives`` say what is minimised, ``overfitting`` watches over it, ``averaging``
+averages the weights, ``cost`` counts.
 """
 
 from fastbandit.training.batches import Batches

@@ -68,8 +68,8 @@ def settings(config: TabularConfig) -> Iterator[Setting]:
             yield Setting("policy", entry, rho)
     for entry in config.searches:
         rewards = parse_search(entry, "tabular.searches").uses_rewards
-        for rho in config.rhos if rewards else (None,):
-            yield Setting("search", entry, rho)
+        rhos: tuple[float | None, ...] = config.rhos if rewards else (None,)
+        yield from (Setting("search", entry, one) for one in rhos)
 
 
 def plan(config: TabularConfig) -> dict[str, int]:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from fastbandit.bandit import Bandits, BanditSettings
-from fastbandit.bandit.mixes import GAMMA_UNIFORMS, mix_of
+from fastbandit.bandit.mixes import GAMMA_UNIFORMS, mix_law
 from fastbandit.bandit.policies import POLICIES
 from fastbandit.bandit.simulation import World
 from fastbandit.ops.philox import philox4x32
@@ -166,8 +166,9 @@ class TabularWorld:
         operations = self.table.operations
         index = torch.arange(number * operations * GAMMA_UNIFORMS)
         index = index.view(1, number, operations, GAMMA_UNIFORMS)
-        shares = mix_of(_CONCENTRATION, uniforms(seeds, "mix", index))  # [b, number, operations]
-        sums = (shares.cumsum(-1) / shares.sum(-1, keepdim=True)).unsqueeze(2)
+        alive = torch.ones(1, operations, dtype=torch.bool)
+        shares = mix_law(_CONCENTRATION, uniforms(seeds, "mix", index), alive)
+        sums = shares.cumsum(-1) / shares.sum(-1, keepdim=True)  # [b, number, 1, operations]
         chance = uniforms(seeds, "mix", torch.arange(number * self.rows).view(1, number, -1, 1), 1)
         path = (sums > chance).int().argmax(-1)  # [b, number, rows]
         none = torch.zeros(len(seeds), self.rows, operations, dtype=torch.float64)
