@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import shutil
 import statistics
@@ -73,7 +74,9 @@ def _found(path: Path, config: SearchConfig, source: DataSource) -> tuple[Genoty
     """What a search found; searched, or taken from the folder where it is finished."""
     digest = source.digest
     if (path / "summary.json").is_file():
-        if RunFolder.read_config(path) != to_plain(config.resolve()):
+        # As YAML gives it back: lists where the configuration has tuples.
+        wanted = json.loads(json.dumps(to_plain(config.resolve())))
+        if RunFolder.read_config(path) != wanted:
             raise RunError(f"{path}: holds a search of another configuration; delete it")
         if (searched := read_sealed(plain_file(path / "split.json"))["digest"]) != digest:
             raise RunError(
