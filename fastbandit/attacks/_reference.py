@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -12,6 +13,11 @@ from torch import Tensor
 from fastbandit.attacks._attack import Attack, AttackResult
 from fastbandit.attacks._model import Oracle, finite_images, misclassified
 from fastbandit.attacks.ball import Ball
+
+
+def has_reference() -> bool:
+    """Whether the package is installed."""
+    return importlib.util.find_spec("pyautoattack") is not None
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from fastbandit.config import ConfigError
 from fastbandit.data import DataSource
 from fastbandit.distributed import Group
 from fastbandit.evaluate.config import EvaluateConfig
-from fastbandit.evaluate.plans import Plan, clean_plan, on_another, reference_plan
+from fastbandit.evaluate.plans import FEWEST_CLASSES, Plan, clean_plan, on_another, reference_plan
 from fastbandit.evaluate.sanity import sanity_plans
 from fastbandit.evaluate.subject import Subject, probe_images, take_fingerprint
 from fastbandit.runs.environment import derive_seed
@@ -147,7 +147,9 @@ class Evaluation:
         self.grids["transfer"] = begin(transfer, every=True)
         reference = []
         if config.cross_check != "none" and main.epsilon:
-            reference = [reference_plan(main.ball, self._classes())]
+            classes = self._classes()
+            if config.cross_check == "autoattack" or classes >= FEWEST_CLASSES:
+                reference = [reference_plan(main.ball, classes)]
         self.grids["reference"] = begin(reference, every=True)
         self.example_ids = torch.empty(0, dtype=torch.int64)
         self.examples = torch.empty(0, *images.shape)

@@ -13,13 +13,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fastbandit._suggest import did_you_mean
 from fastbandit.attacks._model import Oracle, misclassified
 from fastbandit.attacks._reference import ReferenceAutoAttack
 from fastbandit.attacks.ball import Ball
 from fastbandit.attacks.registry import ATTACKS, Attack, AttackResult, find_attack
 from fastbandit.config import ConfigError
 
-__all__ = ["Plan", "attack_plans", "clean_plan", "on_another", "reference_plan", "same_logits"]
+__all__ = [
+    "FEWEST_CLASSES",
+    "Plan",
+    "attack_plans",
+    "clean_plan",
+    "on_another",
+    "reference_plan",
+    "same_logits",
+]
 
 Run = Callable[[Oracle, Tensor, Tensor, Tensor, int], AttackResult]
 
@@ -27,6 +36,8 @@ Run = Callable[[Oracle, Tensor, Tensor, Tensor, int], AttackResult]
 # float32 rounds to 6e-8, and the errors of a deep network add up to some tens of that. Below the
 # bound no copy computes another function to speak of; above it nothing is lost but time.
 _ROUNDING_OF_COPY = 1e-4
+#: Classes that the loss of the reference AutoAttack needs.
+FEWEST_CLASSES = 4
 
 
 @dataclass(frozen=True)
@@ -92,6 +103,7 @@ def attack_plans(
         if attack is None:
             raise ConfigError(
                 f"{setting}: expected names of {', '.join(ATTACKS)}, got {name.strip()!r}"
+                + did_you_mean(name, ATTACKS)
             )
         found.append(Plan.of(attack, ball))
     keys = [plan.key for plan in found]
@@ -132,9 +144,10 @@ def reference_plan(ball: Ball, classes: int) -> Plan:
         raise ConfigError(
             "cross_check: autoattack needs the package pyautoattack; install the extra eval"
         ) from None
-    if classes < 4:
+    if classes < FEWEST_CLASSES:
         raise ConfigError(
-            f"cross_check: expected 4 classes or more for the reference's DLR loss, got {classes}"
+            f"cross_check: expected {FEWEST_CLASSES} classes or more for the reference's DLR loss, "
+            f"got {classes}"
         )
     return Plan.of(attack, ball)
 
