@@ -661,7 +661,7 @@ def test_labels_that_are_text(kind):
     assert_images(read.train, images[:, None], [1, 0, 1, 0])
     assert read.test.labels.tolist() == [1]
     assert read.class_names == ("ant", "bee")
-    with pytest.raises(DataError, match="test data.*one of the .* 2 classes, got 'cow'"):
+    with pytest.raises(DataError, match=r"test data.*one of the .* 2 classes, got 'cow'"):
         data.load(KINDS[kind](images, NAMES), test=KINDS[kind](images[:1], ["cow"]))
     with pytest.raises(DataError, match="test data: expected labels as text, as in the training"):
         data.load(KINDS[kind](images, NAMES), test=KINDS[kind](images[:1], [0]))

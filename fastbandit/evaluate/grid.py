@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from fastbandit._identity import ROUNDING, Fingerprint
 from fastbandit.attacks._model import Oracle
+from fastbandit.attacks._reference import FEWEST_CLASSES
 from fastbandit.attacks.registry import AttackResult
 from fastbandit.config import ConfigError
 from fastbandit.data import DataSource
 from fastbandit.distributed import Group
 from fastbandit.evaluate.config import EvaluateConfig
-from fastbandit.evaluate.plans import FEWEST_CLASSES, Plan, clean_plan, on_another, reference_plan
+from fastbandit.evaluate.plans import Plan, clean_plan, on_another, reference_plan
 from fastbandit.evaluate.sanity import sanity_plans
 from fastbandit.evaluate.subject import Subject, probe_images, take_fingerprint
 from fastbandit.runs.environment import derive_seed

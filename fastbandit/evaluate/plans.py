@@ -15,13 +15,12 @@ from torch import Tensor, nn
 
 from fastbandit._suggest import did_you_mean
 from fastbandit.attacks._model import Oracle, misclassified
-from fastbandit.attacks._reference import ReferenceAutoAttack
+from fastbandit.attacks._reference import FEWEST_CLASSES, ReferenceAutoAttack
 from fastbandit.attacks.ball import Ball
 from fastbandit.attacks.registry import ATTACKS, Attack, AttackResult, find_attack
 from fastbandit.config import ConfigError
 
 __all__ = [
-    "FEWEST_CLASSES",
     "Plan",
     "attack_plans",
     "clean_plan",
@@ -36,8 +35,6 @@ Run = Callable[[Oracle, Tensor, Tensor, Tensor, int], AttackResult]
 # float32 rounds to 6e-8, and the errors of a deep network add up to some tens of that. Below the
 # bound no copy computes another function to speak of; above it nothing is lost but time.
 _ROUNDING_OF_COPY = 1e-4
-#: Classes that the loss of the reference AutoAttack needs.
-FEWEST_CLASSES = 4
 
 
 @dataclass(frozen=True)
