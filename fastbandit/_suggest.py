@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
-__all__ = ["did_you_mean"]
+__all__ = ["did_you_mean", "with_hint"]
+
+_NAMES = re.compile(r"expected (?:one|names) of (?P<known>[^:;]+), got '(?P<given>[^']+)'$")
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
@@ -14,3 +17,12 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     lower = {name.lower(): name for name in reversed(names)}
     near = difflib.get_close_matches(given.strip().lower(), lower, n=1)
     return f"; did you mean {lower[near[0]]}?" if near else ""
+
+
+def with_hint(message: str) -> str:
+    """A message that ends with "expected one of A, B, got 'C'", and the nearest of the names."""
+    found = _NAMES.search(message)
+    if found is None:
+        return message
+    known = [name.strip() for name in found["known"].split(",")]
+    return message + did_you_mean(found["given"], known)

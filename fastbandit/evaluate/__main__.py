@@ -37,7 +37,7 @@ __all__ = ["main", "parse"]
 class Options(RunOptions):
     """What to do with the configuration; none of it changes a result."""
 
-    model: tyro.conf.Positional[str | None] = None
+    model: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = None
     """a model file, the folder of a retraining run, or code of your own that makes one:
     my_package.my_module:make_model"""
     weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
