@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastbandit._files import plain_file
 from fastbandit.genotype import Genotype
+from fastbandit.model_code import torch_file
 from fastbandit.nn.network import Network
 from fastbandit.operations import OperationOptions
 from fastbandit.runs.tensors import CheckpointError, RunError, load_tensors, save_tensors
@@ -37,6 +38,10 @@ __all__ = [
 BEST, LAST = "model-best.safetensors", "model-last.safetensors"
 
 _KIND = "network"
+_OWN = (
+    "a model of your own is named by its code, and its weights beside: "
+    "python -m fastbandit.evaluate my_package.my_module:make_model --weights FILE"
+)
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,14 @@ def load_model(path: str | Path) -> Model:
         CheckpointError: damaged, or not a model file; the message says what is wrong.
     """
     file = find_model(path)
-    tensors, metadata = load_tensors(file, _KIND)
+    if (kind := torch_file(file)) is not None:
+        raise CheckpointError(f"{file}: {kind}, and not of fastbandit; {_OWN}")
+    try:
+        tensors, metadata = load_tensors(file, _KIND)
+    except CheckpointError as error:
+        if "not one that fastbandit wrote" in str(error):
+            raise CheckpointError(f"{error}; {_OWN}") from None
+        raise
     try:
         genotype = Genotype.from_dict(metadata["genotype"], where=str(file))
         architecture = Architecture(**metadata["architecture"])

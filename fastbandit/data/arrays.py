@@ -20,12 +20,14 @@ DIM = 32
 class Part:
     """The training or the test images of a source: uint8 ``[N, C, H, W]``, integers ``[N]``.
 
-    ``where`` is what a message calls them.
+    ``where`` is what a message calls them; ``names`` are those of the classes, where the labels
+    were given as text.
     """
 
     images: np.ndarray
     labels: np.ndarray
     where: str
+    names: tuple[str, ...] = ()
 
 
 @contextmanager

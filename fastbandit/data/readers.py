@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from fastbandit.data.arrays import (
     HELD_OUT,
@@ -27,7 +26,6 @@ from fastbandit.data.arrays import (
     assemble,
     choose_test,
     reading,
-    tensor_as_nchw,
 )
 from fastbandit.data.cifar import CLASSES as CIFAR_CLASSES
 from fastbandit.data.cifar import read_cifar
@@ -41,7 +39,8 @@ from fastbandit.data.encoded import (
     unpack,
 )
 from fastbandit.data.files import Npz, check_unpacked, read_bytes, size_of, what_is
-from fastbandit.data.sets import DataError, DataSource, ImageSet
+from fastbandit.data.objects import from_python
+from fastbandit.data.sets import DataError, DataSource
 
 EMBEDDED = "digits"
 
@@ -147,12 +146,14 @@ def load(
         if isinstance(classes, bool) or not hasattr(classes, "__index__") or classes < 2:
             raise DataError(f"load: classes: expected an integer of at least 2, got {classes!r}")
         classes = operator.index(classes)
+    train = from_python(source, "training data")
     return assemble(
         name or "custom",
-        _from_python(source, "training data"),
-        None if test is None else _from_python(test, "test data"),
+        train,
+        None if test is None else from_python(test, "test data", train.names),
         "Passed from Python; float images are rounded to 1/255.",
-        classes=classes,
+        classes=classes if classes is not None or not train.names else len(train.names),
+        class_names=train.names,
     )
 
 
@@ -450,79 +451,3 @@ def _read_cifar_jpeg(folder: Path) -> DataSource:
             f"the first {LOSSLESS_TEST_IMAGES:,} original test images; not the published "
             "benchmark.",
         )
-
-
-def _numpy(value: Any, where: str) -> np.ndarray:
-    """Return a tensor or array as an array; numpy has no bfloat16, so floats become float32."""
-    with reading(where, "numbers"):
-        if isinstance(value, torch.Tensor):
-            value = value.detach().cpu()
-            if value.is_floating_point() and value.dtype != torch.float64:
-                value = value.to(torch.float32)
-            return value.numpy()
-        return np.asarray(value)
-
-
-def _from_python(source: Any, where: str) -> Part:
-    """Read a pair of arrays, an ImageSet or a map-style Dataset."""
-    arrays = (torch.Tensor, np.ndarray)
-    if isinstance(source, ImageSet):
-        return Part(_numpy(source.images, where), _numpy(source.labels, where), where)
-    if (
-        isinstance(source, (tuple, list))
-        and len(source) == 2
-        and all(isinstance(item, arrays) for item in source)
-    ):
-        values, labels = (_numpy(item, where) for item in source)
-        layout = tensor_as_nchw if isinstance(source[0], torch.Tensor) else as_nchw
-        return Part(as_uint8(layout(values, where), where), as_labels(labels, where), where)
-    if (
-        isinstance(source, (str, bytes, Mapping))
-        or not hasattr(source, "__getitem__")
-        or not hasattr(source, "__len__")
-    ):
-        raise DataError(
-            f"{where}: expected a path (of training data), a pair (images, labels) of tensors or "
-            f"arrays, an ImageSet or a map-style Dataset, got {type(source).__name__}"
-        )
-    return _from_dataset(source, where)
-
-
-def _from_dataset(dataset: Any, where: str) -> Part:
-    images: list[np.ndarray] = []
-    labels: list[int] = []
-    decode: Decoder | None = None
-    # By position up to the length: a Dataset need not raise IndexError at its end.
-    for i in range(len(dataset)):
-        here = f"{where}: item {i}"
-        item = dataset[i]
-        if not isinstance(item, (tuple, list)) or len(item) != 2:
-            raise DataError(f"{here}: expected (image, label), got {type(item).__name__}")
-        image, label = item
-        if hasattr(image, "convert") and hasattr(image, "mode"):
-            decode = decode or Decoder(where)
-            chw = decode.array(image, here)
-        else:
-            values = _numpy(image, here)
-            if values.ndim not in (2, 3):
-                raise DataError(
-                    f"{here}: expected an image [C, H, W] or [H, W] (tensor), or [H, W, C], "
-                    f"[C, H, W] or [H, W] (array), got {type(image).__name__} "
-                    f"{list(values.shape)}"
-                )
-            layout = tensor_as_nchw if isinstance(image, torch.Tensor) else as_nchw
-            chw = as_uint8(layout(values[None], here), here)[0]
-        if images and chw.shape != images[0].shape:
-            raise DataError(
-                f"{here}: expected [C, H, W] = {list(images[0].shape)} as in item 0, got "
-                f"{list(chw.shape)}"
-            )
-        value = _numpy(label, here)
-        if value.size != 1 or value.dtype.kind not in "iu":
-            raise DataError(f"{here}: expected an integer label, got {label!r:.40}")
-        images.append(chw)
-        labels.append(int(value.reshape(())))
-    if not images:
-        raise DataError(f"{where}: expected images, got an empty dataset")
-    with reading(where, "labels of 64 bits"):
-        return Part(np.stack(images), np.asarray(labels, np.int64), where)

@@ -15,6 +15,7 @@ from fastbandit.evaluate.config import EvaluateConfig
 from fastbandit.evaluate.grid import Evaluation
 from fastbandit.evaluate.run import memory_enough_for
 from fastbandit.evaluate.subject import evaluating, fast_copy, place, prepare
+from fastbandit.model_code import ModelCode
 from fastbandit.runs.environment import peak_memory_mb
 from fastbandit.runs.session import torch_settings
 from fastbandit.training.cost import synchronise
@@ -23,7 +24,7 @@ __all__ = ["dry_run"]
 
 
 @with_autograd
-def dry_run(model: nn.Module | str | Path, config: EvaluateConfig) -> dict[str, Any]:
+def dry_run(model: nn.Module | ModelCode | str | Path, config: EvaluateConfig) -> dict[str, Any]:
     """The most that the evaluation can take, from a few batches. Writes nothing.
 
     Returns:

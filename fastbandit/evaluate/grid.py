@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fastbandit._identity import ROUNDING, Fingerprint
 from fastbandit.attacks._model import Oracle
+from fastbandit.attacks._reference import FEWEST_CLASSES
 from fastbandit.attacks.registry import AttackResult
 from fastbandit.config import ConfigError
 from fastbandit.data import DataSource
@@ -147,7 +148,9 @@ class Evaluation:
         self.grids["transfer"] = begin(transfer, every=True)
         reference = []
         if config.cross_check != "none" and main.epsilon:
-            reference = [reference_plan(main.ball, self._classes())]
+            classes = self._classes()
+            if config.cross_check == "autoattack" or classes >= FEWEST_CLASSES:
+                reference = [reference_plan(main.ball, classes)]
         self.grids["reference"] = begin(reference, every=True)
         self.example_ids = torch.empty(0, dtype=torch.int64)
         self.examples = torch.empty(0, *images.shape)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -193,6 +194,7 @@ class Network(nn.Module):
         stem = macro.stem if macro else 3
 
         self.normalize = Normalize(in_channels, mean, std)
+        self._looked = False  # at the values of images on a GPU
         self.stem = nn.Conv2d(in_channels, stem * channels, 3, padding=1, bias=False)
         self.stem_bn = BatchNorm2d(stem * channels)
         self.cells = nn.ModuleList()
@@ -225,9 +227,41 @@ class Network(nn.Module):
         ``with_auxiliary`` the result is (logits, logits of the auxiliary head).
 
         Raises:
-            ValueError: ``with_auxiliary``, but the network was built without that head.
+            TypeError: images that are not floating point, such as bytes.
+            ValueError: another number of channels; values far outside [0, 1], such as 0 .. 255
+                (on a GPU the first call looks, later ones would wait for it); ``with_auxiliary``,
+                but the network was built without that head.
         """
+        self._check(x)
         return self.forward_normalized(self.normalize(x), with_auxiliary)
+
+    def _check(self, x: Tensor) -> None:
+        """Refuse what the normalisation would take in silence: other channels, another scale."""
+        if not x.is_floating_point():
+            raise TypeError(
+                f"Network: expected floating-point images in [0, 1], got {x.dtype}; divide bytes "
+                "by 255"
+            )
+        if x.dim() != 4 or x.shape[1] != self.normalize.mean.numel():
+            raise ValueError(
+                f"Network: expected images [N, {self.normalize.mean.numel()}, H, W], got "
+                f"{list(x.shape)}"
+            )
+        # A graph that is compiled, exported or recorded has no values to look at.
+        if torch.compiler.is_compiling() or type(x) is not Tensor or x.is_meta or not x.numel():
+            return
+        if x.is_cuda:
+            if self._looked or torch.cuda.is_current_stream_capturing():
+                return
+            self._looked = True
+        low, high = (float(bound) for bound in torch.aminmax(x.detach()))
+        # Attacks may leave [0, 1] where a threat model has no bounds, by less than 1; a comparison
+        # written this way lets NaN pass.
+        if low < -1 or high > 2:
+            raise ValueError(
+                f"Network: expected images in [0, 1], got values in [{low:.4g}, {high:.4g}]; the "
+                "normalisation is the network's first layer"
+            )
 
     def forward_normalized(
         self, x: Tensor, with_auxiliary: bool = False
