@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from _tiny import TINY
+from _tiny import TINY, small_space
 from _tiny import tiny as smallest
 from safetensors.torch import load_file
 
@@ -38,22 +38,15 @@ def tiny(**changes) -> SearchConfig:
     return merge(smallest(final=FINAL), changes, "test")
 
 
-def small(name, **shape):
-    """Three operations on six edges: 3 + 1 * (3 + 2) = 8 epochs of a search."""
-    if name != "general7-light":
-        return space.SearchSpace(name, space.SPACES[name], **shape)
-    return space.SearchSpace(name, space.SPACES[name][2:5], nodes=2, cell_types=2)
-
-
 @pytest.fixture(autouse=True)
-def small_space(monkeypatch):
-    monkeypatch.setattr(space, "get", small)
+def in_the_small_space(monkeypatch):
+    small_space(monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(space, "get", small)
+        small_space(patch)
         return search(tiny(), tmp_path_factory.mktemp("networks") / "run")
 
 
