@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import itertools
 import math
 import re
@@ -12,7 +14,7 @@ import pytest
 import torch
 
 from fastbandit._files import read_sealed
-from fastbandit.bandit import AntiBandit, Bandits, BanditSettings
+from fastbandit.bandit import AntiBandit, Bandits, BanditSettings, HierarchicalRidge
 from fastbandit.bandit.simulation import World
 from fastbandit.config import ConfigError, merge
 from fastbandit.study import PRESETS, StudyConfig, main, study
@@ -355,6 +357,42 @@ def test_what_each_model_can_learn(additive):
     assert torch.allclose(found[0, 0] - found[0, 0, 0], weight, atol=1e-2)
 
 
+def test_the_hierarchical_model_is_that_of_the_bandit(table):
+    made = world(table, count=6)
+    seeds = torch.arange(2)
+    trained = made.draw(seeds, 12)
+    value = made.short(seeds, trained, 0)
+    found = effects("hierarchical", made.paths(trained), value, PARAMETERS, 6)
+    # Three edges a cell, two cells a stage.
+    stages = [0] * 6 + [1] * 6 + [2] * 6
+    for i in range(2):
+        model = HierarchicalRidge(stages, 5, PARAMETERS.expand(18, 5))
+        expected, _ = model.fit(made.paths(trained)[i], value[i]).effects()
+        assert torch.equal(found[i], expected)
+        assert expected.abs().max() > 0
+
+
+def test_random_mixes(table):
+    """Within the budget; and the share of an operation varies more than in uniform draws."""
+    budget = world(table, (0, 5), count=4, allowed=table.connected(0))
+    assert budget.candidates.contain(budget.mixes(torch.arange(20), 5)).all()
+    free = world(table, count=4)
+    seeds = torch.arange(300)
+    # Of Dirichlet(1/2, ..., 1/2) over five: variance of a share 0.2 * 0.8 / 3.5.
+    of_share = 0.16 / 3.5
+    for paths, share in ((free.mixes(seeds, 4), of_share), (free.draw(seeds, 4), 0.0)):
+        counts = (free.paths(paths) == 2).double().mean(-1)
+        assert counts.mean().item() == pytest.approx(0.2, abs=0.03)
+        expected = share + (0.16 - share) / 12
+        assert counts.var().item() == pytest.approx(expected, rel=0.15)
+    drawn = run_search(Search("model", 6, draws="mix", tournament=2), free, free, seeds[:5])
+    trained = free.mixes(seeds[:5], 6)
+    top = free.short(seeds[:5], trained, 0).argmax(1)
+    kept = (drawn == trained[torch.arange(5), top]).all(1)
+    others = (drawn.unsqueeze(1) == trained).all(-1).any(1)
+    assert torch.equal(kept, others)  # of those that were trained only the best can win
+
+
 def test_a_supernet_without_error_finds_the_best(additive):
     made = world(additive, (9, 9), rho=1.0, noise=0.0)
     anywhere = world(additive, rho=1.0, noise=0.0)
@@ -431,7 +469,7 @@ def test_costs_of_composed_searches():
         ("model,trainings=few", "trainings: expected a whole number, got 'few'"),
         ("model,trainings=1", "trainings: expected 2 or more, got 1"),
         ("model,within=near", "within: expected one of budget, any, got 'near'"),
-        ("model,features=all", "features: expected one of additive, counts"),
+        ("model,features=all", "features: expected one of additive, counts, hierarchical"),
         ("supernet,tournament=-1", "tournament: expected 0 or more, got -1"),
     ],
 )
@@ -478,32 +516,40 @@ def smoke(file, **changes):
     return merge(config, {"threads": 1, "tabular": tabular}, "test")
 
 
-def test_the_command(tmp_path, capsys):
-    file = write_table(tmp_path / "t.npz")
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The preset, by the command."""
+    folder = tmp_path_factory.mktemp("study")
+    file = write_table(folder / "t.npz")
     given = ["--preset", "smoke-tabular", "--tabular.file", str(file), "--threads", "1"]
-    given += ["--tabular.column", "robust", "--out", str(tmp_path / "run")]
-    assert main(["--dry-run", *given]) == 0
-    assert re.search(r"tabular rows +24\n", capsys.readouterr().out)
-    assert main(given) == 0
-    shown = capsys.readouterr().out
+    given += ["--tabular.column", "robust", "--out", str(folder / "run")]
+    with contextlib.redirect_stdout(io.StringIO()) as planned:
+        assert main(["--dry-run", *given]) == 0
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        assert main(given) == 0
+    return file, folder / "run", planned.getvalue(), shown.getvalue()
+
+
+def test_the_command(finished):
+    _, path, planned, shown = finished
+    assert re.search(r"tabular rows +24\n", planned)
     assert "cells 2, budget convolutions=0:1: random" in shown
-    found = read_sealed(tmp_path / "run" / "study.json")["tabular"]
-    with open(tmp_path / "run" / "tabular.csv", newline="") as text:
+    found = read_sealed(path / "study.json")["tabular"]
+    with open(path / "tabular.csv", newline="") as text:
         lines = list(csv.DictReader(text))
     assert tuple(lines[0]) == COLUMNS
     assert [line["entry"] for line in lines if line["kind"] != "baseline"] == [
         row["entry"] for one in found["tables"] for row in one["rows"]
     ]
-    page = (tmp_path / "run" / "study.html").read_text()
+    page = (path / "study.html").read_text()
     assert '<section id="tabular">' in page
     assert page.count("2 cells side by side, budget convolutions=0:1") >= 2
 
 
-def test_figures_of_rows(tmp_path, monkeypatch):
+def test_figures_of_rows(finished, monkeypatch):
     """From what the pieces say; and what is stored is not made again."""
-    file = write_table(tmp_path / "t.npz")
-    path, result = study(smoke(file), tmp_path / "run")
-    found = result["tabular"]
+    file, path, *_ = finished
+    found = read_sealed(path / "study.json")["tabular"]
     assert len(found["tables"]) == 4
     pieces = [read_sealed(one) for one in (path / "pieces").iterdir()]
     made = {
@@ -547,7 +593,7 @@ def test_figures_of_rows(tmp_path, monkeypatch):
     monkeypatch.setattr("fastbandit.study.tabular.run.search", never)
     monkeypatch.setattr("fastbandit.study.tabular.run.run_search", never)
     monkeypatch.setattr("fastbandit.study.tabular.run.best_of", never)
-    assert study(smoke(file), path)[1] == result
+    assert study(smoke(file), path)[1]["tabular"] == found
 
 
 def test_another_table_of_the_same_name_is_computed_anew(tmp_path):
