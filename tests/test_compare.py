@@ -193,6 +193,7 @@ def test_stored_weights_have_the_accuracy_that_is_told(finished):
             with torch.no_grad():
                 shares.append((network(images).argmax(1) == labels).double().mean().item())
         assert one["clean_accuracy"] == pytest.approx(sum(shares) / 2)
+        assert one["robust_accuracy"] == pytest.approx(sum(one["robust_accuracies"]) / 2)
         assert 0 <= one["robust_accuracy"] <= one["clean_accuracy"]
 
 
