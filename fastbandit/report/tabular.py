@@ -54,10 +54,10 @@ def _chart(found: Mapping[str, Any]) -> str:
     rhos = list(dict.fromkeys(row["rho"] for row in rows))
     for position, rho in enumerate(rhos):
         mine = [row for row in rows if row["rho"] == rho]
-        values = [[100 * row[key] for row in mine] for key in ("mean", "low", "high")]
+        mean, low, high = ([100 * row[key] for row in mine] for key in ("mean", "low", "high"))
         name = "no shared rewards" if rho is None else f"rho {rho:g}"
         places = [labels.index(row["entry"]) for row in mine]
-        groups.append(Points(name, places, *values, _STYLES[position % len(_STYLES)]))
+        groups.append(Points(name, places, mean, low, high, _STYLES[position % len(_STYLES)]))
     lines = [
         (100 * found[name]["mean"], text)
         for name, text in (("random", "random"), ("largest", "largest"), ("best", "best there is"))

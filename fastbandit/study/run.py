@@ -82,8 +82,9 @@ def study(
         }
         # Only where it is asked for: what other studies store stays as it was.
         if config.tabular.file is not None:
-            result["tabular"] = run_tabular(config.tabular, config.seed, pieces, log)
-            write_atomic(path / "tabular.csv", tabular_csv(result["tabular"]))
+            found = run_tabular(config.tabular, config.seed, pieces, log)
+            write_atomic(path / "tabular.csv", tabular_csv(found))
+            result["tabular"] = found
         facts = folder.read_json("env.json")
         folder.write_json("study.json", {**result, "environment": facts})
         page = make_page(config.name, result, facts, (path / "config.yaml").read_text())
