@@ -10,7 +10,7 @@ import torch
 
 from fastbandit.bandit import SizeBudget, random_mix
 from fastbandit.bandit.budget import ATTEMPTS
-from fastbandit.bandit.mixes import GAMMA_UNIFORMS, mix_of
+from fastbandit.bandit.mixes import GAMMA_UNIFORMS, mix_law
 
 FLOAT = torch.float64
 
@@ -210,7 +210,8 @@ def test_mixes_have_the_moments_of_a_dirichlet_law(concentration):
     n, arms = 20_000, 4
     generator = torch.Generator().manual_seed(1)
     numbers = torch.rand(n, arms, GAMMA_UNIFORMS, generator=generator, dtype=FLOAT)
-    shares = mix_of(concentration, numbers)
+    every = torch.ones(n, 1, arms, dtype=torch.bool)
+    shares = mix_law(concentration, numbers, every).squeeze(1)
     assert shares.sum(1).tolist() == pytest.approx([1.0] * n)
     # Mean 1 / K, variance (1 / K) (1 - 1 / K) / (K c + 1).
     variance = (1 / arms) * (1 - 1 / arms) / (arms * concentration + 1)
@@ -220,8 +221,14 @@ def test_mixes_have_the_moments_of_a_dirichlet_law(concentration):
     a, total = concentration, arms * concentration
     third = a * (a + 1) * (a + 2) / (total * (total + 1) * (total + 2))
     assert shares.pow(3).mean().item() == pytest.approx(third, rel=0.05)
-    alive = torch.tensor([True, False, True, True])
-    assert bool((mix_of(concentration, numbers, alive)[:, 1] == 0).all())
+    # Rows share a mix; what is not alive in a row leaves the proportions of the rest.
+    alive = torch.tensor([[True, False, True, True], [True, True, True, True]])
+    law = mix_law(concentration, numbers, alive)
+    assert bool((law[:, 0, 1] == 0).all())
+    left = shares / (1 - shares[:, 1:2])
+    kept = shares[:, 1] < 0.9
+    assert torch.allclose(law[kept, 0][:, [0, 2, 3]], left[kept][:, [0, 2, 3]])
+    assert torch.equal(law[:, 1], shares)
 
 
 def test_a_random_mix_is_drawn_from_its_shares():

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
-from _tiny import tiny
+from _tiny import TINY, tiny
 
 from fastbandit import space
+from fastbandit.bandit import replay
 from fastbandit.config import ConfigError
 from fastbandit.models import multiply_adds
 from fastbandit.nn.network import Network
 from fastbandit.operations import OperationOptions
-from fastbandit.search import networks
+from fastbandit.search import networks, search
+from fastbandit.search.loop import SearchRun
 from fastbandit.search.sizes import Budget, Images, Sizes, stages
 
 GREY, COLOUR = Images((1, 8, 8), 10), Images((3, 11, 9), 7)
@@ -121,6 +125,78 @@ def test_random_networks_are_within_the_budget(name, monkeypatch):
     assert again == drawn(tight)[0]
     other = networks.same_size(first[0], tight, 1)
     assert 1.6 * middle - 1 <= getattr(sizes.of(other), name) <= 1.7 * middle
+
+
+def test_a_search_keeps_to_its_budget(tmp_path, monkeypatch):
+    """Paths, the network found, the random ones and their log; with all that a bandit may know."""
+    few = space.SearchSpace(
+        "general7-light", space.SPACES["general7-light"][2:5], nodes=2, cell_types=2
+    )
+    monkeypatch.setattr(space, "get", lambda name: few)
+    monkeypatch.setattr(networks, "_DRAWS", 16)
+    final = {**TINY["final"], "network_epochs": 1, "reference": True}
+    bandit = {"policy": "hierarchical", "rounds": 1, "evaluations_per_epoch": 1, "mixes": 0.5}
+    free = tiny(final=final, bandit=bandit)
+    sizes = Sizes.of_search(free)
+    largest = sizes.base_parameters + int(sizes.parameters.amax(1).sum())
+    low, high = int(0.8 * largest), int(0.9 * largest)
+    config = tiny(final=final, bandit=bandit, parameters=f"{low}:{high}")
+    path, summary = search(config, tmp_path / "run")
+    lines = [json.loads(line) for line in (path / "bandit.jsonl").read_text().splitlines()]
+    start, *rest = lines
+    assert start["groups"] == stages(space.get("general7-light"))
+    assert start["costs"] == sizes.parameters.tolist()
+    assert (start["base_cost"], start["budget_low"], start["budget_high"]) == (
+        sizes.base_parameters, low, high
+    )  # fmt: skip
+    choices = [line["choice"] for line in rest if line["event"] in ("sample", "end")]
+    assert len(choices) == 3 + 2 * 5 + 1
+    for choice in choices:
+        of_path = sizes.parameters[range(6), choice].sum().item() + sizes.base_parameters
+        assert low <= of_path <= high
+    assert replay(lines).final().tolist() == choices[-1]
+    assert [low <= row["parameters"] <= high for row in summary["networks"]] == [True] * 3
+    # Interrupted at a checkpoint and gone on with: the same bytes.
+    original, count = SearchRun.epoch, []
+
+    def epoch(self):
+        if len(count) == 5:
+            raise KeyboardInterrupt
+        count.append(1)
+        return original(self)
+
+    monkeypatch.setattr(SearchRun, "epoch", epoch)
+    with pytest.raises(KeyboardInterrupt):
+        search(config, tmp_path / "again")
+    monkeypatch.setattr(SearchRun, "epoch", original)
+    search(config, tmp_path / "again")
+    for name in ("bandit.jsonl", "genotype.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (path / name).read_bytes()
+    # A budget that nothing meets leaves no folder behind.
+    with pytest.raises(
+        ConfigError, match=r"^parameters: budget: expected one that a path can meet"
+    ):
+        search(tiny(parameters="1:2"), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_what_the_bandit_of_a_search_knows():
+    plain = tiny(space="robust9-light").make_bandit()
+    assert plain.known() == {}
+    config = tiny(space="robust9-light", bandit={"policy": "hierarchical"})
+    known = config.make_bandit().known()
+    sizes = Sizes.of_search(config)
+    assert known == {
+        "groups": stages(space.get("robust9-light")),
+        "costs": sizes.parameters.tolist(),
+        "base_cost": sizes.base_parameters,
+    }
+    macs = tiny(space="robust9-light", bandit={"policy": "hierarchical"}, macs="0:1G")
+    known = macs.make_bandit().known()
+    assert (known["costs"], known["base_cost"]) == (sizes.macs.tolist(), sizes.base_macs)
+    with pytest.raises(ConfigError, match=r"^bandit\.mixes: expected 0 with printed, which gives"):
+        tiny(bandit={"mixes": 0.5})
+    tiny(bandit={"mixes": 0.5, "evaluations_per_epoch": 1})
 
 
 def test_mixes_vary_the_shares_of_operations():

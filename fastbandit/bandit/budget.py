@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["ATTEMPTS", "SizeBudget"]
+__all__ = ["ATTEMPTS", "SizeBudget", "whole_costs"]
 
 #: Draws from the tilted law before the repair.
 ATTEMPTS = 32
@@ -36,7 +36,10 @@ _STAY = 1e4
 _MOST_SIZES = 2**17
 # Cells of a table that holds the bandits solved at a time.
 _MOST_CELLS = 2**19
-_HALVINGS = 60
+# Steps of Newton's method and of halving at most, and where the latter begins: there the law gives
+# nearly all to the smallest or the largest arms.
+_STEPS = 60
+_STEEPEST = 1e5
 
 
 class SizeBudget:
@@ -54,7 +57,7 @@ class SizeBudget:
     def __init__(
         self, costs: Tensor | Sequence[Sequence[int]], base: int, budget: Sequence[float]
     ) -> None:
-        self.costs = _whole(costs)
+        self.costs = whole_costs(costs)
         if not float(base).is_integer() or base < 0:
             raise ValueError(f"base_cost: expected a whole number >= 0, got {base!r}")
         self.base = int(base)
@@ -70,10 +73,10 @@ class SizeBudget:
             largest = self.base + int(self.costs.amax(1).sum())
             raise ValueError(
                 f"budget: expected one that a path can meet; they have {smallest:,} to "
-                f"{largest:,}, and none has {self._words()}"
+                f"{largest:,}, and none has {self}"
             )
 
-    def _words(self) -> str:
+    def __str__(self) -> str:
         low, high = (f"{end:,.0f}" if math.isfinite(end) else "any" for end in self.ends)
         return f"{low} to {high}"
 
@@ -93,13 +96,29 @@ class SizeBudget:
         size = self.size(choice)
         return (size >= self.low) & (size <= self.high)
 
+    def usable(self, alive: Tensor) -> Tensor:
+        """Arms alive without those that every path within the budget lacks, bool [..., rows, arms].
+
+        By the smallest and the largest size of the paths through an arm.
+        """
+        costs = self.costs.to(alive.device)
+        while True:
+            low = torch.where(alive, costs, torch.iinfo(torch.int64).max).amin(-1, keepdim=True)
+            high = torch.where(alive, costs, -1).amax(-1, keepdim=True)
+            least = self.base + low.sum(-2, keepdim=True) - low + costs
+            most = self.base + high.sum(-2, keepdim=True) - high + costs
+            left = alive & (least <= self.high) & (most >= self.low)
+            if torch.equal(left, alive):
+                return left
+            alive = left
+
     # --- draws ----------------------------------------------------------------------------------
 
     def law(self, law: Tensor, alive: Tensor) -> Tensor:
         """The tilted law, whose mean size is within the budget, float64 [..., rows, arms].
 
         Args:
-            law: float64 [..., rows, arms], of each row on its own.
+            law: float64 [..., rows, arms], of each row on its own, >= 0 with any sum.
             alive: bool [..., rows, arms].
         """
         return self._tilted(_shared(law, alive))
@@ -114,17 +133,23 @@ class SizeBudget:
         target = torch.maximum(mean.clamp(max=self.high - inside), self.low + inside)
         # Where the mean is within the budget it stays.
         target = torch.where((mean >= self.low) & (mean <= self.high), mean, target)
-        # The mean falls as t grows; t is in units of the largest difference of a row's costs.
+        # By Newton's method within a bracket. The mean falls as t grows, by the variance; t is in
+        # units of the largest difference of a row's costs.
         unit = (costs.amax(-1) - costs.amin(-1)).amax().clamp(min=1.0)
-        low = torch.full_like(mean, -1e5)
-        high = -low
-        for _ in range(_HALVINGS):
-            middle = (low + high) / 2
-            tilted = (known - (middle / unit)[..., None, None] * costs).softmax(-1)
-            larger = _moments(tilted, costs)[0] + self.base > target
-            low, high = torch.where(larger, middle, low), torch.where(larger, high, middle)
-        tilt = torch.where(target == mean, 0.0, (low + high) / 2)
-        return (known - (tilt / unit)[..., None, None] * costs).softmax(-1)
+        tilt = torch.zeros_like(mean)
+        low, high = tilt - _STEEPEST, tilt + _STEEPEST
+        for _ in range(_STEPS):
+            tilted = (known - (tilt / unit)[..., None, None] * costs).softmax(-1)
+            mean, variance = _moments(tilted, costs)
+            miss = mean + self.base - target
+            done = miss.abs() <= 1e-3 * unit
+            if bool(done.all()):
+                break
+            low, high = torch.where(miss > 0, tilt, low), torch.where(miss > 0, high, tilt)
+            step = tilt + miss * unit / variance.clamp(min=1e-300)
+            step = torch.where((step > low) & (step < high), step, (low + high) / 2)
+            tilt = torch.where(done, tilt, step)
+        return tilted
 
     def draw(self, law: Tensor, alive: Tensor, uniform: Tensor) -> Tensor:
         """Paths within the budget, from the tilted law; steps 2 and 3 of the module's docstring.
@@ -226,7 +251,7 @@ class SizeBudget:
             path = None if exact else self._any(alive[i])
             if path is None:
                 raise ValueError(
-                    f"budget: no path of the arms left has {self._words()}; the nearest to it "
+                    f"budget: no path of the arms left has {self}; the nearest to it "
                     f"has {int(self.size(found[i])):,}"
                 )
             found[i] = path
@@ -262,15 +287,17 @@ class SizeBudget:
         found = torch.empty((bandits, rows), dtype=torch.int64)
         each = torch.arange(bandits)
         for row in reversed(range(rows)):
-            arm = taken[row, each, end].long()
-            found[:, row] = arm
-            end = end - steps[row, arm]
+            chosen = taken[row, each, end].long()
+            found[:, row] = chosen
+            end = end - steps[row, chosen]
         return found
 
     # --- whether there is one -------------------------------------------------------------------
 
     def possible(self, alive: Tensor) -> bool:
         """Whether a path of arms alive, bool [rows, arms], is within the budget."""
+        if not bool(alive.any(-1).all()):
+            return False
         costs, low, high = self._extremes(alive)
         least, most = self.base + int(low.sum()), self.base + int(high.sum())
         if least > self.high or most < self.low:
@@ -333,9 +360,13 @@ class SizeBudget:
 
 
 def _shared(law: Tensor, alive: Tensor) -> Tensor:
-    """The law with a small share for each arm alive; 0 elsewhere."""
+    """The law with a small share for each arm alive; 0 elsewhere. Its sum may be another than 1."""
     share = alive.double() / alive.sum(-1, keepdim=True)
-    return (1.0 - _SHARE) * law + _SHARE * share
+    # A law that gives all to arms that are not alive counts for nothing.
+    law = torch.where(alive, law, 0.0)
+    law = law / law.sum(-1, keepdim=True).clamp(min=1e-300)
+    mixed = (1.0 - _SHARE) * law + _SHARE * share
+    return mixed / mixed.sum(-1, keepdim=True)
 
 
 def _moments(law: Tensor, costs: Tensor) -> tuple[Tensor, Tensor]:
@@ -346,7 +377,7 @@ def _moments(law: Tensor, costs: Tensor) -> tuple[Tensor, Tensor]:
     return mean.cumsum(-1)[..., -1], square.clamp(min=0.0).cumsum(-1)[..., -1]
 
 
-def _whole(costs: Tensor | Sequence[Sequence[int]]) -> Tensor:
+def whole_costs(costs: Tensor | Sequence[Sequence[int]]) -> Tensor:
     """Costs as int64 [rows, arms] on the CPU."""
     found = torch.as_tensor(costs).detach().cpu()
     if found.dim() != 2 or found.dtype in (torch.bool, torch.complex64, torch.complex128):

@@ -213,8 +213,8 @@ class HierarchicalRidge:
         basis = rest @ vectors  # [n, m]
         z, designs = basis.T @ reward, basis.T @ shared  # [m], [m, k]
         blocks = [slice(0, self.arms), slice(self.arms, shared.shape[1])]
-        units = [designs[:, block].square().sum() / len(z) for block in blocks]
-        units = torch.stack([*units, spread.mean()]).clamp(min=1e-300)
+        means = [designs[:, block].square().sum() / len(z) for block in blocks]
+        units = torch.stack([*means, spread.mean()]).clamp(min=1e-300)
         likelihood = _Likelihood(z, designs, spread, blocks, units)
         exponents = _search(likelihood, (True, int(self.groups.max()) > 0, True))
         ratios = 10.0**exponents / units

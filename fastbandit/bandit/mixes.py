@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["GAMMA_UNIFORMS", "mix_of", "random_mix"]
+__all__ = ["GAMMA_UNIFORMS", "draw", "mix_law", "random_mix"]
 
 # Marsaglia and Tsang accept more than 95 % of their attempts; 16 all fail once in 10^20 times.
 _ATTEMPTS = 16
@@ -39,19 +39,31 @@ def _log_gamma_draws(concentration: float, uniform: Tensor) -> Tensor:
     ].log() / concentration
 
 
-def mix_of(concentration: float, uniform: Tensor, alive: Tensor | None = None) -> Tensor:
-    """Shares of the arms from a Dirichlet law, float64 [..., arms], summing to 1.
+def mix_law(concentration: float, uniform: Tensor, alive: Tensor) -> Tensor:
+    """The law of each row from one draw of shares, float64 [..., rows, arms].
+
+    The shares are those of a Dirichlet law; on each row they are divided by the sum of those of the
+    arms alive there.
 
     Args:
-        concentration: of every arm, > 0; the smaller, the fewer arms have most of a path. With
-            infinity the shares would be equal.
+        concentration: of every arm, > 0; the smaller, the fewer arms have most of a path.
         uniform: float64 [..., arms, :data:`GAMMA_UNIFORMS`], in [0, 1).
-        alive: bool [..., arms]; the others have no share. Default: all.
+        alive: bool [..., rows, arms].
     """
-    draws = _log_gamma_draws(concentration, uniform)
-    if alive is not None:
-        draws = torch.where(alive, draws, -torch.inf)
-    return draws.softmax(-1)
+    draws = _log_gamma_draws(concentration, uniform).unsqueeze(-2)
+    return torch.where(alive, draws, -torch.inf).softmax(-1)
+
+
+def draw(law: Tensor, uniform: Tensor) -> Tensor:
+    """An arm of each row by its law, int64 [..., rows].
+
+    Args:
+        law: [..., rows, arms], 0 for arms that cannot be drawn.
+        uniform: [..., rows], in [0, 1).
+    """
+    sums = law.cumsum(-1)
+    # The last sum divided by itself is 1, above every uniform number.
+    return (sums / sums[..., -1:] > uniform.unsqueeze(-1)).int().argmax(-1)
 
 
 def random_mix(
@@ -75,6 +87,6 @@ def random_mix(
     def uniform(*shape: int) -> Tensor:
         return torch.rand(shape, dtype=torch.float64, generator=generator)
 
-    shares = mix_of(concentration, uniform(arms, GAMMA_UNIFORMS))
-    sums = shares.cumsum(-1)
-    return (sums / sums[-1] > uniform(rows, 1)).int().argmax(-1)
+    alive = torch.ones((rows, arms), dtype=torch.bool)
+    law = mix_law(concentration, uniform(arms, GAMMA_UNIFORMS), alive)
+    return draw(law, uniform(rows))

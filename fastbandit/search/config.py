@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastbandit import space as spaces
-from fastbandit.bandit import AntiBandit, BanditSettings
+from fastbandit.bandit import POLICIES, AntiBandit, BanditSettings
 from fastbandit.bandit.budget import SizeBudget
 from fastbandit.config import POSITIVE, SEED, SHARE, ConfigError, Radius, Range, at_least
 from fastbandit.runs.environment import derive_seed
@@ -122,6 +122,13 @@ class SearchConfig(TrainingConfig):
             self.budget()
         except ValueError as error:
             raise ConfigError(str(error)) from None
+        mixed = POLICIES[self.bandit.policy].mixed_initial_pass
+        if self.bandit.mixes and not mixed and not self.bandit.evaluations_per_epoch:
+            raise ConfigError(
+                f"bandit.mixes: expected 0 with {self.bandit.policy}, which gives every arm a "
+                "sample first, where no paths are only evaluated (bandit.evaluations_per_epoch 0); "
+                f"got {self.bandit.mixes!r}"
+            )
         if self.budgeted and self.edges_per_node != "all":
             raise ConfigError(
                 f"{self.budgeted}: expected edges_per_node all, since the size of a path is that "
@@ -191,7 +198,22 @@ class SearchConfig(TrainingConfig):
         """
         found = spaces.get(self.space)
         seed = derive_seed(self.seed, "bandit")
-        return AntiBandit(found.rows, len(found.operations), self.bandit, seed=seed)
+        known = self._known_of_rows(source)
+        return AntiBandit(found.rows, len(found.operations), self.bandit, seed=seed, **known)
+
+    def _known_of_rows(self, source: DataSource | None) -> dict[str, Any]:
+        """Stages and sizes, where the budget or the policy needs them."""
+        uses = POLICIES[self.bandit.policy].uses_rows
+        budget = self.size_budget(source)
+        if budget is None and not uses:
+            return {}
+        from fastbandit.search.sizes import Sizes, stages
+
+        known: dict[str, Any] = {"groups": stages(spaces.get(self.space))} if uses else {}
+        if budget is not None:
+            return {**known, "costs": budget.costs, "base_cost": budget.base, "budget": budget.ends}
+        sizes = Sizes.of_search(self, source)
+        return {**known, "costs": sizes.parameters, "base_cost": sizes.base_parameters}
 
     def training_threat(self) -> ThreatModel:
         """The adversary of the training step."""

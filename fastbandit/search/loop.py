@@ -131,7 +131,7 @@ class SearchRun:
         """Paths from the bandit and the probability of each of their arms, [rows] each."""
         choices, probabilities = [], []
         for _ in range(paths):
-            distribution = self.bandit.probabilities()
+            distribution = self.bandit.probabilities(trained=trained)
             choice = self.bandit.sample(trained=trained, ahead=True)
             choices.append(choice)
             probabilities.append(distribution.gather(1, choice.unsqueeze(1)).squeeze(1))
@@ -266,6 +266,7 @@ class SearchRun:
             searched.edge_names,
             config.bandit,
             derive_seed(config.seed, "bandit"),
+            **self.bandit.known(),
         )
         return start.to_line()
 
