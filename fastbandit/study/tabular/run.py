@@ -68,8 +68,9 @@ def settings(config: TabularConfig) -> Iterator[Setting]:
             yield Setting("policy", entry, rho)
     for entry in config.searches:
         rewards = parse_search(entry, "tabular.searches").uses_rewards
-        rhos: tuple[float | None, ...] = config.rhos if rewards else (None,)
-        yield from (Setting("search", entry, one) for one in rhos)
+        used: Sequence[float | None] = config.rhos if rewards else (None,)
+        for known in used:
+            yield Setting("search", entry, known)
 
 
 def plan(config: TabularConfig) -> dict[str, int]:
