@@ -22,6 +22,7 @@ from fastbandit._yaml import LARGEST_YAML, parse_yaml
 from fastbandit.threat import format_fraction, plain_number
 
 __all__ = [
+    "LATER",
     "POSITIVE",
     "SEED",
     "SHARE",
@@ -85,6 +86,11 @@ SHARE = Range("a share between 0 and 1", above=0, below=1)
 SEED = Range("a whole number in [0, 2^63)", least=0, below=2**63)
 #: A number that a fraction gives exactly, such as 8/255; Python numbers are taken too.
 Radius = Annotated[str, "a number, or a fraction as text"]
+
+
+#: A setting that came later: files leave it out while it has its default, so that a run without
+#: it has the bytes and the run id that it had before there was the setting.
+LATER = "left out of files at its default"
 
 
 class Config:
@@ -202,8 +208,31 @@ def read_config_file(path: str) -> dict[str, Any]:
 
 
 def to_plain(config: Any) -> dict[str, Any]:
-    """A configuration dataclass as nested dictionaries of plain values."""
-    return dataclasses.asdict(config)
+    """A configuration dataclass as nested dictionaries of plain values; see :data:`LATER`."""
+    plain = dataclasses.asdict(config)
+    _drop_later(config, plain)
+    return plain
+
+
+def _drop_later(config: Any, plain: dict[str, Any]) -> None:
+    for name, default in _later(type(config)):
+        if getattr(config, name) == default:
+            del plain[name]
+    for setting in dataclasses.fields(config):
+        value = getattr(config, setting.name)
+        if dataclasses.is_dataclass(value) and setting.name in plain:
+            _drop_later(value, plain[setting.name])
+
+
+@cache
+def _later(kind: Any) -> tuple[tuple[str, Any], ...]:
+    """Settings that are left out at their default, with it."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return tuple(
+        (setting.name, setting.default)
+        for setting in dataclasses.fields(kind)
+        if LATER in list(_metadata(hints[setting.name]))
+    )
 
 
 def keep_plain_numbers(config: Any) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fastbandit.attacks._model import with_autograd
-from fastbandit.data import DataSource, load
+from fastbandit.data import DataSource, load_data
 from fastbandit.distributed import Group
 from fastbandit.evaluate.config import EvaluateConfig
 from fastbandit.evaluate.grid import Evaluation, OtherModelError
@@ -83,7 +83,7 @@ def begun(
             stack.enter_context(evaluating(model))
         subject.network = place(subject.network, config, device)
         subject.fast = fast_copy(subject.network)
-        source = load(config.data) if source is None else source
+        source = load_data(config) if source is None else source
         surrogate = None
         if config.transfer_from is not None:
             other = load_subject(config.transfer_from)
