@@ -298,3 +298,5 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
     },
 }
+
+StudyConfig.presets = PRESETS
