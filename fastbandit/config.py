@@ -13,11 +13,12 @@ import typing
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from functools import cache
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from fastbandit._files import FileError, read_text
+from fastbandit._suggest import did_you_mean
 from fastbandit._yaml import LARGEST_YAML, parse_yaml
 from fastbandit.threat import format_fraction, plain_number
 
@@ -100,6 +101,27 @@ class Config:
         ConfigError: a value of the wrong type or outside of its range, or two that exclude each
             other (:meth:`check`).
     """
+
+    #: The presets of the command, by name.
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    @classmethod
+    def preset(cls: type[T], name: str, **settings: Any) -> T:
+        """The settings of a preset, as ``--preset`` has them, with others in their place.
+
+        Args:
+            settings: by name, those of a section as a mapping: ``attack={"epsilon": "8/255"}``.
+
+        Raises:
+            ConfigError: no such preset, or a setting that is unknown or of the wrong kind.
+        """
+        presets = cls.presets  # type: ignore[attr-defined]
+        if name not in presets:
+            raise ConfigError(
+                f"preset: expected one of {', '.join(presets) or 'none'}, got {name!r}"
+                f"{did_you_mean(str(name), presets)}"
+            )
+        return merge(merge(cls(), presets[name], f"preset {name}"), settings, "preset")
 
     def __post_init__(self) -> None:
         keep_plain_numbers(self)

@@ -29,13 +29,13 @@ LABELS = ("label", "labels", "y", "target")
 _ARRAYS = (torch.Tensor, np.ndarray)
 
 
-def images_of(source: Any, where: str) -> ImageSet:
+def images_of(source: Any, where: str, fit: Fit = AS_IS) -> ImageSet:
     """Images with their labels, of any kind that :func:`from_python` takes, text labels apart.
 
     Raises:
         DataError: they cannot be used; the message says why.
     """
-    part = from_python(source, where)
+    part = from_python(source, where, fit=fit)
     if part.names:
         raise DataError(
             f"{where}: expected integer labels, as the model counts its classes, got text such as "

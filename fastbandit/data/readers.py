@@ -184,8 +184,11 @@ def load(
     return fitted(data, fit)
 
 
-def load_data(config: Any) -> DataSource:
-    """The images that the settings of a command name: ``data``, ``image_size``, ``image_color``."""
+def load_data(config: Any, source: DataSource | None = None) -> DataSource:
+    """The images that the settings of a command name, ``data``, or ``source``, brought to what they
+    ask for, ``image_size`` and ``image_color``."""
+    if source is not None:
+        return fitted(source, Fit(config.image_size, config.image_color))
     return load(config.data, image_size=config.image_size, image_color=config.image_color)
 
 

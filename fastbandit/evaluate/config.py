@@ -212,3 +212,5 @@ PRESETS: dict[str, dict[str, Any]] = {
         "pgd": {"step_size": "2/255"},
     },
 }
+
+EvaluateConfig.presets = PRESETS

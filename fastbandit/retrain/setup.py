@@ -45,7 +45,7 @@ def build(
     source: DataSource | None = None,
 ) -> Setup:
     device = torch.device(config.device) if group is None else group.device
-    source = load_data(config) if source is None else source
+    source = load_data(config, source)
     parts = split_data(source, config)
     train = parts.train.to(device)
     evaluated = partial(Loader, batch_size=config.evaluation_batch_size, device=device)

@@ -378,3 +378,5 @@ PRESETS: dict[str, dict[str, Any]] = {
         "final": {"steps": 20, "step_size": "2/255", "network_epochs": 10},
     },
 }
+
+SearchConfig.presets = PRESETS

@@ -400,3 +400,5 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
     },
 }
+
+StudyConfig.presets = PRESETS
