@@ -137,6 +137,9 @@ class RealConfig:
                 space.get(searched)
 
 
+_TABULAR, _COMPARE = TabularConfig(), CompareConfig()
+
+
 @dataclass(frozen=True)
 class StudyConfig(Config):
     """Everything that decides the result of a study."""
@@ -150,9 +153,9 @@ class StudyConfig(Config):
     threads: Annotated[int, at_least(0)] = 0
     """CPU threads, 0: as torch chooses; one is best for the simulation where others compute too"""
     simulated: SimulatedConfig = field(default_factory=SimulatedConfig)
-    tabular: Annotated[TabularConfig, LATER] = TabularConfig()
+    tabular: Annotated[TabularConfig, LATER] = _TABULAR
     real: RealConfig = field(default_factory=RealConfig)
-    compare: Annotated[CompareConfig, LATER] = CompareConfig()
+    compare: Annotated[CompareConfig, LATER] = _COMPARE
     search: SearchConfig = field(
         default_factory=lambda: SearchConfig(final=FinalConfig(tune_epochs=0, network_epochs=0))
     )
