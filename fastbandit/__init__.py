@@ -13,8 +13,9 @@ from fastbandit._version import __version__
 if TYPE_CHECKING:
     from fastbandit.evaluate.once import evaluate
     from fastbandit.info import build_info
+    from fastbandit.models import load
 
-__all__ = ["__version__", "build_info", "evaluate"]
+__all__ = ["__version__", "build_info", "evaluate", "load"]
 
 
 def __getattr__(name: str) -> Any:
@@ -23,6 +24,10 @@ def __getattr__(name: str) -> Any:
         from fastbandit.info import build_info
 
         return build_info
+    if name == "load":
+        from fastbandit.models import load
+
+        return load
     if name == "evaluate":
         # The package of the command, which can be called: see its docstring.
         return importlib.import_module("fastbandit.evaluate")

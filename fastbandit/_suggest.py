@@ -14,6 +14,8 @@ _NAMES = re.compile(r"expected (?:one|names) of (?P<known>[^:;]+), got '(?P<give
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """``; did you mean NAME?`` with the nearest of ``known``, or nothing where none is near."""
     names = list(known)
+    if given in names:
+        return ""
     lower = {name.lower(): name for name in reversed(names)}
     near = difflib.get_close_matches(given.strip().lower(), lower, n=1)
     return f"; did you mean {lower[near[0]]}?" if near else ""

@@ -66,6 +66,8 @@ class RunOptions(CommonOptions):
     """replace a finished run, or one of another configuration, in --out"""
     peer_timeout: float = 600.0
     """seconds to wait for another process of the run before it counts as gone"""
+    download: bool = False
+    """fetch the images that --data names (mnist, fashion-mnist, cifar10) where they are not yet"""
     dry_run: bool = False
     """measure a few steps, print memory and time that the run will take, and stop"""
 
@@ -205,6 +207,12 @@ class Command(ABC, Generic[C]):
             plain = json.loads(json.dumps(to_plain(self.resolved(request))))
             print(yaml.safe_dump(plain, sort_keys=False), end="")
             return 0
+        if getattr(options, "download", False):
+            if many:
+                raise ConfigError("--download: expected one process; fetch first, then torchrun")
+            from fastbandit.data import download
+
+            download(str(getattr(request.config, "data", None)), say=Progress().line)
         if options.dry_run:
             estimate = self.estimate(request)
             if options.json:
@@ -259,7 +267,7 @@ def check_choices(name: str, kinds: Sequence[type[Any]], arguments: Sequence[str
 
 def _choices_of(kind: type[Any], prefix: str = "") -> dict[str, tuple[str, ...]]:
     """The settings below a dataclass that are one of some words, by flag."""
-    found = {}
+    found: dict[str, tuple[str, ...]] = {}
     for name, hint in typing.get_type_hints(kind).items():
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
             found |= _choices_of(hint, f"{prefix}{name}.")

@@ -117,7 +117,11 @@ def run_pair(
             )
             for rank in ranks
         ]  # fmt: skip
-        printed = [process.communicate(timeout=300) for process in begun]
+        try:
+            printed = [process.communicate(timeout=300) for process in begun]
+        finally:
+            for process in begun:
+                process.kill()
         return [
             subprocess.CompletedProcess(command, process.returncode, *texts)
             for process, texts in zip(begun, printed, strict=True)

@@ -35,6 +35,11 @@ def small(name: str, **shape: int) -> space.SearchSpace:
     return space.SearchSpace(name, space.SPACES[name][_LEFT[name]], nodes=2, cell_types=2)
 
 
+def few_edges(patch) -> None:
+    """Make the space of :data:`TINY` have six edges, as the small one, and all its operations."""
+    patch.setattr(space, "get", lambda name: space.SearchSpace(name, space.SPACES[name], 2, 2))
+
+
 def small_space(patch=None) -> None:
     """Make the space of :data:`TINY` small: for good, or as long as a ``MonkeyPatch`` lasts."""
     (setattr if patch is None else patch.setattr)(space, "get", small)

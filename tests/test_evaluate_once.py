@@ -198,6 +198,18 @@ def test_standard_asks_the_reference_where_it_is_installed(monkeypatch):
     assert fastbandit.evaluate(fitted(), *images(20), **settings).cross_check is None
 
 
+def test_images_of_another_size_are_brought_to_one():
+    pytest.importorskip("PIL")
+    x, y = images(20)
+    large = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    found = quick(None, large, y, image_size=8)
+    assert found.clean > 0.6
+    mixed = [(one, label) for one, label in zip([*large[:10], *x[10:]], y, strict=True)]
+    assert quick(source=mixed, image_size=8, limit=20).clean > 0.6
+    with pytest.raises(DataError, match="image_size=N and image_color='rgb' make all alike"):
+        quick(source=mixed)
+
+
 def test_other_settings_by_name():
     found = quick(norm="l2", epsilon=0.5, epsilons="0,0.25", seed=3, limit=20)
     assert found.norm == "l2"

@@ -13,9 +13,9 @@ import pytest
 import torch
 import yaml
 from _processes import Process, run
-from _tiny import TINY, small_space, tiny
+from _tiny import TINY, few_edges, small_space, tiny
 
-from fastbandit import data, retrain
+from fastbandit import data, retrain, space
 from fastbandit._files import FileError, check_seal
 from fastbandit.bandit import replay
 from fastbandit.config import ConfigError, merge, to_plain
@@ -55,9 +55,10 @@ def lines(path):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """One uninterrupted search, looked at by many tests."""
-    path, summary = search(tiny(), tmp_path_factory.mktemp("search") / "run")
-    return path, summary
+    """One uninterrupted search of all operations, looked at by many tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        few_edges(patch)
+        return search(tiny(), tmp_path_factory.mktemp("search") / "run")
 
 
 # The small space in a process of its own, before the command.
@@ -98,13 +99,13 @@ def test_schedule_and_log(finished):
     abandoned = [line for line in log if line["event"] == "abandon"]
     assert len(samples) == 7 + (7 + 6 + 5 + 4 + 3 + 2) == summary["cost"]["epochs"]
     assert [line["sample"] for line in samples] == list(range(34))
-    assert len(abandoned) == 60 * 6
+    assert len(abandoned) == 6 * 6
     assert [line["phase"] for line in samples] == ["initial"] * 7 + ["search"] * 27
     # Pruned after K * T samples each time: T = 1.
     assert sorted({line["sample"] for line in abandoned}) == [14, 20, 25, 29, 32, 34]
     assert len(lines(path / "metrics.jsonl")) == 34
     # In the initial pass each edge tries each arm once.
-    for row in range(60):
+    for row in range(6):
         assert sorted(line["choice"][row] for line in samples[:7]) == list(range(7))
     # Every reward is the robust validation accuracy of 24 images, as recorded.
     for line in samples:
@@ -120,8 +121,9 @@ def test_replayed_log_gives_the_genotype(finished):
     assert bandit.finished
     assert bandit.final().tolist() == log[-1]["choice"]
     genotype = Genotype.load(path / "genotype.json")
+    searched = space.SearchSpace("general7-light", space.SPACES["general7-light"], 2, 2)
     assert genotype == Genotype.from_choices(
-        "general7-light",
+        searched,
         bandit.final(),
         mean=bandit.mean,
         options=genotype.options,
@@ -179,8 +181,9 @@ def test_files_of_the_result_hold_no_times(finished):
         assert "second" not in (path / name).read_text()
 
 
-def test_weights_are_those_of_the_supernet(finished):
+def test_weights_are_those_of_the_supernet(finished, monkeypatch):
     path, summary = finished
+    few_edges(monkeypatch)
     tensors, metadata = load_tensors(path / "weights.safetensors", "supernet")
     assert metadata["run_id"] == summary["run_id"]
     setup = build(tiny().resolve())

@@ -52,7 +52,7 @@ def world(table, budget=None, count=1, allowed=None, **settings):
     allowed = torch.ones_like(size, dtype=torch.bool) if allowed is None else allowed
     spread = float(table.accuracy[allowed].std())
     candidates = Candidates(allowed, size, budget, count)
-    return TabularWorld(table, candidates, spread, PARAMETERS, **settings)
+    return TabularWorld(table, candidates, spread, PARAMETERS, PARAMETERS, **settings)
 
 
 # --- the table ----------------------------------------------------------------------------------
@@ -269,8 +269,9 @@ def test_a_search_is_that_of_the_bandit(table, settings):
 
 
 @pytest.mark.parametrize(("budget", "count"), [((9, 10), 1), ((2, 9), 2)])
-@pytest.mark.parametrize("policy", ["printed", "random", "ucb1"])
+@pytest.mark.parametrize("policy", ["printed", "random", "ucb1", "hierarchical"])
 def test_a_search_draws_within_the_budget(table, monkeypatch, budget, count, policy):
+    """Also where cells without a path are not wanted, of which the bandit knows nothing."""
     made = world(table, budget, count, allowed=table.connected(0), rho=0.7)
     drawn = []
     original = Bandits.credit
@@ -280,7 +281,7 @@ def test_a_search_draws_within_the_budget(table, monkeypatch, budget, count, pol
         original(self, choice, reward, trained=trained)
 
     monkeypatch.setattr(Bandits, "credit", credit)
-    found = search(made, BanditSettings(policy, rounds=1), torch.arange(20))
+    found = search(made, BanditSettings(policy, rounds=1), torch.arange(6))
     assert len(drawn) == 5 + 5 + 4 + 3 + 2
     assert all(drawn)
     assert made.candidates.contain(found).all()
@@ -352,7 +353,7 @@ def test_what_each_model_can_learn(additive):
     # Operation by operation the same everywhere: counts know no edges.
     path = torch.randint(5, (2, 40, 3), generator=torch.Generator().manual_seed(1))
     weight = torch.tensor([0.0, 0.1, 0.3, -0.2, 0.05]).double()
-    found = effects("counts", path, weight[path].sum(-1), PARAMETERS)
+    found = effects("counts", path, weight[path].sum(-1), PARAMETERS, [0] * 3)
     assert torch.equal(found[:, 0], found[:, 2])
     assert torch.allclose(found[0, 0] - found[0, 0, 0], weight, atol=1e-2)
 
@@ -362,7 +363,7 @@ def test_the_hierarchical_model_is_that_of_the_bandit(table):
     seeds = torch.arange(2)
     trained = made.draw(seeds, 12)
     value = made.short(seeds, trained, 0)
-    found = effects("hierarchical", made.paths(trained), value, PARAMETERS, 6)
+    found = effects("hierarchical", made.paths(trained), value, PARAMETERS, made.stages())
     # Three edges a cell, two cells a stage.
     stages = [0] * 6 + [1] * 6 + [2] * 6
     for i in range(2):
@@ -420,7 +421,7 @@ def test_a_tournament_by_hand(table, count):
     found = run_search(Search("model", 5, tournament=3), made, made, seeds)
     trained = made.draw(seeds, 5)
     value = made.short(seeds, trained, 0)
-    learnt = effects("additive", made.paths(trained), value, PARAMETERS)
+    learnt = effects("additive", made.paths(trained), value, PARAMETERS, [0] * 3 * count)
     for i in range(20):
         known = [tuple(network) for network in trained[i].tolist()]
         # Operations that were never seen have equal effects.

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from typing_extensions import Doc
 
 from fastbandit.bandit.policies import POLICIES
+from fastbandit.config import LATER
 
 __all__ = ["ALWAYS_RECORDED", "BanditSettings", "is_integer", "is_number"]
 
@@ -57,7 +58,7 @@ class BanditSettings:
     evaluations_per_epoch: int = 0
     """R: for each path trained in the search phase, so many more are drawn, evaluated with the
     shared weights and credited; they do not count in K * T. 0 as printed"""
-    mixes: float = 0.0
+    mixes: Annotated[float, LATER] = 0.0
     """concentration of a Dirichlet law, such as 0.5: a path that is only evaluated, and for
     policies that need no sample of every arm a path of the initial pass, has a mix of operations of
     its own. 0: none, as printed"""

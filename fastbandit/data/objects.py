@@ -11,13 +11,14 @@ from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
 from fastbandit.data.arrays import (
     Part,
-    as_labels,
     as_nchw,
     as_uint8,
+    numbered,
     reading,
     tensor_as_nchw,
 )
 from fastbandit.data.encoded import Decoder
+from fastbandit.data.fitting import AS_IS, Fit
 from fastbandit.data.sets import DataError, ImageSet
 
 __all__ = ["from_python", "images_of"]
@@ -28,13 +29,13 @@ LABELS = ("label", "labels", "y", "target")
 _ARRAYS = (torch.Tensor, np.ndarray)
 
 
-def images_of(source: Any, where: str) -> ImageSet:
+def images_of(source: Any, where: str, fit: Fit = AS_IS) -> ImageSet:
     """Images with their labels, of any kind that :func:`from_python` takes, text labels apart.
 
     Raises:
         DataError: they cannot be used; the message says why.
     """
-    part = from_python(source, where)
+    part = from_python(source, where, fit=fit)
     if part.names:
         raise DataError(
             f"{where}: expected integer labels, as the model counts its classes, got text such as "
@@ -44,13 +45,15 @@ def images_of(source: Any, where: str) -> ImageSet:
     return ImageSet(images, torch.from_numpy(np.require(part.labels, np.int64, ["C", "W"])))
 
 
-def from_python(source: Any, where: str, names: Sequence[str] = ()) -> Part:
+def from_python(source: Any, where: str, names: Sequence[str] = (), fit: Fit = AS_IS) -> Part:
     """Read what :func:`fastbandit.data.load` takes from Python.
 
     Args:
         where: what messages call it.
         names: the classes in their order, where labels are text; by default those that occur, in
             alphabetical order.
+        fit: what images of several sizes or colours are brought to; of arrays, which have one size,
+            nothing is changed here.
 
     Raises:
         DataError: it is none of these, or an image or label in it cannot be used.
@@ -65,12 +68,12 @@ def from_python(source: Any, where: str, names: Sequence[str] = ()) -> Part:
         values, given = source
         return _pair(values, given, where, names)
     if isinstance(source, DataLoader):
-        return _from_loader(source, where, names)
+        return _from_loader(source, where, names, fit)
     if hasattr(source, "columns") and hasattr(source, "iloc"):
         # A DataFrame of pandas, without the package: each of its columns is a sequence.
         source = {str(name): source[name].tolist() for name in source.columns}
     if isinstance(source, Mapping):
-        return _from_columns(source, where, names)
+        return _from_columns(source, where, names, fit)
     if (
         isinstance(source, (str, bytes))
         or not hasattr(source, "__getitem__")
@@ -81,7 +84,7 @@ def from_python(source: Any, where: str, names: Sequence[str] = ()) -> Part:
             f"arrays, a DataFrame or dict of columns, an ImageSet, a DataLoader or a map-style "
             f"Dataset, got {type(source).__name__}"
         )
-    return _from_items(_items(source, where), where, names)
+    return _from_items(_items(source, where), where, names, fit)
 
 
 def _numpy(value: Any, where: str) -> np.ndarray:
@@ -98,33 +101,8 @@ def _numpy(value: Any, where: str) -> np.ndarray:
 def _pair(images: Any, labels: Any, where: str, names: Sequence[str]) -> Part:
     values = _numpy(images, where)
     layout = tensor_as_nchw if isinstance(images, torch.Tensor) else as_nchw
-    numbers, classes = _numbered(_numpy(labels, where), where, names)
+    numbers, classes = numbered(_numpy(labels, where), where, names)
     return Part(as_uint8(layout(values, where), where), numbers, where, classes)
-
-
-def _numbered(
-    labels: np.ndarray, where: str, names: Sequence[str]
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Labels as int64 [N], and the names of the classes where they are text."""
-    text = labels.dtype.kind == "U" or (
-        labels.dtype == object and all(isinstance(label, str) for label in labels.flat)
-    )
-    if not text or labels.ndim != 1 or not labels.size:
-        if names:
-            raise DataError(
-                f"{where}: expected labels as text, as in the training data, got "
-                f"{labels.dtype} {list(labels.shape)}"
-            )
-        return as_labels(labels, where), ()
-    classes = tuple(names) or tuple(sorted({str(label) for label in labels}))
-    number = {name: i for i, name in enumerate(classes)}
-    for position, label in enumerate(labels):
-        if str(label) not in number:
-            raise DataError(
-                f"{where}: label {position}: expected one of the training data's "
-                f"{len(classes)} classes, got {str(label)!r}"
-            )
-    return np.asarray([number[str(label)] for label in labels], np.int64), classes
 
 
 def _named(found: Mapping[str, Any], known: Sequence[str], what: str, where: str) -> str:
@@ -137,7 +115,7 @@ def _named(found: Mapping[str, Any], known: Sequence[str], what: str, where: str
     return names[0]
 
 
-def _from_columns(columns: Mapping[str, Any], where: str, names: Sequence[str]) -> Part:
+def _from_columns(columns: Mapping[str, Any], where: str, names: Sequence[str], fit: Fit) -> Part:
     """Columns of equal length by name; an image is an array, a Pillow image or an encoded file."""
     images = columns[_named(columns, IMAGES, "column of images", where)]
     labels = columns[_named(columns, LABELS, "column of labels", where)]
@@ -154,6 +132,7 @@ def _from_columns(columns: Mapping[str, Any], where: str, names: Sequence[str]) 
         ((f"{where}: row {i}", image, label) for i, (image, label) in enumerate(rows)),
         where,
         names,
+        fit,
     )
 
 
@@ -171,7 +150,9 @@ def _items(dataset: Any, where: str) -> Iterator[tuple[str, Any, Any]]:
         yield here, item[0], item[1]
 
 
-def _from_items(items: Iterable[tuple[str, Any, Any]], where: str, names: Sequence[str]) -> Part:
+def _from_items(
+    items: Iterable[tuple[str, Any, Any]], where: str, names: Sequence[str], fit: Fit
+) -> Part:
     images: list[np.ndarray] = []
     labels: list[Any] = []
     decode: Decoder | None = None
@@ -179,7 +160,7 @@ def _from_items(items: Iterable[tuple[str, Any, Any]], where: str, names: Sequen
         if isinstance(image, Mapping) and "bytes" in image:
             image = image["bytes"]  # as Hugging Face's datasets keep an image undecoded
         if isinstance(image, bytes) or (hasattr(image, "convert") and hasattr(image, "mode")):
-            decode = decode or Decoder(where)
+            decode = decode or Decoder(where, fit)
             if isinstance(image, bytes):
                 decode.stored += len(image)
                 chw = decode(image, here)
@@ -195,10 +176,11 @@ def _from_items(items: Iterable[tuple[str, Any, Any]], where: str, names: Sequen
                 )
             layout = tensor_as_nchw if isinstance(image, torch.Tensor) else as_nchw
             chw = as_uint8(layout(values[None], here), here)[0]
+            chw = fit.array(chw, here) if fit else chw
         if images and chw.shape != images[0].shape:
             raise DataError(
                 f"{here}: expected [C, H, W] = {list(images[0].shape)} as in item 0, got "
-                f"{list(chw.shape)}"
+                f"{list(chw.shape)}; image_size=N and image_color='rgb' make all alike"
             )
         images.append(chw)
         labels.append(_label(label, here, labels))
@@ -206,7 +188,7 @@ def _from_items(items: Iterable[tuple[str, Any, Any]], where: str, names: Sequen
         raise DataError(f"{where}: expected images, got an empty dataset")
     with reading(where, "labels of 64 bits"):
         text = isinstance(labels[0], str)
-        numbers, classes = _numbered(np.asarray(labels, None if text else np.int64), where, names)
+        numbers, classes = numbered(np.asarray(labels, None if text else np.int64), where, names)
         return Part(np.stack(images), numbers, where, classes)
 
 
@@ -221,7 +203,7 @@ def _label(label: Any, here: str, before: Sequence[Any]) -> Any:
     return int(value.reshape(()))
 
 
-def _from_loader(loader: DataLoader[Any], where: str, names: Sequence[str]) -> Part:
+def _from_loader(loader: DataLoader[Any], where: str, names: Sequence[str], fit: Fit) -> Part:
     """All batches of a DataLoader, in the order of its dataset where it would shuffle it."""
     if isinstance(loader.sampler, RandomSampler | SequentialSampler) and loader.batch_size:
         # As a whole and in one order: a data set is read once.
@@ -246,13 +228,16 @@ def _from_loader(loader: DataLoader[Any], where: str, names: Sequence[str]) -> P
             )
         values = _numpy(images, here)
         layout = tensor_as_nchw if isinstance(images, torch.Tensor) else as_nchw
-        parts.append((as_uint8(layout(values, here), here), _numpy(labels, here)))
+        pixels = as_uint8(layout(values, here), here)
+        if fit:
+            pixels = np.stack([fit.array(image, here) for image in pixels])
+        parts.append((pixels, _numpy(labels, here)))
         if parts[0][0].shape[1:] != parts[-1][0].shape[1:]:
             raise DataError(
                 f"{here}: expected [C, H, W] = {list(parts[0][0].shape[1:])} as in batch 0, got "
-                f"{list(parts[-1][0].shape[1:])}"
+                f"{list(parts[-1][0].shape[1:])}; image_size=N and image_color='rgb' make all alike"
             )
     if not parts:
         raise DataError(f"{where}: expected batches of images, got none")
-    numbers, classes = _numbered(np.concatenate([labels for _, labels in parts]), where, names)
+    numbers, classes = numbered(np.concatenate([labels for _, labels in parts]), where, names)
     return Part(np.concatenate([images for images, _ in parts]), numbers, where, classes)

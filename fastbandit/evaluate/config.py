@@ -11,7 +11,7 @@ import tyro
 from fastbandit.attacks._reference import has_reference
 from fastbandit.attacks._square import QUERIES
 from fastbandit.attacks.registry import ATTACKS, SECTIONS
-from fastbandit.config import SEED, Config, ConfigError, Radius, at_least
+from fastbandit.config import LATER, SEED, Config, ConfigError, Radius, at_least
 from fastbandit.evaluate.plans import Plan, attack_plans
 from fastbandit.runs.session import resolve_device
 from fastbandit.threat import ThreatModel, format_fraction, parse_fraction
@@ -45,6 +45,10 @@ class _General(Config):
     """part of the folder's name where the model comes from Python"""
     data: str = "digits"
     """'digits' (embedded) or a path: IDX, CIFAR-10 or image folder, .npz file, parquet"""
+    image_size: Annotated[int | None, at_least(1), LATER] = None
+    """bring all images to N x N pixels: resized, antialiased, and cut to the middle"""
+    image_color: Annotated[Literal["rgb", "grey"] | None, LATER] = None
+    """make all images rgb or grey"""
     split: Literal["test", "train"] = "test"
     """which images of the data"""
     limit: int | None = None
@@ -208,3 +212,5 @@ PRESETS: dict[str, dict[str, Any]] = {
         "pgd": {"step_size": "2/255"},
     },
 }
+
+EvaluateConfig.presets = PRESETS

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fastbandit.attacks._model import Oracle, cross_entropy, with_autograd
-from fastbandit.data import load
+from fastbandit.data import load_data
 from fastbandit.evaluate.config import EvaluateConfig
 from fastbandit.evaluate.grid import Evaluation
 from fastbandit.evaluate.run import memory_enough_for
@@ -40,7 +40,7 @@ def dry_run(model: nn.Module | ModelCode | str | Path, config: EvaluateConfig) -
     ):
         subject.network = place(subject.network, config, device)
         subject.fast = fast_copy(subject.network)
-        current = Evaluation(config, subject, load(config.data), device, None, None, None)
+        current = Evaluation(config, subject, load_data(config), device, None, None, None)
         few = torch.arange(min(config.batch_size, current.n))
         x, y = current.pixels(few), current.labels[few].to(device)
         times = {}

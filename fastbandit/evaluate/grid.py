@@ -175,6 +175,11 @@ class Evaluation:
             raise ConfigError(
                 f"data: expected images of shape {list(self.subject.shape)}, as the model was "
                 f"trained on, got {list(found)} in {self.source.name}"
+                + (
+                    f"; --image-size {self.subject.shape[1]} brings them to it"
+                    if self.subject.shape[1] == self.subject.shape[2]
+                    else ""
+                )
             )
         classes = self._classes()
         lowest, highest = (int(bound) for bound in torch.aminmax(self.labels))

@@ -17,6 +17,7 @@ from fastbandit._suggest import did_you_mean
 from fastbandit.attacks._model import kind, with_autograd
 from fastbandit.config import ConfigError, merge
 from fastbandit.data import DataSource, ImageSet
+from fastbandit.data.fitting import Fit
 from fastbandit.data.objects import images_of
 from fastbandit.data.sets import digest_of
 from fastbandit.evaluate.config import PRESETS, EvaluateConfig
@@ -91,7 +92,8 @@ def evaluate(
     if isinstance(source, str | Path):
         found, settings = None, {**settings, "data": str(source)}
     else:
-        found = _source(images, labels, source)
+        fit = Fit(settings.get("image_size"), settings.get("image_color"))
+        found = _source(images, labels, source, fit)
     if found is not None:
         settings = {**settings, "data": found.name}
     elif images is not None:
@@ -164,7 +166,7 @@ def _with_weights(model: Any, weights: str | Path) -> nn.Module | ModelCode:
     )
 
 
-def _source(images: Any, labels: Any, source: Any) -> DataSource | None:
+def _source(images: Any, labels: Any, source: Any, fit: Fit) -> DataSource | None:
     """The images, or None: those that the settings name."""
     if images is None and labels is not None:
         raise ConfigError("labels: expected beside images, got no images")
@@ -180,7 +182,7 @@ def _source(images: Any, labels: Any, source: Any) -> DataSource | None:
     if isinstance(source, DataSource):
         return source
     if source is not None:
-        return _of_images(images_of(source, "images"))
+        return _of_images(images_of(source, "images", fit))
     if images is not None:
         labels = _as_array(labels, "labels")
         if isinstance(images, Sequence) and not isinstance(images, str):

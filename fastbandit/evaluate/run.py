@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fastbandit.attacks._model import with_autograd
-from fastbandit.data import DataSource, load
+from fastbandit.data import DataSource, load_data
 from fastbandit.distributed import Group
 from fastbandit.evaluate.config import EvaluateConfig
 from fastbandit.evaluate.grid import Evaluation, OtherModelError
@@ -83,7 +83,7 @@ def begun(
             stack.enter_context(evaluating(model))
         subject.network = place(subject.network, config, device)
         subject.fast = fast_copy(subject.network)
-        source = load(config.data) if source is None else source
+        source = load_data(config, source)
         surrogate = None
         if config.transfer_from is not None:
             other = load_subject(config.transfer_from)
@@ -99,7 +99,8 @@ def measure(
     with memory_enough_for(current.config):
         try:
             for name, grid in current.grids.items():
-                for number in range(len(grid.plans)):
+                for number, plan in enumerate(grid.plans):
+                    show.begins(plan.name)
                     current.run(name, number, show)
                     show.done(name, number)
         finally:
@@ -216,6 +217,11 @@ class _Show:
     def _print(self, text: str) -> None:
         assert self.console is not None
         self.console.print(text, markup=False, soft_wrap=True)
+
+    def begins(self, name: str) -> None:
+        """On a terminal, what runs now."""
+        if self.status is not None:
+            self.status.update(f"{name}, {format_seconds(time.perf_counter() - self.started)}")
 
     def __call__(self, text: str) -> None:
         if self.console is None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -193,6 +195,15 @@ class Network(nn.Module):
         self.reductions = macro.reductions if macro and same_length else reduction_cells(cells)
         stem = macro.stem if macro else 3
 
+        self.genotype = genotype
+        #: What builds the network from its genotype, beside the normalisation, which is stored.
+        self.arguments: dict[str, Any] = {
+            **sizes, "denoise_blocks": denoise_blocks, "bn_eps": bn_eps,
+            **dataclasses.asdict(options),
+        }  # fmt: skip
+        #: Of a trained one, how it was trained and on what; a model file has it.
+        self.about: dict[str, Any] = {}
+
         self.normalize = Normalize(in_channels, mean, std)
         self._looked = False  # at the values of images on a GPU
         self.stem = nn.Conv2d(in_channels, stem * channels, 3, padding=1, bias=False)
@@ -234,6 +245,36 @@ class Network(nn.Module):
         """
         self._check(x)
         return self.forward_normalized(self.normalize(x), with_auxiliary)
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Tensor:
+        """The class of each image, int64 [N], in evaluation mode; the mode is restored.
+
+        Args:
+            images: [N, in_channels, H, W] in [0, 1].
+        """
+        modes = [(module, module.training) for module in self.modules()]
+        try:
+            self.eval()
+            logits = self(images)
+        finally:
+            for module, training in modes:
+                module.training = training
+        assert isinstance(logits, Tensor)
+        return logits.argmax(1)
+
+    def save(self, path: str | Path) -> Path:
+        """Write a model file that needs nothing else to be loaded, and a page about it beside.
+
+        Args:
+            path: ends in ``.safetensors``; the page has the suffix ``.md``.
+
+        Returns:
+            The file, for :func:`fastbandit.load`.
+        """
+        from fastbandit.models import save_network  # it builds networks
+
+        return save_network(self, path)
 
     def _check(self, x: Tensor) -> None:
         """Refuse what the normalisation would take in silence: other channels, another scale."""

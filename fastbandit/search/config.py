@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from fastbandit import space as spaces
 from fastbandit.bandit import POLICIES, AntiBandit, BanditSettings
 from fastbandit.bandit.budget import SizeBudget
-from fastbandit.config import POSITIVE, SEED, SHARE, ConfigError, Radius, Range, at_least
+from fastbandit.config import LATER, POSITIVE, SEED, SHARE, ConfigError, Radius, Range, at_least
 from fastbandit.runs.environment import derive_seed
 from fastbandit.runs.session import resolve_device
 from fastbandit.runs.training import TrainingConfig
@@ -58,19 +58,19 @@ class FinalConfig:
     the search ends with the accuracy of shared weights, which does not judge an architecture"""
     random_networks: Annotated[int, at_least(0)] = 1
     """random networks of the found one's size that are trained from scratch beside it"""
-    tournament: Annotated[int, at_least(0)] = 0
+    tournament: Annotated[int, at_least(0), LATER] = 0
     """candidates that are trained alone, in rungs, after the search: the path found and others that
     the bandit prefers, random ones, and those of a model that has learnt from the first; the best
     of them is the network found; 0: none, and the last path is"""
-    rungs: tuple[int, ...] = (3, 9)
+    rungs: Annotated[tuple[int, ...], LATER] = (3, 9)
     """epochs of each rung of the tournament, each with a schedule of its own"""
-    keep: Annotated[float, SHARE] = 0.25
+    keep: Annotated[float, SHARE, LATER] = 0.25
     """share of a rung's candidates that enters the next one"""
-    from_bandit: Annotated[float, Range("a share from 0 to 1", least=0, most=1)] = 0.25
+    from_bandit: Annotated[float, Range("a share from 0 to 1", least=0, most=1), LATER] = 0.25
     """share of the candidates that the bandit proposes, one at least"""
-    from_model: Annotated[float, Range("a share from 0 to 1", least=0, most=1)] = 0.25
+    from_model: Annotated[float, Range("a share from 0 to 1", least=0, most=1), LATER] = 0.25
     """share that the model of the first rung's results proposes; the others are drawn at random"""
-    train_portion: Annotated[float, SHARE] = 0.75
+    train_portion: Annotated[float, SHARE, LATER] = 0.75
     """share of the training images that trains the candidates; the others judge them"""
     reference: bool = True
     """train a random network of any size from scratch before the search: the first result, and
@@ -122,7 +122,7 @@ class SearchConfig(TrainingConfig):
     guard: GuardConfig = field(default_factory=lambda: GuardConfig(every=5))
     space: str = "robust9-light"
     """search space: general7, robust8 to robust11, or one of their -light twins"""
-    layers: Annotated[int, Range("a whole number from 1 to 26", least=1, most=26)] = 6
+    layers: Annotated[int, Range("a whole number from 1 to 26", least=1, most=26), LATER] = 6
     """V, the cells of the supernet, each of a type of its own"""
     init_channels: Annotated[int, Range("an even number >= 2", least=2, multiple_of=2)] = 8
     """C, the channels of the first cell"""
@@ -134,7 +134,7 @@ class SearchConfig(TrainingConfig):
     """incoming edges each node keeps in the genotype: all (the text), or those of largest m"""
     reward: Literal["auto", "robust", "clean", "mix"] = "auto"
     """validation accuracy that is credited; auto: robust if the search is adversarial"""
-    rewards: Literal["shared", "alone"] = "shared"
+    rewards: Annotated[Literal["shared", "alone"], LATER] = "shared"
     """what scores a path: shared weights, or its network trained alone for a few epochs"""
     learning_rate_min: Annotated[float, at_least(0)] = 0.0125
     """learning rate at the end; with 0 the last paths, each new, hardly adapt to the shared
@@ -144,16 +144,16 @@ class SearchConfig(TrainingConfig):
     parallel: Literal["data", "paths"] = "data"
     """with several processes (torchrun): data divides each batch of the one path, paths trains a
     path on each process and averages gradients; the number of processes is not a setting"""
-    parameters: str | None = None
+    parameters: Annotated[str | None, LATER] = None
     """budget of parameters, LOW:HIGH, such as 40k:60k, :60k or 1.5M:; every path that the bandit
     draws, the network found and every random network is within it"""
-    macs: str | None = None
+    macs: Annotated[str | None, LATER] = None
     """the same for multiply-adds of one image; a search has one budget of the two"""
     attack: AttackConfig = field(default_factory=AttackConfig)
     bandit: BanditSettings = field(default_factory=BanditSettings)
     final: FinalConfig = field(default_factory=FinalConfig)
-    supernet: SupernetConfig = field(default_factory=SupernetConfig)
-    alone: AloneConfig = field(default_factory=AloneConfig)
+    supernet: Annotated[SupernetConfig, LATER] = SupernetConfig()
+    alone: Annotated[AloneConfig, LATER] = AloneConfig()
 
     def search_space(self) -> SearchSpace:
         """The space that is searched: a row for each edge of each cell."""
@@ -378,3 +378,5 @@ PRESETS: dict[str, dict[str, Any]] = {
         "final": {"steps": 20, "step_size": "2/255", "network_epochs": 10},
     },
 }
+
+SearchConfig.presets = PRESETS

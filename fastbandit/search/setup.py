@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastbandit.data import DataSource, ImageSet, Loader, load
+from fastbandit.data import DataSource, ImageSet, Loader, load_data
 from fastbandit.distributed import Group, synchronise_batchnorm
 from fastbandit.nn.supernet import Supernet
 from fastbandit.operations import OperationOptions
@@ -41,7 +41,7 @@ def build(
     config: SearchConfig, group: Group | None = None, source: DataSource | None = None
 ) -> Setup:
     device = torch.device(config.device) if group is None else group.device
-    source = load(config.data) if source is None else source
+    source = load_data(config, source)
     parts = split_data(source, config)
     train = parts.train.to(device)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format

@@ -111,13 +111,13 @@ class Images(NamedTuple):
     def of(cls, config: SearchConfig, source: DataSource | None = None) -> Images:
         """Those of ``source``; of the data that ``config.data`` names where there is none."""
         if source is None:
-            return _images_named(config.data)
+            return _images_named(config.data, config.image_size, config.image_color)
         return cls(tuple(source.train.shape), source.classes)
 
 
 @cache
-def _images_named(data: str) -> Images:
-    source = load(data)
+def _images_named(data: str, image_size: int | None, image_color: str | None) -> Images:
+    source = load(data, image_size=image_size, image_color=image_color)
     return Images(tuple(source.train.shape), source.classes)
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from fastbandit import space
 from fastbandit.bandit import POLICIES, BanditSettings
 from fastbandit.bandit.simulation import World
-from fastbandit.config import Config, ConfigError, Range, at_least
+from fastbandit.config import LATER, Config, ConfigError, Range, at_least
 from fastbandit.search.config import FinalConfig, SearchConfig
 from fastbandit.study.compare.config import CompareConfig, check_claim
 from fastbandit.study.entries import parse_entry
@@ -137,6 +137,9 @@ class RealConfig:
                 space.get(searched)
 
 
+_TABULAR, _COMPARE = TabularConfig(), CompareConfig()
+
+
 @dataclass(frozen=True)
 class StudyConfig(Config):
     """Everything that decides the result of a study."""
@@ -150,9 +153,9 @@ class StudyConfig(Config):
     threads: Annotated[int, at_least(0)] = 0
     """CPU threads, 0: as torch chooses; one is best for the simulation where others compute too"""
     simulated: SimulatedConfig = field(default_factory=SimulatedConfig)
-    tabular: TabularConfig = field(default_factory=TabularConfig)
+    tabular: Annotated[TabularConfig, LATER] = _TABULAR
     real: RealConfig = field(default_factory=RealConfig)
-    compare: CompareConfig = field(default_factory=CompareConfig)
+    compare: Annotated[CompareConfig, LATER] = _COMPARE
     search: SearchConfig = field(
         default_factory=lambda: SearchConfig(final=FinalConfig(tune_epochs=0, network_epochs=0))
     )
@@ -199,6 +202,11 @@ class StudyConfig(Config):
                     f"{name}: expected no settings with compare.searches {self.compare.searches}, "
                     "which makes a comparison and no other study"
                 )
+        if self.search.image_size or self.search.image_color:
+            raise ConfigError(
+                "search.image_size, search.image_color: expected none in a comparison, which takes "
+                f"images as they are; got {self.search.image_size} and {self.search.image_color}"
+            )
         _, searched = parse_entry(self.compare.policy, self.search.bandit, "compare.policy")
         if searched is not None:
             space.get(searched)
@@ -398,3 +406,5 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
     },
 }
+
+StudyConfig.presets = PRESETS

@@ -104,7 +104,9 @@ def run_real(
         return None
     real = config.real
     groups: list[dict[str, Any]] = []
-    source = load(config.data)
+    source = load(
+        config.data, image_size=config.search.image_size, image_color=config.search.image_color
+    )
     if source.test is None:
         raise ConfigError(f"data: {config.data}: expected a set with test images, got none")
 

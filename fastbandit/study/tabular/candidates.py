@@ -44,9 +44,11 @@ class Candidates:
         self, allowed: Tensor, size: Tensor, budget: tuple[int, int] | None, count: int = 1
     ) -> None:
         self.count = count
+        #: The least and the most total size; None: any.
+        self.budget = None if budget is None else (count * budget[0], count * budget[1])
         # Without a budget all cells are of one size, so the programs below have one state.
         size = torch.zeros_like(size) if budget is None else size
-        self.low, self.high = (0, 0) if budget is None else (count * b for b in budget)
+        self.low, self.high = self.budget or (0, 0)
         codes = allowed.nonzero().squeeze(1)
         sizes = [int(one) for one in size[codes].unique() if one <= self.high]
         # ways[c][t]: networks from their c-th cell on, where the cells before have the size t.

@@ -8,6 +8,8 @@ the ratio of the two variances is found by restricted maximum likelihood, as in
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -18,9 +20,6 @@ __all__ = ["MODELS", "effects", "ridge_weights"]
 #: What has an effect: each operation on each edge; each operation, wherever it is; or an operation,
 #: an operation in a stage and one on an edge, each kind with a variance of its own.
 MODELS = ("additive", "counts", "hierarchical")
-
-# Stages of a network of several cells: as a network that is reduced twice has.
-_STAGES = 3
 
 _RATIOS = 10.0 ** (torch.arange(-12, 13, dtype=torch.float64) / 4)
 # Ratios whose -2 log likelihood differs by less are equally good; far above rounding.
@@ -62,7 +61,7 @@ def ridge_weights(design: Tensor, value: Tensor) -> Tensor:
     return (design.transpose(1, 2) @ shrunk).squeeze(-1)
 
 
-def effects(model: str, path: Tensor, value: Tensor, cost: Tensor, count: int = 1) -> Tensor:
+def effects(model: str, path: Tensor, value: Tensor, cost: Tensor, stages: Sequence[int]) -> Tensor:
     """What each operation on each edge adds to the accuracy, float64 [b, rows, operations].
 
     Args:
@@ -70,13 +69,11 @@ def effects(model: str, path: Tensor, value: Tensor, cost: Tensor, count: int = 
         path: int64 [b, n, rows].
         value: float64 [b, n]: the accuracies of the paths.
         cost: [operations]: parameters of each operation; size is a part of ``hierarchical``.
-        count: cells of a network, which are its rows in order.
+        stages: the stage of each row, another part of it.
     """
     operations, rows = len(cost), path.shape[-1]
     if model == "hierarchical":
-        cell = torch.arange(rows) // (rows // count)
-        stage = (cell * min(_STAGES, count) // count).tolist()
-        ridge = HierarchicalRidge(stage, operations, cost.expand(rows, -1))
+        ridge = HierarchicalRidge(stages, operations, cost.expand(rows, -1))
         found = [ridge.fit(p, v).effects()[0] for p, v in zip(path, value, strict=True)]
         return torch.stack(found)
     hot = torch.nn.functional.one_hot(path, operations).to(value.dtype)  # [b, n, rows, operations]

@@ -68,8 +68,9 @@ def settings(config: TabularConfig) -> Iterator[Setting]:
             yield Setting("policy", entry, rho)
     for entry in config.searches:
         rewards = parse_search(entry, "tabular.searches").uses_rewards
-        rhos: tuple[float | None, ...] = config.rhos if rewards else (None,)
-        yield from (Setting("search", entry, one) for one in rhos)
+        used: Sequence[float | None] = config.rhos if rewards else (None,)
+        for known in used:
+            yield Setting("search", entry, known)
 
 
 def plan(config: TabularConfig) -> dict[str, int]:
@@ -134,7 +135,10 @@ def _rows(
     unit, ends = parse_budget(budget)
     parameters = torch.tensor(config.parameters)[table.cells].sum(1)
     convolution = max(range(table.operations), key=config.parameters.__getitem__)
-    sizes = parameters if unit == "parameters" else (table.cells == convolution).sum(1)
+    costs = torch.tensor(config.parameters)
+    if unit == "convolutions":
+        costs = (torch.arange(table.operations) == convolution).long()
+    sizes = costs[table.cells].sum(1)
     allowed = torch.ones_like(sizes, dtype=torch.bool)
     if config.networks == "path":
         allowed = table.connected(config.none)
@@ -150,6 +154,7 @@ def _rows(
             candidates,
             spread,
             torch.tensor(config.parameters),
+            costs,
             rho or 1.0,
             config.noise,
             config.rise,

@@ -143,7 +143,7 @@ def _with_model(
     else:
         value = source.short(seeds, trained, 0)
     paths = source.paths(trained)
-    learnt = effects(wanted.features, paths, value, world.parameters, world.count)
+    learnt = effects(wanted.features, paths, value, world.parameters, world.stages())
     scores = world.scores(learnt) + 1e-9 * world.chances(seeds)
     if not wanted.tournament:
         return world.candidates.best(scores)[0][:, 0]

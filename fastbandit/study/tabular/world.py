@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastbandit.bandit import Bandits, BanditSettings
-from fastbandit.bandit.mixes import GAMMA_UNIFORMS, mix_law
+from fastbandit.bandit.mixes import GAMMA_UNIFORMS, draw, mix_law
 from fastbandit.bandit.policies import POLICIES
 from fastbandit.bandit.simulation import World
 from fastbandit.ops.philox import philox4x32
@@ -46,6 +47,8 @@ _PURPOSES = {
 }
 _FIRST = 2**31 + 16
 _TAG = 2**31
+# Of a network with as many cells or more.
+_STAGES = 3
 # Of the Dirichlet law of random mixes.
 _CONCENTRATION = 0.5
 # Elements of the largest tensor: what bounds how many searches run at a time.
@@ -82,6 +85,8 @@ class TabularWorld:
     """standard deviation of the accuracies of allowed cells, of any size"""
     parameters: Tensor
     """int64 [operations]: of each operation"""
+    costs: Tensor
+    """int64 [operations]: what each adds to the size that the budget of the candidates bounds"""
     rho: float = 1.0
     """correlation of the reward of a uniform cell with its accuracy, less the noise"""
     noise: float = 0.02
@@ -100,6 +105,16 @@ class TabularWorld:
     def rows(self) -> int:
         """Edges of a network."""
         return self.count * self.table.edges
+
+    def stages(self) -> list[int]:
+        """The stage of each row: thirds of the cells, as of a network that is reduced twice."""
+        cell = torch.arange(self.rows) // self.table.edges
+        return (cell * min(_STAGES, self.count) // self.count).tolist()
+
+    def known(self) -> dict[str, Any]:
+        """What bandits are told of the rows and of the budget."""
+        costs = self.costs.expand(self.rows, -1)
+        return {"groups": self.stages(), "costs": costs, "budget": self.candidates.budget}
 
     def codes(self, choice: Tensor) -> Tensor:
         """The cells [..., count] of paths [..., rows]."""
@@ -166,11 +181,10 @@ class TabularWorld:
         operations = self.table.operations
         index = torch.arange(number * operations * GAMMA_UNIFORMS)
         index = index.view(1, number, operations, GAMMA_UNIFORMS)
-        alive = torch.ones(1, operations, dtype=torch.bool)
-        shares = mix_law(_CONCENTRATION, uniforms(seeds, "mix", index), alive)
-        sums = shares.cumsum(-1) / shares.sum(-1, keepdim=True)  # [b, number, 1, operations]
-        chance = uniforms(seeds, "mix", torch.arange(number * self.rows).view(1, number, -1, 1), 1)
-        path = (sums > chance).int().argmax(-1)  # [b, number, rows]
+        every = torch.ones(self.rows, operations, dtype=torch.bool)
+        law = mix_law(_CONCENTRATION, uniforms(seeds, "mix", index), every)
+        chance = uniforms(seeds, "mix", torch.arange(number * self.rows).view(1, number, -1), 1)
+        path = draw(law, chance)  # [b, number, rows]
         none = torch.zeros(len(seeds), self.rows, operations, dtype=torch.float64)
         fitted = [self.fit(seeds, path[:, i], none, 2**30 + i) for i in range(number)]
         return self.codes(torch.stack(fitted, 1))
@@ -235,10 +249,11 @@ class TabularWorld:
 def search(world: TabularWorld, settings: BanditSettings, seeds: Tensor) -> Tensor:
     """Runs a search of one policy for each seed, on the printed schedule.
 
-    A path that is no candidate (outside of the budget, or without a way from input to output) is
-    not drawn: as few of its edges as possible get another operation, one that is alive where there
-    is one, at random. The survivor is changed in the same way, by the policy's own scores;
-    that of ``random``, which has none, at random.
+    The bandits keep to the budget as those of a search do (:mod:`fastbandit.bandit.budget`). Of a
+    path without a way from input to output, where that is asked for, as few edges as possible get
+    another operation within the budget: one that is alive where there is one, at random. The
+    survivor is changed in the same way, by the policy's own scores; that of ``random``, which has
+    none, at random.
 
     Args:
         seeds: int64 [b].
@@ -254,11 +269,12 @@ def search(world: TabularWorld, settings: BanditSettings, seeds: Tensor) -> Tens
 
 def _search(world: TabularWorld, settings: BanditSettings, seeds: Tensor) -> Tensor:
     rows, operations = world.rows, world.table.operations
-    none = Bandits(rows, operations, settings, seed=seeds[:0])
+    known = world.known()
+    none = Bandits(rows, operations, settings, seed=seeds[:0], **known)
     total = none.total_samples
     evaluated = settings.evaluations_per_epoch * (total - none.initial_samples)
     rewards = total + evaluated
-    bandits = Bandits(rows, operations, settings, seed=seeds, room_for=rewards)
+    bandits = Bandits(rows, operations, settings, seed=seeds, room_for=rewards, **known)
     trend = World(start=0.0, rise=world.rise)
     bias, noise = world.edge_bias(seeds), world.noises(seeds, rewards)
     while not bandits.finished:
@@ -268,7 +284,7 @@ def _search(world: TabularWorld, settings: BanditSettings, seeds: Tensor) -> Ten
         for trained in (True, *[False] * extra):
             number = bandits.samples
             dead = 0.999 * (~bandits.alive).double()
-            choice = world.fit(seeds, bandits.sample(), dead, number)
+            choice = world.fit(seeds, bandits.sample(trained=trained), dead, number)
             codes = world.codes(choice).unsqueeze(1)
             reward = world.expected(seeds, bias, codes).squeeze(1) + level
             bandits.credit(choice, reward + noise[:, number], trained=trained)
