@@ -267,7 +267,7 @@ def check_choices(name: str, kinds: Sequence[type[Any]], arguments: Sequence[str
 
 def _choices_of(kind: type[Any], prefix: str = "") -> dict[str, tuple[str, ...]]:
     """The settings below a dataclass that are one of some words, by flag."""
-    found = {}
+    found: dict[str, tuple[str, ...]] = {}
     for name, hint in typing.get_type_hints(kind).items():
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
             found |= _choices_of(hint, f"{prefix}{name}.")
