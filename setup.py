@@ -7,8 +7,8 @@ Three libraries come out of ``csrc/``, each next to the Python files of the pack
 ``_kernels_cuda.so``   csrc/cuda/**/*.cu and *.cpp, when torch has CUDA and nvcc is found
 ``_native_info``       csrc/bindings.cpp, how the other two were built; alone uses Python
 
-Environment: FASTBANDIT_CUDA (1: CUDA kernels or an error; 0: none), CUDA_HOME,
-TORCH_CUDA_ARCH_LIST, CXX, MAX_JOBS.
+Environment: FASTBANDIT_CUDA (1: CUDA kernels or an error; 0: none), FASTBANDIT_BUILD (a folder
+where objects stay for the next build), CUDA_HOME, TORCH_CUDA_ARCH_LIST, CXX, MAX_JOBS.
 
 torch is neither imported nor a build requirement: an isolated build would fetch a second copy of
 several gigabytes. Only its headers, its libraries and the text of torch/version.py are used, from
@@ -66,8 +66,7 @@ def run_text(command: list[str]) -> str | None:
     return done.stdout + done.stderr if done.returncode == 0 else None
 
 
-# ---------------------------------------------------------------------------------------------
-# What the machine has
+# --- What the machine has -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -238,8 +237,7 @@ def pybind11_include() -> str | None:
     return pybind11.get_include()
 
 
-# ---------------------------------------------------------------------------------------------
-# The decision: what is built, and why
+# --- The decision: what is built, and why ---------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -285,8 +283,7 @@ def decide_cuda(torch: Torch) -> tuple[Toolkit | None, str]:
     return toolkit, reason
 
 
-def make_plan(compiler: list[str], compiler_version: str) -> Plan:
-    torch = find_torch()
+def make_plan(compiler: list[str], compiler_version: str, torch: Torch) -> Plan:
     toolkit, reason = decide_cuda(torch)
     return Plan(
         torch=torch,
@@ -298,8 +295,7 @@ def make_plan(compiler: list[str], compiler_version: str) -> Plan:
     )
 
 
-# ---------------------------------------------------------------------------------------------
-# build.ninja
+# --- build.ninja ----------------------------------------------------------------------------------
 
 
 # No fused multiply-add that the source does not write, on host and device alike: the random start
@@ -354,9 +350,13 @@ def write_if_changed(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
 
 
-def write_ninja(plan: Plan, folder: Path, targets: dict[str, Path]) -> None:
-    """Writes build.ninja that makes every library in ``targets`` (extension name -> file)."""
+def write_ninja(plan: Plan, folder: Path, targets: dict[str, Path]) -> list[Path]:
+    """Writes build.ninja that makes every library in ``targets`` (extension name -> file).
+
+    Returns the objects of the kernels, whose sources include nothing of torch.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    kernels: list[Path] = []
     objects = folder / "objects"
     ninja = NinjaFile(folder)
     torch_lib = plan.torch.root / "lib"
@@ -385,6 +385,7 @@ def write_ninja(plan: Plan, folder: Path, targets: dict[str, Path]) -> None:
             for path in sorted(ROOT.glob("csrc/cpu/kernels/*.cpp"))
             for name in instruction_sets()
         ]
+        kernels += built
         built += [compile_cxx(path, torch_flags) for path in sorted(ROOT.glob("csrc/cpu/*.cpp"))]
         flags = [f"-L{torch_lib}", "-ltorch_cpu", "-Wl,--no-undefined"]
         ninja.build(targets[CPU], "link", built, flags=shell(flags))
@@ -402,6 +403,7 @@ def write_ninja(plan: Plan, folder: Path, targets: dict[str, Path]) -> None:
             flags = [*NVCC_FLAGS, *gencode(plan.architectures), *includes]
             output = objects / path.relative_to(ROOT / "csrc").with_suffix(".cu.o")
             built.append(ninja.build(output, "nvcc", [path], flags=shell(flags)))
+        kernels += built
         cuda_include = f"-isystem{plan.toolkit.root / 'include'}"
         for path in sorted(ROOT.glob("csrc/cuda/*.cpp")):
             built.append(compile_cxx(path, [*torch_flags, "-DUSE_CUDA", cuda_include]))
@@ -428,6 +430,7 @@ def write_ninja(plan: Plan, folder: Path, targets: dict[str, Path]) -> None:
         ninja.build(targets[INFO], "link", built, flags="")
 
     ninja.write()
+    return kernels
 
 
 def build_info_header(plan: Plan) -> str:
@@ -446,8 +449,14 @@ def build_info_header(plan: Plan) -> str:
     return f'#define FB_BUILD_INFO R"json({json.dumps(info)})json"\n'
 
 
-# ---------------------------------------------------------------------------------------------
-# setuptools
+# --- setuptools -----------------------------------------------------------------------------------
+
+
+def run_ninja(folder: Path, outputs: list[Path], verbose: bool = False) -> None:
+    jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
+    command = [find_ninja(), "-C", str(folder), "-j", jobs, *(["-v"] if verbose else [])]
+    if subprocess.run([*command, *map(str, outputs)]).returncode != 0:
+        raise CannotBuildError("the kernels did not compile; the compiler's message is above")
 
 
 class BuildKernels(build_ext):
@@ -461,8 +470,8 @@ class BuildKernels(build_ext):
         return super().get_ext_filename(ext_name)
 
     def build_extensions(self) -> None:
-        assert PLAN_INPUT[0] is not None
-        plan = make_plan(*PLAN_INPUT)
+        assert COMPILER is not None
+        plan = make_plan(COMPILER, COMPILER_TEXT, find_torch())
         print(f"fastbandit: {plan.line()}", flush=True)
         if plan.toolkit is None:
             self.extensions = [ext for ext in self.extensions if ext.name != CUDA]
@@ -474,18 +483,13 @@ class BuildKernels(build_ext):
                 "fastbandit: no pybind11 or Python.h, so build_info() will lack the build's facts"
             )
             self.extensions = [ext for ext in self.extensions if ext.name != INFO]
-        folder = Path(self.build_temp).resolve()
+        folder = Path(os.environ.get("FASTBANDIT_BUILD") or self.build_temp).resolve()
         targets = {}
         for ext in self.extensions:
             targets[ext.name] = Path(self.get_ext_fullpath(ext.name)).resolve()
             targets[ext.name].parent.mkdir(parents=True, exist_ok=True)
         write_ninja(plan, folder, targets)
-        jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
-        command = [find_ninja(), "-C", str(folder), "-j", jobs]
-        command += ["-v"] if self.verbose > 1 else []
-        done = subprocess.run([*command, *(str(path) for path in targets.values())])
-        if done.returncode != 0:
-            raise CannotBuildError("the kernels did not compile; the compiler's message is above")
+        run_ninja(folder, list(targets.values()), self.verbose > 1)
 
     def copy_extensions_to_source(self) -> None:
         super().copy_extensions_to_source()
@@ -493,6 +497,19 @@ class BuildKernels(build_ext):
         made = {ext.name for ext in self.extensions}
         for name in {CPU, CUDA} - made:
             (ROOT / self.get_ext_filename(name)).unlink(missing_ok=True)
+
+
+class CompileKernels(BuildKernels):
+    """``python setup.py kernels``: the longest part of a build into FASTBANDIT_BUILD, before torch
+    is there. A build with the same settings then goes on from it."""
+
+    def run(self) -> None:
+        if COMPILER is None or not os.environ.get("FASTBANDIT_BUILD"):
+            raise CannotBuildError("kernels: needs a C++ compiler and FASTBANDIT_BUILD")
+        folder = Path(os.environ["FASTBANDIT_BUILD"]).resolve()
+        plan = make_plan(COMPILER, COMPILER_TEXT, Torch(folder / "torch", "", None, None))
+        names = (CPU, CUDA) if plan.toolkit else (CPU,)
+        run_ninja(folder, write_ninja(plan, folder, {name: folder / name for name in names}))
 
 
 class BuildPython(build_py):
@@ -518,12 +535,16 @@ class DistInfo(dist_info):
 
 
 COMPILER, COMPILER_TEXT = find_compiler()
-PLAN_INPUT = (COMPILER, COMPILER_TEXT)
 # setuptools only needs the names: ninja knows the sources.
 EXTENSIONS = [] if COMPILER is None else [Extension(name, sources=[]) for name in (CPU, CUDA, INFO)]
 
 if __name__ == "__main__":
     setup(
         ext_modules=EXTENSIONS,
-        cmdclass={"build_ext": BuildKernels, "build_py": BuildPython, "dist_info": DistInfo},
+        cmdclass={
+            "build_ext": BuildKernels,
+            "build_py": BuildPython,
+            "dist_info": DistInfo,
+            "kernels": CompileKernels,
+        },
     )

@@ -3,7 +3,8 @@
 That server (multiprocessing's) is started once for a process that runs tests. It has loaded what
 the package needs and not the package, so that a child reads its environment variables itself. Not
 for tests of what an interpreter does at its start and end, nor for variables that C libraries read
-as they are loaded: subprocess is for those.
+as they are loaded: subprocess is for those. An optimiser's first step makes torch load its
+compiler, which takes longer than all that most tests do, so the server has loaded that too.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
     [
         "torch",
+        "torch._dynamo",
         "torch.distributed",
         "numpy",
         "pydantic",
@@ -87,11 +89,14 @@ def run(
 
 
 def run_pair(
-    *arguments: str, environment: Mapping[str, str] | None = None
+    *arguments: str, environment: Mapping[str, str] | None = None, fresh: bool = False
 ) -> list[subprocess.CompletedProcess[str]]:
     """Two processes with what torchrun gives them, without its own messages.
 
     Like torchrun, this process keeps the store: it is there for one rank after the other has gone.
+
+    Args:
+        fresh: interpreters that load torch and its parts themselves, when they need them.
     """
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     where = {
@@ -101,10 +106,27 @@ def run_pair(
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "WORLD_SIZE": "2",
     }
-    started = [
-        Process(*arguments, environment={**where, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(2)
-    ]
+    ranks = [{**where, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+    if fresh:
+        command = [sys.executable, *arguments]
+        path = os.pathsep.join(sys.path)
+        begun = [
+            subprocess.Popen(
+                command, env={**rank, "PYTHONPATH": path}, text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            )
+            for rank in ranks
+        ]  # fmt: skip
+        try:
+            printed = [process.communicate(timeout=300) for process in begun]
+        finally:
+            for process in begun:
+                process.kill()
+        return [
+            subprocess.CompletedProcess(command, process.returncode, *texts)
+            for process, texts in zip(begun, printed, strict=True)
+        ]
+    started = [Process(*arguments, environment=rank) for rank in ranks]
     return [process.wait() for process in started]
 
 

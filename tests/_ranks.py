@@ -8,10 +8,9 @@ import time
 from pathlib import Path
 
 import torch
-from _tiny import TINY, tiny
+from _tiny import TINY, small_space, tiny
 from safetensors.torch import save_file
 
-from fastbandit import space
 from fastbandit.config import merge
 from fastbandit.data import Loader
 from fastbandit.distributed import Group, Team, synchronise_batchnorm
@@ -29,12 +28,6 @@ CONFIG = {
     "evaluation_batch_size": 21,
     "final": {**TINY["final"], "steps": 1},
 }
-
-
-def cut_space() -> None:
-    """Three operations: 3 + 1 * (3 + 2) = 8 epochs."""
-    spaces = space.SPACES
-    spaces["general7-light"] = spaces["general7-light"][:3]
 
 
 def configure(**changes) -> SearchConfig:
@@ -176,7 +169,7 @@ def threads_left() -> None:
 
 
 if __name__ == "__main__":
-    cut_space()
+    small_space()
     if sys.argv[1] == "checks":
         checks(Path(sys.argv[2]))
     elif sys.argv[1] == "threads":

@@ -70,8 +70,8 @@ def test_not_weaker_than_torchattacks(case):
     pairs = (
         (PGD(model, EPSILON, 0.02, 20), theirs.PGD(model, EPSILON, 0.02, 20)),
         (PGDL2(model, L2, 0.2, 20), theirs.PGDL2(model, L2, 0.2, 20)),
-        (APGD(model, eps=EPSILON, steps=40), theirs.APGD(model, eps=EPSILON, steps=40)),
-        (APGDT(model, eps=EPSILON, steps=20), theirs.APGDT(model, eps=EPSILON, steps=20)),
+        (APGD(model, eps=EPSILON, steps=25), theirs.APGD(model, eps=EPSILON, steps=25)),
+        (APGDT(model, eps=EPSILON, steps=10), theirs.APGDT(model, eps=EPSILON, steps=10)),
         (
             Square(model, eps=EPSILON, n_queries=200),
             theirs.Square(model, eps=EPSILON, n_queries=200),
@@ -117,15 +117,15 @@ def test_not_weaker_than_the_reference_autoattack(case, norm):
     model, x, y = case
     epsilon = EPSILON if norm == "Linf" else L2
     for name, ours in (
-        ("apgd-ce", APGD(model, norm, epsilon, steps=40)),
-        ("apgd-t", APGDT(model, norm, epsilon, steps=20)),
+        ("apgd-ce", APGD(model, norm, epsilon, steps=25)),
+        ("apgd-t", APGDT(model, norm, epsilon, steps=10)),
         ("square", Square(model, norm, epsilon, n_queries=200)),
     ):
         reference = theirs.AutoAttack(
             model, norm=norm, eps=epsilon, version="custom", attacks=[name], seed=0
         )
-        reference.apgd.n_restarts, reference.apgd.n_iter = 1, 40
-        reference.apgd_targeted.n_iter = 20
+        reference.apgd.n_restarts, reference.apgd.n_iter = 1, 25
+        reference.apgd_targeted.n_iter = 10
         reference.square.n_queries = 200
         with torch.random.fork_rng():
             adversarial, _ = reference.run_standard_evaluation(x, y, batch_size=N)

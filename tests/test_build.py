@@ -244,3 +244,45 @@ def test_without_a_compiler_the_install_is_pure_python(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "space: robust9-light" in done.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernels are built on Linux")
+def test_object_files_that_stay_are_not_compiled_again(tmp_path):
+    """Two builds into places of their own, as with pip, after one of the kernels alone.
+
+    The compiler notes what it is asked.
+    """
+    asked, compiler = tmp_path / "asked", tmp_path / "compiler"
+    compiler.write_text(
+        "#!/bin/sh\n"
+        '[ "$1" = --version ] && echo "one that writes nothing, 1.0" && exit\n'
+        f'case " $* " in *" -c "*) echo compile;; *) echo link;; esac >> {asked}\n'
+        'while [ $# -gt 0 ]; do case "$1" in -o) out=$2;; -MF) rule=$2;; esac; shift; done\n'
+        ': > "$out"; [ -z "$rule" ] || echo "$out:" > "$rule"\n'
+    )
+    compiler.chmod(0o755)
+    found = []
+    for number in range(3):
+        asked.write_text("")
+        build = ["build_ext", "--build-lib", str(tmp_path / f"lib{number}"),
+                 "--build-temp", str(tmp_path / f"temp{number}")]  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "setup.py", "-q", *(build if number else ["kernels"])],
+            cwd=ROOT,
+            env={**os.environ, "CXX": str(compiler), "FASTBANDIT_CUDA": "0",
+                 "FASTBANDIT_BUILD": str(tmp_path / "objects")},
+            capture_output=True,
+            text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        made = tmp_path / f"lib{number}" / "fastbandit" / "_kernels_cpu.so"
+        assert made.is_file() == (number > 0)
+        found.append(asked.read_text().split())
+    kernels, rest, again = found
+    sources = {place: len(list((ROOT / "csrc" / "cpu").glob(f"{place}*.cpp"))) for place in
+               ("", "kernels/")}  # fmt: skip
+    assert set(kernels) == {"compile"}
+    assert len(kernels) in (sources["kernels/"], 3 * sources["kernels/"])
+    # Those that include torch, and the facts of the build where they can be compiled.
+    assert rest.count("compile") - sources[""] in (0, 1)
+    assert set(again) == {"link"}

@@ -50,8 +50,8 @@ def test_an_exported_program_needs_no_kernels_of_this_package():
     torch.testing.assert_close(exported.module()(x), block(x), rtol=1e-4, atol=1e-3)
 
 
-def make_model(operations, denoise="dot", denoise_blocks=False, channels=3, size=9) -> Model:
-    """Three cells, strides 1, 2, 2, whose nodes are one operation of the input each."""
+def make_model(operations, denoise="dot", denoise_blocks=False, cells=1) -> Model:
+    """Cells whose nodes are one operation of the input each; of three the strides are 1, 2, 2."""
     genotype = Genotype.from_dict(
         {
             "format": "fastbandit.genotype",
@@ -67,7 +67,7 @@ def make_model(operations, denoise="dot", denoise_blocks=False, channels=3, size
         }
     )
     architecture = Architecture(
-        2, 4, channels, 3, denoise_blocks=denoise_blocks, denoise=denoise, bn_eps=0.1
+        2, 4, 3, cells, denoise_blocks=denoise_blocks, denoise=denoise, bn_eps=0.1
     )
     torch.manual_seed(0)
     network = architecture.build(genotype, mean=(0.1, 0.2), std=(0.3, 0.4))
@@ -79,7 +79,7 @@ def make_model(operations, denoise="dot", denoise_blocks=False, channels=3, size
             elif "bn" in name and tensor.is_floating_point():
                 tensor.normal_(0.3, 0.5)
     network.eval()
-    data = {"name": "none", "shape": [2, size, size]}
+    data = {"name": "none", "shape": [2, 9, 9]}
     return Model(network, genotype, architecture, data)
 
 
@@ -89,7 +89,7 @@ KINDS = ["torch", pytest.param("onnx", marks=needs_onnx)]
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_operation_at_both_strides(kind, tmp_path):
-    model = make_model(list(OPERATIONS), denoise_blocks=True)
+    model = make_model(list(OPERATIONS), denoise_blocks=True, cells=3)
     file = tmp_path / "network"
     result = export_model(model, file, kind)
     assert result["input"]["shape"] == ["N", 2, 9, 9]

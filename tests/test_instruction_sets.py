@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fastbandit import _native
+from fastbandit import _native, info
 
 # File, and what is chosen of it: the tests of values.
 CHOSEN = {
@@ -24,13 +24,15 @@ CHOSEN = {
 
 
 @pytest.mark.slow
-# Those below the best one, which the tests run with anyway.
-@pytest.mark.parametrize("instruction_set", ["baseline", "avx2"])
+@pytest.mark.parametrize("instruction_set", ["baseline", "avx2", "avx512"])
 def test_other_instruction_sets(instruction_set):
     if os.environ.get("FASTBANDIT_CPU"):
         pytest.skip("the environment asks for one")
     if not _native.status()["cpu"]["loaded"]:
         pytest.skip("the native CPU library is not loaded")
+    order, best = ["baseline", "avx2", "avx512"], info.build_info()["cpu_isa"]
+    if order.index(instruction_set) >= order.index(best):
+        pytest.skip(f"this CPU has {best}, which all tests run with")
     chosen = " or ".join(f"({file} and ({keywords}))" for file, keywords in CHOSEN.items())
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-v", "-x", "-p", "no:cacheprovider", "-p", "no:xdist",

@@ -209,6 +209,7 @@ def main() -> None:
 PARTS = {"conv_block": ("conv_block", "depthwise_conv2d")}
 
 
+@pytest.mark.own_backend
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_extremes_are_refused_by_name(backend):
     done = subprocess.run(

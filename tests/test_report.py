@@ -16,12 +16,14 @@ from pathlib import Path
 import pytest
 from _pages import Page
 from _runs import make_run, read_lines, write_json, write_lines
+from jinja2 import UndefinedError
 
 from fastbandit import report
 from fastbandit.bandit import AntiBandit, log
 from fastbandit.genotype import Genotype
 from fastbandit.report import ReportError, wilson, write_report
 from fastbandit.report.charts import Lane, Series, arm_lanes, line_chart, ticks
+from fastbandit.report.html import render
 
 
 @pytest.fixture(scope="module")
@@ -584,12 +586,26 @@ def test_file_that_cannot_be_written(small, tmp_path, capsys):
     assert "expected a file to write to, got a folder" in capsys.readouterr().err
 
 
-def test_style_sheet_is_package_data():
+def test_style_sheet_and_templates_are_package_data():
     # Read as an installed package would: by name, from package data that is declared.
     root = Path(report.__file__).parent.parent
     declared = (root.parent / "pyproject.toml").read_text()
     assert '"_data/*"' in declared
     assert (root / "_data" / "report.css").is_file()
+    assert '"report/templates/*.html"' in declared
+    assert {file.suffix for file in (root / "report" / "templates").iterdir()} == {".html"}
+
+
+def test_a_template_escapes_what_is_not_markup():
+    hostile = ("<b>name</b>", '1 & 2 "', "<script>")
+    html = render("figures", tiles=[hostile], optimistic=False, attacks=[None, 12345, "<i>", 0.1])
+    assert not re.search("<(b|script|i)>", html)
+    page = Page(html)
+    assert all(text in page.text for text in (*hostile, "robust: <i>"))
+    # Values are shown as the report shows them everywhere.
+    assert all(f"robust: {text}" in page.text for text in ("none", "12,345", "0.1"))
+    with pytest.raises(UndefinedError, match="'attacks' is undefined"):
+        render("figures", tiles=[], optimistic=False)
 
 
 # --- charts ---------------------------------------------------------------------------------

@@ -1,11 +1,13 @@
 import errno
+import itertools
 import json
 import math
 
 import _processes
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import save, save_file
 
 from fastbandit.runs.environment import derive_seed, run_id
 from fastbandit.runs.folder import RunFolder
@@ -26,6 +28,24 @@ def test_tensor_file_round_trip_and_same_bytes(tmp_path):
     assert metadata["m"] == {"k": [1, 2]}
     for name, tensor in tensors().items():
         assert torch.equal(found[name], tensor)
+
+
+def test_the_file_is_that_of_the_library(tmp_path):
+    dtypes = [torch.int64, torch.float64, torch.float32, torch.int32, torch.bfloat16]
+    dtypes += [torch.float16, torch.int16, torch.int8, torch.uint8, torch.bool]
+    shapes = [(), (0, 2), (3,), (2, 3, 4), (1,)]
+    values = {
+        f'{number % 7}."ö\\{dtype}': torch.arange(24).to(dtype)[: math.prod(shape)].reshape(shape)
+        for number, (dtype, shape) in enumerate(itertools.product(dtypes, shapes))
+    }
+    values["transposed"] = torch.arange(12.0).reshape(3, 4).T
+    save_tensors(tmp_path / "x", values, "weights", {"text": 'é "\\\n\x01\x7f'})
+    with safe_open(tmp_path / "x", framework="pt") as file:
+        metadata = file.metadata()
+    dense = {name: value.contiguous() for name, value in values.items()}
+    assert (tmp_path / "x").read_bytes() == save(dense, metadata=metadata)
+    with pytest.raises(TypeError, match=r"c: expected a tensor of int64, .*, got torch.complex64"):
+        save_tensors(tmp_path / "y", {"c": torch.zeros(1, dtype=torch.complex64)}, "weights", {})
 
 
 def test_every_flipped_byte_is_noticed(tmp_path):

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from _tiny import small_space
 
 from fastbandit.config import merge
 from fastbandit.evaluate import EvaluateConfig, evaluate_model
@@ -299,6 +300,7 @@ RETRAIN = {"genotype": "ABANDIT_MNIST_NORMAL_1", "layers": 2, "epochs": 1}
 
 @pytest.mark.parametrize("force", [False, True])
 def test_search_stopped_before_it_begins(tmp_path, monkeypatch, force):
+    small_space(monkeypatch)
     monkeypatch.setattr(SearchRun, "epoch", begin)
     before = begin_search(**SEARCH, seed=1) if force else nothing
     stop_at_each(tmp_path, before, begin_search(force, **SEARCH), step=5)

@@ -13,10 +13,9 @@ import pytest
 import torch
 import yaml
 from _processes import Process, run
-from _tiny import TINY, tiny
+from _tiny import TINY, few_edges, small_space, tiny
 
-from fastbandit import data, retrain
-from fastbandit import space as spaces_module
+from fastbandit import data, retrain, space
 from fastbandit._files import FileError, check_seal
 from fastbandit.bandit import replay
 from fastbandit.config import ConfigError, merge, to_plain
@@ -56,23 +55,14 @@ def lines(path):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """One uninterrupted search, looked at by many tests."""
-    path, summary = search(tiny(), tmp_path_factory.mktemp("search") / "run")
-    return path, summary
+    """One uninterrupted search of all operations, looked at by many tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        few_edges(patch)
+        return search(tiny(), tmp_path_factory.mktemp("search") / "run")
 
 
-def small_space(monkeypatch):
-    """Cut the space of :data:`TINY` down to three operations: 3 + 1 * (3 + 2) = 8 epochs."""
-    spaces = spaces_module.SPACES
-    monkeypatch.setitem(spaces, "general7-light", spaces["general7-light"][:3])
-
-
-# The same in a process of its own, before the command.
-SMALL_SPACE = (
-    "from fastbandit import search, space\n"
-    "spaces = space.SPACES\n"
-    "spaces['general7-light'] = spaces['general7-light'][:3]\n"
-)
+# The small space in a process of its own, before the command.
+SMALL_SPACE = "from _tiny import small_space\nfrom fastbandit import search\nsmall_space()\n"
 
 
 @pytest.fixture(scope="module")
@@ -109,13 +99,13 @@ def test_schedule_and_log(finished):
     abandoned = [line for line in log if line["event"] == "abandon"]
     assert len(samples) == 7 + (7 + 6 + 5 + 4 + 3 + 2) == summary["cost"]["epochs"]
     assert [line["sample"] for line in samples] == list(range(34))
-    assert len(abandoned) == 60 * 6
+    assert len(abandoned) == 6 * 6
     assert [line["phase"] for line in samples] == ["initial"] * 7 + ["search"] * 27
     # Pruned after K * T samples each time: T = 1.
     assert sorted({line["sample"] for line in abandoned}) == [14, 20, 25, 29, 32, 34]
     assert len(lines(path / "metrics.jsonl")) == 34
     # In the initial pass each edge tries each arm once.
-    for row in range(60):
+    for row in range(6):
         assert sorted(line["choice"][row] for line in samples[:7]) == list(range(7))
     # Every reward is the robust validation accuracy of 24 images, as recorded.
     for line in samples:
@@ -131,8 +121,9 @@ def test_replayed_log_gives_the_genotype(finished):
     assert bandit.finished
     assert bandit.final().tolist() == log[-1]["choice"]
     genotype = Genotype.load(path / "genotype.json")
+    searched = space.SearchSpace("general7-light", space.SPACES["general7-light"], 2, 2)
     assert genotype == Genotype.from_choices(
-        "general7-light",
+        searched,
         bandit.final(),
         mean=bandit.mean,
         options=genotype.options,
@@ -190,8 +181,9 @@ def test_files_of_the_result_hold_no_times(finished):
         assert "second" not in (path / name).read_text()
 
 
-def test_weights_are_those_of_the_supernet(finished):
+def test_weights_are_those_of_the_supernet(finished, monkeypatch):
     path, summary = finished
+    few_edges(monkeypatch)
     tensors, metadata = load_tensors(path / "weights.safetensors", "supernet")
     assert metadata["run_id"] == summary["run_id"]
     setup = build(tiny().resolve())
@@ -380,6 +372,7 @@ def test_damaged_checkpoint(short, tmp_path, monkeypatch):
 
 
 def test_foreign_checkpoint(tmp_path, monkeypatch):
+    small_space(monkeypatch)
     other, out = tmp_path / "other", tmp_path / "run"
     interrupted(tiny(init_channels=4), other, 2, monkeypatch)
     interrupted(tiny(), out, 2, monkeypatch)
@@ -393,6 +386,7 @@ def test_foreign_checkpoint(tmp_path, monkeypatch):
 
 
 def test_changed_data_is_noticed(tmp_path, monkeypatch):
+    small_space(monkeypatch)
     out = tmp_path / "run"
     interrupted(tiny(), out, 1, monkeypatch)
     split = json.loads((out / "split.json").read_text())
@@ -418,9 +412,7 @@ class Squares(torch.utils.data.Dataset):
 
 
 def test_search_of_a_torch_dataset(tmp_path, monkeypatch):
-    monkeypatch.setitem(
-        spaces_module.SPACES, "general7-light", spaces_module.SPACES["general7-light"][:2]
-    )
+    small_space(monkeypatch)
     source = data.load(Squares(), name="squares")
     config = tiny(data="squares", train_limit=None, test_limit=None, batch_size=9)
     path, summary = search(config, tmp_path / "run", source=source)
@@ -435,6 +427,7 @@ def test_search_of_a_torch_dataset(tmp_path, monkeypatch):
 
 
 def test_log_changed_by_another_hand(tmp_path, monkeypatch):
+    small_space(monkeypatch)
     out = tmp_path / "run"
     interrupted(tiny(), out, 1, monkeypatch)
     log = (out / "bandit.jsonl").read_text()
@@ -448,6 +441,7 @@ def test_log_changed_by_another_hand(tmp_path, monkeypatch):
 
 def test_unfinished_run_is_continued_without_out(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    small_space(monkeypatch)
     monkeypatch.setattr(adversarial, "_STATISTICS_BATCHES", 1)
     interrupted(tiny(), None, 2, monkeypatch)
     (first,) = (tmp_path / "runs").iterdir()
@@ -484,13 +478,8 @@ def test_finished_run_is_safe(finished):
     ids=["random", "clean", "pgd", "one-edge", "percent", "ridge"],
 )
 def test_variants_run(changes, tmp_path, monkeypatch):
-    """Each variant to its end, on a space cut down to three operations."""
-    monkeypatch.setitem(
-        spaces_module.SPACES, "robust8-light", spaces_module.SPACES["robust8-light"][-3:]
-    )
-    monkeypatch.setitem(
-        spaces_module.SPACES, "general7-light", spaces_module.SPACES["general7-light"][:3]
-    )
+    """Each variant to its end, in the small space."""
+    small_space(monkeypatch)
     config = tiny(**changes)
     path, summary = search(config, tmp_path / "run")
     log = lines(path / "bandit.jsonl")
@@ -506,7 +495,7 @@ def test_variants_run(changes, tmp_path, monkeypatch):
         dropped = [line for line in log if line["event"] == "abandon"]
         assert max(line["mean"] for line in dropped) > 1
     genotype = Genotype.load(path / "genotype.json")
-    edges = 4 if config.edges_per_node == "1" else 10
+    edges = 2 if config.edges_per_node == "1" else 3
     assert all(sum(map(len, cell.nodes)) == edges for cell in genotype.cells)
 
 
@@ -641,17 +630,19 @@ def test_the_attack_of_a_search_does_not_grow_for_ever(tmp_path, monkeypatch):
     assert len(summary["overfitting"]) == 3
 
 
-def test_divergence_is_said(tmp_path):
+def test_divergence_is_said(tmp_path, monkeypatch):
+    small_space(monkeypatch)
     with pytest.raises(DivergenceError, match=r"epoch \d+: the training loss is nan.*--learning"):
         search(tiny(learning_rate=1e30, grad_clip=None), tmp_path / "run")
 
 
 def test_dry_run_measures_and_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    small_space(monkeypatch)
     result = dry_run(tiny())
-    assert result["epochs"] == 34
+    assert result["epochs"] == 8
     assert result["seconds_total"] == pytest.approx(
-        result["seconds_setup"] + 34 * result["seconds_per_epoch"] + result["seconds_final"]
+        result["seconds_setup"] + 8 * result["seconds_per_epoch"] + result["seconds_final"]
     )
     none = {"seconds_tuning", "seconds_network"}  # switched off
     times = {key: value for key, value in result.items() if key.startswith("seconds")}
@@ -690,11 +681,8 @@ def test_out_of_memory_suggests_a_batch_size_and_resumes(tmp_path, monkeypatch):
     file, out = tmp_path / "tiny.yaml", tmp_path / "run"
     file.write_text(yaml.safe_dump(settings))
     code = (
-        "import resource, sys\n"
-        "from fastbandit import search, space\n"
+        SMALL_SPACE + "import resource, sys\n"
         "from fastbandit.search.loop import SearchRun\n"
-        "spaces = space.SPACES\n"
-        "spaces['general7-light'] = spaces['general7-light'][:3]\n"
         "original = SearchRun.epoch\n"
         "def epoch(self):\n"
         "    if self.bandit.trained == 3:\n"
@@ -868,11 +856,12 @@ def test_json_output_and_resume(short, capsys, tmp_path, monkeypatch):
 
 def test_dry_run_command(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    small_space(monkeypatch)
     file = tmp_path / "tiny.yaml"
     file.write_text(yaml.safe_dump(TINY))
     assert main(["--config", str(file), "--dry-run"]) == 0
     printed = capsys.readouterr().out
-    for word in ("epochs", "34", "peak memory", "seconds per epoch", "whole command"):
+    for word in ("epochs", "8", "peak memory", "seconds per epoch", "whole command"):
         assert word in printed
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
 

@@ -23,16 +23,21 @@ inline __attribute__((always_inline)) void pgd_step_run(T* delta, int64_t delta_
   }
 }
 
-template <Bounds kBounds, class T, class X, class C>
-void pgd_step_bounded(const Layout<3>& layout, int64_t begin, int64_t end, T* delta, const T* grad,
-                    const X* image, C step, ProjectionBounds<C> bounds) {
-  const auto strided = [&](const int64_t* at, int64_t count) {
-    const int inner = layout.dims - 1;
+// Any strides, and whatever bounds: compiled once for a pair of dtypes.
+template <class T, class X, class C>
+void pgd_step_strided(const Layout<3>& layout, int64_t begin, int64_t end, T* delta, const T* grad,
+                      const X* image, C step, ProjectionBounds<C> bounds) {
+  const int inner = layout.dims - 1;
+  for_each_run(layout, begin, end, [&](const int64_t* at, int64_t count) {
     pgd_step_run<kSomeBounds>(delta + at[0], layout.stride[0][inner], grad + at[1],
                               layout.stride[1][inner], image + at[2], layout.stride[2][inner],
                               count, step, bounds);
-  };
-  if (!layout.unit_inner()) return for_each_run(layout, begin, end, strided);
+  });
+}
+
+template <Bounds kBounds, class T, class X, class C>
+void pgd_step_bounded(const Layout<3>& layout, int64_t begin, int64_t end, T* delta, const T* grad,
+                      const X* image, C step, ProjectionBounds<C> bounds) {
   with_isa(FB_BODY {
     for_each_run(layout, begin, end, [&](const int64_t* at, int64_t count) FB_INLINE_LAMBDA {
       pgd_step_run<kBounds>(delta + at[0], 1, grad + at[1], 1, image + at[2], 1, count, step,
@@ -46,11 +51,14 @@ void pgd_step_bounded(const Layout<3>& layout, int64_t begin, int64_t end, T* de
 template <class T, class X, class C>
 void pgd_step_range(const Layout<3>& layout, int64_t begin, int64_t end, T* delta, const T* grad,
                     const X* image, C step, ProjectionBounds<C> bounds) {
+  if (!layout.unit_inner()) {
+    return pgd_step_strided(layout, begin, end, delta, grad, image, step, bounds);
+  }
   switch (bounds.kind()) {
     case kNoBounds:
       // The image is not read, so one instantiation serves all its types.
       return pgd_step_bounded<kNoBounds>(layout, begin, end, delta, grad,
-                                       reinterpret_cast<const T*>(image), step, bounds);
+                                         reinterpret_cast<const T*>(image), step, bounds);
     case kBothBounds:
       return pgd_step_bounded<kBothBounds>(layout, begin, end, delta, grad, image, step, bounds);
     case kSomeBounds:

@@ -241,9 +241,11 @@ def aimed(
     ids = check_index(images, index)
     images = normal(images.detach())
     if target is not None:
-        if isinstance(target, bool) or not isinstance(target, int | Tensor):
-            _check_tensor(target, "target", f"an int64 tensor of shape [{len(images)}] or a class")
         if not isinstance(target, Tensor):
+            if isinstance(target, bool) or not isinstance(target, int):
+                raise TypeError(
+                    f"target: expected a class or a tensor of them, got {type(target).__name__}"
+                )
             target = images.new_full((len(images),), target, dtype=torch.int64)
         check_labels(images, target, "target")
         if labels is not None and bool((labels == target).any()):

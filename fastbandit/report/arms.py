@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from fastbandit.bandit import POLICIES
 from fastbandit.bandit.log import Abandon, Start
 from fastbandit.report.charts import DIVERGING_STEPS, Lane, arm_lanes
-from fastbandit.report.html import empty, folded, run_section, show, table
+from fastbandit.report.html import empty, folded, render, run_section, show, table
 from fastbandit.report.search import Run
 
 __all__ = ["abandoned", "arms", "survival"]
@@ -38,8 +40,8 @@ def arms(run: Run) -> str:
     levels = history.levels(limit)
     total = len(run.samples)
     reasons = {(line.row, line.arm): line for line in run.abandons}
-    blocks = []
-    for number, (cell, rows) in enumerate(_cells(start).items()):
+    cells = []
+    for cell, rows in _cells(start).items():
         drawings = []
         for row in rows:
             lanes = []
@@ -57,66 +59,39 @@ def arms(run: Run) -> str:
                 )
                 level = levels[:length, row, arm].tolist()
                 lanes.append(Lane(operation, note, level, chosen, gone is None))
-            drawings.append(
-                '<div class="figure">'
-                + arm_lanes(
-                    lanes,
-                    title=f"edge {start.edges[row]}",
-                    samples=run.planned,
-                    events=[sample for sample, _, _ in run.prunings],
-                )
-                + "</div>"
+            drawing = arm_lanes(
+                lanes,
+                title=f"edge {start.edges[row]}",
+                samples=run.planned,
+                events=[sample for sample, _, _ in run.prunings],
             )
-        inner = (
-            f'<div class="grid">{"".join(drawings)}</div>'
-            f"<h3>Means and counts, cell {show(cell)}</h3>{_means(run, rows)}"
-        )
-        words = f"Cell {show(cell)}: {len(rows)} edges"
-        blocks.append(folded(words, inner, opened=number == 0))
-    keys = "".join(f'<i style="background:var(--d{i})"></i>' for i in range(DIVERGING_STEPS))
-    key = (
-        f'<p class="key"><span>m against the mean of the edge\'s arms: '
-        f'{-limit:+.3g} <span class="scale">{keys}</span> {limit:+.3g} and beyond</span>'
-        '<span><i style="background:var(--untried)"></i> not yet tried</span>'
-        '<span><i class="mark"></i> chosen</span><span>× abandoned</span>'
-        "<span>bold: still there</span></p>"
-    )
-    body = (
-        "<p>One lane for each operation, from left to right in samples; a lane ends where its arm "
-        "is abandoned. Colour compares the arm's running performance m (Eq. 4.11) with that of the "
-        "arms then alive on the same edge: blue is better, orange worse. While accuracy rises, "
-        f"an arm that was not chosen lately looks worse for that alone.</p>{key}\n"
-        + "\n".join(blocks)
+            drawings.append(Markup(drawing))
+        cells.append((cell, drawings, _means(run, rows)))
+    low, high = f"{-limit:+.3g}", f"{limit:+.3g}"
+    body = render(
+        "arms", cells=cells, operations=start.operations, low=low, high=high, steps=DIVERGING_STEPS
     )
     return run_section(run, "arms", "Arms over time", body, "bandit.jsonl (m and n computed again)")
 
 
-def _means(run: Run, rows: Sequence[int]) -> str:
-    """m and n of every arm: now for those alive, when abandoned for the others."""
+def _means(run: Run, rows: Sequence[int]) -> list[tuple[str, list[tuple[str, str, int]]]]:
+    """Each edge, with (class, m, n) of its arms: now for those alive, else when abandoned."""
     start, history = run.start, run.history
     assert start is not None
     assert history is not None
     logged = {(line.row, line.arm): line for line in run.abandons}
-    lines = []
-    for row in rows:
-        cells = [f"<th>{show(start.edges[row])}</th>"]
-        for arm in range(len(start.operations)):
-            gone = logged.get((row, arm))
-            if gone is not None:
-                mean, count, kind = gone.mean, gone.count, "gone"
-            else:
-                mean = float(history.mean[-1, row, arm])
-                count, kind = int(history.count[-1, row, arm]), "kept"
-            shown = "none" if count == 0 else f"{mean:.4f}"
-            cells.append(f'<td class="{kind}">{shown}<br><span class="n">n {count}</span></td>')
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    # A name of several words may be broken where the column is narrow.
-    head = "".join(f"<th>{show(name).replace('_', '_<wbr>')}</th>" for name in start.operations)
-    return (
-        '<div class="scroll"><table class="means"><thead><tr><th class="text">edge</th>'
-        f"{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
-        "<p>m and n at the end for arms still there (framed), when abandoned for the others.</p>"
-    )
+
+    def entry(row: int, arm: int) -> tuple[str, str, int]:
+        gone = logged.get((row, arm))
+        if gone is not None:
+            mean, count = gone.mean, gone.count
+        else:
+            mean, count = float(history.mean[-1, row, arm]), int(history.count[-1, row, arm])
+        kind = "kept" if gone is None else "gone"
+        return kind, "none" if count == 0 else f"{mean:.4f}", count
+
+    arms = range(len(start.operations))
+    return [(start.edges[row], [entry(row, arm) for arm in arms]) for row in rows]
 
 
 def survival(run: Run) -> str:
@@ -130,45 +105,23 @@ def survival(run: Run) -> str:
     alive = [np.full(arms, edges)]
     for _, number, _ in prunings:
         alive.append((history.round > number).sum(0))
-    heads = [f"{arms} arms", *[f"{left}" for _, _, left in prunings]]
-
-    def heat(value: int, most: int) -> str:
-        share = 0.6 * value / most if most else 0.0
-        return f'<td class="heat" style="--v:{share:.2f}">{value}</td>'
-
+    # (words, edges of the column at most) of each column.
+    rounds = [(f"{arms} arms", edges), *((str(left), edges) for _, _, left in prunings)]
     order = sorted(range(arms), key=lambda arm: (-int(alive[-1][arm]), arm))
-    rows = "".join(
-        f"<tr><th>{show(start.operations[arm])}</th>"
-        + "".join(heat(int(step[arm]), edges) for step in alive)
-        + "</tr>"
-        for arm in order
-    )
-    head = "".join(f"<th>{name}</th>" for name in heads)
-    first = (
-        f'<div class="scroll"><table><thead><tr><th class="text">operation</th>{head}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>"
-    )
+
+    def rows(columns: Sequence[np.ndarray[Any, Any]]) -> list[tuple[str, list[int]]]:
+        return [(start.operations[arm], [int(step[arm]) for step in columns]) for arm in order]
+
     cells = _cells(start)
     kept = history.life == history.ALIVE
-    by_cell = {cell: kept[cell_rows].sum(0) for cell, cell_rows in cells.items()}
-    rows = "".join(
-        f"<tr><th>{show(start.operations[arm])}</th>"
-        + "".join(heat(int(found[arm]), len(cells[cell])) for cell, found in by_cell.items())
-        + "</tr>"
-        for arm in order
-    )
-    head = "".join(f"<th>{show(cell)}</th>" for cell in cells)
-    second = (
-        f'<div class="scroll"><table><thead><tr><th class="text">operation</th>{head}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>"
-    )
+    by_cell = [kept[cell_rows].sum(0) for cell_rows in cells.values()]
+    sizes = [(cell, len(cell_rows)) for cell, cell_rows in cells.items()]
+    tables = [
+        ("By arms left on each edge", rounds, rows(alive)),
+        ("Now, by cell", sizes, rows(by_cell)),
+    ]
     left = prunings[-1][2] if prunings else arms
-    body = (
-        f"<p>Edges, of {edges}, on which an operation is still there; by chance each would keep "
-        f"{edges * left / arms:.1f} with {left} of {arms} arms left.</p>"
-        f'<div class="side"><div><h3>By arms left on each edge</h3>{first}</div>'
-        f"<div><h3>Now, by cell</h3>{second}</div></div>"
-    )
+    body = render("survival", edges=edges, left=left, arms=arms, tables=tables)
     return run_section(run, "survival", "Operations that survive", body, "bandit.jsonl")
 
 

@@ -6,11 +6,13 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-__all__ = ["BOLD", "REGULAR", "Axes", "hover", "number", "opening", "tick_labels", "ticks"]
+__all__ = ["BOLD", "END", "MIDDLE", "REGULAR", "Axes", "Drawing", "number", "tick_labels", "ticks"]
 
 # Widths to leave for a character of 11 px, regular and bold: those of a wide face, since the page
 # takes whatever sans-serif the reader's system has.
 REGULAR, BOLD = 6.6, 7.4
+# Where a text stands: centred on its place, or left of it and centred on its height.
+MIDDLE, END = 'text-anchor="middle"', 'dy=".35em" text-anchor="end"'
 
 
 def number(value: float) -> str:
@@ -54,7 +56,42 @@ def _spread(wanted: Sequence[float], gap: float, low: float, high: float) -> lis
     return placed
 
 
-class Axes:
+class Drawing:
+    """The elements of an ``<svg>``, one after the other; all text is escaped."""
+
+    def __init__(self) -> None:
+        self.parts: list[str] = []
+
+    def open(self, kind: str, width: float, height: float, title: str) -> None:
+        self.parts.append(
+            f'<svg class="{kind}" viewBox="0 0 {width} {height}" role="img" '
+            f'aria-label="{escape(title)}">'
+        )
+
+    def path(self, kind: str, d: str, more: str = "") -> None:
+        self.parts.append(f'<path class="{kind}"{more} d="{d}"/>')
+
+    def text(self, kind: str, x: str, y: str, text: str, how: str = "") -> None:
+        place = f'x="{x}" y="{y}" {how}'.rstrip()
+        self.parts.append(f'<text class="{kind}" {place}>{escape(text)}</text>')
+
+    def dot(self, style: str, x: str, y: str, radius: float, note: str = "") -> None:
+        dot = f'<circle class="dot {style}" cx="{x}" cy="{y}" r="{radius:g}"'
+        inner = f"><title>{escape(note)}</title></circle>" if note else "/>"
+        self.parts.append(dot + inner)
+
+    def hover(self, x: str, y: float, width: str, height: str, note: str) -> None:
+        """A tooltip over a rectangle."""
+        self.parts.append(
+            f'<rect class="hover" x="{x}" y="{y}" width="{width}" height="{height}">'
+            f"<title>{escape(note)}</title></rect>"
+        )
+
+    def svg(self) -> str:
+        return "\n".join([*self.parts, "</svg>"])
+
+
+class Axes(Drawing):
     """The frame of a chart: from values to pixels, and what stands around the drawing.
 
     ``parts`` begins with the grid and the y axis; a chart adds its own x axis and what it draws.
@@ -82,7 +119,7 @@ class Axes:
         self._ticks = list(zip(values, tick_labels(values), strict=True))
         self.left = 30 + max((len(text) for _, text in self._ticks), default=1) * REGULAR
         self.right, self.bottom = right, bottom
-        self.parts: list[str] = []
+        super().__init__()
 
     @property
     def inner(self) -> float:
@@ -96,22 +133,11 @@ class Axes:
         return self.top + (self.high - value) / (self.high - self.low) * (self.floor - self.top)
 
     def begin(self) -> None:
-        self.parts.append(opening("chart", self.width, self.height, self.title))
+        self.open("chart", self.width, self.height, self.title)
         for value, text in self._ticks:
             y, x = number(self.y(value)), number(self.left - 6)
             self.path("gridline", f"M{number(self.left)} {y}H{number(self.left + self.inner)}")
-            self.text("tick", x, y, text, 'dy=".35em" text-anchor="end"')
-
-    def path(self, kind: str, d: str) -> None:
-        self.parts.append(f'<path class="{kind}" d="{d}"/>')
-
-    def text(self, kind: str, x: str, y: str, text: str, how: str) -> None:
-        self.parts.append(f'<text class="{kind}" x="{x}" y="{y}" {how}>{escape(text)}</text>')
-
-    def dot(self, style: str, x: str, y: str, radius: float, note: str = "") -> None:
-        dot = f'<circle class="dot {style}" cx="{x}" cy="{y}" r="{radius:g}"'
-        inner = f"><title>{escape(note)}</title></circle>" if note else "/>"
-        self.parts.append(dot + inner)
+            self.text("tick", x, y, text, END)
 
     def base(self) -> None:
         """The line of the x axis."""
@@ -119,28 +145,9 @@ class Axes:
 
     def name(self, x_label: str, y_label: str) -> None:
         x, y = number(self.left + self.inner / 2), number((self.top + self.floor) / 2)
-        middle = 'text-anchor="middle"'
-        self.text("label", x, str(self.height - 6), x_label, middle)
-        self.text("label", "12", y, y_label, f'{middle} transform="rotate(-90 12 {y})"')
+        self.text("label", x, str(self.height - 6), x_label, MIDDLE)
+        self.text("label", "12", y, y_label, f'{MIDDLE} transform="rotate(-90 12 {y})"')
 
     def spread(self, wanted: Sequence[float]) -> list[float]:
         """Heights of the names at the right, moved apart where they would lie on each other."""
         return _spread(wanted, 15, self.top + 6, self.floor - 2)
-
-    def svg(self) -> str:
-        return "\n".join([*self.parts, "</svg>"])
-
-
-def opening(kind: str, width: float, height: float, title: str) -> str:
-    return (
-        f'<svg class="{kind}" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{escape(title)}">'
-    )
-
-
-def hover(x: str, y: float, width: str, height: str, note: str) -> str:
-    """A tooltip over a rectangle."""
-    return (
-        f'<rect class="hover" x="{x}" y="{y}" width="{width}" height="{height}">'
-        f"<title>{escape(note)}</title></rect>"
-    )

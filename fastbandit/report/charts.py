@@ -9,11 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
 
-from fastbandit.report.axes import BOLD, REGULAR, Axes, hover, number, opening, tick_labels, ticks
+from fastbandit.report.axes import (
+    BOLD,
+    END,
+    MIDDLE,
+    REGULAR,
+    Axes,
+    Drawing,
+    number,
+    tick_labels,
+    ticks,
+)
 
 __all__ = [
     "STYLES",
@@ -164,7 +173,7 @@ def line_chart(
     if x_ticks is None:
         whole = [x for x in ticks(x_low, x_high, max(2, int(axes.inner // 90))) if x % 1 == 0]
         x_ticks = [(value, f"{value:.0f}") for value in whole]
-    top, floor, middle = axes.top, number(axes.floor), 'text-anchor="middle"'
+    top, floor = axes.top, number(axes.floor)
     taken = -math.inf
     for value, text in x_ticks:
         x, half = number(at_x(value)), len(text) * REGULAR / 2
@@ -172,7 +181,7 @@ def line_chart(
         if at_x(value) - half < taken:
             continue
         taken = at_x(value) + half + 6
-        axes.text("tick", x, number(axes.floor + 18), text, middle)
+        axes.text("tick", x, number(axes.floor + 18), text, MIDDLE)
     axes.base()
     taken = -math.inf
     for value, text in sorted(events):
@@ -181,7 +190,7 @@ def line_chart(
         # Moved to the right where it would lie on the one before it.
         middle_x = max(line_x, taken + half)
         taken = middle_x + half + 5
-        axes.text("tick", number(middle_x), f"{top - 10}", text, middle)
+        axes.text("tick", number(middle_x), f"{top - 10}", text, MIDDLE)
     axes.name(x_label, y_label)
     ends = [_draw_line(axes, line, at_x) for line in series]
     placed = axes.spread([y for _, y in ends])
@@ -195,7 +204,8 @@ def line_chart(
         axes.text(f"name {line.style}", text_x, text_y, _end_label(line), 'dy=".35em"')
     half = max(axes.inner / (x_high - x_low) / 2, 1.5)
     size = number(2 * half), number(axes.floor - top)
-    axes.parts += [hover(number(at_x(x) - half), top, *size, text) for x, text in notes]
+    for x_value, text in notes:
+        axes.hover(number(at_x(x_value) - half), top, *size, text)
     return axes.svg()
 
 
@@ -265,44 +275,32 @@ def bar_chart(
     def at(value: float) -> float:
         return left + (min(max(value, low), high) - low) / (high - low) * inner
 
-    parts = [opening("chart", width, height, title)]
+    chart = Drawing()
+    chart.open("chart", width, height, title)
     values = ticks(low, high)
     for value, text in zip(values, tick_labels(values), strict=True):
         x = number(at(value))
-        parts.append(f'<path class="gridline" d="M{x} {top}V{floor}"/>')
-        parts.append(
-            f'<text class="tick" x="{x}" y="{floor + 16}" text-anchor="middle">{text}</text>'
-        )
+        chart.path("gridline", f"M{x} {top}V{floor}")
+        chart.text("tick", x, f"{floor + 16}", text, MIDDLE)
     for position, bar in enumerate(bars):
         y = top + position * bar_height
         middle = y + bar_height / 2
-        parts.append(
-            f'<text class="tick" x="{number(left - 7)}" y="{number(middle)}" dy=".35em" '
-            f'text-anchor="end">{escape(bar.label)}</text>'
-        )
-        parts.append(
+        chart.text("tick", number(left - 7), number(middle), bar.label, END)
+        chart.parts.append(
             f'<rect class="bar {bar.style}" x="{number(left)}" y="{y + 4}" '
             f'width="{number(at(bar.value) - left)}" height="{bar_height - 8}"/>'
         )
         end = at(bar.value)
         if bar.low is not None and bar.high is not None:
             start, end = at(bar.low), max(end, at(bar.high))
-            parts.append(
-                f'<path class="interval" d="M{number(start)} {number(middle)}H{number(end)}'
-                f'm0 -4v8M{number(start)} {number(middle - 4)}v8"/>'
-            )
-        parts.append(
-            f'<text class="name" x="{number(end + 8)}" y="{number(middle)}" dy=".35em">'
-            f"{escape(bar.text)}</text>"
-        )
+            line = f"M{number(start)} {number(middle)}H{number(end)}m0 -4v8"
+            chart.path("interval", f"{line}M{number(start)} {number(middle - 4)}v8")
+        chart.text("name", number(end + 8), number(middle), bar.text, 'dy=".35em"')
         if bar.note:
-            parts.append(hover("0", y, f"{width}", f"{bar_height}", bar.note))
-    parts.append(f'<path class="axis" d="M{number(left)} {top}V{floor}h{number(inner)}"/>')
-    parts.append(
-        f'<text class="label" x="{number(left + inner / 2)}" y="{height - 8}" '
-        f'text-anchor="middle">{escape(x_label)}</text></svg>'
-    )
-    return "\n".join(parts)
+            chart.hover("0", y, f"{width}", f"{bar_height}", bar.note)
+    chart.path("axis", f"M{number(left)} {top}V{floor}h{number(inner)}")
+    chart.text("label", number(left + inner / 2), f"{height - 8}", x_label, MIDDLE)
+    return chart.svg()
 
 
 def _runs(level: Sequence[int]) -> list[tuple[int, int, int]]:
@@ -342,10 +340,9 @@ def arm_lanes(
     body = lane_height * len(lanes)
     height = top + body + bottom
     scale = inner / max(samples, 1)
-    parts = [
-        opening("lanes", width, height, title),
-        f'<text class="title" x="{number(left)}" y="13">{escape(title)}</text>',
-    ]
+    chart = Drawing()
+    chart.open("lanes", width, height, title)
+    chart.text("title", number(left), "13", title)
     by_class: dict[str, list[str]] = {}
     chosen: list[str] = []
     crosses: list[str] = []
@@ -359,35 +356,27 @@ def arm_lanes(
             corner_x = left + len(lane.level) * scale + 2
             crosses.append(f"M{number(corner_x)} {number(top + middle - 2.5)}l5 5m0-5l-5 5")
     # One user unit is one sample in x and one pixel in y, so paths need whole numbers only.
-    parts.append(f'<g transform="translate({number(left)} {top}) scale({scale:.5f} 1)">')
-    parts += [
-        f'<path class="lane {name}" stroke-width="{lane_height - 2}" d="{"".join(path)}"/>'
-        for name, path in sorted(by_class.items())
-    ]
-    parts.append(f'<path class="chosen" d="{"".join(chosen)}"/></g>')
+    chart.parts.append(f'<g transform="translate({number(left)} {top}) scale({scale:.5f} 1)">')
+    for name, lives in sorted(by_class.items()):
+        chart.path(f"lane {name}", "".join(lives), f' stroke-width="{lane_height - 2}"')
+    chart.path("chosen", "".join(chosen))
+    chart.parts.append("</g>")
     for event in events:
-        x = number(left + event * scale)
-        parts.append(f'<path class="event" d="M{x} {top - 2}v{body + 4}"/>')
+        chart.path("event", f"M{number(left + event * scale)} {top - 2}v{body + 4}")
     if crosses:
-        parts.append(f'<path class="cross" d="{"".join(crosses)}"/>')
+        chart.path("cross", "".join(crosses))
     for position, lane in enumerate(lanes):
         y = top + position * lane_height
         kind = "name kept" if lane.survives else "name gone"
-        parts.append(
-            f'<text class="{kind}" x="{number(left - 5)}" y="{y + lane_height / 2:g}" dy=".35em" '
-            f'text-anchor="end">{escape(lane.name)}</text>'
-        )
-        parts.append(hover("0", y, f"{width}", f"{lane_height}", lane.note))
+        chart.text(kind, number(left - 5), f"{y + lane_height / 2:g}", lane.name, END)
+        chart.hover("0", y, f"{width}", f"{lane_height}", lane.note)
     floor = top + body
-    parts.append(f'<path class="axis" d="M{number(left)} {floor + 2}h{number(inner)}"/>')
+    chart.path("axis", f"M{number(left)} {floor + 2}h{number(inner)}")
     for tick in (x for x in ticks(0, samples, 6) if x % 1 == 0):
         x = number(left + tick * scale)
-        parts.append(f'<path class="axis" d="M{x} {floor + 2}v4"/>')
-        parts.append(
-            f'<text class="tick" x="{x}" y="{floor + 17}" text-anchor="middle">{tick:.0f}</text>'
-        )
-    parts.append("</svg>")
-    return "\n".join(parts)
+        chart.path("axis", f"M{x} {floor + 2}v4")
+        chart.text("tick", x, f"{floor + 17}", f"{tick:.0f}", MIDDLE)
+    return chart.svg()
 
 
 @dataclass(frozen=True)
@@ -457,7 +446,7 @@ def whisker_chart(
     for place, text in enumerate(labels):
         x, y = number(axes.left + (place + 0.5) * step), number(axes.floor + 18)
         how = f'text-anchor="end" transform="rotate(-30 {x} {y})"' if turned else ""
-        axes.text("tick", x, y, text, how or 'text-anchor="middle"')
+        axes.text("tick", x, y, text, how or MIDDLE)
     axes.name(x_label, y_label)
     # Names at the right: (y wanted, class, text).
     names: list[tuple[float, str, str]] = []

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
-from fastbandit.report.html import get, header, show, warning
+from fastbandit.report.html import as_text, get, header, render
 from fastbandit.report.matching import Collection
 from fastbandit.report.reading import Folder
 from fastbandit.report.search import Run, split_size
@@ -24,40 +23,34 @@ def name_of(run: Folder) -> str:
 
 def search_header(run: Run) -> str:
     name = get(run.summary, "name") or run.config.get("name") or run.folder.name
-    facts = []
-    identity = get(run.summary, "run_id")
-    if identity is not None:
-        facts.append(f"run <b>{show(identity)}</b>")
-    date = get(run.environment, "date")
-    if date is not None:
-        facts.append(f"started <b>{show(date)}</b>")
     data = get(run.summary, "data", "name") or get(run.split, "data") or run.config.get("data")
-    if data is not None:
-        sizes = [
-            f"{show(size)} {part}"
-            for part in ("weights", "validation", "test")
-            if (size := split_size(run, part)) is not None
-        ]
-        facts.append(f"data <b>{show(data)}</b>{' (' + ', '.join(sizes) + ')' if sizes else ''}")
-    space = run.start.space if run.start else run.config.get("space")
-    if space is not None:
-        facts.append(f"space <b>{show(space)}</b>")
+    sizes = [
+        f"{as_text(size)} {part}"
+        for part in ("weights", "validation", "test")
+        if (size := split_size(run, part)) is not None
+    ]
     digest = get(run.summary, "genotype_hash")
-    if digest is not None:
-        facts.append(f"genotype <b>{show(str(digest)[:12])}</b>")
-    notes = ""
-    if not run.finished:
-        samples = f"{len(run.samples)} of {run.planned} samples so far"
-        notes = _unfinished(f"This run is not finished: {samples}", "its", "it")
+    # Words, the value, and more about it.
+    facts = (
+        ("run", get(run.summary, "run_id"), ""),
+        ("started", get(run.environment, "date"), ""),
+        ("data", data, ", ".join(sizes)),
+        ("space", run.start.space if run.start else run.config.get("space"), ""),
+        ("genotype", None if digest is None else str(digest)[:12], ""),
+    )
+    facts_html = render(
+        "header_search",
+        facts=[fact for fact in facts if fact[1] is not None],
+        adversary=_training_threat(run),
+        provenance=_provenance(run),
+    )
+    samples = f"{len(run.samples)} of {run.planned} samples so far"
+    state = "" if run.finished else f"This run is not finished: {samples}"
     return header(
         name,
-        [
-            f'<p class="meta">{" · ".join(facts)}</p>',
-            f'<p class="meta">adversary in training: <b>{_training_threat(run)}</b></p>',
-            f'<p class="provenance">{_provenance(run)}</p>',
-        ],
+        [facts_html],
         status="finished" if run.finished else "unfinished",
-        notes=notes + _unread(run.notes),
+        notes=_notes(state, "its", "it", run.notes),
         source="summary.json, config.yaml, env.json, split.json",
     )
 
@@ -70,47 +63,31 @@ def joint_header(found: Collection, title: str) -> str:
         (len(found.evaluations), "evaluation", "evaluations"),
     )
     kinds = [f"<b>{n}</b> {one if n == 1 else many}" for n, one, many in counted if n]
-    notes = ""
-    if unfinished:
-        names = ", ".join(f"{run.key} ({run.label})" for run in unfinished)
-        notes = _unfinished(f"Not finished: {show(names)}", "their", "a run")
+    names = ", ".join(f"{run.key} ({run.label})" for run in unfinished)
     unread = list(found.notes)
     unread += [f"{run.key} ({run.label}): {note}" for run in found.runs for note in run.notes]
     return header(
         title,
         [f'<p class="meta">{" · ".join(kinds)}</p>'],
         status="unfinished" if unfinished else "finished",
-        notes=notes + _unread(unread),
+        notes=_notes(f"Not finished: {names}" if unfinished else "", "their", "a run", unread),
         source="the folders listed under Runs",
     )
 
 
-def _unfinished(what: str, whose: str, run: str) -> str:
-    return warning(
-        f"{what}. What follows is the state {whose} files show; the same command goes on with "
-        f"{run}."
-    )
-
-
-def _unread(notes: Sequence[str]) -> str:
-    """What could not be read, as a box; nothing where all could."""
-    if not notes:
-        return ""
-    items = "".join(f"<li>{escape(note)}</li>" for note in notes[:_MOST_NOTES])
-    if len(notes) > _MOST_NOTES:
-        items += f"<li>and {len(notes) - _MOST_NOTES} more</li>"
-    return warning(f"Not everything could be read:<ul>{items}</ul>")
+def _notes(state: str, whose: str, run: str, notes: Sequence[str]) -> str:
+    return render("notes", state=state, whose=whose, run=run, notes=notes, most=_MOST_NOTES)
 
 
 def _describe_threat(value: Mapping[str, Any]) -> str:
-    """A threat model in words, escaped; the bare settings where they make no valid one."""
+    """A threat model in words; the bare settings where they make no valid one."""
     known = {name: value[name] for name in ThreatModel.__dataclass_fields__ if name in value}
     if not known:
         return "not recorded"
     try:
-        return escape(ThreatModel(**known).describe())
+        return ThreatModel(**known).describe()
     except (TypeError, ValueError):
-        return ", ".join(f"{show(name)} {show(entry)}" for name, entry in value.items())
+        return ", ".join(f"{as_text(name)} {as_text(entry)}" for name, entry in value.items())
 
 
 def _training_threat(run: Run) -> str:
@@ -137,27 +114,27 @@ def _provenance(run: Run) -> str:
     for key in ("final", "test"):
         found = get(run.summary, key)
         if isinstance(found, Mapping) and found.get("n") is not None:
-            parts.append(f"n = {show(found['n'])} ({show(found.get('split', key))})")
+            parts.append(f"n = {as_text(found['n'])} ({as_text(found.get('split', key))})")
     if not parts and (size := split_size(run, "validation")) is not None:
         parts.append(f"n = {size:,} (validation)")
     if run.config.get("seed") is not None:
-        parts.append(f"seed {show(run.config['seed'])}")
+        parts.append(f"seed {as_text(run.config['seed'])}")
     measured = get(run.summary, "test", "attack") or get(run.summary, "final", "attack")
-    attack = f"measured with {show(measured)}" if measured else _reward_attack(run)
+    attack = f"measured with {as_text(measured)}" if measured else _reward_attack(run)
     parts.append(attack)
     norm = {"linf": "L-infinity"}.get(str(_norm(run)), str(_norm(run)))
-    parts.append(f"norm {escape(norm)}")
+    parts.append(f"norm {norm}")
     epsilon = get(run.summary, "threat", "epsilon") or get(run.config, "attack", "epsilon")
     if epsilon is not None:
-        parts.append(f"epsilon {show(epsilon)}")
+        parts.append(f"epsilon {as_text(epsilon)}")
     dtype = get(run.summary, "dtype") or run.config.get("dtype") or "float32"
-    parts.append(f"dtype {show(dtype)}")
+    parts.append(f"dtype {as_text(dtype)}")
     bn_mode = get(run.summary, "threat", "bn_mode") or get(run.config, "attack", "bn_mode")
     if bn_mode is not None:
-        parts.append(f"bn_mode {show(bn_mode)} in training, eval when measured")
+        parts.append(f"bn_mode {as_text(bn_mode)} in training, eval when measured")
     selection = get(run.summary, "selection")
     parts.append(
-        f"selection: {show(selection)}"
+        f"selection: {as_text(selection)}"
         if selection is not None
         else "selection: the arm that is left on every edge"
     )
@@ -166,5 +143,5 @@ def _provenance(run: Run) -> str:
 
 def _reward_attack(run: Run) -> str:
     steps = get(run.config, "attack", "steps")
-    words = f", {show(steps)} step(s)" if steps is not None else ""
+    words = f", {as_text(steps)} step(s)" if steps is not None else ""
     return f"attack of the reward: the training step's{words}, batch norm in eval mode"

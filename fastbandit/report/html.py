@@ -1,13 +1,21 @@
-"""Pieces of HTML: values as escaped text, tables, tiles, sections and intervals."""
+"""From values to HTML: templates with every value escaped, and the words for values of files.
+
+Templates are for what is written with them, and take any value. The functions that make a piece
+(a table, a section) take HTML, of which a page is joined.
+"""
 
 from __future__ import annotations
 
 import datetime
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from html import escape
 from importlib import resources
 from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from fastbandit._intervals import wilson
 
@@ -15,6 +23,7 @@ if TYPE_CHECKING:
     from fastbandit.report.reading import Folder
 
 __all__ = [
+    "as_text",
     "document",
     "duration",
     "empty",
@@ -25,6 +34,7 @@ __all__ = [
     "interval",
     "pairs",
     "percent",
+    "render",
     "run_section",
     "section",
     "show",
@@ -36,17 +46,20 @@ __all__ = [
 # --- text -----------------------------------------------------------------------------------
 
 
-def show(value: Any) -> str:
-    """A value from a file as escaped text."""
+def as_text(value: Any) -> str:
+    """A value from a file as text."""
     if value is None:
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return escape(f"{value:.6g}")
-    if isinstance(value, int):
-        return f"{value:,}"
-    return escape(str(value))
+        return f"{value:.6g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def show(value: Any) -> str:
+    """The same, escaped."""
+    return escape(as_text(value))
 
 
 def get(value: Mapping[str, Any] | None, *path: str) -> Any:
@@ -82,20 +95,40 @@ def percent(value: float) -> str:
     return f"{100 * value:.2f} %"
 
 
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("fastbandit.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: value if isinstance(value, str) else as_text(value),
+    )
+    environment.globals.update(percent=percent, interval=interval, duration=duration)
+    return environment
+
+
+def render(template: str, **values: Any) -> Markup:
+    """A template filled in: values that are not ``Markup`` as :func:`as_text` says, escaped."""
+    return Markup(_environment().get_template(f"{template}.html").render(values))
+
+
+def _part(name: str, *values: Any) -> str:
+    """A piece of parts.html. Plain text, since its callers join it with HTML of their own."""
+    module: Any = _environment().get_template("parts.html").module
+    return str(getattr(module, name)(*values))
+
+
 def header(
     title: str, lines: Sequence[str], *, status: str = "", notes: str = "", source: str = ""
 ) -> str:
     """What a page begins with: its title and state, lines below it, notes and the source."""
-    state = f' <span class="status {status}">{status}</span>' if status else ""
-    parts = [f"<h1>{show(title)}{state}</h1>", *lines]
-    if source:
-        parts += [notes, f'<p class="source">from {escape(source)}</p>']
-    return "<header>" + "\n".join(parts) + "</header>"
+    return _part("header", title, list(map(Markup, lines)), status, Markup(notes), source)
 
 
 def section(name: str, title: str, body: str, source: str = "") -> str:
-    named = f'\n<p class="source">from {escape(source)}</p>' if source else ""
-    return f'<section id="{name}"><h2>{escape(title)}</h2>\n{body}{named}</section>'
+    return _part("section", name, title, Markup(body), source)
 
 
 def run_section(run: Folder, name: str, title: str, body: str, source: str) -> str:
@@ -106,18 +139,17 @@ def run_section(run: Folder, name: str, title: str, body: str, source: str) -> s
 
 
 def warning(body: str) -> str:
-    return f'<div class="warning">{body}</div>'
+    return _part("warning", Markup(body))
 
 
-def empty(words: str) -> str:
+def empty(text: str) -> str:
     """What stands where there is nothing to show."""
-    return f'<p class="empty">{words}</p>'
+    return _part("empty", Markup(text))
 
 
 def folded(summary: str, body: str, *, opened: bool = False) -> str:
     """What is shown when its summary is clicked; ``opened``: from the beginning."""
-    state = " open" if opened else ""
-    return f"<details{state}><summary>{summary}</summary>{body}</details>"
+    return _part("folded", Markup(summary), Markup(body), opened)
 
 
 def table(
@@ -128,20 +160,8 @@ def table(
     style: str = "",
 ) -> str:
     """A table of cells that are HTML already; columns in ``text`` are aligned to the left."""
-
-    def kind(column: int) -> str:
-        return ' class="text"' if column in text else ""
-
-    head = "".join(f"<th{kind(i)}>{name}</th>" for i, name in enumerate(heads))
-    body = "\n".join(
-        "<tr>" + "".join(f"<td{kind(i)}>{cell}</td>" for i, cell in enumerate(row)) + "</tr>"
-        for row in rows
-    )
-    opening = f'<table class="{style}">' if style else "<table>"
-    return (
-        f'<div class="scroll">{opening}<thead><tr>{head}</tr></thead>\n'
-        f"<tbody>{body}</tbody></table></div>"
-    )
+    cells = [list(map(Markup, row)) for row in rows]
+    return _part("table", list(map(Markup, heads)), cells, text, style)
 
 
 def pairs(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -154,8 +174,7 @@ def pairs(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def tile(name: str, value: str, more: str = "") -> str:
-    extra = f'<dd class="more">{more}</dd>' if more else ""
-    return f'<div class="tile"><dt>{name}</dt><dd>{value}</dd>{extra}</div>'
+    return _part("tile", Markup(name), Markup(value), Markup(more))
 
 
 def interval(value: float, n: int | None) -> str:
@@ -163,12 +182,6 @@ def interval(value: float, n: int | None) -> str:
         return "n not recorded"
     low, high = wilson(value * n, n)
     return f"{100 * low:.2f} to {100 * high:.2f} %"
-
-
-_FOOTER = """<footer><p class="source">this page was made on {made} from the files of the
-run folder; equation numbers are those of Zhang, Xu et al., “Binary Neural Networks”, section 4.2
-(Chen et al., “Anti-Bandit Neural Architecture Search for Model Defense”, ECCV 2020)</p></footer>
-"""
 
 
 def document(
@@ -186,27 +199,14 @@ def document(
     """
     style = resources.files("fastbandit").joinpath("_data/report.css").read_text(encoding="utf-8")
     made = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    anchors = "\n".join(f'<a href="#{name}">{show(text)}</a>' for name, text in links)
-    nav = f"<nav>{anchors}</nav>\n" if links else ""
-    footer = _FOOTER.format(made=made) if dated else ""
-    policy = "default-src 'none'; style-src 'unsafe-inline'"
-    if pictures:
-        policy += "; img-src data:"
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{show(title)}</title>
-<style>
-{style}</style>
-</head>
-<body>
-{header}
-{nav}<main>
-{sections}
-</main>
-{footer}</body>
-</html>
-"""
+    page = render(
+        "page",
+        title=as_text(title),
+        style=Markup(style),
+        header=Markup(header),
+        links=links,
+        sections=Markup(sections),
+        pictures=pictures,
+        made=made if dated else "",
+    )
+    return f"{page}\n"

@@ -4,20 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
-from fastbandit.report.html import (
-    duration,
-    finite,
-    get,
-    interval,
-    percent,
-    run_section,
-    show,
-    table,
-    tile,
-)
+from fastbandit.report.html import finite, get, render, run_section
 from fastbandit.report.reading import read_optional
 from fastbandit.report.search import Run
 from fastbandit.search.networks import FOLDER, FOUND, REFERENCE, network_name, network_row
@@ -101,48 +90,14 @@ def networks(run: Run) -> str:
     rows = trained_networks(run)
     if not rows:
         return ""
-    chance = finite(get(run.summary, "chance"))
-    tiles = []
-    for one in rows:
-        size = "" if one.parameters is None else f", {one.parameters:,} parameters"
-        tiles.append(
-            tile(
-                f"{escape(network_name(one.name))}, robust",
-                percent(one.robust),
-                f"95 %: {interval(one.robust, one.n)}<br>clean {percent(one.clean)}{size}",
-            )
-        )
-    if chance is not None:
-        tiles.append(tile("chance", percent(chance), "always the most frequent class"))
-    heads = ["network", "parameters", "MACs", "clean", "robust", "n", "epochs", "time", "folder"]
-    lines = [
-        [
-            escape(network_name(one.name)),
-            show(one.parameters),
-            show(one.macs),
-            f'{percent(one.clean)}<br><span class="n">{interval(one.clean, one.n)}</span>',
-            f'{percent(one.robust)}<br><span class="n">{interval(one.robust, one.n)}</span>',
-            show(one.n),
-            show(one.epochs),
-            "not recorded" if one.seconds is None else duration(one.seconds),
-            show(one.folder),
-        ]
-        for one in rows
-    ]
-    attacks = dict.fromkeys(one.attack for one in rows if one.attack)
-    splits = dict.fromkeys(one.split for one in rows)
-    body = (
-        f'<dl class="tiles">{"".join(tiles)}</dl>'
-        "<p>Each network is trained from scratch, with the same short schedule, images and attack, "
-        f"and measured on {escape(', '.join(splits))} images. Intervals (95 %, Wilson) are for the "
-        "images alone. Each was trained once: another seed moves such a figure by a few points, so "
-        "a difference of a few points may be chance.</p>"
-        f"{table(heads, lines, text=(0, 8))}"
+    body = render(
+        "networks",
+        rows=rows,
+        chance=finite(get(run.summary, "chance")),
+        splits=dict.fromkeys(one.split for one in rows),
+        attacks=dict.fromkeys(one.attack for one in rows if one.attack),
+        finished=run.finished,
+        name=network_name,
     )
-    for attack in attacks:
-        body += f'<p class="meta">robust: {escape(attack)}</p>'
-    if not run.finished:
-        body += '<p class="meta">So far: the search is not finished.</p>'
-    title, name = "Trained from scratch", "networks"
     source = f"summary.json, {FOLDER}/"
-    return run_section(run, name, title, body, source)
+    return run_section(run, "networks", "Trained from scratch", body, source)

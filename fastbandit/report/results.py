@@ -11,7 +11,18 @@ from html import escape
 
 from fastbandit.report.cost import joint_cost
 from fastbandit.report.drawings import joint_cells
-from fastbandit.report.html import empty, folded, get, percent, section, show, table, tile, warning
+from fastbandit.report.html import (
+    empty,
+    folded,
+    get,
+    percent,
+    render,
+    section,
+    show,
+    table,
+    tile,
+    warning,
+)
 from fastbandit.report.matching import Collection, Model
 from fastbandit.report.reading import Folder
 from fastbandit.report.robustness import checks, examples_section, robustness
@@ -171,34 +182,19 @@ def _lineage(found: Collection) -> str:
             chain.append(("retraining", model.retraining))
         chain += [("evaluation", run) for run in model.evaluations]
         for kind, run in chain:
-            status = "finished" if run.finished else "unfinished"
-            seed = run.config.get("seed")
             parameters = get(run.summary, "parameters")
             if parameters is None:
                 parameters = get(run.summary, "model", "parameters")
-            data = data_words(run) or run.config.get("data")
-            lines.append(
-                [
-                    f"<b>{show(run.key)}</b>",
-                    kind,
-                    show(run.label),
-                    f'<span class="status {status}">{status}</span>',
-                    show((model.digest or "not recorded")[:12]),
-                    "" if parameters is None else show(parameters),
-                    "" if data is None else show(data),
-                    "" if seed is None else show(seed),
-                    show(str(get(run.environment, "date") or "")[:16].replace("T", " ")),
-                    show(get(run.summary, "run_id") or ""),
-                ]
+            more = (
+                (model.digest or "not recorded")[:12],
+                parameters,
+                data_words(run) or run.config.get("data"),
+                run.config.get("seed"),
+                str(get(run.environment, "date") or "")[:16].replace("T", " "),
+                get(run.summary, "run_id") or "",
             )
-    heads = ["key", "step", "folder", "status", "genotype", "parameters", "data", "seed",
-             "started", "run id"]  # fmt: skip
-    body = (
-        "<p>Each network from its search through its retraining to its evaluations: runs belong "
-        "together by the hash of the genotype, evaluations and retrainings also by run id and "
-        "folder. An evaluation of other weights stands by itself.</p>"
-        + table(heads, lines, text=(0, 1, 2, 3, 4, 6, 8, 9))
-    )
+            lines.append((run, kind, more))
+    body = render("runs", lines=lines)
     return section("runs", "Runs", body, with_results(found.runs, "config.yaml", "env.json"))
 
 

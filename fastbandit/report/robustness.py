@@ -9,7 +9,17 @@ import numpy as np
 
 from fastbandit.report.charts import STYLES, Bar, Series, bar_chart, line_chart
 from fastbandit.report.evaluation import EVALUATION, EXAMPLES, Evaluation, Examples, Result
-from fastbandit.report.html import empty, folded, get, percent, section, show, table
+from fastbandit.report.html import (
+    as_text,
+    empty,
+    folded,
+    get,
+    percent,
+    render,
+    section,
+    show,
+    table,
+)
 from fastbandit.report.matching import Collection, Model
 from fastbandit.report.png import data_uri
 from fastbandit.report.rows import (
@@ -367,35 +377,15 @@ def checks(found: Collection) -> str:
     if not runs:
         body = empty("No suspicion checks: an evaluation makes them.")
         return section("checks", "Suspicion checks", body, "no file")
-    body = (
-        "<p>Signs that a robust accuracy comes from a weak attack or a gradient that misleads it, "
-        "and not from a robust network.</p>"
-    )
+    found_checks = []
     for run in runs:
-        suspicion = get(run.summary, "suspicion")
-        verdict = get(suspicion, "verdict")
-        lines = []
-        listed = get(suspicion, "checks")
-        for entry in listed if isinstance(listed, list) else []:
-            if isinstance(entry, Mapping):
-                detail = show(entry.get("detail") or "")
-                lines.append(
-                    [
-                        show(entry.get("name")),
-                        _verdict(entry.get("verdict")),
-                        f'<span class="fold">{detail}</span>',
-                    ]
-                )
-        body += f"<h3>{show(run.key)}: {show(run.label)} {_verdict(verdict)}</h3>" + table(
-            ["check", "verdict", "detail"], lines, text=(0, 1, 2)
+        listed = get(run.summary, "suspicion", "checks")
+        entries = (
+            [one for one in listed if isinstance(one, Mapping)] if isinstance(listed, list) else []
         )
+        found_checks.append((run, get(run.summary, "suspicion", "verdict"), entries))
+    body = render("checks", runs=found_checks)
     return section("checks", "Suspicion checks", body, sources(runs, EVALUATION))
-
-
-def _verdict(value: Any) -> str:
-    kind = str(value) if value in ("ok", "suspicious") else "other"
-    mark = {"ok": "✓ ", "suspicious": "⚠ "}.get(kind, "")
-    return f'<span class="verdict {kind}">{mark}{show(value)}</span>'
 
 
 # --- examples -------------------------------------------------------------------------------
@@ -424,52 +414,44 @@ def examples_section(found: Collection) -> str:
     if not runs:
         body = empty("No adversarial examples: an evaluation keeps some.")
         return section("examples", "Adversarial examples", body, "no file")
-    body = (
-        "<p>Each image, the same image after the attack, and the difference: grey is none, and "
-        "black and white are the largest change of that image, which is written below it. "
-        "Prediction before and after; classes are numbers from 0.</p>"
-    )
+    shown = []
     for run in runs:
         examples = run.examples
         assert examples is not None
-        count = _shown(examples)
+        count, total = _shown(examples), len(examples.label)
         names = get(run.summary, "data", "class_names")
-        cards = "".join(
-            _card(examples, i, names if isinstance(names, list) else None) for i in range(count)
-        )
-        total = len(examples.label)
+        known = names if isinstance(names, list) else None
         note = f", the first {count} of {total:,}" if count < total else ""
-        if examples.clean.shape[1] not in (1, 3):
-            note += f"; the mean of their {examples.clean.shape[1]} channels"
-        body += (
-            f'<h3>{show(run.key)}: {show(run.label)}{note}</h3><div class="examples">{cards}</div>'
-        )
+        channels, height, width = examples.clean.shape[1:]
+        if channels not in (1, 3):
+            note += f"; the mean of their {channels} channels"
+        cards = [_card(examples, i, known) for i in range(count)]
+        shown.append((run, note, str(width), str(height), cards))
+    body = render("examples", runs=shown)
     return section("examples", "Adversarial examples", body, sources(runs, EXAMPLES))
 
 
-def _card(examples: Examples, i: int, names: list[Any] | None) -> str:
+def _card(examples: Examples, i: int, names: list[Any] | None) -> dict[str, Any]:
     difference = examples.difference[i]
     most = float(np.abs(difference).max())
     scaled = np.rint(127.5 + 127.5 * difference / most) if most else np.full_like(difference, 128)
-    pictures = [examples.clean[i], examples.adversarial[i], scaled.astype(np.uint8)]
-    height, width = examples.clean.shape[2:]
-    identity = examples.identity[i]
+    pictures = {
+        "clean": examples.clean[i],
+        "adversarial": examples.adversarial[i],
+        "difference": scaled.astype(np.uint8),
+    }
 
     def name(value: int) -> str:
         if names is not None and 0 <= value < len(names):
-            return f"{show(names[value])} ({value})"
+            return f"{as_text(names[value])} ({value})"
         return "not finite" if value == -1 else str(value)
 
-    images = "".join(
-        f'<img src="{data_uri(_picture(picture))}" width="{width}" height="{height}" '
-        f'alt="{kind} image {identity}">'
-        for kind, picture in zip(("clean", "adversarial", "difference"), pictures, strict=True)
-    )
-    before, after, label = examples.before[i], examples.after[i], examples.label[i]
-    fell = "fell" if after != label else "stood"
-    return (
-        f'<figure class="example"><div>{images}</div><figcaption>image {identity}, class '
-        f'{name(label)}<br><span class="{fell}">{name(before)} → {name(after)}</span><br>'
-        f'<span class="n">largest change {most:.4f} = {255 * most:.2f}/255</span>'
-        "</figcaption></figure>"
-    )
+    return {
+        "image": str(examples.identity[i]),
+        "pictures": {kind: data_uri(_picture(pixels)) for kind, pixels in pictures.items()},
+        "label": name(examples.label[i]),
+        "before": name(examples.before[i]),
+        "after": name(examples.after[i]),
+        "stood": examples.after[i] == examples.label[i],
+        "most": most,
+    }

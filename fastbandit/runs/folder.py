@@ -283,7 +283,8 @@ class RunFolder:
                 raise RunError(f"{self.path}: another process is writing this run") from None
             self._lock = windows
             return
-        # Not filelock's: it says of a file system without locks that another process holds it.
+        # Not filelock's: older versions say of a file system without locks that another process
+        # holds it (docs/decisions.md#folder-lock).
         import fcntl
 
         lock = open(self.path / ".lock", "a")  # noqa: SIM115 - held as long as the run

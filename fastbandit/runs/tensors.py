@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
 from fastbandit._files import MEGABYTE, canonical_json, parse_json, write_atomic
@@ -40,28 +40,79 @@ _VERSION = 2
 _LARGEST_HEADER = 32 * MEGABYTE  # bytes; ours have a few hundred thousand
 
 
-def _digest(tensors: dict[str, Tensor], header: dict[str, Any] | None) -> int:
+# The names of the format, in the order in which the library puts tensors into a file.
+_NAMES = {
+    torch.int64: "I64",
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+def _bytes_of(tensors: dict[str, Tensor]) -> dict[str, memoryview]:
+    """The bytes of each tensor, dense and on the CPU."""
+    return {
+        name: tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        for name, tensor in tensors.items()
+    }
+
+
+def _digest(
+    tensors: dict[str, Tensor], data: dict[str, memoryview], header: dict[str, Any] | None
+) -> int:
     """CRC-32 over all that a file says: safetensors itself does not notice a flipped bit."""
     crc = 0
     if header is not None:
         kinds = {name: [str(t.dtype), list(t.shape)] for name, t in tensors.items()}
         crc = zlib.crc32(canonical_json([header, kinds]).encode())
     for name in sorted(tensors):
-        crc = zlib.crc32(name.encode(), crc)
-        flat = tensors[name].detach().cpu().contiguous().reshape(-1)
-        crc = zlib.crc32(flat.view(torch.uint8).numpy().data, crc)
+        crc = zlib.crc32(data[name], zlib.crc32(name.encode(), crc))
     return crc
+
+
+def _safetensors(
+    tensors: dict[str, Tensor], data: dict[str, memoryview], metadata: dict[str, str]
+) -> bytes:
+    """The file that the library would write, byte for byte.
+
+    The library takes a tenth of a millisecond for each tensor, and a supernet has thousands, which
+    are saved after every epoch.
+    """
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _NAMES:
+            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in _NAMES)
+            raise TypeError(f"{name}: expected a tensor of {known}, got {tensor.dtype}")
+    order = {dtype: place for place, dtype in enumerate(_NAMES)}
+    header: dict[str, Any] = {"__metadata__": metadata}
+    parts, end = [], 0
+    for name in sorted(tensors, key=lambda name: (order[tensors[name].dtype], name)):
+        begin, end = end, end + data[name].nbytes
+        header[name] = {
+            "dtype": _NAMES[tensors[name].dtype],
+            "shape": list(tensors[name].shape),
+            "data_offsets": [begin, end],
+        }
+        parts.append(data[name])
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, *parts])
 
 
 def save_tensors(
     path: Path, tensors: dict[str, Tensor], kind: str, metadata: dict[str, Any]
 ) -> None:
     """Write a safetensors file atomically; the same tensors and metadata give the same bytes."""
-    cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    data = _bytes_of(tensors)
     # As it will be read: keys are text, tuples are lists.
     header = json.loads(canonical_json({"kind": kind, "version": _VERSION, **metadata}))
-    header["crc32"] = _digest(cpu, header)
-    write_atomic(path, save(cpu, metadata={_METADATA_KEY: canonical_json(header)}))
+    header["crc32"] = _digest(tensors, data, header)
+    write_atomic(path, _safetensors(tensors, data, {_METADATA_KEY: canonical_json(header)}))
 
 
 def _read_safetensors(path: Path, limit: int | None) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -122,7 +173,7 @@ def load_tensors(
         )
     rest = {key: value for key, value in metadata.items() if key != "crc32"}
     # What a damaged byte makes of a file of version 2 has not the checksum of version 1.
-    if crc != _digest(tensors, None if found[1] == 1 else rest):
+    if crc != _digest(tensors, _bytes_of(tensors), None if found[1] == 1 else rest):
         what = "tensors" if found[1] == 1 else "tensors and metadata"
         raise CheckpointError(f"{path}: damaged: the checksum of its {what} does not match")
     return tensors, metadata
