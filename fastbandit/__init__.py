@@ -5,17 +5,30 @@ Importing the package loads no third-party module. The kernels are in :mod:`fast
 ``.evaluate``, ``.report``, ``.study``, ``.export`` and ``.info``.
 """
 
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from fastbandit._version import __version__
 
-__all__ = ["__version__", "build_info"]
+if TYPE_CHECKING:
+    from fastbandit.evaluate.once import evaluate
+    from fastbandit.info import build_info
+    from fastbandit.models import load
+
+__all__ = ["__version__", "build_info", "evaluate", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    # Not imported above: it loads torch.
+    # Not imported above: they load torch, or will.
     if name == "build_info":
         from fastbandit.info import build_info
 
         return build_info
+    if name == "load":
+        from fastbandit.models import load
+
+        return load
+    if name == "evaluate":
+        # The package of the command, which can be called: see its docstring.
+        return importlib.import_module("fastbandit.evaluate")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,12 +1,53 @@
-"""Means with intervals, and rank tests: what a comparison over seeds needs, without SciPy."""
+"""Statistics of a comparison over seeds: intervals, tests, components of variance.
+
+The rank tests and the quantiles of F are SciPy's (extra ``study``), loaded where they are needed.
+"""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-__all__ = ["mann_whitney", "mean_interval", "standard_error", "student_t", "wilcoxon"]
+__all__ = [
+    "Components",
+    "components",
+    "hodges_lehmann",
+    "holm",
+    "mann_whitney",
+    "mean_interval",
+    "r_squared",
+    "scipy_stats",
+    "smallest_p",
+    "spearman",
+    "standard_error",
+    "student_t",
+    "welch",
+    "wilcoxon",
+]
+
+# Up to so many pairs of values without ties the Mann-Whitney test is exact.
+_EXACT_PAIRS = 400
+# With ties SciPy enumerates all ways to divide the values; up to so many of them.
+_DIVISIONS = 20_000
+
+
+def scipy_stats() -> Any:
+    """The module ``scipy.stats``.
+
+    Raises:
+        ValueError: SciPy is not installed; the message has the command that installs it.
+    """
+    try:
+        from scipy import stats
+    except ImportError:
+        raise ValueError(
+            "statistical tests: expected SciPy, which is not installed; pip install "
+            "'fastbandit[study]', or pip install 'scipy>=1.13'"
+        ) from None
+    return stats
 
 
 def standard_error(values: Sequence[float]) -> float:
@@ -16,7 +57,7 @@ def standard_error(values: Sequence[float]) -> float:
     return statistics.stdev(values) / math.sqrt(len(values))
 
 
-def student_t(share: float, freedom: int) -> float:
+def student_t(share: float, freedom: float) -> float:
     """Quantile of Student's t distribution, for 0.5 <= share < 1, by integration and bisection."""
     if not 0.5 <= share < 1 or freedom < 1:
         raise ValueError(
@@ -57,92 +98,199 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
     return mean, mean - half, mean + half
 
 
-def _ranks(values: Sequence[float]) -> tuple[list[float], float]:
-    """Ranks from 1, ties sharing their mean, and the sum of t^3 - t over groups of t ties."""
-    order = sorted(range(len(values)), key=values.__getitem__)
-    ranks = [0.0] * len(values)
-    ties = 0.0
-    start = 0
-    while start < len(order):
-        end = start
-        while end < len(order) and values[order[end]] == values[order[start]]:
-            end += 1
-        for position in order[start:end]:
-            ranks[position] = (start + 1 + end) / 2
-        ties += (end - start) ** 3 - (end - start)
-        start = end
-    return ranks, ties
+# --- two groups -----------------------------------------------------------------------------
 
 
-def _two_sided(counts: Sequence[int], value: int) -> float:
-    """Two-sided p of ``value`` when ``counts[v]`` of all equally likely cases give v."""
-    below, above = sum(counts[: value + 1]), sum(counts[value:])
-    return min(1.0, 2 * min(below, above) / sum(counts))
+def welch(
+    first: Sequence[float], second: Sequence[float], level: float = 0.95
+) -> tuple[float, float, float]:
+    """``(difference, low, high)`` of the means, first less second, with Welch's interval.
 
-
-def wilcoxon(first: Sequence[float], second: Sequence[float]) -> float:
-    """Two-sided p of Wilcoxon's signed-rank test for pairs.
-
-    Pairs without a difference are left out. Exact for up to 50 pairs (given the ties), else the
-    normal approximation with the correction for ties.
-
-    Source: Wilcoxon, "Individual comparisons by ranking methods", 1945.
+    Source: Welch, "The generalization of Student's problem when several different population
+    variances are involved", 1947; degrees of freedom after Satterthwaite.
 
     Raises:
-        ValueError: unequal lengths.
+        ValueError: a group of fewer than two values.
     """
-    if len(first) != len(second):
+    n, m = len(first), len(second)
+    if n < 2 or m < 2:
+        raise ValueError(f"welch: expected two values or more in both groups, got {n} and {m}")
+    difference = statistics.fmean(first) - statistics.fmean(second)
+    a, b = statistics.variance(first) / n, statistics.variance(second) / m
+    if a + b == 0:
+        return difference, difference, difference
+    freedom = (a + b) ** 2 / (a * a / (n - 1) + b * b / (m - 1))
+    half = student_t(0.5 + level / 2, max(1.0, freedom)) * math.sqrt(a + b)
+    return difference, difference - half, difference + half
+
+
+def hodges_lehmann(first: Sequence[float], second: Sequence[float]) -> float:
+    """The median of all differences between a value of the first group and one of the second.
+
+    Source: Hodges and Lehmann, "Estimates of location based on rank tests", 1963.
+
+    Raises:
+        ValueError: an empty group.
+    """
+    if not first or not second:
         raise ValueError(
-            f"wilcoxon: expected as many values on both sides, got {len(first)} and {len(second)}"
+            f"hodges_lehmann: expected values in both groups, got {len(first)} and {len(second)}"
         )
-    differences = [a - b for a, b in zip(first, second, strict=True) if a != b]
-    n = len(differences)
-    if n == 0:
-        return 1.0
-    ranks, ties = _ranks([abs(d) for d in differences])
-    positive = sum(rank for rank, d in zip(ranks, differences, strict=True) if d > 0)
-    if n <= 50:
-        counts = [1]  # of the sums of subsets of the ranks so far, each doubled: ties have halves
-        for rank in (round(2 * rank) for rank in ranks):
-            shifted = [0] * rank + counts
-            counts = [a + b for a, b in zip(counts + [0] * rank, shifted, strict=True)]
-        return _two_sided(counts, round(2 * positive))
-    variance = n * (n + 1) * (2 * n + 1) / 24 - ties / 48
-    z = (positive - n * (n + 1) / 4) / math.sqrt(variance)
-    return math.erfc(abs(z) / math.sqrt(2))
+    return statistics.median(a - b for a in first for b in second)
 
 
 def mann_whitney(first: Sequence[float], second: Sequence[float]) -> float:
     """Two-sided p of the Mann-Whitney test for two independent groups.
 
-    Exact for up to 400 pairs of values (given the ties), else the normal approximation with the
-    corrections for ties and for continuity.
+    Exact for up to 400 pairs of values without ties, and with ties for up to 20,000 ways to divide
+    the values; else the normal approximation with the corrections for ties and for continuity.
 
     Source: Mann and Whitney, "On a test of whether one of two random variables is stochastically
-    larger than the other", 1947.
+    larger than the other", 1947; computed by ``scipy.stats.mannwhitneyu``.
 
     Raises:
-        ValueError: an empty group.
+        ValueError: an empty group, or no SciPy.
     """
     n, m = len(first), len(second)
     if not n or not m:
         raise ValueError(f"mann_whitney: expected values in both groups, got {n} and {m}")
-    ranks, ties = _ranks([*first, *second])
-    if n * m <= 400:
-        doubled = [round(2 * rank) for rank in ranks]
-        # counts[j][v]: subsets of j of the ranks so far, each doubled, whose sum is v.
-        counts = [[0] * (sum(doubled) + 1) for _ in range(n + 1)]
-        counts[0][0] = 1
-        for position, rank in enumerate(doubled, 1):
-            for size in range(min(position, n), 0, -1):
-                fewer = counts[size - 1]
-                shifted = [0] * rank + fewer[: len(fewer) - rank]
-                counts[size] = [a + b for a, b in zip(counts[size], shifted, strict=True)]
-        return _two_sided(counts[n], sum(doubled[:n]))
-    u = sum(ranks[:n]) - n * (n + 1) / 2
-    total = n + m
-    variance = n * m / 12 * (total + 1 - ties / (total * (total - 1)))
-    if variance == 0:
+    stats = scipy_stats()
+    different = len({*first, *second})
+    if different == 1:
         return 1.0
-    z = max(0.0, abs(u - n * m / 2) - 0.5) / math.sqrt(variance)
-    return math.erfc(z / math.sqrt(2))
+    method: Any = "asymptotic"
+    if different == n + m and n * m <= _EXACT_PAIRS:
+        method = "exact"
+    elif different < n + m and math.comb(n + m, n) <= _DIVISIONS:
+        method = stats.PermutationMethod(n_resamples=_DIVISIONS)
+    return float(stats.mannwhitneyu(first, second, method=method).pvalue)
+
+
+def wilcoxon(first: Sequence[float], second: Sequence[float]) -> float:
+    """Two-sided p of Wilcoxon's signed-rank test for pairs.
+
+    Pairs without a difference are left out. Exact for up to 50 pairs without ties and up to 13 with
+    them, else the normal approximation with the correction for ties.
+
+    Source: Wilcoxon, "Individual comparisons by ranking methods", 1945; computed by
+    ``scipy.stats.wilcoxon``.
+
+    Raises:
+        ValueError: unequal lengths, or no SciPy.
+    """
+    if len(first) != len(second):
+        raise ValueError(
+            f"wilcoxon: expected as many values on both sides, got {len(first)} and {len(second)}"
+        )
+    stats = scipy_stats()
+    differences = [a - b for a, b in zip(first, second, strict=True) if a != b]
+    if not differences:
+        return 1.0
+    return float(stats.wilcoxon(differences).pvalue)
+
+
+def smallest_p(n: int, m: int) -> float:
+    """The smallest two-sided p that a rank test of n against m values can give."""
+    return min(1.0, 2 / math.comb(n + m, n))
+
+
+def holm(values: Mapping[str, float]) -> dict[str, float]:
+    """p of several tests, each adjusted so that all may be read at one level.
+
+    The smallest of k is multiplied by k, the next by k - 1, and so on; none falls below the one
+    before it.
+
+    Source: Holm, "A simple sequentially rejective multiple test procedure", 1979.
+    """
+    adjusted: dict[str, float] = {}
+    least = 0.0
+    for rank, name in enumerate(sorted(values, key=values.__getitem__)):
+        least = max(least, min(1.0, (len(values) - rank) * values[name]))
+        adjusted[name] = least
+    return {name: adjusted[name] for name in values}
+
+
+# --- several groups, two variables ----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Components:
+    """What a one-way analysis of variance with random effects says of groups of repeats.
+
+    Attributes:
+        between, within: standard deviations of the groups' true means and of a single value about
+            its group's; ``between`` is 0 where the groups differ less than by chance.
+        icc: the intraclass correlation, between^2 / (between^2 + within^2); it is not cut at 0.
+        low, high: the ends of its interval.
+        groups, repeats: how many, and values in each.
+    """
+
+    between: float
+    within: float
+    icc: float
+    low: float
+    high: float
+    groups: int
+    repeats: int
+
+
+def components(values: Sequence[Sequence[float]], level: float = 0.9) -> Components:
+    """Components of variance of groups with equally many repeats.
+
+    Args:
+        values: the repeats of each group.
+        level: of the interval of the correlation.
+
+    Source: Shrout and Fleiss, "Intraclass correlations: uses in assessing rater reliability",
+    1979, ICC(1, 1) and its interval by F.
+
+    Raises:
+        ValueError: fewer than two groups or repeats, unequal numbers of repeats, or no SciPy.
+    """
+    counts = {len(group) for group in values}
+    k = len(values)
+    if k < 2 or len(counts) != 1 or min(counts) < 2:
+        raise ValueError(
+            "components: expected two groups or more with equally many repeats, two or more; got "
+            f"{k} groups of {', '.join(map(str, sorted(counts))) or 'no'} repeats"
+        )
+    (r,) = counts
+    means = [statistics.fmean(group) for group in values]
+    among = r * statistics.variance(means)
+    inside = statistics.fmean(statistics.variance(group) for group in values)
+    between = math.sqrt(max(0.0, (among - inside) / r))
+    if inside == 0:
+        icc = low = high = 1.0 if among else 0.0
+    else:
+        f = scipy_stats().f
+        ratio, tail = among / inside, 0.5 + level / 2
+        lower = ratio / float(f.ppf(tail, k - 1, k * (r - 1)))
+        upper = ratio * float(f.ppf(tail, k * (r - 1), k - 1))
+        icc, low, high = ((x - 1) / (x + r - 1) for x in (ratio, lower, upper))
+    return Components(between, math.sqrt(inside), icc, low, high, k, r)
+
+
+def spearman(first: Sequence[float], second: Sequence[float]) -> tuple[float | None, float | None]:
+    """Spearman's rank correlation and its two-sided p; None for fewer than three different values.
+
+    Raises:
+        ValueError: unequal lengths, or no SciPy.
+    """
+    if len(first) != len(second):
+        raise ValueError(
+            f"spearman: expected as many values on both sides, got {len(first)} and {len(second)}"
+        )
+    if len(first) < 3 or len(set(first)) < 2 or len(set(second)) < 2:
+        return None, None
+    found = scipy_stats().spearmanr(first, second)
+    return float(found.statistic), float(found.pvalue)
+
+
+def r_squared(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """The share of the variance of ``y`` that a straight line over ``x`` explains.
+
+    None for fewer than three values, or where all values of one side are equal.
+    """
+    if len(x) < 3 or len(set(x)) < 2 or len(set(y)) < 2:
+        return None
+    return statistics.correlation(x, y) ** 2

@@ -9,15 +9,18 @@ import dataclasses
 import json
 import os
 import sys
+import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 import tyro
 
 from fastbandit._output import flushed, lasting_streams
+from fastbandit._program import examples, program
+from fastbandit._suggest import did_you_mean, with_hint
 from fastbandit.config import Config, ConfigError, merge, read_config_file, to_plain
 
 if TYPE_CHECKING:
@@ -63,6 +66,8 @@ class RunOptions(CommonOptions):
     """replace a finished run, or one of another configuration, in --out"""
     peer_timeout: float = 600.0
     """seconds to wait for another process of the run before it counts as gone"""
+    download: bool = False
+    """fetch the images that --data names (mnist, fashion-mnist, cifar10) where they are not yet"""
     dry_run: bool = False
     """measure a few steps, print memory and time that the run will take, and stop"""
 
@@ -165,12 +170,13 @@ class Command(ABC, Generic[C]):
             [("options", Annotated[self.options, flat]), ("config", Annotated[self.config, flat])],
             frozen=True,
         )
+        check_choices(program(self.name), (self.options, self.config), arguments)
         found: Any = tyro.cli(
             kind,
             default=kind(self.options(), base),
             args=list(arguments),
-            prog=f"python -m fastbandit.{self.name}",
-            description=self.description,
+            prog=program(self.name),
+            description=self.description + examples(self.name),
         )
         return Request(found.options, found.config, getattr(found.options, "out", None))
 
@@ -201,6 +207,12 @@ class Command(ABC, Generic[C]):
             plain = json.loads(json.dumps(to_plain(self.resolved(request))))
             print(yaml.safe_dump(plain, sort_keys=False), end="")
             return 0
+        if getattr(options, "download", False):
+            if many:
+                raise ConfigError("--download: expected one process; fetch first, then torchrun")
+            from fastbandit.data import download
+
+            download(str(getattr(request.config, "data", None)), say=Progress().line)
         if options.dry_run:
             estimate = self.estimate(request)
             if options.json:
@@ -223,6 +235,48 @@ class Command(ABC, Generic[C]):
         else:
             self.show(path, result)
         return 0
+
+
+def check_choices(name: str, kinds: Sequence[type[Any]], arguments: Sequence[str]) -> None:
+    """Say which choice of a setting was meant by a value that is none but near to one.
+
+    All other mistakes are left to the parser.
+
+    Args:
+        name: the program, as messages call it. kinds: dataclasses of options and settings.
+
+    Raises:
+        SystemExit: with status 2, as the parser ends on a value that is no choice.
+    """
+    choices: dict[str, tuple[str, ...]] = {}
+    for kind in kinds:
+        choices |= _choices_of(kind)
+    for flag, values in choices.items():
+        plain = flag.replace("_", "-")
+        value = take_option(arguments, plain) or take_option(arguments, flag)
+        if value is None or value in values:
+            continue
+        if hint := did_you_mean(value, values):
+            print(
+                f"{name}: error: --{plain}: expected one of {', '.join(values)}, got {value!r}"
+                f"{hint}",
+                file=sys.stderr,
+            )
+            raise SystemExit(2)
+
+
+def _choices_of(kind: type[Any], prefix: str = "") -> dict[str, tuple[str, ...]]:
+    """The settings below a dataclass that are one of some words, by flag."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name, hint in typing.get_type_hints(kind).items():
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            found |= _choices_of(hint, f"{prefix}{name}.")
+            continue
+        members = typing.get_args(hint) if typing.get_origin(hint) is not Literal else (hint,)
+        for member in members:
+            if typing.get_origin(member) is Literal:
+                found[prefix + name] = tuple(map(str, typing.get_args(member)))
+    return found
 
 
 def take_option(arguments: Sequence[str], name: str) -> str | None:
@@ -265,7 +319,10 @@ def preset_settings(presets: Mapping[str, Mapping[str, Any]], name: str) -> Mapp
         ConfigError: there is none of this name.
     """
     if name not in presets:
-        raise ConfigError(f"--preset: expected one of {', '.join(presets)}, got {name!r}")
+        raise ConfigError(
+            f"--preset: expected one of {', '.join(presets)}, got {name!r}"
+            f"{did_you_mean(name, presets)}"
+        )
     return presets[name]
 
 
@@ -293,7 +350,7 @@ def guard(
             if message is None or os.environ.get("FASTBANDIT_DEBUG") == "1":
                 raise
             if reports():
-                print(f"{command}: error: {message}", file=sys.stderr)
+                print(f"{command}: error: {with_hint(message)}", file=sys.stderr)
             return 1
 
 

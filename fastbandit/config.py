@@ -13,15 +13,17 @@ import typing
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from functools import cache
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from fastbandit._files import FileError, read_text
+from fastbandit._suggest import did_you_mean
 from fastbandit._yaml import LARGEST_YAML, parse_yaml
 from fastbandit.threat import format_fraction, plain_number
 
 __all__ = [
+    "LATER",
     "POSITIVE",
     "SEED",
     "SHARE",
@@ -87,6 +89,11 @@ SEED = Range("a whole number in [0, 2^63)", least=0, below=2**63)
 Radius = Annotated[str, "a number, or a fraction as text"]
 
 
+#: A setting that came later: files leave it out while it has its default, so that a run without
+#: it has the bytes and the run id that it had before there was the setting.
+LATER = "left out of files at its default"
+
+
 class Config:
     """Base of a frozen dataclass of settings: checks types and ranges of all fields.
 
@@ -94,6 +101,27 @@ class Config:
         ConfigError: a value of the wrong type or outside of its range, or two that exclude each
             other (:meth:`check`).
     """
+
+    #: The presets of the command, by name.
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    @classmethod
+    def preset(cls: type[T], name: str, **settings: Any) -> T:
+        """The settings of a preset, as ``--preset`` has them, with others in their place.
+
+        Args:
+            settings: by name, those of a section as a mapping: ``attack={"epsilon": "8/255"}``.
+
+        Raises:
+            ConfigError: no such preset, or a setting that is unknown or of the wrong kind.
+        """
+        presets = cls.presets  # type: ignore[attr-defined]
+        if name not in presets:
+            raise ConfigError(
+                f"preset: expected one of {', '.join(presets) or 'none'}, got {name!r}"
+                f"{did_you_mean(str(name), presets)}"
+            )
+        return merge(merge(cls(), presets[name], f"preset {name}"), settings, "preset")
 
     def __post_init__(self) -> None:
         keep_plain_numbers(self)
@@ -202,8 +230,31 @@ def read_config_file(path: str) -> dict[str, Any]:
 
 
 def to_plain(config: Any) -> dict[str, Any]:
-    """A configuration dataclass as nested dictionaries of plain values."""
-    return dataclasses.asdict(config)
+    """A configuration dataclass as nested dictionaries of plain values; see :data:`LATER`."""
+    plain = dataclasses.asdict(config)
+    _drop_later(config, plain)
+    return plain
+
+
+def _drop_later(config: Any, plain: dict[str, Any]) -> None:
+    for name, default in _later(type(config)):
+        if getattr(config, name) == default:
+            del plain[name]
+    for setting in dataclasses.fields(config):
+        value = getattr(config, setting.name)
+        if dataclasses.is_dataclass(value) and setting.name in plain:
+            _drop_later(value, plain[setting.name])
+
+
+@cache
+def _later(kind: Any) -> tuple[tuple[str, Any], ...]:
+    """Settings that are left out at their default, with it."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return tuple(
+        (setting.name, setting.default)
+        for setting in dataclasses.fields(kind)
+        if LATER in list(_metadata(hints[setting.name]))
+    )
 
 
 def keep_plain_numbers(config: Any) -> None:

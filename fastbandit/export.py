@@ -31,6 +31,7 @@ import tyro
 from torch import Tensor, nn
 
 from fastbandit._files import write_atomic
+from fastbandit._program import examples, program
 from fastbandit.command import guard
 from fastbandit.models import Model, find_model, load_model
 from fastbandit.nn.denoise import Denoise
@@ -222,9 +223,9 @@ def _run(arguments: Sequence[str]) -> int:
     command = tyro.cli(
         _Command,
         args=list(arguments),
-        prog="python -m fastbandit.export",
+        prog=program("export"),
         description="Write a trained network as an ONNX file or a torch.export program that needs "
-        "nothing of this package, checked against the network itself.",
+        "nothing of this package, checked against the network itself." + examples("export"),
     )
     file = find_model(command.model)
     suffix = ".onnx" if command.format == "onnx" else ".pt2"

@@ -420,6 +420,10 @@ class Genotype(_Model):
 
         return draw_genotype(self)
 
+    def _repr_svg_(self) -> str:
+        """The drawing, in a notebook."""
+        return self.svg()
+
 
 def _plain(
     value: BaseModel | OperationOptions | Mapping[str, Any] | None,

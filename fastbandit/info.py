@@ -21,6 +21,7 @@ from typing import Any
 
 from fastbandit import _start
 from fastbandit._output import flushed, lasting_streams
+from fastbandit._program import examples, program
 from fastbandit._version import __version__
 
 __all__ = ["build_info", "main"]
@@ -148,7 +149,10 @@ def _text(info: dict[str, Any]) -> str:
 
 def _run(arguments: list[str] | None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m fastbandit.info", description="Say what this installation consists of."
+        prog=program("info"),
+        description="Say what this installation consists of.",
+        epilog=examples("info").strip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--json", action="store_true", help="print the facts as JSON")
     options = parser.parse_args(arguments)

@@ -7,6 +7,7 @@ build the network from it, the data it was trained on and how. Nothing is unpick
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +16,9 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastbandit._files import plain_file
+from fastbandit._files import plain_file, write_atomic
 from fastbandit.genotype import Genotype
+from fastbandit.model_code import torch_file
 from fastbandit.nn.network import Network
 from fastbandit.operations import OperationOptions
 from fastbandit.runs.tensors import CheckpointError, RunError, load_tensors, save_tensors
@@ -27,9 +29,11 @@ __all__ = [
     "Architecture",
     "Model",
     "find_model",
+    "load",
     "load_model",
     "multiply_adds",
     "save_model",
+    "save_network",
 ]
 
 #: Names of the two model files of a retraining run: that of the best robust validation accuracy,
@@ -37,6 +41,12 @@ __all__ = [
 BEST, LAST = "model-best.safetensors", "model-last.safetensors"
 
 _KIND = "network"
+#: In place of a folder's name: the newest one.
+_LATEST = "latest"
+_OWN = (
+    "a model of your own is named by its code, and its weights beside: "
+    "python -m fastbandit.evaluate my_package.my_module:make_model --weights FILE"
+)
 
 
 @dataclass(frozen=True)
@@ -104,24 +114,40 @@ def save_model(
 
 
 def find_model(path: str | Path) -> Path:
-    """The model file that ``path`` names: itself, or the best one of a retraining run's folder.
+    """The model file that ``path`` names: itself, or the best one of a run's folder.
+
+    Of a search's folder it is the network that was found, as it was trained from scratch. A path
+    that ends in ``latest``, such as ``runs/latest``, is the newest folder there that has a model.
 
     Raises:
         RunError: there is none.
         FileError: in the folder, a link or a pipe is in its place.
     """
     path = Path(path)
+    if path.name == _LATEST and not os.path.lexists(path):
+        found = [file for folder in path.parent.glob("*/") if (file := _model_in(folder))]
+        if not found:
+            raise RunError(f"{path}: expected a folder with a model in {path.parent}, got none")
+        return max(found, key=lambda file: file.stat().st_mtime_ns)
     if path.is_file():
         return path
     if not path.is_dir():
         raise RunError(f"{path}: expected a model file or the folder of a retraining run")
-    for name in (BEST, LAST):
-        if plain_file(path / name).is_file():
-            return path / name
+    model = _model_in(path)
+    if model is not None:
+        return model
     raise RunError(
         f"{path}: expected a folder with {BEST} or {LAST}, as python -m fastbandit.retrain "
         "writes it"
     )
+
+
+def _model_in(folder: Path) -> Path | None:
+    for place in (folder, folder / "networks" / "found"):
+        for name in (BEST, LAST):
+            if plain_file(place / name).is_file():
+                return place / name
+    return None
 
 
 def load_model(path: str | Path) -> Model:
@@ -132,7 +158,14 @@ def load_model(path: str | Path) -> Model:
         CheckpointError: damaged, or not a model file; the message says what is wrong.
     """
     file = find_model(path)
-    tensors, metadata = load_tensors(file, _KIND)
+    if (kind := torch_file(file)) is not None:
+        raise CheckpointError(f"{file}: {kind}, and not of fastbandit; {_OWN}")
+    try:
+        tensors, metadata = load_tensors(file, _KIND)
+    except CheckpointError as error:
+        if "not one that fastbandit wrote" in str(error):
+            raise CheckpointError(f"{error}; {_OWN}") from None
+        raise
     try:
         genotype = Genotype.from_dict(metadata["genotype"], where=str(file))
         architecture = Architecture(**metadata["architecture"])
@@ -146,7 +179,73 @@ def load_model(path: str | Path) -> Model:
             f"{file}: not a model that this version can build: {reason}"
         ) from None
     network.eval()
+    network.about = {"data": data, "training": training}
     return Model(network, genotype, architecture, data, training)
+
+
+def load(path: str | Path) -> Network:
+    """The trained network of a model file or of a run's folder, in evaluation mode on the CPU.
+
+    It takes images in [0, 1]; see :meth:`Network.predict` and :meth:`Network.save`.
+
+    Args:
+        path: as of :func:`find_model`; ``"runs/latest"`` is the newest one.
+
+    Raises:
+        As :func:`load_model`.
+    """
+    return load_model(path).network
+
+
+def save_network(network: Network, path: str | Path) -> Path:
+    """What :meth:`Network.save` does."""
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"save: expected a file name that ends in .safetensors, got {path}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    architecture = Architecture(**network.arguments)
+    data, training = (dict(network.about.get(key, {})) for key in ("data", "training"))
+    save_model(
+        path,
+        network.state_dict(),
+        genotype=network.genotype,
+        architecture=architecture,
+        data=data,
+        training=training,
+    )
+    write_atomic(path.with_suffix(".md"), _card(network, path.name, data, training))
+    return path
+
+
+def _card(network: Network, name: str, data: dict[str, Any], training: dict[str, Any]) -> str:
+    """A page about a model file, Markdown."""
+    facts = {
+        "genotype": network.genotype.hash[:12],
+        "parameters": f"{sum(p.numel() for p in network.parameters()):,}",
+        **{key.replace("_", " "): value for key, value in network.arguments.items()},
+        "trained on": data.get("name", "not recorded"),
+        "image shape": data.get("shape", "not recorded"),
+        "method": training.get("method", "not recorded"),
+        "threat": training.get("threat", "not recorded"),
+        "checkpoint rule": training.get("checkpoint_rule", "not recorded"),
+    }
+    shape = data.get("shape")
+    if isinstance(shape, (list, tuple)):
+        facts["multiply-adds of an image"] = f"{multiply_adds(network, shape):,}"
+    rows = "\n".join(f"| {key} | {_cell(value)} |" for key, value in facts.items())
+    return (
+        f"# {name}\n\nA classifier of images in [0, 1]; its normalisation is its first layer.\n\n"
+        f"| | |\n| --- | --- |\n{rows}\n\n"
+        f"```python\nimport fastbandit\n\nnetwork = fastbandit.load({name!r})\n"
+        "classes = network.predict(images)\n```\n\n"
+        f"How robust it is: `fastbandit evaluate {name} --preset standard`.\n"
+    )
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        value = ", ".join(f"{key} {part}" for key, part in value.items() if part is not None)
+    return str(value).replace("|", "\\|").replace("\n", " ")
 
 
 def _check_sizes(

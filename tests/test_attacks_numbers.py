@@ -408,7 +408,6 @@ def test_an_answer_that_is_no_logits_is_refused(after, error, message):
         (lambda y: y[:, None], ValueError, r"labels: expected int64 of shape \[8\]"),
         (lambda y: y.numpy(), TypeError, "labels: expected an int64 tensor.*got a numpy.ndarray"),
         (lambda y: y.tolist(), TypeError, "labels: expected an int64 tensor.*got a list"),
-        (lambda y: None, TypeError, "labels: expected an int64 tensor.*got None"),
     ],
 )
 def test_labels_that_are_no_classes_are_refused(labels, error, message):

@@ -11,7 +11,7 @@ from _digits import images, network
 from torch import nn
 
 from fastbandit import attacks
-from fastbandit.attacks import APGD, APGDT, FGSM, MIFGSM, PGD, PGDL2, AutoAttack, Square
+from fastbandit.attacks import APGD, APGDT, FGSM, MIFGSM, PGD, PGDL2, AutoAttack, Ensemble, Square
 from fastbandit.attacks._draws import below, normal, uniform, words
 from fastbandit.attacks._model import Oracle
 from fastbandit.attacks._pgd import PGDSettings, _start, pgd_loop
@@ -155,8 +155,9 @@ def test_batch_norm_statistics_stay():
 
 
 def test_apgd_runs_as_many_steps_as_the_standard_asks():
-    """torchattacks' own AutoAttack runs 10 steps; ours 100, and more steps are no weaker."""
+    """The AutoAttack of torchattacks runs 10 steps; ours 100, and more steps are no weaker."""
     assert APGD(network()).settings["steps"] == 100
+    assert Ensemble(network()).settings["targets"] == 9
     assert AutoAttack(network()).settings["targets"] == 9
     x, y = images(200)
     few, many = (
@@ -234,7 +235,7 @@ def test_ensemble_is_the_worst_case_of_its_attacks():
     fell = model(together).argmax(1) != y
     for alone in (APGD(model, eps=EPSILON, steps=10), APGDT(model, eps=EPSILON, steps=10)):
         assert (fell | (model(alone(x, y)).argmax(1) == y)).all()
-    assert "FAB-T, which is not included" in AutoAttack.__doc__
+    assert "FAB-T, which is not included" in Ensemble.__doc__
 
 
 def test_radius_zero_changes_nothing():

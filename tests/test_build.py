@@ -9,6 +9,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from types import ModuleType
 
@@ -219,6 +220,30 @@ def test_without_a_compiler_the_install_is_pure_python(tmp_path):
     assert [path.name for path in tmp_path.glob("*.whl")] == [
         f"fastbandit-{fastbandit.__version__}-py3-none-any.whl"
     ]
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        place = f"fastbandit-{fastbandit.__version__}.dist-info"
+        assert (
+            "fastbandit = fastbandit.__main__:main"
+            in wheel.read(f"{place}/entry_points.txt").decode()
+        )
+        needed = [
+            line.removeprefix("Requires-Dist: ")
+            for line in wheel.read(f"{place}/METADATA").decode().splitlines()
+            if line.startswith("Requires-Dist") and "extra ==" not in line
+        ]
+        wheel.extractall(tmp_path / "installed")
+    # What only builds is not needed to run.
+    assert not [need for need in needed if need.startswith(("setuptools", "wheel", "pyb", "ninja"))]
+    # It runs where the sources are not.
+    done = subprocess.run(
+        [sys.executable, "-m", "fastbandit", "search", "--print-config"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "installed")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "space: robust9-light" in done.stdout
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernels are built on Linux")

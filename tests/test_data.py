@@ -383,7 +383,8 @@ def test_bad_datasets():
         (Pairs([grey, grey], [0, 1.5]), "item 1: expected an integer label, got 1.5"),
         (Pairs([grey, grey], [0, "b"]), "item 1: expected an integer label, got 'b'"),
         (Pairs([], []), "got an empty dataset"),
-        ([{"image": grey}], "item 0: expected .image, label., got dict"),
+        ([{"image": grey}], "item 0: expected one label of label, .* got image"),
+        ([grey], "item 0: expected .image, label., got Tensor"),
     ):
         with pytest.raises(DataError, match=message):
             data.load(pairs)

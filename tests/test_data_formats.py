@@ -28,6 +28,7 @@ from _images import (
     write_folder,
     write_idx,
 )
+from torch.utils.data import DataLoader, TensorDataset
 
 from fastbandit import data
 from fastbandit.data import DataError, ImageSet, files
@@ -102,18 +103,17 @@ def test_labels_of_other_kinds_are_refused():
     for labels, message in (
         (np.eye(2)[LABELS], r"float64 \[4, 2\]; for labels in one-hot form pass their argmax"),
         (np.eye(2, dtype=np.int64)[LABELS], r"int64 \[4, 2\]; for labels in one-hot form"),
-        (np.array(["a", "b", "a", "b"]), "expected integer labels .N., got <U1"),
         (np.array(LABELS) == 1, "expected integer labels .N., got bool"),
         (np.array([0, 2, 0, 2]), "none of class 1"),
     ):
         refused((images, labels), message)
-        if labels.dtype.kind in "bU" or labels.ndim == 2:
+        if labels.dtype.kind == "b" or labels.ndim == 2:
             items = list(zip(images, labels, strict=True))
             refused(items, "item 0: expected an integer label")
     assert data.load((images, np.array(LABELS)), classes=np.int64(3)).classes == 3
     for classes in (1, True, "10", 2.0):
         refused((images, np.array(LABELS)), "classes: expected an integer of", classes=classes)
-    refused({"images": images}, "a pair .* or a map-style Dataset, got dict")
+    refused({"images": images}, "expected one column of labels of label, .* got images")
     refused((images, np.array(LABELS)), "test data: .*got str", test="digits")
 
 
@@ -614,3 +614,66 @@ def test_cifar_files_have_a_largest_size(tmp_path):
     with (tmp_path / "data_batch_2.bin").open("r+b") as file:
         file.truncate(3073 << 20)  # a hole: it takes no room on the disk
     refused(tmp_path, re.escape("data_batch_2.bin: expected 67,108,864 bytes at most, got"))
+
+
+# --- objects that are no arrays ---------------------------------------------------------------
+
+NAMES = ["bee", "ant", "bee", "ant"]
+
+
+def rows(images, labels):
+    return [{"image": image, "label": label} for image, label in zip(images, labels, strict=True)]
+
+
+def as_frame(images, labels):
+    pandas = pytest.importorskip("pandas")
+    return pandas.DataFrame({"img": list(images), "target": labels})
+
+
+KINDS = {
+    "dict": lambda x, y: {"images": x, "labels": y},
+    "dict of lists": lambda x, y: {"image": list(x), "y": list(y)},
+    "dict of files": lambda x, y: {"image": [png(image) for image in x], "label": y},
+    "frame": as_frame,
+    "rows": rows,
+    "rows of files": lambda x, y: rows([{"bytes": png(image), "path": None} for image in x], y),
+    "loader": lambda x, y: DataLoader(list(zip(x, y, strict=True)), batch_size=3, shuffle=True),
+    "loader of rows": lambda x, y: DataLoader(rows(x, y), batch_size=3),
+    "items": lambda x, y: list(zip(x, y, strict=True)),
+    "pair": lambda x, y: (x, np.asarray(y)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_columns_rows_and_loaders(kind):
+    images = pixels(4, 3, 5)
+    read = data.load(KINDS[kind](images, LABELS), test=(images[:1], np.array([1])))
+    assert_images(read.train, images[:, None], LABELS)
+    assert read.class_names == ()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_labels_that_are_text(kind):
+    """Numbered in the order of the alphabet, and the test images by the training images' names."""
+    images = pixels(4, 3, 5)
+    test = KINDS[kind](images[:1], ["bee"])
+    read = data.load(KINDS[kind](images, NAMES), test=test)
+    assert_images(read.train, images[:, None], [1, 0, 1, 0])
+    assert read.test.labels.tolist() == [1]
+    assert read.class_names == ("ant", "bee")
+    with pytest.raises(DataError, match=r"test data.*one of the .* 2 classes, got 'cow'"):
+        data.load(KINDS[kind](images, NAMES), test=KINDS[kind](images[:1], ["cow"]))
+    with pytest.raises(DataError, match="test data: expected labels as text, as in the training"):
+        data.load(KINDS[kind](images, NAMES), test=KINDS[kind](images[:1], [0]))
+
+
+def test_objects_that_say_too_little_or_too_much():
+    images = pixels(4, 3, 5)
+    refused({"picture": images, "label": LABELS}, "one column of images of image, .* got picture")
+    refused({"image": images, "x": images, "label": LABELS}, "got image, x")
+    refused({"image": list(images), "label": LABELS[:3]}, "as many labels as images, got 4 .* 3")
+    refused(rows(images, ["a", 1, "b", "a"]), "item 1: expected a text label, got 1")
+    refused(DataLoader(list(images), batch_size=2), r"expected \(images, labels\), got Ten")
+    sizes = [(pixels(3, 5), 0), (pixels(4, 5), 1)]
+    refused(DataLoader(sizes, batch_size=1), r"batch 1: expected \[C, H, W\] = \[1, 3, 5\]")
+    refused(DataLoader(TensorDataset(torch.zeros(0, 1, 2, 2)), batch_size=1), "got none")

@@ -1,11 +1,15 @@
 """The model file: what goes in comes out, and what is not one is refused."""
 
 import dataclasses
+import os
 
 import pytest
 import torch
 from torch import nn
 
+import fastbandit
+from fastbandit.config import ConfigError
+from fastbandit.evaluate import EvaluateConfig
 from fastbandit.genotype import Genotype
 from fastbandit.models import (
     BEST,
@@ -16,7 +20,9 @@ from fastbandit.models import (
     multiply_adds,
     save_model,
 )
+from fastbandit.nn.network import Network
 from fastbandit.runs.tensors import CheckpointError, RunError, save_tensors
+from fastbandit.search import SearchConfig
 
 GENOTYPE = Genotype.published("ABANDIT_CIFAR_2")
 ARCHITECTURE = Architecture(2, 5, 3, 2, denoise_blocks=True, gabor="released", bn_eps=2e-3)
@@ -129,3 +135,61 @@ def test_multiply_adds_by_hand():
     assert network.reductions == (0,)
     assert multiply_adds(network, [1, 6, 6]) == expected
     assert network.training
+
+
+def test_a_loaded_network_predicts_and_saves_itself(tmp_path):
+    write(tmp_path / BEST)
+    network = fastbandit.load(tmp_path / BEST)
+    images = torch.rand(3, 2, 8, 8)
+    network.train()
+    network.cells[0].eval()
+    modes = [module.training for module in network.modules()]
+    found = network.predict(images)
+    assert [module.training for module in network.modules()] == modes
+    assert torch.equal(found, network.eval()(images).argmax(1))
+    path = network.save(tmp_path / "copy" / "mine.safetensors")
+    again = load_model(path)
+    assert torch.equal(again.network(images), network(images))
+    first = load_model(tmp_path / BEST)
+    assert (again.genotype, again.architecture) == (first.genotype, first.architecture)
+    assert (again.data, again.training) == (first.data, first.training)
+    card = path.with_suffix(".md").read_text()
+    assert "fastbandit.load('mine.safetensors')" in card
+    assert first.genotype.hash[:12] in card
+    with pytest.raises(ValueError, match=r"expected a file name that ends in .safetensors"):
+        network.save(tmp_path / "mine.pt")
+    # One that was never trained, too.
+    fresh = Network(Genotype.published("ABANDIT_MNIST_NORMAL_1"), in_channels=1, classes=3, cells=2,
+                    channels=2, mean=0.3, gabor="released")  # fmt: skip
+    assert "not recorded" in fresh.save(tmp_path / "f.safetensors").with_suffix(".md").read_text()
+    loaded = fastbandit.load(tmp_path / "f.safetensors")
+    grey = torch.rand(2, 1, 8, 8)
+    assert torch.equal(loaded(grey), fresh.eval()(grey))
+
+
+def test_the_newest_run_with_a_model(tmp_path):
+    with pytest.raises(RunError, match="latest: expected a folder with a model in"):
+        find_model(tmp_path / "latest")
+    for age, place in enumerate(("old", "search/networks/found", "empty")):
+        (tmp_path / place).mkdir(parents=True)
+        if place != "empty":
+            write(tmp_path / place / BEST)
+            os.utime(tmp_path / place / BEST, (age, age))
+    assert find_model(tmp_path / "latest") == tmp_path / "search/networks/found" / BEST
+    assert find_model(tmp_path / "search") == tmp_path / "search/networks/found" / BEST
+    os.utime(tmp_path / "old" / BEST, (9, 9))
+    assert find_model(tmp_path / "latest") == tmp_path / "old" / BEST
+    (tmp_path / "latest").mkdir()
+    with pytest.raises(RunError, match="expected a folder with model-best"):
+        find_model(tmp_path / "latest")
+
+
+def test_presets_in_python_and_a_genotype_in_a_notebook():
+    config = SearchConfig.preset("mnist", seed=1, attack={"epsilon": "0.2"})
+    assert (config.data, config.seed, config.attack.epsilon) == ("mnist", 1, "0.2")
+    assert EvaluateConfig.preset("cifar10").epsilon == "8/255"
+    with pytest.raises(ConfigError, match=r"got 'mnst'; did you mean mnist\?"):
+        SearchConfig.preset("mnst")
+    with pytest.raises(ConfigError, match="unknown setting sed; did you mean seed"):
+        SearchConfig.preset("mnist", sed=1)
+    assert Genotype.published("ABANDIT_MNIST_NORMAL_1")._repr_svg_().startswith("<svg")

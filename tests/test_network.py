@@ -285,3 +285,23 @@ def test_attack_on_a_compiled_network(device):
     torch.testing.assert_close(
         pgd(compiled, x, y, **settings), pgd(net, x, y, **settings), rtol=0, atol=1e-6
     )
+
+
+def test_images_that_are_none_of_this_network_are_refused():
+    """The normalisation would broadcast grey images over three channels."""
+    network = Network(
+        Genotype.published("ABANDIT_MNIST_NORMAL_1"), in_channels=3, classes=4, channels=2, cells=1
+    ).eval()
+    for images, error, message in (
+        (torch.rand(2, 1, 8, 8), ValueError, r"expected images \[N, 3, H, W\], got \[2, 1, 8, 8\]"),
+        (torch.rand(3, 8, 8), ValueError, r"expected images \[N, 3, H, W\], got \[3, 8, 8\]"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), TypeError, "got torch.uint8; divide bytes by"),
+        (torch.full((2, 3, 8, 8), 255.0), ValueError, r"in \[0, 1\], got values in \[255, 255\]"),
+        (torch.full((2, 3, 8, 8), -2.1), ValueError, "the normalisation is the network's first"),
+    ):
+        with pytest.raises(error, match=f"Network: .*{message}"):
+            network(images)
+    # An attack without bounds leaves [0, 1] by its radius.
+    assert network(torch.full((2, 3, 8, 8), 1.3)).shape == (2, 4)
+    assert network(torch.full((2, 3, 8, 8), torch.nan)).isnan().all()
+    assert network(torch.rand(0, 3, 8, 8)).shape == (0, 4)

@@ -11,13 +11,28 @@ import numpy as np
 import pytest
 import torch
 
-from fastbandit.bandit import POLICIES, AntiBandit, BanditSettings, regression
+from fastbandit.bandit import (
+    POLICIES,
+    AntiBandit,
+    BanditSettings,
+    HierarchicalRidge,
+    random_mix,
+    regression,
+)
 from fastbandit.study import SimulatedConfig
 
 FLOAT = torch.float64
 # Points of the chi-square distribution that are exceeded in 0.1 % of cases.
 CHI_SQUARE_0_1_PERCENT = {1: 10.828, 2: 13.816, 3: 16.266, 4: 18.467}
-NEW = ["detrended", "ridge", "ridge-thompson", "successive-halving", "thompson", "ucb1"]
+NEW = [
+    "detrended",
+    "hierarchical",
+    "ridge",
+    "ridge-thompson",
+    "successive-halving",
+    "thompson",
+    "ucb1",
+]
 
 
 def credit(bandit, choice, reward, **keywords):
@@ -145,7 +160,7 @@ def test_thompson_with_equal_accuracies_is_uniform():
 # --- draws without replacement ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("policy", ["detrended", "ridge", "successive-halving"])
+@pytest.mark.parametrize("policy", ["detrended", "hierarchical", "ridge", "successive-halving"])
 def test_each_block_draws_every_arm_alive_once(policy):
     bandit = AntiBandit(7, 5, policy=policy, rounds=2, seed=1)
     while bandit.phase == "initial":
@@ -395,7 +410,7 @@ def test_batched_fits_are_the_single_ones():
         assert torch.allclose(single, variance[i], rtol=1e-8, atol=1e-14)
 
 
-@pytest.mark.parametrize("policy", ["ridge", "ridge-thompson"])
+@pytest.mark.parametrize("policy", ["hierarchical", "ridge", "ridge-thompson"])
 def test_ridge_without_enough_to_go_by(policy):
     bandit = AntiBandit(2, 3, policy=policy)
     assert bandit.score().tolist() == [[0.0] * 3] * 2
@@ -409,10 +424,11 @@ def test_ridge_without_enough_to_go_by(policy):
     assert law.sum(1).tolist() == pytest.approx([1.0, 1.0])
 
 
-def test_ridge_knows_when_the_history_changed():
+@pytest.mark.parametrize("policy", ["hierarchical", "ridge"])
+def test_ridge_knows_when_the_history_changed(policy):
     """What is remembered of a fit belongs to its history."""
     effect = 0.02 * torch.randn(3, 4, generator=torch.Generator().manual_seed(1), dtype=FLOAT)
-    first, second = (AntiBandit(3, 4, policy="ridge", seed=1) for _ in range(2))
+    first, second = (AntiBandit(3, 4, policy=policy, seed=1) for _ in range(2))
     for sign, bandit in ((1, first), (-1, second)):
         for _ in range(10):
             choice = bandit.sample()
@@ -424,7 +440,7 @@ def test_ridge_knows_when_the_history_changed():
     assert not torch.allclose(before, first.score())
 
 
-@pytest.mark.parametrize("policy", ["detrended", "ridge"])
+@pytest.mark.parametrize("policy", ["detrended", "hierarchical", "ridge"])
 def test_score_is_in_units_of_scaled_accuracy(policy):
     plain, percent = AntiBandit(2, 3, policy=policy), AntiBandit(2, 3, policy=policy, scale=100.0)
     for reward in (0.2, 0.5, 0.3, 0.6, 0.1, 0.4):
@@ -434,7 +450,7 @@ def test_score_is_in_units_of_scaled_accuracy(policy):
     assert torch.allclose(percent.score(), 100 * plain.score(), rtol=1e-12)
 
 
-@pytest.mark.parametrize("policy", ["detrended", "ridge", "ridge-thompson"])
+@pytest.mark.parametrize("policy", ["detrended", "hierarchical", "ridge", "ridge-thompson"])
 @pytest.mark.parametrize("evaluated", [0, 2])
 def test_clear_effects_are_found(policy, evaluated):
     effect = torch.tensor([[0.0, 0.04, 0.08], [0.08, 0.0, 0.04], [0.04, 0.08, 0.0]], dtype=FLOAT)
@@ -459,3 +475,63 @@ def test_law_sums_to_one_over_the_arms_alive_and_holds_every_draw(policy):
             kept = bandit.alive.clone()
             dropped = bandit.prune()
             assert kept.gather(1, dropped.unsqueeze(1)).all()
+
+
+# --- the hierarchical model ---------------------------------------------------------------------
+
+
+def test_hierarchical_scores_are_the_effects_of_its_model():
+    groups, costs = [0, 0, 1, 1, 1], torch.arange(20).view(5, 4)
+    bandit = AntiBandit(
+        5, 4, policy="hierarchical", scale=10.0, groups=groups, costs=costs, base_cost=7, seed=4
+    )
+    while bandit.phase == "initial" or bandit.in_round < 9:
+        choice = bandit.sample()
+        bandit.credit(choice, 0.4 + 0.05 * (choice == 2).sum().item())
+    trained = torch.ones(bandit.samples, dtype=torch.bool)
+    model = HierarchicalRidge(groups, 4, costs, base_cost=7)
+    model.fit(bandit.history.choice, bandit.history.reward, trained)
+    mean, deviation = model.effects()
+    assert torch.equal(bandit.score(), 10 * mean)
+    assert torch.equal(bandit._policy.deviation(bandit), 10 * deviation)
+    assert model.found.columns.shape[1] > regression.trend_columns(trained).shape[1]
+    # One operation is better wherever it stands, also where it was hardly tried.
+    assert bandit.final().tolist() == [2] * 5
+
+
+def test_hierarchical_learns_of_an_operation_on_all_edges_at_once():
+    """An arm that one edge never tried there is known from the others."""
+    groups = [row // 10 for row in range(30)]
+    bandit = AntiBandit(30, 4, policy="hierarchical", groups=groups)
+    ridge = AntiBandit(30, 4, policy="ridge")
+    generator = torch.Generator().manual_seed(0)
+    for number in range(40):
+        choice = random_mix(30, 4, 0.5, generator)
+        choice[0] = choice[0].clamp(max=2)  # the last arm is never there on this edge
+        reward = 0.3 + 0.01 * (choice == 3).sum().item()
+        for one in (bandit, ridge):
+            one._pending, one._pending_trained = [choice], True
+            one._trained_total = number % 4  # no round is ever full
+            one.credit(choice, reward)
+    assert bandit.score()[0].argmax() == 3
+    assert ridge.score()[0].argmax() != 3
+    assert bandit.score()[0, 3] == pytest.approx(bandit.score()[1, 3].item(), rel=0.1)
+
+
+def test_a_search_fits_the_hierarchical_model_when_arms_are_abandoned(monkeypatch):
+    original, fits = HierarchicalRidge.fit, []
+
+    def fit(self, choices, *rest):
+        fits.append(len(choices))
+        return original(self, choices, *rest)
+
+    monkeypatch.setattr(HierarchicalRidge, "fit", fit)
+    bandit = AntiBandit(3, 4, policy="hierarchical", rounds=2)
+    while not bandit.finished:
+        bandit.probabilities()
+        bandit.credit(bandit.sample(), 0.5)
+        while bandit.due:
+            bandit.score()
+            bandit.prune()
+            bandit.final()
+    assert fits == [4 + 8, 4 + 8 + 6, 4 + 8 + 6 + 4]

@@ -6,7 +6,9 @@ model back in the mode it came in. Every random number is a function of the seed
 id (``index``), so an image meets the same attack in any batch, order and number of processes.
 
 Functions: :func:`fgsm` (and ``norm="l2"``, the fast gradient method), :func:`mifgsm`, :func:`pgd`,
-:func:`apgd_ce`, :func:`apgd_t`, :func:`square`, :func:`ensemble`. The classes of
+:func:`apgd_ce`, :func:`apgd_t`, :func:`square`, :func:`ensemble`, and :func:`autoattack`, which
+is the reference's. Without labels they leave what the model predicts; with ``target`` they aim at
+a class. The classes of
 :mod:`fastbandit.attacks.classes` have torchattacks' call form.
 """
 
@@ -15,6 +17,7 @@ from fastbandit.attacks._ensemble import ensemble
 from fastbandit.attacks._mifgsm import mifgsm
 from fastbandit.attacks._model import attack_mode, check_images
 from fastbandit.attacks._pgd import fgsm, perturb, perturb_from, pgd
+from fastbandit.attacks._reference import autoattack
 from fastbandit.attacks._square import square
 from fastbandit.attacks.classes import (
     APGD,
@@ -24,6 +27,7 @@ from fastbandit.attacks.classes import (
     PGD,
     PGDL2,
     AutoAttack,
+    Ensemble,
     Square,
 )
 
@@ -35,10 +39,12 @@ __all__ = [
     "PGD",
     "PGDL2",
     "AutoAttack",
+    "Ensemble",
     "Square",
     "apgd_ce",
     "apgd_t",
     "attack_mode",
+    "autoattack",
     "check_images",
     "ensemble",
     "fgsm",

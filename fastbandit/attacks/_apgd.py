@@ -24,7 +24,8 @@ from fastbandit.attacks._attack import (
     count,
     from_starts,
 )
-from fastbandit.attacks._model import Loss, Oracle, cross_entropy
+from fastbandit.attacks._losses import dlr_targeted, find_loss
+from fastbandit.attacks._model import Loss, Oracle
 from fastbandit.attacks.ball import Ball, per_image, point_of, wide
 from fastbandit.config import at_least
 from fastbandit.threat import parse_whole
@@ -33,41 +34,6 @@ from fastbandit.threat import parse_whole
 # of a period, by how much periods shrink and to what.
 _MOMENTUM, _RHO = 0.75, 0.75
 _FIRST, _SHRINK, _LEAST = 0.22, 0.03, 0.06
-
-
-def dlr(logits: Tensor, labels: Tensor) -> Tensor:
-    """Difference of logits ratio, Eq. (5) of the paper, [n]; it knows no scale and no shift.
-
-    -(z_y - max_{i != y} z_i) / (z_1st - z_3rd), for at least three classes.
-
-    Raises:
-        ValueError: fewer classes.
-    """
-    if logits.shape[1] < 3:
-        raise ValueError(
-            f"loss: dlr: expected a model of three classes or more, got {logits.shape[1]}; "
-            "ce is for any number"
-        )
-    order = logits.sort(dim=1, descending=True).values
-    own = labels[:, None]
-    other = logits.scatter(1, own, -torch.inf).amax(1)
-    return -(logits.gather(1, own)[:, 0] - other) / (order[:, 0] - order[:, 2] + 1e-12)
-
-
-def dlr_targeted(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """The targeted difference of logits ratio, Eq. (6) of the paper, [n].
-
-    -(z_y - z_t) / (z_1st - (z_3rd + z_4th) / 2). With three classes the divisor is z_1st - z_3rd;
-    with two there is nothing to divide by.
-    """
-    own = logits.gather(1, labels[:, None])[:, 0]
-    target = logits.gather(1, targets[:, None])[:, 0]
-    classes = logits.shape[1]
-    if classes == 2:
-        return target - own
-    order = logits.sort(dim=1, descending=True).values
-    low = order[:, 2] if classes == 3 else 0.5 * (order[:, 2] + order[:, 3])
-    return (target - own) / (order[:, 0] - low + 1e-12)
 
 
 def ascend(
@@ -118,7 +84,7 @@ def ascend(
             logits, value, s["gradient"] = oracle.gradient(point, loss, *columns_now)
         else:
             logits = oracle.logits(point)
-            value = loss(logits, *columns_now)
+            value = oracle.value(loss, logits, *columns_now)
         s["loss"] = torch.where(value.isfinite(), value, -torch.inf)
         fooled = oracle.fooled(point, logits, s["y"], s["id"])
         if bool(fooled.any()):
@@ -188,7 +154,7 @@ class APGDSettings:
 
 @dataclass(frozen=True)
 class APGDCEAttack(Attack):
-    """APGD with an untargeted loss: the cross-entropy, or ``loss="dlr"``."""
+    """APGD with an untargeted loss: the cross-entropy, or ``loss="dlr"`` or ``"margin"``."""
 
     name = "apgd-ce"
     section = "apgd"
@@ -204,7 +170,7 @@ class APGDCEAttack(Attack):
     def run(
         self, oracle: Oracle, images: Tensor, labels: Tensor, ids: Tensor, seed: int, ball: Ball
     ) -> AttackResult:
-        loss = cross_entropy if self.loss == "ce" else dlr
+        loss = find_loss(self.loss)
 
         def attempt(offset: int, rows: Tensor) -> AttackResult:
             y = labels[rows]
@@ -287,13 +253,14 @@ class APGDTAttack(Attack):
 def apgd_ce(
     model: nn.Module,
     images: Tensor,
-    labels: Tensor,
+    labels: Tensor | None = None,
     *,
     epsilon: Fraction | str | float = "8/255",
     norm: str = "linf",
     steps: int = 100,
     restarts: int = 1,
     loss: str = "ce",
+    target: Tensor | int | None = None,
     seed: int = 0,
     index: Tensor | None = None,
     batch_size: int | None = None,
@@ -301,8 +268,8 @@ def apgd_ce(
     """APGD (Croce and Hein, ICML 2020) on the cross-entropy; parameter-free but for its length.
 
     Args:
-        steps: 100 in the standard evaluation. loss: ``"ce"``, or ``"dlr"`` for the difference of
-            logits ratio (three classes or more).
+        steps: 100 in the standard evaluation. loss: ``"ce"``; ``"dlr"``, the difference of logits
+            ratio (three classes or more); ``"margin"``, the largest other logit less the label's.
         Others as :func:`fastbandit.attacks.pgd`.
 
     Returns:
@@ -313,18 +280,18 @@ def apgd_ce(
     """
     ball = check_radius(norm, epsilon)
     steps, restarts = parse_whole(steps, "steps", 1), parse_whole(restarts, "restarts", 1)
-    if loss not in ("ce", "dlr"):
-        raise ValueError(f"loss: expected ce or dlr, got {loss!r}")
+    find_loss(loss)
     attack = APGDCEAttack(steps, restarts, loss)
     return attack_model(
-        attack, ball, model, images, labels, seed=seed, index=index, batch_size=batch_size
-    )
+        attack, ball, model, images, labels,
+        seed=seed, index=index, batch_size=batch_size, target=target,
+    )  # fmt: skip
 
 
 def apgd_t(
     model: nn.Module,
     images: Tensor,
-    labels: Tensor,
+    labels: Tensor | None = None,
     *,
     epsilon: Fraction | str | float = "8/255",
     norm: str = "linf",
@@ -339,7 +306,7 @@ def apgd_t(
 
     Args:
         targets: most likely other classes to try; all of them where there are fewer.
-        Others as :func:`apgd_ce`.
+        Others as :func:`apgd_ce`; the targets are its own, so there is no ``target``.
     """
     ball = check_radius(norm, epsilon)
     steps, restarts = parse_whole(steps, "steps", 1), parse_whole(restarts, "restarts", 1)

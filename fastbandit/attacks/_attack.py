@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fastbandit.attacks._model import LARGEST_SEED, Oracle, checked, with_autograd
+from fastbandit.attacks._model import LARGEST_SEED, Oracle, aimed, with_autograd
 from fastbandit.attacks.ball import Ball
 from fastbandit.threat import ThreatModel, parse_whole
 
@@ -155,17 +155,19 @@ def attack_model(
     ball: Ball,
     model: nn.Module,
     images: Tensor,
-    labels: Tensor,
+    labels: Tensor | None,
     *,
     seed: int,
     index: Tensor | None,
     batch_size: int | None,
+    target: Tensor | int | None = None,
 ) -> Tensor:
     """The adversarial images of ``attack`` on ``model``, after the checks of all arguments."""
     seed = parse_whole(seed, "seed", most=LARGEST_SEED)
-    images, labels, index = checked(images, labels, index)
+    images, labels, index, oracle = aimed(
+        model, images, labels, index, target=target, batch_size=batch_size
+    )
     attack.check(images, ball)
-    oracle = Oracle(model, batch_size=batch_size, labels=labels)
     if not ball.epsilon:
         return images.clone()
     with oracle:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fastbandit.attacks._apgd import apgd_ce, apgd_t
 from fastbandit.attacks._attack import check_radius
-from fastbandit.attacks._model import Oracle, checked, misclassified, with_autograd
+from fastbandit.attacks._model import Oracle, aimed, misclassified, with_autograd
 from fastbandit.attacks._square import square
 
 
@@ -16,7 +16,7 @@ from fastbandit.attacks._square import square
 def ensemble(
     model: nn.Module,
     images: Tensor,
-    labels: Tensor,
+    labels: Tensor | None = None,
     *,
     epsilon: float | str,
     norm: str = "linf",
@@ -33,7 +33,7 @@ def ensemble(
     returned as it is.
     """
     check_radius(norm, epsilon)
-    images, labels, ids = checked(images, labels, index)
+    images, labels, ids, _ = aimed(model, images, labels, index, batch_size=batch_size)
     adversarial = images.clone()
     attacks: tuple[tuple[Callable[..., Tensor], dict[str, int]], ...] = (
         (apgd_ce, {"steps": steps}),

@@ -77,7 +77,7 @@ def _threat(step_size: Fraction | str | float | None, steps: int, **settings: An
 def mifgsm(
     model: nn.Module,
     images: Tensor,
-    labels: Tensor,
+    labels: Tensor | None = None,
     *,
     epsilon: Fraction | str | float = "8/255",
     step_size: Fraction | str | float | None = None,
@@ -88,6 +88,8 @@ def mifgsm(
     lower: float | None = 0.0,
     upper: float | None = 1.0,
     bn_mode: str = "eval",
+    loss: str = "ce",
+    target: Tensor | int | None = None,
     seed: int = 0,
     index: Tensor | None = None,
     batch_size: int | None = None,
@@ -119,4 +121,6 @@ def mifgsm(
         decay=decay,
         stop_early=stop_early,
         batch_size=batch_size,
+        loss=loss,
+        target=target,
     )

@@ -132,7 +132,7 @@ def attack_mode(
             parameter.requires_grad_(True)
 
 
-def check_labels(images: Tensor, labels: Tensor) -> None:
+def check_labels(images: Tensor, labels: Tensor, name: str = "labels") -> None:
     """Refuse labels that do not belong to ``images``. Reads a number back from the device.
 
     That a label is below the number of classes is checked with the model's first answer.
@@ -141,16 +141,16 @@ def check_labels(images: Tensor, labels: Tensor) -> None:
         TypeError: not a tensor.
         ValueError: not int64, another number, another device, or below 0.
     """
-    _check_tensor(labels, "labels", f"an int64 tensor of shape [{images.shape[0]}]")
+    _check_tensor(labels, name, f"an int64 tensor of shape [{images.shape[0]}]")
     if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
         raise ValueError(
-            f"labels: expected int64 of shape [{images.shape[0]}], "
+            f"{name}: expected int64 of shape [{images.shape[0]}], "
             f"got {labels.dtype} of shape {list(labels.shape)}"
         )
     if labels.device != images.device:
-        raise ValueError(f"labels: expected on {images.device} as the images, got {labels.device}")
+        raise ValueError(f"{name}: expected on {images.device} as the images, got {labels.device}")
     if len(labels) and (least := int(labels.min())) < 0:
-        raise ValueError(f"labels: expected classes, 0 or more, got {least}")
+        raise ValueError(f"{name}: expected classes, 0 or more, got {least}")
 
 
 def check_answer(answer: object, images: Tensor) -> Tensor:
@@ -212,11 +212,65 @@ def check_index(images: Tensor, index: Tensor | None) -> Tensor:
     return normal(index)
 
 
-def checked(images: Tensor, labels: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Images, labels and ids as an attack works on them, after the checks above."""
+def aimed(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor | None,
+    index: Tensor | None,
+    *,
+    target: Tensor | int | None = None,
+    batch_size: int | None = None,
+    bn_mode: str = "eval",
+) -> tuple[Tensor, Tensor, Tensor, Oracle]:
+    """What a function that attacks works on, and whom it asks; after the checks above.
+
+    Args:
+        labels: None: what the model predicts for the images.
+        target: of a targeted attack, the class of each image or of all; the labels are needed for
+            nothing then.
+
+    Returns:
+        images; what the oracle judges by, the labels, or the classes that are aimed at; ids;
+        the oracle.
+    """
+    # Of the arguments, in the order in which they are written.
+    asked = Oracle(model, batch_size=batch_size, bn_mode=bn_mode)
     check_images(images)
-    check_labels(images, labels)
-    return normal(images.detach()), normal(labels), check_index(images, index)
+    if labels is not None:
+        check_labels(images, labels)
+    ids = check_index(images, index)
+    images = normal(images.detach())
+    if target is not None:
+        if not isinstance(target, Tensor):
+            if isinstance(target, bool) or not isinstance(target, int):
+                raise TypeError(
+                    f"target: expected a class or a tensor of them, got {type(target).__name__}"
+                )
+            target = images.new_full((len(images),), target, dtype=torch.int64)
+        check_labels(images, target, "target")
+        if labels is not None and bool((labels == target).any()):
+            raise ValueError(
+                "target: expected other classes than the labels, got the label of "
+                f"{int((labels == target).sum())} of {len(images)} images"
+            )
+        judged = normal(target)
+    elif labels is None:
+        with asked:
+            judged = asked.logits(images).argmax(1) if len(images) else ids
+    else:
+        judged = normal(labels)
+    return (
+        images,
+        judged,
+        ids,
+        Oracle(
+            model,
+            batch_size=batch_size,
+            bn_mode=bn_mode,
+            labels=judged,
+            targeted=target is not None,
+        ),
+    )
 
 
 #: Loss of each image, [n], from the logits [n, K] and columns that belong to the images.
@@ -255,6 +309,8 @@ class Oracle:
             is then asked of the model in float32 before it counts.
         exact: the model that decides what counts, where ``model`` is a faster one that computes
             nearly the same; None is ``model`` itself.
+        targeted: the labels that are asked about are classes to reach, not to leave: an image
+            counts when the model answers so, and every loss changes its sign.
         bn_mode: as in :func:`attack_mode`. In train mode batches are never cut or filled up,
             since the statistics are the batch's.
 
@@ -272,6 +328,7 @@ class Oracle:
         bn_mode: str = "eval",
         exact: nn.Module | None = None,
         labels: Tensor | None = None,
+        targeted: bool = False,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: expected a torch.nn.Module, got {kind(model)}")
@@ -280,6 +337,7 @@ class Oracle:
         if precision not in (torch.float32, torch.bfloat16):
             raise ValueError(f"precision: expected float32 or bfloat16, got {precision}")
         self.model, self.bn_mode, self.precision = model, bn_mode, precision
+        self.targeted = targeted
         self.whole = bn_mode == "train"
         self.batch_size = None if self.whole else batch_size
         self.forward_passes = self.backward_passes = 0
@@ -326,8 +384,9 @@ class Oracle:
             with torch.autocast(x.device.type, dtype=self.precision):
                 logits = check_answer(self.model(x), x)
         if self._largest >= logits.shape[1]:
+            name = "target" if self.targeted else "labels"
             raise ValueError(
-                f"labels: expected classes below {logits.shape[1]}, the model's outputs, "
+                f"{name}: expected classes below {logits.shape[1]}, the model's outputs, "
                 f"got {self._largest}"
             )
         return logits
@@ -352,7 +411,8 @@ class Oracle:
             point = x[part].detach().requires_grad_(True)
             with torch.enable_grad():
                 logits = self._call(self._copy(point), exact=False)
-                losses = loss(logits, *(self._fill(column[part]) for column in columns))
+                filled = (self._fill(column[part]) for column in columns)
+                losses = self.value(loss, logits, *filled)
                 # Of the sum: the gradient of one image does not depend on the others' number.
                 (gradient,) = torch.autograd.grad(losses.sum(), point)
             found.append((logits.detach()[:n], losses.detach()[:n], gradient))
@@ -361,6 +421,17 @@ class Oracle:
         a, b, c = (torch.cat(parts) for parts in zip(*found, strict=True))
         return a, b, c
 
+    def value(self, loss: Loss, logits: Tensor, *columns: Tensor) -> Tensor:
+        """The loss of each image, [n]; of a targeted attack with the other sign."""
+        found = loss(logits, *columns)
+        return -found if self.targeted else found
+
+    def _won(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Whether the answer is what the attack is after, bool [N]."""
+        if not self.targeted:
+            return misclassified(logits, labels)
+        return (logits.argmax(1) == labels) & logits.isfinite().all(1)
+
     def fooled(self, x: Tensor, logits: Tensor, labels: Tensor, index: Tensor) -> Tensor:
         """Whether each image fools the exact model in float32, bool [N].
 
@@ -368,10 +439,10 @@ class Oracle:
             logits: what the model said at ``x``.
             index: ids of the images, to remember those that the exact model denied.
         """
-        found = misclassified(logits, labels) & finite_images(x)
+        found = self._won(logits, labels) & finite_images(x)
         if not self._confirms or not bool(found.any()):
             return found
         rows = found.nonzero()[:, 0]
-        truth = misclassified(self.logits(x[rows], exact=True), labels[rows])
+        truth = self._won(self.logits(x[rows], exact=True), labels[rows])
         self.unconfirmed.update(index[rows[~truth]].tolist())
         return found.index_put((rows,), truth)

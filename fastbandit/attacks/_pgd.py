@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from fastbandit import ops
 from fastbandit.attacks._attack import Attack, AttackResult, count, from_starts
+from fastbandit.attacks._losses import find_loss
 from fastbandit.attacks._model import (
     LARGEST_SEED,
+    Loss,
     Oracle,
+    aimed,
     attack_mode,
     check_answer,
-    checked,
     cross_entropy,
     normal,
     with_autograd,
@@ -204,6 +206,7 @@ def pgd_loop(
     decay: float | None = None,
     stop_early: bool = True,
     judge: bool = True,
+    loss: Loss = cross_entropy,
 ) -> AttackResult:
     """PGD (or MI-FGSM) on the images that still stand, within ``with oracle``.
 
@@ -213,6 +216,7 @@ def pgd_loop(
         stop_early: an image is done with the first iterate that fools the model, or when its
             iterate repeats. Otherwise all take every step, and the last iterate counts.
         judge: whether to ask the model about the last iterate; else ``success`` is all False.
+        loss: what is maximised.
     """
     ball, step = threat.ball, threat.step_value
     dtype, images = images.dtype, wide(images)
@@ -228,7 +232,7 @@ def pgd_loop(
     x, y = images, labels
     for _ in range(threat.steps):
         point = point_of(x, delta, dtype)
-        logits, _, gradient = oracle.gradient(point, cross_entropy, y)
+        logits, _, gradient = oracle.gradient(point, loss, y)
         if stop_early:
             fooled = oracle.fooled(point, logits, y, index[rows])
             done = fooled
@@ -266,6 +270,7 @@ def restart(
     index: Tensor,
     restarts: int,
     stop_early: bool = True,
+    loss: Loss = cross_entropy,
 ) -> AttackResult:
     """:func:`pgd_loop` from several starts; an image is done with the first that fools the model.
 
@@ -282,6 +287,7 @@ def restart(
             index=index[rows],
             offset=offset,
             stop_early=stop_early,
+            loss=loss,
         )
 
     return from_starts(images, (partial(attempt, offset) for offset in range(restarts)))
@@ -400,7 +406,7 @@ def _threat(ball: Ball, **settings: Any) -> ThreatModel:
 def follow_gradient(
     model: nn.Module,
     images: Tensor,
-    labels: Tensor,
+    labels: Tensor | None,
     threat: ThreatModel,
     *,
     seed: int,
@@ -409,12 +415,16 @@ def follow_gradient(
     restarts: int = 1,
     stop_early: bool = False,
     decay: float | None = None,
+    loss: str = "ce",
+    target: Tensor | int | None = None,
 ) -> Tensor:
     """What the functions :func:`pgd`, :func:`fgsm` and ``mifgsm`` share."""
-    images, labels, index = checked(images, labels, index)
-    restarts = parse_whole(restarts, "restarts", 1)
+    restarts, maximised = parse_whole(restarts, "restarts", 1), find_loss(loss)
     seed = parse_whole(seed, "seed", most=LARGEST_SEED)
-    oracle = Oracle(model, batch_size=batch_size, bn_mode=threat.bn_mode, labels=labels)
+    images, labels, index, oracle = aimed(
+        model, images, labels, index,
+        target=target, batch_size=batch_size, bn_mode=threat.bn_mode,
+    )  # fmt: skip
     if not threat.attacks:
         return images.clone()
     attack: Callable[..., AttackResult] = partial(restart, restarts=restarts)
@@ -422,14 +432,15 @@ def follow_gradient(
         attack = partial(pgd_loop, decay=decay, judge=False)
     with oracle:
         return attack(
-            oracle, images, labels, threat, seed=seed, index=index, stop_early=stop_early
-        ).adversarial
+            oracle, images, labels, threat,
+            seed=seed, index=index, stop_early=stop_early, loss=maximised,
+        ).adversarial  # fmt: skip
 
 
 def pgd(
     model: nn.Module,
     images: Tensor,
-    labels: Tensor,
+    labels: Tensor | None = None,
     *,
     epsilon: Fraction | str | float = "8/255",
     step_size: Fraction | str | float | None = None,
@@ -441,6 +452,8 @@ def pgd(
     lower: float | None = 0.0,
     upper: float | None = 1.0,
     bn_mode: str = "eval",
+    loss: str = "ce",
+    target: Tensor | int | None = None,
     seed: int = 0,
     index: Tensor | None = None,
     batch_size: int | None = None,
@@ -449,13 +462,18 @@ def pgd(
 
     Args:
         model: returns logits [N, classes] for images in [0, 1].
-        images: [N, C, H, W], floating point in [0, 1]. labels: [N] int64.
+        images: [N, C, H, W], floating point in [0, 1]. labels: [N] int64; None: what the model
+            predicts for the images.
         epsilon, step_size, steps, random_start, norm, lower, upper, bn_mode: see
             :class:`fastbandit.threat.ThreatModel`. Numbers may also be scalars of numpy and
             tensors without dimensions.
         restarts: random starts; those after the first are for images that still stand.
         stop_early: an image keeps the first iterate that fools the model, and stops where its
             iterate repeats; much faster, and never a weaker attack. Otherwise the last iterate.
+        loss: what is maximised: ``"ce"``, cross-entropy; ``"dlr"``, the difference of logits ratio
+            (three classes or more); ``"margin"``, the largest other logit less the label's.
+        target: of a targeted attack, the class that the model shall answer, [N] int64 or one for
+            all; the loss of that class is minimised, and the labels are not used.
         seed, index: the random start of image i is drawn from (seed, index[i]) alone, so the same
             images get the same start in any batch; index: [N] int64, default 0..N-1.
         batch_size: images in one call of the model; None for all.
@@ -483,22 +501,16 @@ def pgd(
         bn_mode=bn_mode,
     )
     return follow_gradient(
-        model,
-        images,
-        labels,
-        threat,
-        seed=seed,
-        index=index,
-        restarts=restarts,
-        stop_early=stop_early,
-        batch_size=batch_size,
-    )
+        model, images, labels, threat,
+        seed=seed, index=index, restarts=restarts, stop_early=stop_early, batch_size=batch_size,
+        loss=loss, target=target,
+    )  # fmt: skip
 
 
 def fgsm(
     model: nn.Module,
     images: Tensor,
-    labels: Tensor,
+    labels: Tensor | None = None,
     *,
     epsilon: Fraction | str | float = "8/255",
     step_size: Fraction | str | float | None = None,
@@ -507,6 +519,8 @@ def fgsm(
     lower: float | None = 0.0,
     upper: float | None = 1.0,
     bn_mode: str = "eval",
+    loss: str = "ce",
+    target: Tensor | int | None = None,
     seed: int = 0,
     index: Tensor | None = None,
     batch_size: int | None = None,
@@ -528,5 +542,6 @@ def fgsm(
         bn_mode=bn_mode,
     )
     return follow_gradient(
-        model, images, labels, threat, seed=seed, index=index, batch_size=batch_size
-    )
+        model, images, labels, threat,
+        seed=seed, index=index, batch_size=batch_size, loss=loss, target=target,
+    )  # fmt: skip

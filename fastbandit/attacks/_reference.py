@@ -1,17 +1,35 @@
-"""The reference implementation of AutoAttack, to compare with: package pyautoattack."""
+"""The reference implementation of AutoAttack, all four parts: package pyautoattack."""
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
+from fractions import Fraction
 from importlib.metadata import version
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fastbandit.attacks._attack import Attack, AttackResult
-from fastbandit.attacks._model import Oracle, finite_images, misclassified
+from fastbandit.attacks._attack import Attack, AttackResult, check_radius
+from fastbandit.attacks._model import (
+    LARGEST_SEED,
+    Oracle,
+    aimed,
+    finite_images,
+    misclassified,
+    with_autograd,
+)
 from fastbandit.attacks.ball import Ball
+from fastbandit.threat import parse_whole
+
+#: Classes that its loss needs.
+FEWEST_CLASSES = 4
+
+
+def has_reference() -> bool:
+    """Whether the package is installed."""
+    return importlib.util.find_spec("pyautoattack") is not None
 
 
 @dataclass(frozen=True)
@@ -24,6 +42,8 @@ class ReferenceAutoAttack(Attack):
     """outputs of the model, 4 or more for its DLR loss"""
     release: str
     """version of the package"""
+    targets: int = 9
+    """classes that its targeted attacks aim at; all others where there are fewer"""
 
     @classmethod
     def of_release(cls, classes: int) -> ReferenceAutoAttack:
@@ -53,7 +73,7 @@ class ReferenceAutoAttack(Attack):
             seed=seed % 2**31,
             device=device,
         )
-        targets = min(9, self.classes - 1)
+        targets = min(self.targets, self.classes - 1)
         attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = targets
         # It seeds torch's own generator.
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -76,3 +96,59 @@ class ReferenceAutoAttack(Attack):
     def facts(self, ball: Ball) -> dict[str, Any]:
         package = {"package": "pyautoattack", "version": self.release}
         return {**package, "norm": ball.norm, "attacks": "standard"}
+
+
+@with_autograd
+def autoattack(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor | None = None,
+    *,
+    epsilon: Fraction | str | float = "8/255",
+    norm: str = "linf",
+    targets: int = 9,
+    seed: int = 0,
+    index: Tensor | None = None,
+    batch_size: int | None = None,
+) -> Tensor:
+    """AutoAttack, standard version: APGD-CE, APGD-T, FAB-T and Square of the reference package.
+
+    What it returns is what the reference returns for these batches and this seed.
+
+    Args:
+        images: float32. targets: classes that APGD-T and FAB-T aim at.
+        index: None: its random numbers belong to a batch, not to an image.
+        Others as :func:`fastbandit.attacks.apgd_ce`.
+
+    Raises:
+        ImportError: pyautoattack is not installed.
+        As :func:`fastbandit.attacks.pgd`; ValueError for a model of fewer than four classes.
+    """
+    if not has_reference():
+        raise ImportError(
+            "AutoAttack needs the package pyautoattack (extra eval); Ensemble is APGD-CE, APGD-T "
+            "and Square without it, and without FAB-T"
+        )
+    ball = check_radius(norm, epsilon)
+    seed = parse_whole(seed, "seed", most=LARGEST_SEED)
+    if index is not None:
+        raise ValueError(
+            "index: expected None: the random numbers of the reference AutoAttack belong to the "
+            "batch, not to the image"
+        )
+    images, labels, ids, oracle = aimed(model, images, labels, None, batch_size=batch_size)
+    if images.dtype != torch.float32:
+        raise TypeError(f"images: expected float32 for the reference, got {images.dtype}")
+    if not ball.epsilon or not len(images):
+        return images.clone()
+    with oracle:
+        classes = oracle.logits(images[:1]).shape[1]
+        if classes < FEWEST_CLASSES:
+            raise ValueError(
+                f"model: expected {FEWEST_CLASSES} classes or more for the reference's DLR loss, "
+                f"got {classes}"
+            )
+        attack = ReferenceAutoAttack(
+            classes, version("pyautoattack"), parse_whole(targets, "targets", 1)
+        )
+        return attack.run(oracle, images, labels, ids, seed, ball).adversarial

@@ -149,7 +149,7 @@ class SquareAttack(Attack):
                 draws = _draws.words(seed, ids, 5 + channels, offset + query)
                 candidate = propose(x, best, ball, side, draws)
             logits = oracle.logits(candidate)
-            value = margin(logits, y).to(x.dtype)
+            value = oracle.value(margin, logits, y).to(x.dtype)
             # An answer that is not finite has no margin.
             better = (value < lowest) & value.isfinite()
             fooled = oracle.fooled(candidate, logits, y, ids)
@@ -252,13 +252,14 @@ def _square_l2(x: Tensor, best: Tensor, ball: Ball, side: int, draws: Tensor) ->
 def square(
     model: nn.Module,
     images: Tensor,
-    labels: Tensor,
+    labels: Tensor | None = None,
     *,
     epsilon: Fraction | str | float = "8/255",
     norm: str = "linf",
     queries: int = 5000,
     restarts: int = 1,
     share: float = 0.8,
+    target: Tensor | int | None = None,
     seed: int = 0,
     index: Tensor | None = None,
     batch_size: int | None = None,
@@ -282,5 +283,6 @@ def square(
         raise ValueError(f"share: expected a number in (0, 1], got {share}")
     attack = SquareAttack(queries, restarts, share)
     return attack_model(
-        attack, ball, model, images, labels, seed=seed, index=index, batch_size=batch_size
-    )
+        attack, ball, model, images, labels,
+        seed=seed, index=index, batch_size=batch_size, target=target,
+    )  # fmt: skip

@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from fastbandit.attacks import _apgd, _ensemble, _mifgsm, _pgd, _square
+from fastbandit.attacks import _apgd, _ensemble, _mifgsm, _pgd, _reference, _square
 
-__all__ = ["APGD", "APGDT", "FGSM", "MIFGSM", "PGD", "PGDL2", "AutoAttack", "Square"]
+__all__ = ["APGD", "APGDT", "FGSM", "MIFGSM", "PGD", "PGDL2", "AutoAttack", "Ensemble", "Square"]
 
 # torchattacks' names of arguments, and those of the functions.
 _NAMES = {
@@ -36,6 +36,8 @@ class _Attack:
     model: nn.Module
 
     function: ClassVar[Callable[..., Tensor]]
+    #: Whether it can aim at a class that is given.
+    targeted: ClassVar[bool] = True
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -51,20 +53,29 @@ class _Attack:
     def __call__(
         self,
         images: Tensor,
-        labels: Tensor,
+        labels: Tensor | None = None,
         *,
+        target: Tensor | int | None = None,
         index: Tensor | None = None,
         batch_size: int | None = None,
     ) -> Tensor:
         """The adversarial images.
 
         Args:
-            images: [N, C, H, W] in [0, 1]; labels: [N] int64.
+            images: [N, C, H, W] in [0, 1]; labels: [N] int64, or None: what the model predicts.
+            target: of a targeted attack, the class that the model shall answer, [N] int64 or one
+                for all.
             index: ids of the images, which key the random numbers; default 0..N-1.
             batch_size: images in one call of the model; None for all.
         """
+        if target is not None and not self.targeted:
+            raise ValueError(
+                f"target: {type(self).__name__} aims at classes of its own; expected one of FGSM, "
+                "MIFGSM, PGD, PGDL2, APGD and Square"
+            )
+        aim = {} if target is None else {"target": target}
         return self.function(
-            self.model, images, labels, index=index, batch_size=batch_size, **self.settings
+            self.model, images, labels, index=index, batch_size=batch_size, **aim, **self.settings
         )
 
     def __repr__(self) -> str:
@@ -79,6 +90,8 @@ class FGSM(_Attack):
     function = staticmethod(_pgd.fgsm)
 
     eps: float | str = 8 / 255
+    _: KW_ONLY
+    loss: str = "ce"
 
 
 @dataclass(repr=False, eq=False)
@@ -91,6 +104,8 @@ class MIFGSM(_Attack):
     alpha: float | str = 2 / 255
     steps: int = 10
     decay: float = 1.0
+    _: KW_ONLY
+    loss: str = "ce"
 
 
 @dataclass(repr=False, eq=False)
@@ -107,6 +122,7 @@ class PGD(_Attack):
     restarts: int = 1
     stop_early: bool = False
     seed: int = 0
+    loss: str = "ce"
 
 
 @dataclass(repr=False, eq=False)
@@ -123,7 +139,7 @@ class PGDL2(PGD):
 
 @dataclass(repr=False, eq=False)
 class APGD(_Attack):
-    """APGD on the cross-entropy (``loss="ce"``) or the DLR loss (``"dlr"``)."""
+    """APGD on the cross-entropy (``loss="ce"``), the DLR loss (``"dlr"``) or the ``"margin"``."""
 
     function = staticmethod(_apgd.apgd_ce)
 
@@ -140,6 +156,7 @@ class APGDT(_Attack):
     """Targeted APGD on the DLR loss; ``n_classes`` - 1 targets, at most."""
 
     function = staticmethod(_apgd.apgd_t)
+    targeted = False
 
     norm: str = "Linf"
     eps: float | str = 8 / 255
@@ -164,7 +181,7 @@ class Square(_Attack):
 
 
 @dataclass(repr=False, eq=False)
-class AutoAttack(_Attack):
+class Ensemble(_Attack):
     """The worst case of APGD-CE, APGD-T and Square at the settings of the standard AutoAttack.
 
     It is AutoAttack without FAB-T, which is not included: a robust accuracy from it may be higher
@@ -173,6 +190,24 @@ class AutoAttack(_Attack):
     """
 
     function = staticmethod(_ensemble.ensemble)
+    targeted = False
+
+    norm: str = "Linf"
+    eps: float | str = 8 / 255
+    seed: int = 0
+    n_classes: int = 10
+
+
+@dataclass(repr=False, eq=False)
+class AutoAttack(_Attack):
+    """The standard AutoAttack, all four parts, as the reference package runs it (extra ``eval``).
+
+    Its images are those of the package pyautoattack with the same seed and batches. Without the
+    package it raises an ImportError; :class:`Ensemble` needs none.
+    """
+
+    function = staticmethod(_reference.autoattack)
+    targeted = False
 
     norm: str = "Linf"
     eps: float | str = 8 / 255

@@ -20,6 +20,8 @@ in :data:`POLICIES` (:mod:`fastbandit.bandit.policies`): ``printed`` is the rule
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,6 +47,8 @@ class AntiBandit(Bandits):
         settings: the policy and its settings; default: those of the paper.
         seed: in [0, 2**63).
         device: where the tensors live.
+        groups, costs, base_cost, budget: stages of the rows, sizes of the arms and what paths may
+            have of them; see :class:`Bandits`.
         changes: settings by name, in place of those of ``settings``:
 
             - ``policy``: a name in :data:`POLICIES`;
@@ -75,6 +79,10 @@ class AntiBandit(Bandits):
         *,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        groups: Sequence[int] | None = None,
+        costs: Tensor | Sequence[Sequence[int]] | None = None,
+        base_cost: int = 0,
+        budget: Sequence[float] | None = None,
         **changes: Any,
     ) -> None:
         for name, value in (("rows", rows), ("arms", arms)):
@@ -88,7 +96,20 @@ class AntiBandit(Bandits):
         settings.check("AntiBandit: ")
         if not is_integer(seed) or not 0 <= seed < 2**63:
             raise ValueError(f"AntiBandit: seed: expected an integer in [0, 2**63), got {seed!r}")
-        super().__init__(rows, arms, settings, seed=seed, device=device)
+        try:
+            super().__init__(
+                rows,
+                arms,
+                settings,
+                seed=seed,
+                device=device,
+                groups=groups,
+                costs=costs,
+                base_cost=base_cost,
+                budget=budget,
+            )
+        except ValueError as error:
+            raise ValueError(f"AntiBandit: {error}") from None
         self.seed = seed
         # Drawn and not credited yet, in order; all of them to be trained, or none.
         self._pending: list[Tensor] = []
@@ -145,7 +166,7 @@ class AntiBandit(Bandits):
                 be abandoned first, the run is finished, or ``trained=False`` in the initial pass.
         """
         self._check_draw(trained, ahead)
-        choice = super().sample()
+        choice = super().sample(trained=trained)
         self._pending.append(choice)
         self._pending_trained = trained
         return choice.clone()
@@ -202,6 +223,11 @@ class AntiBandit(Bandits):
                 f"got {trained}"
             )
         path = self._check_path(choice)
+        if self.sizes is not None and not bool(self.sizes.holds(path)):
+            raise ValueError(
+                f"credit: choice: expected a path of {self.sizes}, got one of "
+                f"{int(self.sizes.size(path)):,}"
+            )
         value = float(reward)
         problem = self._policy.reward_problem(value)
         if problem:
@@ -305,7 +331,13 @@ class AntiBandit(Bandits):
         settings = self.settings.recorded()
         settings.pop(_NOT_IN_STATE, None)
         size = {"rows": self.rows, "arms": self.arms}
-        return {"policy": self.settings.policy, **size, **settings, "seed": self.seed}
+        found = {"policy": self.settings.policy, **size, **settings, "seed": self.seed}
+        known = self.known()
+        if known:
+            # Long lists, which the configuration of a run decides: a digest is enough to compare.
+            text = json.dumps(known, sort_keys=True)
+            found["known"] = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return found
 
     def _check_path(self, choice: Tensor | Sequence[int]) -> Tensor:
         path = torch.as_tensor(choice)
@@ -387,6 +419,8 @@ class AntiBandit(Bandits):
         arms_left = int(left[0])
         if arms_left < 1 or not bool((left == arms_left).all()):
             return "alive: expected the same number of arms, 1 or more, in each row"
+        if self.sizes is not None and not self.sizes.possible(state["alive"]):
+            return f"alive: expected arms of which a path has {self.sizes}"
         trained = int(state["history_trained"].sum())
         # The initial pass leads up to the first round, so there is no lower end before it.
         first = self._trained_before(arms_left) if arms_left < self.arms else 0

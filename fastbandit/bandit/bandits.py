@@ -13,11 +13,16 @@ replayed from its log draws the same numbers.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastbandit import ops
+from fastbandit.bandit.budget import ATTEMPTS, SizeBudget, whole_costs
+from fastbandit.bandit.mixes import GAMMA_UNIFORMS, draw, mix_law
 from fastbandit.bandit.policies import POLICIES, History
 from fastbandit.bandit.settings import BanditSettings
 from fastbandit.ops.philox import philox4x32
@@ -25,7 +30,7 @@ from fastbandit.ops.philox import philox4x32
 __all__ = ["Bandits", "counter_uniform"]
 
 # What a uniform number is for: the third word of its Philox counter.
-_PURPOSES = {"initial": 0, "sample": 1, "prune": 2}
+_PURPOSES = {"initial": 0, "sample": 1, "prune": 2, "budget": 3, "mix": 4}
 # The fourth word. The random start of an attack has the high half of an image's index there, which
 # is below 2**31, so no number is used twice should a caller use one seed for both.
 _COUNTER_TAG = 2**31
@@ -43,7 +48,8 @@ def counter_uniform(
 
     Args:
         seed: in [0, 2**63); or int64 [...] of them, for as many bandits at once.
-        purpose: ``initial`` (the permutations of the initial pass), ``sample`` or ``prune``.
+        purpose: ``initial`` (the permutations of the initial pass), ``sample``, ``prune``,
+            ``budget`` (paths drawn again because of their size) or ``mix``.
         number: which draw.
         rows, columns: how many for each seed.
         device: where an int seed's numbers are made.
@@ -72,6 +78,13 @@ class Bandits:
         seed: in [0, 2**63); or int64 [...] of them, one for each bandit.
         device: where the tensors live.
         room_for: samples that memory is taken for at first.
+        groups: the stage of each row, whole numbers >= 0, for policies that use it; None: one.
+        costs: [rows, arms], whole numbers >= 0, what each arm adds to the size of a path, such as
+            parameters.
+        base_cost: the size that all paths have, a whole number >= 0.
+        budget: the smallest and the largest size of a path, of which the largest may be infinite.
+            All paths drawn are within it (:mod:`fastbandit.bandit.budget` says how), arms are
+            abandoned so that some path is, and so is :meth:`final`. None: any size.
 
     Attributes:
         mean: float64 [..., rows, arms], m; 0 for an arm not credited yet.
@@ -81,7 +94,8 @@ class Bandits:
         These three are the state itself, not copies: read them, do not write.
 
     Raises:
-        ValueError: a setting out of its range; for an unknown policy, the known ones.
+        ValueError: a setting out of its range; for an unknown policy, the known ones; a budget that
+            no path meets, groups or costs of another shape.
     """
 
     mean: Tensor
@@ -97,6 +111,10 @@ class Bandits:
         seed: int | Tensor = 0,
         device: torch.device | str = "cpu",
         room_for: int = 64,
+        groups: Sequence[int] | None = None,
+        costs: Tensor | Sequence[Sequence[int]] | None = None,
+        base_cost: int = 0,
+        budget: Sequence[float] | None = None,
     ) -> None:
         self.rows = rows
         self.arms = arms
@@ -105,6 +123,21 @@ class Bandits:
         self.settings = settings.as_floats()
         self.device = torch.device(device)
         self._seed = seed
+        self.groups = None if groups is None else tuple(int(group) for group in groups)
+        if self.groups is not None and (len(self.groups) != rows or min(self.groups) < 0):
+            raise ValueError(
+                f"groups: expected {rows} whole numbers >= 0, one for each row, got {groups!r}"
+            )
+        self.costs = None if costs is None else whole_costs(costs)
+        if self.costs is not None and self.costs.shape != (rows, arms):
+            raise ValueError(f"costs: expected shape {[rows, arms]}, got {list(self.costs.shape)}")
+        if self.costs is None and budget is not None:
+            raise ValueError("budget: expected costs beside it, got none")
+        self.base_cost = base_cost
+        #: The sizes of paths and the budget; None where there is none.
+        self.sizes: SizeBudget | None = None
+        if self.costs is not None and budget is not None:
+            self.sizes = SizeBudget(self.costs, base_cost, budget)
         self._policy = POLICIES[self.settings.policy]()
         batch = seed.shape if isinstance(seed, Tensor) else ()
         shape = (*batch, rows, arms)
@@ -200,16 +233,50 @@ class Bandits:
         """``(lower, upper)`` of Eqs. 4.9 and 4.12 as of now, float64 [..., rows, arms] each."""
         return ops.bandit_bounds(self.mean, self.count, bonus=self.settings.bonus)
 
-    def probabilities(self) -> Tensor:
-        """The law of the next draw of a path to train, float64 [..., rows, arms].
+    def probabilities(self, *, trained: bool = True) -> Tensor:
+        """The law of the next draw of a path, float64 [..., rows, arms].
 
-        In the initial pass, without replacement: the arms not tried yet share it equally.
+        In the initial pass, without replacement: the arms not tried yet share it equally. With a
+        budget it is the tilted law, whose mean size is within
+        (:meth:`fastbandit.bandit.SizeBudget.law`).
+
+        Args:
+            trained: as in :meth:`sample`.
         """
+        if self.sizes is None:
+            return self._law(trained)
+        with self._usable() as usable:
+            return self.sizes.law(self._law(trained), usable)
+
+    def _law(self, trained: bool) -> Tensor:
+        """The law without regard to the budget; with one, as weights of the arms of use."""
+        if self._mixed(trained):
+            number = self._samples + self._uncredited
+            uniform = counter_uniform(
+                self._seed, "mix", number, self.arms, GAMMA_UNIFORMS, self.device
+            )
+            return mix_law(self.settings.mixes, uniform, self.alive)
         if self.phase == "initial":
-            drawn = self._trained_total + self._uncredited
-            untried = torch.ones_like(self.alive).scatter_(-1, self._initial[..., :drawn], False)
-            return untried.double() / max(self.arms - drawn, 1)
+            untried = self._untried()
+            return untried.double() / untried.sum(-1, keepdim=True)
         return self._policy.probabilities(self)
+
+    def _mixed(self, trained: bool) -> bool:
+        """Whether the next path has a random mix of its own."""
+        if not self.settings.mixes:
+            return False
+        return not trained or (self.phase == "initial" and self._policy.mixed_initial_pass)
+
+    def _untried(self) -> Tensor:
+        """Arms that the initial pass has not drawn yet, bool [..., rows, arms].
+
+        With a budget those of them that are of use, or all that are where there is none.
+        """
+        if self.sizes is not None:
+            untried = (self.drawn == 0) & self.alive
+            return torch.where(untried.any(-1, keepdim=True), untried, self.alive)
+        drawn = self._trained_total + self._uncredited
+        return torch.ones_like(self.alive).scatter_(-1, self._initial[..., :drawn], False)
 
     def uniform(self, purpose: str, columns: int = 1, *, number: int | None = None) -> Tensor:
         """Uniform numbers in [0, 1) for a policy, float64 [..., rows, columns], 53 bits each.
@@ -232,17 +299,50 @@ class Bandits:
         """The surviving arm of each row, int64 [..., rows].
 
         Before the end of a run: the arm alive with the highest score of the policy (its mean,
-        unless the policy says otherwise), the lowest index among equals.
+        unless the policy says otherwise), the lowest index among equals. With a budget it is the
+        path within it whose scores have the largest sum
+        (:meth:`fastbandit.bandit.SizeBudget.best`).
         """
+        if self.sizes is not None:
+            return self.sizes.best(self.score(), self.alive)
         return torch.where(self.alive, self.score(), -math.inf).argmax(-1)
 
     # --- the run --------------------------------------------------------------------------------
 
-    def sample(self) -> Tensor:
-        """Draw a path of each bandit, int64 [..., rows]."""
+    def sample(self, *, trained: bool = True) -> Tensor:
+        """Draw a path of each bandit, int64 [..., rows].
+
+        In the initial pass each arm of a row is drawn once, in a random order; with a budget, in
+        that order as far as the sizes allow it, and what they keep out stays untried. With the
+        setting ``mixes`` and a policy that needs no sample of every arm
+        (``Policy.mixed_initial_pass``), the initial pass is K paths each with a mix of its own.
+
+        Args:
+            trained: False for a path that is only evaluated; with ``mixes`` it has a mix of its
+                own.
+        """
+        if self.sizes is None:
+            return self._drawn(trained)
+        with self._usable() as usable:
+            choice = self._drawn(trained)
+            outside = ~self.sizes.holds(choice)
+            if bool(outside.any()):
+                uniform = self._uniform("budget", self._samples + self._uncredited, ATTEMPTS)
+                choice[outside] = self.sizes.draw(
+                    self._law(trained)[outside], usable[outside], uniform[outside]
+                )
+        return choice
+
+    def _drawn(self, trained: bool) -> Tensor:
+        """A path without regard to the budget."""
+        if self._mixed(trained):
+            number = self._samples + self._uncredited
+            return draw(self._law(trained), self._uniform("sample", number, 1).squeeze(-1))
         if self.phase == "initial":
-            position = self._trained_total + self._uncredited
-            return self._initial[..., position].clone(memory_format=torch.contiguous_format)
+            # Without a budget the first untried arm has the position of the path.
+            untried = self._untried().gather(-1, self._initial)
+            position = untried.int().argmax(-1, keepdim=True)
+            return self._initial.gather(-1, position).squeeze(-1)
         return self._policy.sample(self)
 
     def credit(self, choice: Tensor, reward: Tensor | float, *, trained: bool = True) -> None:
@@ -268,13 +368,82 @@ class Bandits:
         self._trained_total += trained
 
     def prune(self) -> Tensor:
-        """Abandon one arm in each row; returns which, int64 [..., rows]."""
+        """Abandon one arm in each row; returns which, int64 [..., rows].
+
+        With a budget, arms of no use go first: those that every path within it lacks. Where the
+        arms left would have no path within it, rows spare an arm of the best path that there is and
+        abandon the next one, as few rows as it takes; the last abandonment then leaves that path.
+        """
         abandoned = self._policy.prune(self)
+        if self.sizes is not None:
+            useless = self.alive & ~self.sizes.usable(self.alive)
+            first = useless.int().argmax(-1)
+            abandoned = self._spare(torch.where(useless.any(-1), first, abandoned))
         self.alive.scatter_(-1, abandoned.unsqueeze(-1), False)
         self._arms_left -= 1
         return abandoned
 
+    def known(self) -> dict[str, Any]:
+        """What is known of rows and arms, as plain values: arguments of the constructor.
+
+        Those that are not at their default.
+        """
+        found: dict[str, Any] = {}
+        if self.groups is not None:
+            found["groups"] = list(self.groups)
+        if self.costs is not None:
+            found |= {"costs": self.costs.tolist(), "base_cost": self.base_cost}
+        if self.sizes is not None:
+            found["budget"] = self.sizes.ends
+        return found
+
     # --- inside ---------------------------------------------------------------------------------
+
+    @contextmanager
+    def _usable(self) -> Iterator[Tensor]:
+        """``alive`` without the arms of no use to the budget, for the policy to see."""
+        assert self.sizes is not None
+        every = self.alive
+        self.alive = self.sizes.usable(every)
+        try:
+            yield self.alive
+        finally:
+            self.alive = every
+
+    def _spare(self, abandoned: Tensor) -> Tensor:
+        """The arms to abandon so that a path within the budget is left."""
+        assert self.sizes is not None
+        rows, arms = self.rows, self.arms
+        alive = self.alive.reshape(-1, rows, arms)
+        found = abandoned.reshape(-1, rows).clone()
+        left = alive.scatter(-1, found.unsqueeze(-1), False)
+        lost = [i for i, arms_left in enumerate(left) if not self.sizes.possible(arms_left)]
+        if not lost:
+            return abandoned
+        worth = self._policy.worth(self).reshape(-1, rows, arms)
+        kept = self.sizes.best(worth[lost], alive[lost])
+        if self._arms_left == 2:
+            # The other one of the two that are alive.
+            found[lost] = alive[lost].scatter(-1, kept.unsqueeze(-1), False).int().argmax(-1)
+            return found.view_as(abandoned)
+        every = self.alive
+        spared = alive.clone()
+        spared[lost] = alive[lost].scatter(-1, kept.unsqueeze(-1), False)
+        try:
+            # What the policy abandons if those of the path are not there.
+            self.alive = spared.view_as(every)
+            instead = self._policy.prune(self).reshape(-1, rows)
+        finally:
+            self.alive = every
+        for i, path in zip(lost, kept, strict=True):
+            one, other = found[i], instead[i]
+            loss = worth[i].gather(-1, other.unsqueeze(-1)) - worth[i].gather(-1, one.unsqueeze(-1))
+            order = loss.squeeze(-1).argsort(stable=True).tolist()
+            for row in (row for row in order if int(one[row]) == int(path[row])):
+                one[row] = other[row]
+                if self.sizes.possible(alive[i].scatter(-1, one.unsqueeze(-1), False)):
+                    break
+        return found.view_as(abandoned)
 
     @property
     def _uncredited(self) -> int:

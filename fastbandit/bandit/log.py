@@ -90,8 +90,18 @@ else:
     _StartWithSettings = create_model("_StartWithSettings", __base__=_StartOfAll, **_start_fields())
 
 
+# A stranger's log may hold any number.
+_Count = Annotated[int, Field(ge=0, le=10**15)]
+
+
 class Start(_StartWithSettings):
     """The first line: what it takes to replay the rest. Each setting has a name of its own."""
+
+    groups: list[_Count] | None = None
+    costs: list[list[_Count]] | None = None
+    base_cost: _Count = 0
+    budget_low: _Count | None = None
+    budget_high: _Count | None = None
 
     @classmethod
     def of(
@@ -101,10 +111,30 @@ class Start(_StartWithSettings):
         edges: Sequence[str],
         settings: BanditSettings,
         seed: int,
+        **known: Any,
     ) -> Start:
-        """The line of a search that begins."""
+        """The line of a search that begins.
+
+        Args:
+            known: what :meth:`fastbandit.bandit.Bandits.known` of its bandit returns.
+        """
         facts: dict[str, Any] = {"operations": list(operations), "edges": list(edges)}
-        return cls(space=space, **facts, **settings.recorded(), seed=seed)
+        if "budget" in known:
+            low, high = known.pop("budget")
+            known["budget_low"] = math.ceil(low)
+            if high < math.inf:
+                known["budget_high"] = math.floor(high)
+        return cls(space=space, **facts, **settings.recorded(), seed=seed, **known)
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """What the bandit is given beside its settings, as :meth:`of` took it."""
+        found: dict[str, Any] = {"groups": self.groups, "costs": self.costs}
+        found["base_cost"] = self.base_cost
+        if self.budget_low is not None:
+            high = math.inf if self.budget_high is None else self.budget_high
+            found["budget"] = (self.budget_low, high)
+        return found
 
     @property
     def settings(self) -> BanditSettings:
@@ -270,7 +300,12 @@ class _Replay:
             raise ValueError(f"expected at most {_MOST_REPLAYED:,} arms, got {arms:,}")
         self.start = start
         self.bandit = AntiBandit(
-            len(start.edges), len(start.operations), start.settings, seed=start.seed, device=device
+            len(start.edges),
+            len(start.operations),
+            start.settings,
+            seed=start.seed,
+            device=device,
+            **start.known,
         )
         # The lines of an abandonment that are still to come, by row.
         self._expected: dict[int, Abandon] = {}

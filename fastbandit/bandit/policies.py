@@ -6,8 +6,9 @@ same number of trained paths:
 
 - ``ucb1``, ``thompson``, ``successive-halving``: the well-known rules of the bandit literature,
   each row on its own;
-- ``detrended``, ``ridge``, ``ridge-thompson``: rules that select better from the same samples,
-  because they remove the rise of the training and, the last two, what the other rows do.
+- ``detrended``, ``ridge``, ``ridge-thompson``, ``hierarchical``: rules that select better from the
+  same samples, because they remove the rise of the training and, all but the first, what the other
+  rows do; the last one also learns what an operation is worth wherever it stands.
 
 Every policy is written on leading dimensions ``...``: a bandit's tensors are [rows, arms], a
 simulation has thousands of bandits in [bandits, rows, arms]
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from fastbandit import ops
+from fastbandit.bandit.hierarchical import HierarchicalRidge
 from fastbandit.bandit.regression import (
     RidgeFit,
     arm_means,
@@ -37,6 +39,7 @@ from fastbandit.bandit.state import History, State
 __all__ = [
     "POLICIES",
     "Detrended",
+    "Hierarchical",
     "History",
     "Policy",
     "Printed",
@@ -69,6 +72,10 @@ class Policy(ABC):
     description: ClassVar[str] = ""
     #: Whether every arm gets one sample before the first round.
     initial_pass: ClassVar[bool] = True
+    #: Whether that may be given up for paths with random mixes (the setting ``mixes``).
+    mixed_initial_pass: ClassVar[bool] = False
+    #: Whether stages and sizes of the rows are of use.
+    uses_rows: ClassVar[bool] = False
     #: Whether rewards are accuracies, in [0, 1]; otherwise any finite number is one.
     accuracies: ClassVar[bool] = True
     #: How an arm is chosen to be abandoned, where neither score nor bound says it.
@@ -123,6 +130,13 @@ class Policy(ABC):
     def score(self, bandit: State) -> Tensor:
         """What makes an arm good, float64 [..., rows, arms]; ranks the arms alive."""
         return bandit.mean
+
+    def worth(self, bandit: State) -> Tensor:
+        """What a path that keeps to a budget is chosen by when arms are abandoned.
+
+        The sum over its arms, float64 [..., rows, arms]; here the score.
+        """
+        return self.score(bandit)
 
 
 POLICIES: dict[str, type[Policy]] = {}
@@ -219,6 +233,7 @@ class Random(Policy):
     name = "random"
     description = "the baseline, which learns nothing"
     reason = "drawn at random"
+    mixed_initial_pass = True
 
     def probabilities(self, bandit: State) -> Tensor:
         return bandit.alive.double() / bandit.arms_left
@@ -228,6 +243,10 @@ class Random(Policy):
 
     def prune(self, bandit: State) -> Tensor:
         return _pick(bandit.alive, bandit.uniform("prune").squeeze(-1))
+
+    def worth(self, bandit: State) -> Tensor:
+        # Other numbers than those of the draw, which are numbered by the arms left.
+        return bandit.uniform("prune", bandit.arms, number=bandit.arms + bandit.arms_left)
 
 
 # --- the well-known rules, each row on its own --------------------------------------------------
@@ -353,6 +372,7 @@ class Detrended(_Balanced):
     """
 
     name = "detrended"
+    mixed_initial_pass = True
     description = "means less the training trend"
 
     def score(self, bandit: State) -> Tensor:
@@ -377,6 +397,7 @@ class Ridge(_Balanced):
     """
 
     name = "ridge"
+    mixed_initial_pass = True
     description = "one model of all edges"
     # The regression holds a matrix of samples x samples for each bandit.
     simulated_at_a_time = 25
@@ -429,3 +450,61 @@ class RidgeThompson(Ridge):
         return posterior_mean(
             fit, choice, bandit.arms
         ), bandit.settings.bonus * variance.sqrt() + 1e-12
+
+
+@register
+class Hierarchical(_Balanced):
+    """Balanced draws; an arm's score is its worth in a model of operations, stages and edges.
+
+    The model is :class:`fastbandit.bandit.HierarchicalRidge` with the trend of ``ridge``: what an
+    operation is worth on all edges, what it is worth more on the edges of one stage (``groups`` of
+    the bandit), and on a single one, each kind with a variance that is estimated; and the size of a
+    path where the bandit has ``costs``. Scores of a row sum to 0. On the printed schedule the arm
+    with the smallest score is abandoned. ``mean`` holds plain averages.
+
+    The variances are estimated where scores are asked for: when arms are abandoned, not when a path
+    is drawn or credited.
+    """
+
+    name = "hierarchical"
+    description = "one model of operations, stages and edges"
+    mixed_initial_pass = True
+    uses_rows = True
+
+    def __init__(self) -> None:
+        # A function of the history, kept because a round asks for scores several times.
+        self._fitted: tuple[History, list[HierarchicalRidge]] | None = None
+
+    def models(self, bandit: State) -> list[HierarchicalRidge]:
+        """The models of all samples so far, one for each bandit in the order of their seeds."""
+        history = bandit.history
+        if self._fitted is not None:
+            known, found = self._fitted
+            if all(torch.equal(a, b) for a, b in zip(known, history, strict=True)):
+                return found
+        groups = (0,) * bandit.rows if bandit.groups is None else bandit.groups
+        bandits = math.prod(bandit.mean.shape[:-2])
+        choices = history.choice.reshape(bandits, *history.choice.shape[-2:])
+        rewards = history.reward.reshape(bandits, history.reward.shape[-1])
+        found = [
+            HierarchicalRidge(groups, bandit.arms, bandit.costs, base_cost=bandit.base_cost).fit(
+                choice, reward, history.trained
+            )
+            for choice, reward in zip(choices, rewards, strict=True)
+        ]
+        self._fitted = (history, found)
+        return found
+
+    def score(self, bandit: State) -> Tensor:
+        return self._effects(bandit, 0)
+
+    def deviation(self, bandit: State) -> Tensor:
+        """Posterior standard deviations of the scores, float64 [..., rows, arms]."""
+        return self._effects(bandit, 1)
+
+    def _effects(self, bandit: State, which: int) -> Tensor:
+        found = [model.effects()[which] for model in self.models(bandit)]
+        if not found:
+            return torch.zeros_like(bandit.mean)
+        effects = torch.stack(found).view_as(bandit.mean).to(bandit.mean.device)
+        return bandit.settings.scale * effects

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from typing_extensions import Doc
 
 from fastbandit.bandit.policies import POLICIES
+from fastbandit.config import LATER
 
 __all__ = ["ALWAYS_RECORDED", "BanditSettings", "is_integer", "is_number"]
 
@@ -57,6 +58,10 @@ class BanditSettings:
     evaluations_per_epoch: int = 0
     """R: for each path trained in the search phase, so many more are drawn, evaluated with the
     shared weights and credited; they do not count in K * T. 0 as printed"""
+    mixes: Annotated[float, LATER] = 0.0
+    """concentration of a Dirichlet law, such as 0.5: a path that is only evaluated, and for
+    policies that need no sample of every arm a path of the initial pass, has a mix of operations of
+    its own. 0: none, as printed"""
 
     def check(self, where: str = "") -> None:
         """Check every setting; whatever uses the settings calls this.
@@ -68,7 +73,7 @@ class BanditSettings:
             ValueError: a setting out of its range.
         """
         rate, rounds, bonus, scale = self.rate, self.rounds, self.bonus, self.scale
-        extra = self.evaluations_per_epoch
+        extra, mixes = self.evaluations_per_epoch, self.mixes
         for name, good, expected in (
             ("policy", self.policy in POLICIES, f"one of {', '.join(sorted(POLICIES))}"),
             ("rate", is_number(rate) and 0.0 < rate <= 1.0, "a number in (0, 1]"),
@@ -76,6 +81,7 @@ class BanditSettings:
             ("bonus", is_number(bonus) and 0.0 <= bonus < math.inf, "a finite number >= 0"),
             ("scale", is_number(scale) and 0.0 < scale < math.inf, "a finite number > 0"),
             ("evaluations_per_epoch", is_integer(extra) and extra >= 0, "0 or more"),
+            ("mixes", is_number(mixes) and 0.0 <= mixes < math.inf, "a finite number >= 0"),
         ):
             if not good:
                 value = getattr(self, name)

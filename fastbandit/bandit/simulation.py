@@ -172,7 +172,7 @@ def _simulate(world: World, settings: BanditSettings, seeds: Tensor) -> Outcome:
         extra = settings.evaluations_per_epoch if bandits.phase == "search" else 0
         level = world.level(bandits.trained + 1, total)
         for trained in (True, *[False] * extra):
-            choice = bandits.sample()
+            choice = bandits.sample(trained=trained)
             reward = world.accuracy(effects, choice, level, noise[:, bandits.samples])
             bandits.credit(choice, reward, trained=trained)
         while bandits.due:

@@ -29,6 +29,9 @@ class State(Protocol):
     mean: Tensor  # [..., rows, arms], float64
     count: Tensor  # [..., rows, arms], int64
     alive: Tensor  # [..., rows, arms], bool
+    groups: tuple[int, ...] | None  # [rows]: the stage of each row
+    costs: Tensor | None  # [rows, arms], int64: what each arm adds to the size of a path
+    base_cost: int
 
     @property
     def arms_left(self) -> int: ...
@@ -39,4 +42,5 @@ class State(Protocol):
     @property
     def history(self) -> History: ...
 
-    def uniform(self, purpose: str, columns: int = 1) -> Tensor: ...  # [..., rows, columns]
+    # [..., rows, columns]
+    def uniform(self, purpose: str, columns: int = 1, *, number: int | None = None) -> Tensor: ...

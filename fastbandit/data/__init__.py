@@ -6,7 +6,8 @@ float32 in [0, 1]. Images are never normalised here: that is the first layer of 
 """
 
 from fastbandit.data.loader import Augment, Loader
-from fastbandit.data.readers import load
+from fastbandit.data.published import download
+from fastbandit.data.readers import load, load_data
 from fastbandit.data.sets import DataError, DataSource, ImageSet, split, statistics
 
 __all__ = [
@@ -15,7 +16,9 @@ __all__ = [
     "DataSource",
     "ImageSet",
     "Loader",
+    "download",
     "load",
+    "load_data",
     "split",
     "statistics",
 ]

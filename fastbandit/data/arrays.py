@@ -20,12 +20,14 @@ DIM = 32
 class Part:
     """The training or the test images of a source: uint8 ``[N, C, H, W]``, integers ``[N]``.
 
-    ``where`` is what a message calls them.
+    ``where`` is what a message calls them; ``names`` are those of the classes, where the labels
+    were given as text.
     """
 
     images: np.ndarray
     labels: np.ndarray
     where: str
+    names: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -136,6 +138,31 @@ def as_labels(values: np.ndarray, where: str) -> np.ndarray:
     if values.size and int(values.max()) > np.iinfo(np.int64).max:
         raise DataError(f"{where}: expected labels from 0, got {values.max()}")
     return values.astype(np.int64)
+
+
+def numbered(
+    labels: np.ndarray, where: str, names: Sequence[str]
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels as int64 [N], and the names of the classes where they are text."""
+    text = labels.dtype.kind == "U" or (
+        labels.dtype == object and all(isinstance(label, str) for label in labels.flat)
+    )
+    if not text or labels.ndim != 1 or not labels.size:
+        if names:
+            raise DataError(
+                f"{where}: expected labels as text, as in the training data, got "
+                f"{labels.dtype} {list(labels.shape)}"
+            )
+        return as_labels(labels, where), ()
+    classes = tuple(names) or tuple(sorted({str(label) for label in labels}))
+    number = {name: i for i, name in enumerate(classes)}
+    for position, label in enumerate(labels):
+        if str(label) not in number:
+            raise DataError(
+                f"{where}: label {position}: expected one of the training data's "
+                f"{len(classes)} classes, got {str(label)!r}"
+            )
+    return np.asarray([number[str(label)] for label in labels], np.int64), classes
 
 
 def _check(part: Part, classes: int, shape: tuple[int, ...]) -> None:

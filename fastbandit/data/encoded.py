@@ -17,8 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from fastbandit.data.arrays import HELD_OUT, Part, as_labels, assemble, choose_test, reading
+from fastbandit.data.arrays import (
+    HELD_OUT,
+    Part,
+    as_labels,
+    assemble,
+    choose_test,
+    numbered,
+    reading,
+)
 from fastbandit.data.files import check_unpacked, size_of
+from fastbandit.data.fitting import AS_IS, Fit
 from fastbandit.data.sets import DataError, DataSource
 
 # fmt: off
@@ -76,7 +85,8 @@ class Decoder:
     that holds many images. What the images unpack to is bounded by it.
     """
 
-    def __init__(self, purpose: object) -> None:
+    def __init__(self, purpose: object, fit: Fit = AS_IS) -> None:
+        self._fit = fit
         self._pillow = require("PIL.Image", "Pillow", purpose)
         self._turn = require("PIL.ImageOps", "Pillow", purpose).exif_transpose
         self._first: tuple[str, tuple[int, int], str] | None = None  # mode, size, where
@@ -122,11 +132,11 @@ class Decoder:
                 f"{where}: expected a grey or RGB image of 8 bits for each channel, got mode "
                 f"{image.mode}"
             )
-        if self._first is not None and mode != self._first[0]:
+        if self._fit.mode is None and self._first is not None and mode != self._first[0]:
             words = {"L": "grey", "RGB": "RGB"}
             raise DataError(
                 f"{where}: expected a {words[self._first[0]]} image as {self._first[2]} is, got "
-                f"{words[mode]} ({image.mode})"
+                f"{words[mode]} ({image.mode}); --image-color rgb (or grey) makes all alike"
             )
         return mode
 
@@ -134,16 +144,17 @@ class Decoder:
         if self._first is None:
             self._first = (mode, image.size, where)
         _, size, first = self._first
-        if image.size != size:
+        if image.size != size and self._fit.size is None:
             raise DataError(
                 f"{where}: expected {size[0]} x {size[1]} pixels as in {first}, got "
-                f"{image.size[0]} x {image.size[1]}"
+                f"{image.size[0]} x {image.size[1]}; --image-size N brings all to N x N"
             )
         if image.mode in ("LA", "RGBA", "PA") or "transparency" in image.info:
             alpha = image.convert("RGBA").getchannel("A").getextrema()
             if alpha != (255, 255):
                 raise DataError(f"{where}: expected an opaque image, got transparent pixels")
-        pixels = np.asarray(image.convert(mode), np.uint8)
+        mode = self._fit.mode or mode
+        pixels = np.asarray(self._fit.resize(image.convert(mode)), np.uint8)
         return pixels[None] if mode == "L" else pixels.transpose(2, 0, 1)
 
 
@@ -171,13 +182,13 @@ def is_image_folder(folder: Path) -> bool:
     return any(_is_image(path) for place in _class_folders(root) for path in _visible(place))
 
 
-def read_image_folder(folder: Path) -> DataSource:
+def read_image_folder(folder: Path, fit: Fit = AS_IS) -> DataSource:
     """Read ``train/<class>/*`` with ``test/<class>/*`` if there, or ``<class>/*``.
 
     Classes are numbered in the order of their names. See :func:`choose_test` for ``val``. Other
     files are left out, and a warning and the description say how many.
     """
-    decode = Decoder(folder)
+    decode = Decoder(folder, fit)
     has_train = (folder / "train").is_dir()
     root = folder / "train" if has_train else folder
     if not has_train and (folder / "test").is_dir():
@@ -228,7 +239,7 @@ def read_image_folder(folder: Path) -> DataSource:
         folder.resolve().name,
         train,
         test,
-        f"Image folder {folder.resolve().name}.{note}",
+        f"Image folder {folder.resolve().name}.{note}{fit.describe()}",
         classes=len(names),
         class_names=names,
     )
@@ -257,7 +268,9 @@ def parquet_files(folder: Path) -> dict[str, list[Path]]:
     return {}
 
 
-def read_parquet_folder(folder: Path, found: Mapping[str, Sequence[Path]]) -> DataSource:
+def read_parquet_folder(
+    folder: Path, found: Mapping[str, Sequence[Path]], fit: Fit = AS_IS
+) -> DataSource:
     """Read the parts that :func:`parquet_files` found."""
     chosen, note = choose_test(list(found), folder)
     train, test = found["train"], found[chosen] if chosen is not None else []
@@ -272,7 +285,7 @@ def read_parquet_folder(folder: Path, found: Mapping[str, Sequence[Path]]) -> Da
             f"{'s' * (len(others) > 1)}, {others[0].name} for one",
             stacklevel=3,
         )
-    return read_parquet(folder.resolve().name, train, test, note)
+    return read_parquet(folder.resolve().name, train, test, note, fit)
 
 
 def _check_shards(paths: Sequence[Path]) -> None:
@@ -287,15 +300,16 @@ def _check_shards(paths: Sequence[Path]) -> None:
 
 
 def read_parquet(
-    name: str, train: Sequence[Path], test: Sequence[Path], note: str = ""
+    name: str, train: Sequence[Path], test: Sequence[Path], note: str = "", fit: Fit = AS_IS
 ) -> DataSource:
     """Read parquet files with the columns ``image`` (or ``img``) and ``label``.
 
     An image is the bytes of an encoded image, or a struct with these in its field ``bytes``;
-    a label is an integer. ``note`` is added to the description.
+    a label is an integer, or in all rows a text: then classes are numbered in the order of the
+    alphabet. ``note`` is added to the description.
     """
     parquet = require("pyarrow.parquet", "pyarrow", train[0])
-    decode = Decoder(train[0])
+    decode = Decoder(train[0], fit)
 
     def rows(path: Path) -> Iterator[tuple[Any, Any]]:
         stored = size_of(path)
@@ -318,8 +332,9 @@ def read_parquet(
                 ):
                     yield image.as_py(), label.as_py()
 
-    def part(paths: Sequence[Path]) -> Part:
-        images, labels = [], []
+    def part(paths: Sequence[Path], names: Sequence[str] = ()) -> Part:
+        images: list[np.ndarray] = []
+        labels: list[Any] = []
         for path in paths:
             for i, (image, label) in enumerate(rows(path)):
                 if isinstance(image, dict):
@@ -329,20 +344,28 @@ def read_parquet(
                         f"{path}: row {i}: expected the bytes of an image, got "
                         f"{type(image).__name__}"
                     )
-                if isinstance(label, bool) or not isinstance(label, int):
-                    raise DataError(
-                        f"{path}: row {i}: expected an integer label, got {repr(label)[:40]}"
-                    )
+                kind = str if labels and isinstance(labels[0], str) else int
+                kind = str if not labels and isinstance(label, str) else kind
+                if isinstance(label, bool) or not isinstance(label, kind):
+                    expected = "an integer label" if kind is int else "a text label"
+                    raise DataError(f"{path}: row {i}: expected {expected}, got {repr(label)[:40]}")
                 images.append(decode(image, f"{path}: row {i}"))
                 labels.append(label)
         where = ", ".join(map(str, paths))
         if not images:
             raise DataError(f"{where}: expected images, got no row")
         with reading(where, "parquet"):
-            return Part(np.stack(images), np.asarray(labels, np.int64), where)
+            numbers, classes = numbered(np.asarray(labels), where, names)
+            return Part(np.stack(images), numbers, where, classes)
 
+    first = part(train)
     return assemble(
-        name, part(train), part(test) if test else None, f"Parquet files of {name}.{note}"
+        name,
+        first,
+        part(test, first.names) if test else None,
+        f"Parquet files of {name}.{note}{fit.describe()}",
+        classes=len(first.names) or None,
+        class_names=first.names,
     )
 
 

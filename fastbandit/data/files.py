@@ -85,6 +85,32 @@ def read_bytes(stream: IO[bytes] | io.BufferedIOBase, size: int) -> np.ndarray:
     return content[:at]
 
 
+class NpyFolder(Mapping[str, np.ndarray]):
+    """The ``.npy`` files of a folder by their names, each read when it is asked for.
+
+    They are not compressed, so an array takes the memory of its file.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        with reading(folder, "a folder"):
+            self._files = {p.stem: p for p in sorted(folder.iterdir()) if p.suffix == ".npy"}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        path = self._files[key]
+        size_of(path)
+        with reading(path, "a .npy file of numbers"):
+            array: np.ndarray = np.load(path, allow_pickle=False)
+        if array.dtype.kind not in "biufcUS":
+            raise DataError(f"{path}: expected an array of numbers, got {array.dtype}")
+        return array
+
+
 class Npz(Mapping[str, np.ndarray]):
     """The arrays of an ``.npz`` file, each read when it is asked for.
 

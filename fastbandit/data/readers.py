@@ -11,23 +11,22 @@ import operator
 import os
 import re
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
+from fastbandit._suggest import did_you_mean
 from fastbandit.data.arrays import (
     HELD_OUT,
     Part,
-    as_labels,
     as_nchw,
     as_uint8,
     assemble,
     choose_test,
+    numbered,
     reading,
-    tensor_as_nchw,
 )
 from fastbandit.data.cifar import CLASSES as CIFAR_CLASSES
 from fastbandit.data.cifar import read_cifar
@@ -40,13 +39,18 @@ from fastbandit.data.encoded import (
     read_parquet_folder,
     unpack,
 )
-from fastbandit.data.files import Npz, check_unpacked, read_bytes, size_of, what_is
-from fastbandit.data.sets import DataError, DataSource, ImageSet
+from fastbandit.data.files import NpyFolder, Npz, check_unpacked, read_bytes, size_of, what_is
+from fastbandit.data.fitting import AS_IS, Fit, fitted
+from fastbandit.data.objects import from_python
+from fastbandit.data.published import PUBLISHED, cached, how_to_get
+from fastbandit.data.sets import DataError, DataSource, digest_of
 
 EMBEDDED = "digits"
 
 # Images and labels by part; the second may be absent. "{}" stands for train, test and the like.
 NPZ_KEYS: tuple[tuple[str, str], ...] = (("{}_images", "{}_labels"), ("x_{}", "y_{}"))
+# Images and labels of one part alone.
+ALONE: tuple[tuple[str, str], ...] = (("images", "labels"), ("x", "y"))
 
 LOOKED_FOR = """\
   IDX files             train-images-idx3-ubyte, train-labels-idx1-ubyte (t10k-... for testing),
@@ -54,6 +58,7 @@ LOOKED_FOR = """\
   CIFAR-10              data_batch_1.bin ... data_batch_5.bin, test_batch.bin (binary), or
                         data_batch_1 ... data_batch_5, test_batch (Python)
   parquet               train*.parquet (test*.parquet), here or in data/
+  .npy files            train_images.npy, train_labels.npy (test_...), or x.npy, y.npy
   CIFAR-10 JPEG copy    cifar10-jpeg.npz (cifar10-lossless-test.npz)
   image folder          train/<class>/*.png (test/<class>/*.png), or <class>/*.png
   the folders that torchvision makes: MNIST/raw, cifar-10-batches-py and the like\
@@ -73,16 +78,20 @@ LOSSLESS_TEST_IMAGES = 1000
 
 def load(
     source: Any,
-    *,
     test: Any = None,
+    *,
     name: str | None = None,
     classes: int | None = None,
+    image_size: int | None = None,
+    image_color: str | None = None,
 ) -> DataSource:
     """Read a data set.
 
     A text or path is one of:
 
     - ``digits``: the embedded data set (a folder of that name is ``./digits``);
+    - ``mnist``, ``fashion-mnist``, ``cifar10``, where :func:`fastbandit.data.download` fetched them
+      (a file or folder of that name goes first);
     - a folder of IDX files, as MNIST and Fashion-MNIST are published, plain or ``.gz``; where
       it holds several sets (EMNIST), the file of the training images of one;
     - a folder with CIFAR-10's binary files, or with its Python files (read by an unpickler that
@@ -91,11 +100,12 @@ def load(
       ``KMNIST/raw``, ``EMNIST/raw``, ``cifar-10-batches-py``), if there is one of them;
     - an ``.npz`` file with ``train_images``, ``train_labels`` (and ``test_images``,
       ``test_labels``), or ``x_train``, ``y_train`` (``x_test``, ``y_test``), or ``images``,
-      ``labels``; images ``[N, H, W]``, ``[N, H, W, C]`` or ``[N, C, H, W]`` with 1 or 3 channels;
-      or with ``train_jpeg``, ``train_offsets``, ``train_labels`` (and the same for ``test``),
-      encoded files end to end (needs Pillow);
+      ``labels``, or ``x``, ``y``; images ``[N, H, W]``, ``[N, H, W, C]`` or ``[N, C, H, W]`` with
+      1 or 3 channels; or with ``train_jpeg``, ``train_offsets``, ``train_labels`` (and the same
+      for ``test``), encoded files end to end (needs Pillow);
     - a folder with ``train/<class>/*`` (and ``test/<class>/*``) or ``<class>/*``, images of one
       size and either all grey or all RGB (needs Pillow);
+    - a folder with the arrays of such an ``.npz`` as ``.npy`` files of these names;
     - a ``.parquet`` file, or a folder with ``train*.parquet`` (and ``test*.parquet``), columns
       ``image`` and ``label`` (needs Pillow and pyarrow);
     - a folder with ``cifar10-jpeg.npz``; with ``cifar10-lossless-test.npz`` beside it, the test
@@ -104,9 +114,12 @@ def load(
     A part ``val``, ``valid`` or ``validation`` is the test set where there is no part ``test``;
     where there is, it is not read, with a warning.
 
+    Labels are integers from 0, or text: classes are then numbered in the order of the alphabet.
+
     From Python, also a pair (images, labels) of tensors (``[N, H, W]`` or ``[N, C, H, W]``) or
-    arrays (layouts as for ``.npz``), an :class:`ImageSet`, or a map-style torch Dataset of
-    (image, label): tensors ``[C, H, W]`` or ``[H, W]``, arrays ``[H, W]``, ``[H, W, C]`` or
+    arrays (layouts as for ``.npz``), a dict or DataFrame of columns (``image`` or ``x``, ``label``
+    or ``y``), an :class:`ImageSet`, a DataLoader, or a map-style torch Dataset of (image, label) or
+    of dicts with these: tensors ``[C, H, W]`` or ``[H, W]``, arrays ``[H, W]``, ``[H, W, C]`` or
     ``[C, H, W]`` with 1 or 3 channels, or Pillow images. A dataset is read once, so it must not
     augment.
 
@@ -116,53 +129,107 @@ def load(
 
     Images are integers 0 .. 255, float in [0, 1] or bool (black and white); floats are stored as
     round(255 x). Encoded images have 8 bits for each channel or fewer, no transparent pixel and one
-    frame; their EXIF orientation is applied. Labels are integers from 0.
+    frame; their EXIF orientation is applied.
 
     Links are followed; pipes and devices are refused. A compressed file may unpack to 200 times its
     size, or to 256 MiB if that is more; see :mod:`fastbandit.data.files`.
 
     Args:
         source: see above.
-        test: test images, of the kinds that Python may pass; paths bring their own.
+        test: test images. Of a path another path, whose training images they are, in place of what
+            the first one brings; else of the kinds that Python may pass.
         name: name of the data set; by default that of the file or folder.
         classes: number of classes; by default the largest training label plus one.
+        image_size: bring all images to so many pixels in both directions: resized, antialiased, so
+            that the shorter side fits, then cut to the middle. Needs Pillow.
+        image_color: ``"rgb"`` or ``"grey"``: make all images so. Needs Pillow.
 
     Raises:
         DataError: nothing usable there; the message names file and position, expected and got.
     """
+    fit = Fit(image_size, image_color)
     if isinstance(source, (str, os.PathLike)):
-        if test is not None or classes is not None:
-            raise DataError("load: expected test and classes with Python objects only, got a path")
+        if classes is not None:
+            raise DataError("load: expected classes with Python objects only, got a path")
         if os.fspath(source) == EMBEDDED:
             data = _digits()
         elif not os.fspath(source):
             raise DataError(f"load: expected {EMBEDDED} or a path, got an empty text")
         else:
             try:
-                data = _load_path(Path(source).expanduser())
+                data = _load_path(Path(source).expanduser(), fit)
             except OSError as error:
                 raise DataError(f"{source}: cannot be read: {error}") from error
+        if test is not None:
+            data = _with_test(data, test, image_size, image_color)
+        data = fitted(data, fit)
         return data if name is None else dataclasses.replace(data, name=name)
+    if isinstance(test, (str, os.PathLike)):
+        raise DataError(
+            f"test data: expected a Python object as the training data, got {type(test).__name__}"
+        )
     if classes is not None:
         if isinstance(classes, bool) or not hasattr(classes, "__index__") or classes < 2:
             raise DataError(f"load: classes: expected an integer of at least 2, got {classes!r}")
         classes = operator.index(classes)
-    return assemble(
+    train = from_python(source, "training data", fit=fit)
+    data = assemble(
         name or "custom",
-        _from_python(source, "training data"),
-        None if test is None else _from_python(test, "test data"),
+        train,
+        None if test is None else from_python(test, "test data", train.names, fit),
         "Passed from Python; float images are rounded to 1/255.",
-        classes=classes,
+        classes=classes if classes is not None or not train.names else len(train.names),
+        class_names=train.names,
+    )
+    return fitted(data, fit)
+
+
+def load_data(config: Any, source: DataSource | None = None) -> DataSource:
+    """The images that the settings of a command name, ``data``, or ``source``, brought to what they
+    ask for, ``image_size`` and ``image_color``."""
+    if source is not None:
+        return fitted(source, Fit(config.image_size, config.image_color))
+    return load(config.data, image_size=config.image_size, image_color=config.image_color)
+
+
+def _with_test(
+    data: DataSource, test: Any, image_size: int | None, image_color: str | None
+) -> DataSource:
+    """``data`` with the training images of another path to test on."""
+    if not isinstance(test, (str, os.PathLike)):
+        raise DataError(
+            f"load: test: expected a path as the training data, got {type(test).__name__}"
+        )
+    other = load(test, image_size=image_size, image_color=image_color)
+    if other.class_names != data.class_names or other.classes > data.classes:
+        raise DataError(
+            f"{test}: expected the classes of {data.name} ({_classes(data)}), got {_classes(other)}"
+        )
+    if other.train.shape != data.train.shape:
+        raise DataError(
+            f"{test}: expected images [C, H, W] = {list(data.train.shape)} as in {data.name}, got "
+            f"{list(other.train.shape)}; image_size and image_color make them alike"
+        )
+    return dataclasses.replace(
+        data,
+        test=other.train,
+        description=f"{data.description} The test images are those of {other.name}.",
+        digest=digest_of(data.train, other.train),
     )
 
 
-def _load_path(path: Path) -> DataSource:
+def _classes(data: DataSource) -> str:
+    names = ", ".join(data.class_names[:5]) + ", ..." * (len(data.class_names) > 5)
+    return f"{data.classes}: {names}" if names else str(data.classes)
+
+
+def _load_path(path: Path, fit: Fit) -> DataSource:
     found = what_is(path)
     if found == "a file":
         if path.suffix.lower() == ".npz":
-            return _read_npz(path)
+            return _read_npz(path, fit)
         if path.suffix.lower() == ".parquet":
-            return read_parquet(path.stem, [path], [])
+            return read_parquet(path.stem, [path], [], fit=fit)
         match = _IDX_NAME.fullmatch(path.name)
         if match and (match["part"], match["kind"]) == ("train", "images"):
             return _read_idx_folder(path.parent, match["set"])
@@ -171,15 +238,18 @@ def _load_path(path: Path) -> DataSource:
             f"folder; for CIFAR-10 files name the folder that holds them"
         )
     if found != "a folder":
+        if found == "nothing" and (fetched := cached(str(path))) is not None:
+            return dataclasses.replace(_load_path(fetched, fit), name=str(path))
         if found.endswith("nothing"):
             found = "no such file or folder"
-        raise DataError(f"{path}: {found}; expected {EMBEDDED} (embedded) or a path")
-    readers = _readers(path)
+        hint = how_to_get(str(path)) or f"expected {EMBEDDED} (embedded) or a path"
+        raise DataError(f"{path}: {found}; {hint}{did_you_mean(str(path), (EMBEDDED, *PUBLISHED))}")
+    readers = _readers(path, fit)
     if not readers:
-        below = {name: _readers(path / name) for name in BELOW if (path / name).is_dir()}
+        below = {name: _readers(path / name, fit) for name in BELOW if (path / name).is_dir()}
         readers = {f"{name}: {kind}": r for name in below for kind, r in below[name].items()}
     if not readers and is_image_folder(path):
-        return read_image_folder(path)
+        return read_image_folder(path, fit)
     if not readers:
         raise DataError(f"{path}: found no data set; looked for\n{LOOKED_FOR}")
     if len(readers) > 1:
@@ -191,7 +261,7 @@ def _load_path(path: Path) -> DataSource:
     return read()
 
 
-def _readers(folder: Path) -> dict[str, Callable[[], DataSource]]:
+def _readers(folder: Path, fit: Fit) -> dict[str, Callable[[], DataSource]]:
     """Return what reads the data sets of files in ``folder``, by what they are."""
     with reading(folder, "a folder"):
         names = {entry.name for entry in folder.iterdir()}
@@ -204,7 +274,9 @@ def _readers(folder: Path) -> dict[str, Callable[[], DataSource]]:
             found["CIFAR-10"] = functools.partial(read_cifar, folder, suffix)
             break
     if parts := parquet_files(folder):
-        found["parquet"] = functools.partial(read_parquet_folder, folder, parts)
+        found["parquet"] = functools.partial(read_parquet_folder, folder, parts, fit)
+    if {"train_images.npy", "x_train.npy", "images.npy", "x.npy"} & names:
+        found[".npy files"] = functools.partial(_read_npy_folder, folder)
     if "cifar10-jpeg.npz" in names:
         found["cifar10-jpeg.npz"] = functools.partial(_read_cifar_jpeg, folder)
     return found
@@ -343,54 +415,77 @@ def _read_idx(path: Path, dimensions: int) -> np.ndarray:
     return data.reshape(shape)
 
 
-def _read_npz(path: Path) -> DataSource:
+def _read_npz(path: Path, fit: Fit) -> DataSource:
     with Npz(path) as arrays:
         if "train_jpeg" in arrays:
-            return _unpack_all(arrays, path)
-        sets = [keys for keys in NPZ_KEYS if keys[0].format("train") in arrays]
-        if not sets and "images" in arrays:
-            sets, parts = [("images", "labels")], []
-        elif len(sets) == 1:
-            (keys,) = sets
-            parts = [p for p in HELD_OUT if any(key.format(p) in arrays for key in keys)]
-        else:
-            expected = "; ".join(
-                ", ".join(key.format(part) for part in ("train", "test") for key in keys)
-                for keys in NPZ_KEYS
-            )
-            raise DataError(
-                f"{path}: expected the arrays {expected}; images, labels; or train_jpeg, "
-                f"train_offsets, train_labels; got {', '.join(sorted(arrays)) or 'none'}"
-            )
-        images, labels = sets[0]
-        train = _npz_part(arrays, images.format("train"), labels.format("train"), path)
-        chosen, note = choose_test(parts, path)
-        test = None
-        if chosen is not None:
-            test = _npz_part(arrays, images.format(chosen), labels.format(chosen), path)
-        return assemble(path.stem, train, test, f"Arrays of {path.name}.{note}")
+            return _unpack_all(arrays, path, fit=fit)
+        return _read_arrays(arrays, path, path.stem)
 
 
-def _npz_part(arrays: Mapping[str, np.ndarray], images: str, labels: str, path: Path) -> Part:
+def _read_npy_folder(folder: Path) -> DataSource:
+    return _read_arrays(NpyFolder(folder), folder, folder.resolve().name)
+
+
+def _read_arrays(arrays: Mapping[str, np.ndarray], path: Path, name: str) -> DataSource:
+    """The arrays of an ``.npz`` file, or of a folder of ``.npy`` files."""
+    sets = [keys for keys in NPZ_KEYS if keys[0].format("train") in arrays]
+    alone = [keys for keys in ALONE if keys[0] in arrays]
+    parts: list[str] = []
+    if not sets and len(alone) == 1:
+        sets = alone
+    elif len(sets) == 1:
+        (keys,) = sets
+        parts = [p for p in HELD_OUT if any(key.format(p) in arrays for key in keys)]
+    else:
+        expected = "; ".join(
+            ", ".join(key.format(part) for part in ("train", "test") for key in keys)
+            for keys in NPZ_KEYS
+        )
+        raise DataError(
+            f"{path}: expected the arrays {expected}; images, labels; x, y; or train_jpeg, "
+            f"train_offsets, train_labels; got {', '.join(sorted(arrays)) or 'none'}"
+        )
+    images, labels = sets[0]
+    train = _npz_part(arrays, images.format("train"), labels.format("train"), path)
+    chosen, note = choose_test(parts, path)
+    test = None
+    if chosen is not None:
+        keys = (images.format(chosen), labels.format(chosen))
+        test = _npz_part(arrays, *keys, path, train.names)
+    return assemble(
+        name,
+        train,
+        test,
+        f"Arrays of {path.resolve().name}.{note}",
+        classes=len(train.names) or None,
+        class_names=train.names,
+    )
+
+
+def _npz_part(
+    arrays: Mapping[str, np.ndarray],
+    images: str,
+    labels: str,
+    path: Path,
+    names: Sequence[str] = (),
+) -> Part:
     for one, other in ((images, labels), (labels, images)):
         if one not in arrays:
             raise DataError(f"{path}: expected the array {one} beside {other}, got none")
     where = f"{path}: {images}"
-    return Part(
-        as_uint8(as_nchw(arrays[images], where), where),
-        as_labels(arrays[labels], f"{path}: {labels}"),
-        where,
-    )
+    numbers, classes = numbered(arrays[labels], f"{path}: {labels}", names)
+    return Part(as_uint8(as_nchw(arrays[images], where), where), numbers, where, classes)
 
 
 def _unpack_all(
     arrays: Npz,
     path: Path,
     parts: tuple[str, ...] = ("train", "test"),
+    fit: Fit = AS_IS,
     **options: Any,
 ) -> DataSource:
     """Decode the parts of an ``.npz`` of encoded files; ``options`` may bring another test set."""
-    decode = Decoder(path)
+    decode = Decoder(path, fit)
     decode.stored = arrays.stored
     read: dict[str, Part] = {}
     for part in parts:
@@ -450,79 +545,3 @@ def _read_cifar_jpeg(folder: Path) -> DataSource:
             f"the first {LOSSLESS_TEST_IMAGES:,} original test images; not the published "
             "benchmark.",
         )
-
-
-def _numpy(value: Any, where: str) -> np.ndarray:
-    """Return a tensor or array as an array; numpy has no bfloat16, so floats become float32."""
-    with reading(where, "numbers"):
-        if isinstance(value, torch.Tensor):
-            value = value.detach().cpu()
-            if value.is_floating_point() and value.dtype != torch.float64:
-                value = value.to(torch.float32)
-            return value.numpy()
-        return np.asarray(value)
-
-
-def _from_python(source: Any, where: str) -> Part:
-    """Read a pair of arrays, an ImageSet or a map-style Dataset."""
-    arrays = (torch.Tensor, np.ndarray)
-    if isinstance(source, ImageSet):
-        return Part(_numpy(source.images, where), _numpy(source.labels, where), where)
-    if (
-        isinstance(source, (tuple, list))
-        and len(source) == 2
-        and all(isinstance(item, arrays) for item in source)
-    ):
-        values, labels = (_numpy(item, where) for item in source)
-        layout = tensor_as_nchw if isinstance(source[0], torch.Tensor) else as_nchw
-        return Part(as_uint8(layout(values, where), where), as_labels(labels, where), where)
-    if (
-        isinstance(source, (str, bytes, Mapping))
-        or not hasattr(source, "__getitem__")
-        or not hasattr(source, "__len__")
-    ):
-        raise DataError(
-            f"{where}: expected a path (of training data), a pair (images, labels) of tensors or "
-            f"arrays, an ImageSet or a map-style Dataset, got {type(source).__name__}"
-        )
-    return _from_dataset(source, where)
-
-
-def _from_dataset(dataset: Any, where: str) -> Part:
-    images: list[np.ndarray] = []
-    labels: list[int] = []
-    decode: Decoder | None = None
-    # By position up to the length: a Dataset need not raise IndexError at its end.
-    for i in range(len(dataset)):
-        here = f"{where}: item {i}"
-        item = dataset[i]
-        if not isinstance(item, (tuple, list)) or len(item) != 2:
-            raise DataError(f"{here}: expected (image, label), got {type(item).__name__}")
-        image, label = item
-        if hasattr(image, "convert") and hasattr(image, "mode"):
-            decode = decode or Decoder(where)
-            chw = decode.array(image, here)
-        else:
-            values = _numpy(image, here)
-            if values.ndim not in (2, 3):
-                raise DataError(
-                    f"{here}: expected an image [C, H, W] or [H, W] (tensor), or [H, W, C], "
-                    f"[C, H, W] or [H, W] (array), got {type(image).__name__} "
-                    f"{list(values.shape)}"
-                )
-            layout = tensor_as_nchw if isinstance(image, torch.Tensor) else as_nchw
-            chw = as_uint8(layout(values[None], here), here)[0]
-        if images and chw.shape != images[0].shape:
-            raise DataError(
-                f"{here}: expected [C, H, W] = {list(images[0].shape)} as in item 0, got "
-                f"{list(chw.shape)}"
-            )
-        value = _numpy(label, here)
-        if value.size != 1 or value.dtype.kind not in "iu":
-            raise DataError(f"{here}: expected an integer label, got {label!r:.40}")
-        images.append(chw)
-        labels.append(int(value.reshape(())))
-    if not images:
-        raise DataError(f"{where}: expected images, got an empty dataset")
-    with reading(where, "labels of 64 bits"):
-        return Part(np.stack(images), np.asarray(labels, np.int64), where)

@@ -24,7 +24,7 @@ def keyed_generator(*key: object) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class ImageSet:
     """Images and their labels on one device.
 
@@ -58,6 +58,9 @@ class ImageSet:
             raise DataError(
                 f"images and labels: expected one device, got {images.device} and {labels.device}"
             )
+
+    def __repr__(self) -> str:
+        return f"ImageSet({len(self):,} images {list(self.shape)} on {self.device})"
 
     def __len__(self) -> int:
         return self.images.shape[0]
@@ -107,7 +110,7 @@ class ImageSet:
         return chosen.sort().values
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class DataSource:
     """A data set as read.
 
@@ -129,6 +132,15 @@ class DataSource:
     description: str
     digest: str
     class_names: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """Two lines: how many images of which shape, and where they come from."""
+        tested = "no" if self.test is None else f"{len(self.test):,}"
+        about = self.description if len(self.description) < 90 else f"{self.description[:87]}..."
+        return (
+            f"{self.name}: {len(self.train):,} training and {tested} test images "
+            f"{list(self.train.shape)}, {self.classes} classes\n  {about}"
+        )
 
     def to(self, device: torch.device | str) -> DataSource:
         """Return the data set on ``device``."""

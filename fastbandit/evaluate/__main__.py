@@ -24,6 +24,7 @@ from fastbandit.evaluate.estimate import dry_run
 from fastbandit.evaluate.result import RESULT
 from fastbandit.evaluate.run import evaluate_model
 from fastbandit.evaluate.subject import prepare
+from fastbandit.model_code import ModelCode, names_code
 from fastbandit.models import find_model
 from fastbandit.runs.folder import RunFolder
 from fastbandit.runs.progress import Progress
@@ -36,8 +37,12 @@ __all__ = ["main", "parse"]
 class Options(RunOptions):
     """What to do with the configuration; none of it changes a result."""
 
-    model: tyro.conf.Positional[str | None] = None
-    """a model file, or the folder of a retraining run"""
+    model: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = None
+    """a model file, the folder of a retraining run, or code of your own that makes one:
+    my_package.my_module:make_model"""
+    weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """weights of a model of your own: .safetensors, or .pt of torch.save(model.state_dict(), FILE)
+    """
     preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """settings to start from: quick (seconds), standard, digits, mnist, cifar10"""
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
@@ -71,21 +76,30 @@ class EvaluateCommand(Command[EvaluateConfig]):
         options = request.options
         if options.resume is not None:
             stored, _ = _stored(Path(options.resume))
-            if options.model is not None and not find_model(options.model).samefile(stored):
-                raise ConfigError(f"--resume: expected the model {stored}, got {options.model}")
-            options = dataclasses.replace(options, model=stored)
+            _check_stored(stored, options)
+            named = stored if isinstance(stored, ModelCode) else ModelCode(stored)
+            weights = None if named.weights is None else str(named.weights)
+            options = dataclasses.replace(options, model=named.code, weights=weights)
         if options.model is None:
-            raise ConfigError("expected a MODEL: a model file or the folder of a retraining run")
+            raise ConfigError(
+                "expected a MODEL: a model file, the folder of a retraining run, or "
+                "my_package.my_module:make_model"
+            )
+        if options.weights is not None and not names_code(options.model):
+            raise ConfigError(
+                "--weights: expected beside code of your own such as "
+                f"my_package.my_module:make_model; {options.model} has its weights in it"
+            )
         return dataclasses.replace(request, options=options)
 
     def resolved(self, request: Request[EvaluateConfig]) -> EvaluateConfig:
-        return prepare(request.options.model, request.config)[1]
+        return prepare(_model(request.options), request.config)[1]
 
     def run(
         self, request: Request[EvaluateConfig], progress: Progress, group: Group | None
     ) -> tuple[Path, dict[str, Any]]:
         return evaluate_model(
-            request.options.model,
+            _model(request.options),
             request.config,
             request.out,
             force=request.options.force,
@@ -94,7 +108,7 @@ class EvaluateCommand(Command[EvaluateConfig]):
         )
 
     def estimate(self, request: Request[EvaluateConfig]) -> dict[str, Any]:
-        return dry_run(request.options.model, request.config)
+        return dry_run(_model(request.options), request.config)
 
     def show_estimate(self, result: dict[str, Any]) -> None:
         print(f"images               {result['images']}")
@@ -143,6 +157,30 @@ class EvaluateCommand(Command[EvaluateConfig]):
         print(f"evaluation: {path / RESULT}")
 
 
+def _model(options: Options) -> ModelCode | str:
+    assert options.model is not None
+    if not names_code(options.model):
+        return options.model
+    return ModelCode(options.model, None if options.weights is None else Path(options.weights))
+
+
+def _check_stored(stored: ModelCode | str, options: Options) -> None:
+    """Refuse another model beside ``--resume`` than the one of the folder."""
+    given, weights = options.model, options.weights
+    if isinstance(stored, ModelCode):
+        same = given in (None, stored.code) and (
+            weights is None
+            or (stored.weights is not None and Path(weights).samefile(stored.weights))
+        )
+        name = stored.code
+    else:
+        same = weights is None and (given is None or find_model(given).samefile(stored))
+        name = stored
+    if not same:
+        got = given if weights is None else f"{given or name} --weights {weights}"
+        raise ConfigError(f"--resume: expected the model {name}, got {got}")
+
+
 def _percent(share: dict[str, Any]) -> str:
     if share["accuracy"] is None:
         return "no image"
@@ -153,21 +191,24 @@ def _percent(share: dict[str, Any]) -> str:
     )
 
 
-def _stored(folder: Path) -> tuple[str, EvaluateConfig]:
-    """Model file and configuration of the evaluation in ``folder``."""
+def _stored(folder: Path) -> tuple[ModelCode | str, EvaluateConfig]:
+    """Model and configuration of the evaluation in ``folder``."""
     plain = RunFolder.read_config(folder, RESULT)
     identity = plain.pop("model", None)
     for key in ("data_digest", "transfer_digest"):
         plain.pop(key, None)
     if not isinstance(identity, dict):
         raise RunError(f"{folder}: expected the folder of an evaluation")
+    config = merge(EvaluateConfig(), plain, f"{folder}/config.yaml")
+    if identity.get("code") is not None:
+        weights = identity.get("weights")
+        place = None if weights is None else Path(os.path.normpath(folder / weights))
+        return ModelCode(str(identity["code"]), place), config
     if identity.get("file") is None:
         raise RunError(
             f"{folder}: its model came from Python; call evaluate_model with it again to go on"
         )
-    return os.path.normpath(folder / identity["file"]), merge(
-        EvaluateConfig(), plain, f"{folder}/config.yaml"
-    )
+    return os.path.normpath(folder / identity["file"]), config
 
 
 _COMMAND = EvaluateCommand()

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from fastbandit.attacks._reference import has_reference
 from fastbandit.attacks._square import QUERIES
 from fastbandit.attacks.registry import ATTACKS, SECTIONS
-from fastbandit.config import SEED, Config, ConfigError, Radius, at_least
+from fastbandit.config import LATER, SEED, Config, ConfigError, Radius, at_least
 from fastbandit.evaluate.plans import Plan, attack_plans
 from fastbandit.runs.session import resolve_device
 from fastbandit.threat import ThreatModel, format_fraction, parse_fraction
@@ -44,6 +45,10 @@ class _General(Config):
     """part of the folder's name where the model comes from Python"""
     data: str = "digits"
     """'digits' (embedded) or a path: IDX, CIFAR-10 or image folder, .npz file, parquet"""
+    image_size: Annotated[int | None, at_least(1), LATER] = None
+    """bring all images to N x N pixels: resized, antialiased, and cut to the middle"""
+    image_color: Annotated[Literal["rgb", "grey"] | None, LATER] = None
+    """make all images rgb or grey"""
     split: Literal["test", "train"] = "test"
     """which images of the data"""
     limit: int | None = None
@@ -74,8 +79,9 @@ class _General(Config):
     """what attacks compute in; whatever they find is asked of the float32 model before it counts"""
     channels_last: bool = True
     """lay the network out channels-last, which is faster"""
-    cross_check: Literal["none", "autoattack"] = "none"
-    """run the reference AutoAttack (extra eval) on the same images and compare image by image"""
+    cross_check: Literal["none", "auto", "autoattack"] = "none"
+    """run the reference AutoAttack (extra eval) on the same images and compare image by image;
+    auto: where it is installed and the model has 4 classes or more"""
     cross_check_limit: int | None = None
     """only on the first so many correctly classified images"""
     transfer_from: str | None = None
@@ -167,8 +173,13 @@ class EvaluateConfig(_WithAttacks):
                 )
             epsilon = str(threat["epsilon"])
         epsilon = format_fraction(parse_fraction(epsilon, "epsilon"))
+        absent = self.cross_check == "auto" and not has_reference()
         return dataclasses.replace(
-            self, device=device, epsilon=epsilon, deterministic=deterministic
+            self,
+            device=device,
+            epsilon=epsilon,
+            deterministic=deterministic,
+            cross_check="none" if absent else self.cross_check,
         )
 
 
@@ -182,6 +193,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "standard": {
         "attacks": "apgd-ce,apgd-t,square",
+        # On all images it would take longer than all the rest.
+        "cross_check": "auto",
+        "cross_check_limit": 128,
         "checks": {"images": 256, "steps": 100, "queries": 500},
     },
     "digits": {"data": "digits", "epsilon": "0.2", "pgd": {"step_size": "0.02"}},
@@ -198,3 +212,5 @@ PRESETS: dict[str, dict[str, Any]] = {
         "pgd": {"step_size": "2/255"},
     },
 }
+
+EvaluateConfig.presets = PRESETS

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from fastbandit.attacks._model import Oracle, cross_entropy, with_autograd
-from fastbandit.data import load
+from fastbandit.data import load_data
 from fastbandit.evaluate.config import EvaluateConfig
 from fastbandit.evaluate.grid import Evaluation
 from fastbandit.evaluate.run import memory_enough_for
 from fastbandit.evaluate.subject import evaluating, fast_copy, place, prepare
+from fastbandit.model_code import ModelCode
 from fastbandit.runs.environment import peak_memory_mb
 from fastbandit.runs.session import torch_settings
 from fastbandit.training.cost import synchronise
@@ -23,7 +24,7 @@ __all__ = ["dry_run"]
 
 
 @with_autograd
-def dry_run(model: nn.Module | str | Path, config: EvaluateConfig) -> dict[str, Any]:
+def dry_run(model: nn.Module | ModelCode | str | Path, config: EvaluateConfig) -> dict[str, Any]:
     """The most that the evaluation can take, from a few batches. Writes nothing.
 
     Returns:
@@ -39,7 +40,7 @@ def dry_run(model: nn.Module | str | Path, config: EvaluateConfig) -> dict[str, 
     ):
         subject.network = place(subject.network, config, device)
         subject.fast = fast_copy(subject.network)
-        current = Evaluation(config, subject, load(config.data), device, None, None, None)
+        current = Evaluation(config, subject, load_data(config), device, None, None, None)
         few = torch.arange(min(config.batch_size, current.n))
         x, y = current.pixels(few), current.labels[few].to(device)
         times = {}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fastbandit._identity import ROUNDING, Fingerprint
 from fastbandit.attacks._model import Oracle
+from fastbandit.attacks._reference import FEWEST_CLASSES
 from fastbandit.attacks.registry import AttackResult
 from fastbandit.config import ConfigError
 from fastbandit.data import DataSource
@@ -147,7 +148,9 @@ class Evaluation:
         self.grids["transfer"] = begin(transfer, every=True)
         reference = []
         if config.cross_check != "none" and main.epsilon:
-            reference = [reference_plan(main.ball, self._classes())]
+            classes = self._classes()
+            if config.cross_check == "autoattack" or classes >= FEWEST_CLASSES:
+                reference = [reference_plan(main.ball, classes)]
         self.grids["reference"] = begin(reference, every=True)
         self.example_ids = torch.empty(0, dtype=torch.int64)
         self.examples = torch.empty(0, *images.shape)
@@ -172,6 +175,11 @@ class Evaluation:
             raise ConfigError(
                 f"data: expected images of shape {list(self.subject.shape)}, as the model was "
                 f"trained on, got {list(found)} in {self.source.name}"
+                + (
+                    f"; --image-size {self.subject.shape[1]} brings them to it"
+                    if self.subject.shape[1] == self.subject.shape[2]
+                    else ""
+                )
             )
         classes = self._classes()
         lowest, highest = (int(bound) for bound in torch.aminmax(self.labels))

@@ -13,13 +13,21 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fastbandit._suggest import did_you_mean
 from fastbandit.attacks._model import Oracle, misclassified
-from fastbandit.attacks._reference import ReferenceAutoAttack
+from fastbandit.attacks._reference import FEWEST_CLASSES, ReferenceAutoAttack
 from fastbandit.attacks.ball import Ball
 from fastbandit.attacks.registry import ATTACKS, Attack, AttackResult, find_attack
 from fastbandit.config import ConfigError
 
-__all__ = ["Plan", "attack_plans", "clean_plan", "on_another", "reference_plan", "same_logits"]
+__all__ = [
+    "Plan",
+    "attack_plans",
+    "clean_plan",
+    "on_another",
+    "reference_plan",
+    "same_logits",
+]
 
 Run = Callable[[Oracle, Tensor, Tensor, Tensor, int], AttackResult]
 
@@ -92,6 +100,7 @@ def attack_plans(
         if attack is None:
             raise ConfigError(
                 f"{setting}: expected names of {', '.join(ATTACKS)}, got {name.strip()!r}"
+                + did_you_mean(name, ATTACKS)
             )
         found.append(Plan.of(attack, ball))
     keys = [plan.key for plan in found]
@@ -132,9 +141,10 @@ def reference_plan(ball: Ball, classes: int) -> Plan:
         raise ConfigError(
             "cross_check: autoattack needs the package pyautoattack; install the extra eval"
         ) from None
-    if classes < 4:
+    if classes < FEWEST_CLASSES:
         raise ConfigError(
-            f"cross_check: expected 4 classes or more for the reference's DLR loss, got {classes}"
+            f"cross_check: expected {FEWEST_CLASSES} classes or more for the reference's DLR loss, "
+            f"got {classes}"
         )
     return Plan.of(attack, ball)
 

@@ -305,7 +305,8 @@ def finish(evaluation: Evaluation) -> dict[str, Any]:
     return result
 
 
-def _write_tensors(evaluation: Evaluation, folder: RunFolder) -> None:
+def outcome_of(evaluation: Evaluation) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What became of each image, and what the numbers mean: see docs/evaluate.md, images."""
     clean = evaluation.grids["clean"]
     outcome = {
         "id": torch.arange(evaluation.n),
@@ -317,6 +318,11 @@ def _write_tensors(evaluation: Evaluation, folder: RunFolder) -> None:
         key = "broken_by" if number == 0 else f"broken_by_{number}"
         outcome[key] = evaluation.grids[f"radius{number}"].first()
         facts[key] = format_fraction(Fraction(threat.epsilon))
+    return outcome, facts
+
+
+def _write_tensors(evaluation: Evaluation, folder: RunFolder) -> None:
+    outcome, facts = outcome_of(evaluation)
     save_tensors(folder.path / "images.safetensors", outcome, "images", facts)
     ids = evaluation.example_ids
     adversarial = evaluation.examples

@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from fastbandit.attacks._model import with_autograd
-from fastbandit.data import DataSource, load
+from fastbandit.data import DataSource, load_data
 from fastbandit.distributed import Group
 from fastbandit.evaluate.config import EvaluateConfig
 from fastbandit.evaluate.grid import Evaluation, OtherModelError
 from fastbandit.evaluate.result import RESULT, finish
 from fastbandit.evaluate.subject import Subject, evaluating, fast_copy, load_subject, place, prepare
+from fastbandit.model_code import ModelCode
 from fastbandit.runs.environment import derive_seed, environment
 from fastbandit.runs.folder import RunFiles, RunFolder
 from fastbandit.runs.progress import Progress, format_seconds
@@ -26,7 +27,7 @@ from fastbandit.runs.session import Session, check_group_device, torch_settings
 from fastbandit.runs.tensors import RunError
 from fastbandit.training import is_out_of_memory
 
-__all__ = ["FILES", "evaluate_model", "memory_enough_for"]
+__all__ = ["FILES", "begun", "evaluate_model", "measure", "memory_enough_for"]
 
 
 FILES = RunFiles(
@@ -50,47 +51,21 @@ def memory_enough_for(config: EvaluateConfig) -> Iterator[None]:
 
 
 def _default_path(subject: Subject, config: EvaluateConfig, root: Path) -> Path:
-    if subject.file is None:
+    beside = subject.file or subject.weights
+    if beside is None:
         return RunFolder.fresh_path(root, config.name)
-    return subject.file.parent / f"evaluation-{config.norm}-{config.epsilon.replace('/', '-')}"
+    return beside.parent / f"evaluation-{config.norm}-{config.epsilon.replace('/', '-')}"
 
 
-@with_autograd
-def evaluate_model(
-    model: nn.Module | str | Path,
+@contextmanager
+def begun(
+    model: nn.Module | ModelCode | str | Path,
     config: EvaluateConfig,
-    out: str | Path | None = None,
-    *,
-    root: str | Path = "runs",
-    force: bool = False,
-    progress: Progress | None = None,
-    group: Group | None = None,
     source: DataSource | None = None,
-) -> tuple[Path, dict[str, Any]]:
-    """Evaluate a model to the end, or go on with an evaluation that was interrupted.
-
-    Args:
-        model: a model file, the folder of a retraining run, or any module that returns logits for
-            images in [0, 1]. A module is evaluated as a copy where it can be copied, in evaluation
-            mode; it is known by its weights and by its logits at 32 fixed images.
-        config: the settings; see :class:`EvaluateConfig`.
-        out: the folder of the result; None: ``evaluation-<norm>-<epsilon>`` beside the model file,
-            or a new folder below ``root`` for a module.
-        force: replace what a finished or a different evaluation left there.
-        progress: where progress is shown; None shows none.
-        group: the processes that share the work, each of them calling this function; None: this
-            one alone. Only the first reads and writes files, and shows progress.
-        source: the images; None: those that ``config.data`` names.
-
-    Returns:
-        The folder and the result, as it stands in ``evaluation.json``; of a finished evaluation of
-        the same model and configuration the stored one, unless ``force`` is given.
-
-    Raises:
-        ValueError: settings, data, model or folder cannot be used; the message says why.
-        TypeError: the model is none, or its answer is no tensor of floating-point logits.
-        OSError: a file could not be written; the evaluation goes on from its last checkpoint.
-    """
+    group: Group | None = None,
+) -> Iterator[Evaluation]:
+    """An evaluation of which nothing is known yet, and torch as it runs in; arguments as of
+    :func:`evaluate_model`. It has no folder; its configuration is the resolved one."""
     subject, config = prepare(model, config)
     check_group_device(config.device, group)
     device = torch.device(config.device) if group is None else group.device
@@ -108,12 +83,71 @@ def evaluate_model(
             stack.enter_context(evaluating(model))
         subject.network = place(subject.network, config, device)
         subject.fast = fast_copy(subject.network)
-        source = load(config.data) if source is None else source
+        source = load_data(config, source)
         surrogate = None
         if config.transfer_from is not None:
             other = load_subject(config.transfer_from)
             surrogate = (place(other.network, config, device), other.facts)
-        current = Evaluation(config, subject, source, device, None, group, surrogate)
+        yield Evaluation(config, subject, source, device, None, group, surrogate)
+
+
+def measure(
+    current: Evaluation, progress: Progress, path: Path | None = None, *, resumed: bool = False
+) -> dict[str, Any]:
+    """Ask all that is not known yet, and return the result; with a folder, write it."""
+    show = _Show(progress, current, path, resumed)
+    with memory_enough_for(current.config):
+        try:
+            for name, grid in current.grids.items():
+                for number, plan in enumerate(grid.plans):
+                    show.begins(plan.name)
+                    current.run(name, number, show)
+                    show.done(name, number)
+        finally:
+            show.close()
+        return finish(current) if current.group is None or current.group.rank == 0 else {}
+
+
+@with_autograd
+def evaluate_model(
+    model: nn.Module | ModelCode | str | Path,
+    config: EvaluateConfig,
+    out: str | Path | None = None,
+    *,
+    root: str | Path = "runs",
+    force: bool = False,
+    progress: Progress | None = None,
+    group: Group | None = None,
+    source: DataSource | None = None,
+) -> tuple[Path, dict[str, Any]]:
+    """Evaluate a model to the end, or go on with an evaluation that was interrupted.
+
+    Args:
+        model: a model file, the folder of a retraining run, ``module:function`` of code of your
+            own (with weights: a :class:`ModelCode`), or any module that returns logits for
+            images in [0, 1]. A module is evaluated as a copy where it can be copied, in evaluation
+            mode; it is known by its weights and by its logits at 32 fixed images.
+        config: the settings; see :class:`EvaluateConfig`.
+        out: the folder of the result; None: ``evaluation-<norm>-<epsilon>`` beside the model file
+            or the weights, or a new folder below ``root`` where there is neither.
+        force: replace what a finished or a different evaluation left there.
+        progress: where progress is shown; None shows none.
+        group: the processes that share the work, each of them calling this function; None: this
+            one alone. Only the first reads and writes files, and shows progress.
+        source: the images; None: those that ``config.data`` names.
+
+    Returns:
+        The folder and the result, as it stands in ``evaluation.json``; of a finished evaluation of
+        the same model and configuration the stored one, unless ``force`` is given.
+
+    Raises:
+        ValueError: settings, data, model or folder cannot be used; the message says why.
+        TypeError: the model is none, or its answer is no tensor of floating-point logits.
+        OSError: a file could not be written; the evaluation goes on from its last checkpoint.
+    """
+    with ExitStack() as stack:
+        current = stack.enter_context(begun(model, config, source, group))
+        subject, config, source = current.subject, current.config, current.source
         path = Path(out) if out is not None else _default_path(subject, config, Path(root))
         identity = {"model": subject.identity(path), "data_digest": source.digest}
         if current.surrogate is not None:
@@ -141,16 +175,8 @@ def evaluate_model(
             group.check_same("the model", torch.tensor(digest))
             session.share(current)
             group.check_same("the data", torch.tensor(derive_seed(0, source.digest, current.n)))
-        show = _Show(session.progress, current, session.path, resumed)
-        with memory_enough_for(config):
-            try:
-                for name, grid in current.grids.items():
-                    for number in range(len(grid.plans)):
-                        current.run(name, number, show)
-                        show.done(name, number)
-            finally:
-                show.close()
-            result: dict[str, Any] = session.broadcast(finish(current) if session.is_main else None)
+        found = measure(current, session.progress, session.path, resumed=resumed)
+        result: dict[str, Any] = session.broadcast(found)
         return session.path, result
 
 
@@ -171,7 +197,9 @@ def _resume(current: Evaluation, folder: RunFolder, force: bool) -> bool:
 class _Show:
     """Progress: a status line on a terminal, a line every few seconds elsewhere."""
 
-    def __init__(self, progress: Progress, current: Evaluation, path: Path, resumed: bool) -> None:
+    def __init__(
+        self, progress: Progress, current: Evaluation, path: Path | None, resumed: bool
+    ) -> None:
         self.console, self.interval = progress.console, progress.interval
         self.current, self.started = current, time.perf_counter()
         self.last = self.started
@@ -179,7 +207,8 @@ class _Show:
         if self.console is None:
             return
         verb = "goes on" if resumed else "begins"
-        self._print(f"evaluation {verb}: {current.n} images; folder {path}")
+        where = "" if path is None else f"; folder {path}"
+        self._print(f"evaluation {verb}: {current.n} images{where}")
         if self.console.is_terminal:
             spinner = "line" if self.console.options.ascii_only else "dots"
             self.status = self.console.status("clean", spinner=spinner)
@@ -188,6 +217,11 @@ class _Show:
     def _print(self, text: str) -> None:
         assert self.console is not None
         self.console.print(text, markup=False, soft_wrap=True)
+
+    def begins(self, name: str) -> None:
+        """On a terminal, what runs now."""
+        if self.status is not None:
+            self.status.update(f"{name}, {format_seconds(time.perf_counter() - self.started)}")
 
     def __call__(self, text: str) -> None:
         if self.console is None:

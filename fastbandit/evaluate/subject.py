@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fastbandit import ops
 from fastbandit._identity import Fingerprint
 from fastbandit.attacks._model import Oracle, kind
+from fastbandit.model_code import ModelCode, names_code
 from fastbandit.models import Model, find_model, load_model
 from fastbandit.nn.frozen import FrozenBatchNorm, freeze
 from fastbandit.runs.tensors import RunError
@@ -49,6 +50,9 @@ class Subject:
     shape: tuple[int, ...] | None
     classes: int | None
     file: Path | None
+    # Where the model is code of the user's: its name, and the file of its weights.
+    code: str | None = None
+    weights: Path | None = None
 
     def identity(self, folder: Path) -> dict[str, Any]:
         """What the folder remembers of the model, so that no other goes on in its place.
@@ -56,8 +60,14 @@ class Subject:
         The file's name is relative to the folder: both may be moved together. What the weights do
         not say, the fingerprint in the checkpoint does.
         """
-        file = None if self.file is None else Path(os.path.relpath(self.file, folder)).as_posix()
-        return {"file": file, "digest": self.facts["digest"]}
+
+        def relative(file: Path | None) -> str | None:
+            return None if file is None else Path(os.path.relpath(file, folder)).as_posix()
+
+        known = {"file": relative(self.file), "digest": self.facts["digest"]}
+        if self.code is not None:
+            known |= {"code": self.code, "weights": relative(self.weights)}
+        return known
 
 
 def file_digest(file: Path) -> str:
@@ -80,7 +90,15 @@ def module_digest(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def load_subject(model: nn.Module | str | Path) -> Subject:
+def load_subject(model: nn.Module | ModelCode | str | Path) -> Subject:
+    if isinstance(model, str) and names_code(model):
+        model = ModelCode(model)
+    if isinstance(model, ModelCode):
+        subject = _of_module(model.load())
+        subject.code, subject.weights = model.code, model.weights
+        subject.facts["code"] = model.code
+        subject.facts["weights"] = None if model.weights is None else str(model.weights)
+        return subject
     if not isinstance(model, nn.Module):
         file = find_model(model)
         digest = file_digest(file)
@@ -107,6 +125,10 @@ def load_subject(model: nn.Module | str | Path) -> Subject:
             loaded.architecture.classes,
             file,
         )
+    return _of_module(model)
+
+
+def _of_module(model: nn.Module) -> Subject:
     facts = {
         "file": None,
         "digest": module_digest(model),
@@ -119,10 +141,10 @@ def load_subject(model: nn.Module | str | Path) -> Subject:
 
 
 def prepare(
-    model: nn.Module | str | Path, config: EvaluateConfig
+    model: nn.Module | ModelCode | str | Path, config: EvaluateConfig
 ) -> tuple[Subject, EvaluateConfig]:
     """The model, and the configuration with nothing left open."""
-    if not isinstance(model, (nn.Module, str, Path)):
+    if not isinstance(model, (nn.Module, ModelCode, str, Path)):
         raise TypeError(
             f"model: expected a torch.nn.Module or the path of a model, got {kind(model)}"
         )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -192,7 +195,17 @@ class Network(nn.Module):
         self.reductions = macro.reductions if macro and same_length else reduction_cells(cells)
         stem = macro.stem if macro else 3
 
+        self.genotype = genotype
+        #: What builds the network from its genotype, beside the normalisation, which is stored.
+        self.arguments: dict[str, Any] = {
+            **sizes, "denoise_blocks": denoise_blocks, "bn_eps": bn_eps,
+            **dataclasses.asdict(options),
+        }  # fmt: skip
+        #: Of a trained one, how it was trained and on what; a model file has it.
+        self.about: dict[str, Any] = {}
+
         self.normalize = Normalize(in_channels, mean, std)
+        self._looked = False  # at the values of images on a GPU
         self.stem = nn.Conv2d(in_channels, stem * channels, 3, padding=1, bias=False)
         self.stem_bn = BatchNorm2d(stem * channels)
         self.cells = nn.ModuleList()
@@ -225,9 +238,71 @@ class Network(nn.Module):
         ``with_auxiliary`` the result is (logits, logits of the auxiliary head).
 
         Raises:
-            ValueError: ``with_auxiliary``, but the network was built without that head.
+            TypeError: images that are not floating point, such as bytes.
+            ValueError: another number of channels; values far outside [0, 1], such as 0 .. 255
+                (on a GPU the first call looks, later ones would wait for it); ``with_auxiliary``,
+                but the network was built without that head.
         """
+        self._check(x)
         return self.forward_normalized(self.normalize(x), with_auxiliary)
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Tensor:
+        """The class of each image, int64 [N], in evaluation mode; the mode is restored.
+
+        Args:
+            images: [N, in_channels, H, W] in [0, 1].
+        """
+        modes = [(module, module.training) for module in self.modules()]
+        try:
+            self.eval()
+            logits = self(images)
+        finally:
+            for module, training in modes:
+                module.training = training
+        assert isinstance(logits, Tensor)
+        return logits.argmax(1)
+
+    def save(self, path: str | Path) -> Path:
+        """Write a model file that needs nothing else to be loaded, and a page about it beside.
+
+        Args:
+            path: ends in ``.safetensors``; the page has the suffix ``.md``.
+
+        Returns:
+            The file, for :func:`fastbandit.load`.
+        """
+        from fastbandit.models import save_network  # it builds networks
+
+        return save_network(self, path)
+
+    def _check(self, x: Tensor) -> None:
+        """Refuse what the normalisation would take in silence: other channels, another scale."""
+        if not x.is_floating_point():
+            raise TypeError(
+                f"Network: expected floating-point images in [0, 1], got {x.dtype}; divide bytes "
+                "by 255"
+            )
+        if x.dim() != 4 or x.shape[1] != self.normalize.mean.numel():
+            raise ValueError(
+                f"Network: expected images [N, {self.normalize.mean.numel()}, H, W], got "
+                f"{list(x.shape)}"
+            )
+        # A graph that is compiled, exported or recorded has no values to look at.
+        if torch.compiler.is_compiling() or type(x) is not Tensor or x.is_meta or not x.numel():
+            return
+        if x.is_cuda:
+            if self._looked or torch.cuda.is_current_stream_capturing():
+                return
+            self._looked = True
+        low, high = (float(bound) for bound in torch.aminmax(x.detach()))
+        # Attacks may leave [0, 1] where a threat model has no bounds, by less than 1; a comparison
+        # written this way lets NaN pass.
+        if low < -1 or high > 2:
+            raise ValueError(
+                f"Network: expected images in [0, 1], got values in [{low:.4g}, {high:.4g}]; the "
+                "normalisation is the network's first layer"
+            )
 
     def forward_normalized(
         self, x: Tensor, with_auxiliary: bool = False

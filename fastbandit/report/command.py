@@ -12,6 +12,7 @@ from typing import Any
 import tyro
 
 from fastbandit._files import write_atomic
+from fastbandit._program import examples, program
 from fastbandit.command import guard
 from fastbandit.report.folders import collect
 from fastbandit.report.matching import Collection
@@ -87,9 +88,9 @@ def _run(arguments: Sequence[str] | None) -> int:
     command = tyro.cli(
         tyro.conf.configure(tyro.conf.FlagCreatePairsOff)(_Command),
         args=None if arguments is None else list(arguments),
-        prog="python -m fastbandit.report",
+        prog=program("report"),
         description="Write the report of searches, retraining runs and evaluations, finished or "
-        "not, as one offline HTML file.",
+        "not, as one offline HTML file." + examples("report"),
     )
     if not command.run:
         raise ReportError("RUN: expected at least one run folder, got none")

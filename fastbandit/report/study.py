@@ -9,6 +9,7 @@ from typing import Any
 from fastbandit.report.charts import Points, whisker_chart
 from fastbandit.report.html import document, folded, header, section, table
 from fastbandit.report.settings import configuration
+from fastbandit.report.tabular import make_tabular
 
 __all__ = ["make_page"]
 
@@ -227,6 +228,8 @@ def make_page(
     parts = []
     if result["simulated"] is not None:
         parts.append(_simulated(result["simulated"]))
+    if result.get("tabular") is not None:
+        parts.append(make_tabular(result["tabular"]))
     if result["real"] is not None:
         parts.append(_real(result["real"]))
     facts = ", ".join(

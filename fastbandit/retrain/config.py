@@ -284,3 +284,5 @@ PRESETS: dict[str, dict[str, Any]] = {
         "final": {"steps": 20, "step_size": "2/255"},
     },
 }
+
+RetrainConfig.presets = PRESETS

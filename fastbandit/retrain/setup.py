@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fastbandit.data import DataSource, Loader, load
+from fastbandit.data import DataSource, Loader, load_data
 from fastbandit.distributed import Group, synchronise_batchnorm
 from fastbandit.genotype import Genotype
 from fastbandit.models import Architecture
@@ -45,7 +45,7 @@ def build(
     source: DataSource | None = None,
 ) -> Setup:
     device = torch.device(config.device) if group is None else group.device
-    source = load(config.data) if source is None else source
+    source = load_data(config, source)
     parts = split_data(source, config)
     train = parts.train.to(device)
     evaluated = partial(Loader, batch_size=config.evaluation_batch_size, device=device)

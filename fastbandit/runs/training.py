@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from fastbandit.config import POSITIVE, SEED, SHARE, Config, ConfigError, Range, at_least
+from fastbandit.config import LATER, POSITIVE, SEED, SHARE, Config, ConfigError, Range, at_least
 from fastbandit.data import Augment, DataSource, ImageSet, Loader, split, statistics
 from fastbandit.runs.environment import derive_seed
 from fastbandit.threat import ThreatModel
@@ -36,6 +36,10 @@ class TrainingConfig(Config):
     """part of the run folder's name"""
     data: str = "digits"
     """'digits' (embedded) or a path: IDX, CIFAR-10 or image folder, .npz file, parquet"""
+    image_size: Annotated[int | None, at_least(1), LATER] = None
+    """bring all images to N x N pixels: resized, antialiased, and cut to the middle"""
+    image_color: Annotated[Literal["rgb", "grey"] | None, LATER] = None
+    """make all images rgb or grey"""
     seed: Annotated[int, SEED] = 0
     """decides everything random: weights, split, order, augmentation, attacks, bandit"""
     device: str = "auto"

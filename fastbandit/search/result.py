@@ -10,18 +10,44 @@ from fastbandit._version import __version__
 from fastbandit.bandit import replay
 from fastbandit.runs.cost import cost_summary
 from fastbandit.runs.environment import peak_memory_mb
+from fastbandit.runs.processes import Workers
 from fastbandit.runs.tensors import RunError, save_tensors
 from fastbandit.search.networks import Networks, chance
+from fastbandit.search.sizes import Sizes
+from fastbandit.search.tournament import run_tournament
 
 if TYPE_CHECKING:
+    from fastbandit.data import DataSource
+    from fastbandit.search.config import SearchConfig
     from fastbandit.search.loop import SearchRun
 
 __all__ = ["finish"]
 
+# What makes a network the one found.
+_SELECTION = {
+    "path": "the last arm on every edge; nothing is chosen by the test images",
+    "tournament": "the winner of a tournament on validation images; nothing is chosen by the test "
+    "images",
+}
 
-def finish(current: SearchRun, networks: Networks) -> dict[str, Any]:
-    """Check that the log explains the result, measure the found path, train the found network and
-    random ones from scratch, write the last files; returns the summary.
+
+def _largest(config: SearchConfig, source: DataSource) -> int | None:
+    """Parameters of the largest network of the space, within the budget if there is one; None where
+    a node keeps some of its edges only."""
+    if config.edges_per_node != "all":
+        return None
+    sizes = Sizes.of_search(config, source)
+    largest = int(sizes.parameters.amax(1).sum()) + sizes.base_parameters
+    budget = config.budget() if config.budgeted == "parameters" else None
+    return largest if budget is None or budget.high is None else min(largest, budget.high)
+
+
+def finish(current: SearchRun, networks: Networks, workers: Workers) -> dict[str, Any]:
+    """Check that the log explains the result, measure the found path, hold the tournament, train
+    the found network and random ones from scratch, write the last files; returns the summary.
+
+    Args:
+        workers: train several networks of the tournament at a time.
 
     Raises:
         RunError: the log and the state of the bandit disagree.
@@ -37,15 +63,20 @@ def finish(current: SearchRun, networks: Networks) -> dict[str, Any]:
             )
     path = current.use_path([bandit.final()], current.team(1))
     measured = current.trial.measure(path, trained=current.tuned > 0)
-    genotype = current.genotype()
+    genotype, tournament = current.genotype(), None
     if folder is not None:
-        genotype.save(folder.path / "genotype.json")
         save_tensors(
             folder.path / "weights.safetensors",
             dict(current.supernet.state_dict()),
             "supernet",
             {"run_id": session.run_id, "genotype": genotype.to_dict()},
         )
+    if config.final.tournament:
+        tournament = run_tournament(session, setup.source, bandit, workers)
+        winner = tournament["candidates"][tournament["winner"]]
+        genotype = current.genotype(winner["choice"])
+    if folder is not None:
+        genotype.save(folder.path / "genotype.json")
     networks.train_found(genotype)
     if folder is None:
         return session.finish(None)
@@ -64,10 +95,12 @@ def finish(current: SearchRun, networks: Networks) -> dict[str, Any]:
             "test": len(setup.splits["test"]),
             "classes": setup.source.classes,
         },
-        "selection": "the last arm on every edge; nothing is chosen by the test images",
+        "selection": _SELECTION["path" if tournament is None else "tournament"],
         **current.trial.summary(),
+        **({} if tournament is None else {"tournament": tournament}),
         "networks": networks.rows,
         "chance": chance(setup.source, config),
+        "largest_parameters": _largest(config, setup.source),
         **measured,
         "cost": cost_summary(
             current.cost,

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastbandit import space
-from fastbandit.data import DataSource, ImageSet, Loader, load
+from fastbandit.data import DataSource, ImageSet, Loader, load_data
 from fastbandit.distributed import Group, synchronise_batchnorm
 from fastbandit.nn.supernet import Supernet
 from fastbandit.operations import OperationOptions
@@ -42,7 +41,7 @@ def build(
     config: SearchConfig, group: Group | None = None, source: DataSource | None = None
 ) -> Setup:
     device = torch.device(config.device) if group is None else group.device
-    source = load(config.data) if source is None else source
+    source = load_data(config, source)
     parts = split_data(source, config)
     train = parts.train.to(device)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
@@ -62,7 +61,7 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "weights"))
         supernet = Supernet(
-            space.get(config.space),
+            config.search_space(),
             in_channels=train.images.shape[1],
             classes=source.classes,
             channels=config.init_channels,

@@ -10,16 +10,19 @@ if __name__ == "__main__":
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
+from fastbandit import space
 from fastbandit.command import Command, CommonOptions, Request
+from fastbandit.config import ConfigError
 from fastbandit.distributed import Group
 from fastbandit.runs.progress import Progress
 from fastbandit.study.config import PRESETS, StudyConfig
 from fastbandit.study.run import study
 from fastbandit.study.tables import format_tables
+from fastbandit.study.tabular.run import plan
 
 __all__ = ["main", "parse"]
 
@@ -29,11 +32,15 @@ class Options(CommonOptions):
     """What to do with the configuration; none of it changes a result."""
 
     preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """settings to start from: simulated (the default), smoke, digits, digits-small, smoke-digits"""
+    """settings to start from: simulated (the default), smoke, tabular, smoke-tabular, digits,
+    digits-small, smoke-digits, compare-digits, compare-fashion, compare-smoke"""
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """run folder; default: an unfinished study of this configuration below runs/, else a new one"""
     force: bool = False
     """replace a finished study, or one of another configuration, in --out"""
+    until: Literal["pilot", "freeze", "run", "open"] = "open"
+    """the last stage of a comparison: pilot, freeze (the protocol), run (all networks), open (the
+    test images)"""
     dry_run: bool = False
     """say what there is to do, and stop"""
 
@@ -48,13 +55,22 @@ class StudyCommand(Command[StudyConfig]):
     several_processes = False
     description = (
         "Compare the policies of the search with each other and with chance: on simulated "
-        "searches, and with --data on real ones."
+        "searches, with --tabular.file on a table of true accuracies, and with --data on real "
+        "searches."
     )
 
     def run(
         self, request: Request[StudyConfig], progress: Progress, group: Group | None
     ) -> tuple[Path, dict[str, Any]]:
-        return study(request.config, request.out, force=request.options.force, log=_log)
+        options = request.options
+        if options.until != "open" and not request.config.compare.searches:
+            raise ConfigError(
+                f"--until: expected a comparison (--compare.searches N), which has a stage "
+                f"{options.until}; this study has none"
+            )
+        return study(
+            request.config, request.out, force=options.force, until=options.until, log=_log
+        )
 
     def estimate(self, request: Request[StudyConfig]) -> dict[str, Any]:
         return _plan(request.config)
@@ -65,7 +81,8 @@ class StudyCommand(Command[StudyConfig]):
 
     def show(self, path: Path, result: dict[str, Any]) -> None:
         print(format_tables(result))
-        print(f"charts: {path / 'study.html'}")
+        if (path / "study.html").is_file():
+            print(f"charts: {path / 'study.html'}")
         print(f"run folder: {path}")
 
 
@@ -75,6 +92,8 @@ def _log(text: str) -> None:
 
 def _plan(config: StudyConfig) -> dict[str, int]:
     """How many pieces there are to make."""
+    if config.compare.searches:
+        return _plan_compare(config)
     settings = list(config.simulated.settings())
     real = config.real if config.data is not None else None
     searches = [] if real is None else [config.search_of(entry, 0) for entry in real.policies]
@@ -83,10 +102,30 @@ def _plan(config: StudyConfig) -> dict[str, int]:
     return {
         "simulated_settings": len(settings),
         "simulated_searches": len(settings) * config.simulated.seeds,
+        **(plan(config.tabular) if config.tabular.file is not None else {}),
         "searches": found,
         "search_epochs": sum(paths) * (real.seeds if real else 0),
         "networks": 0 if real is None else (found + real.random) * real.repeats,
         "network_epochs": 0 if real is None else (found + real.random) * real.repeats * real.epochs,
+    }
+
+
+def _plan_compare(config: StudyConfig) -> dict[str, int]:
+    """The same of a comparison; how many candidates a search's cost buys is known when it ran."""
+    compare, arms = config.compare, config.compare.arms
+    used = config.search_of(compare.policy, 0)
+    single = ("largest" in arms) + ("one-operation" in arms) * space.get(used.space).arms
+    networks = (1 + len(compare.tested)) * compare.searches + single
+    pilot = compare.pilot.networks * compare.pilot.repeats
+    return {
+        "pilot_trainings": pilot,
+        "pilot_epochs": pilot * compare.epochs,
+        "searches": compare.searches,
+        "search_epochs": compare.searches * used.make_bandit().total_samples,
+        "networks": networks,
+        "trainings": networks * compare.repeats,
+        "training_epochs": networks * compare.repeats * compare.epochs,
+        "attacked": networks * compare.repeats,
     }
 
 

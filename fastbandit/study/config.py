@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from pydantic import TypeAdapter
-
 from fastbandit import space
 from fastbandit.bandit import POLICIES, BanditSettings
 from fastbandit.bandit.simulation import World
-from fastbandit.config import Config, ConfigError, Range, at_least
+from fastbandit.config import LATER, Config, ConfigError, Range, at_least
 from fastbandit.search.config import FinalConfig, SearchConfig
+from fastbandit.study.compare.config import CompareConfig, check_claim
+from fastbandit.study.entries import parse_entry
+from fastbandit.study.tabular.config import TabularConfig
 
 __all__ = ["PARTS", "PRESETS", "RealConfig", "SimulatedConfig", "StudyConfig", "parse_entry"]
 
@@ -137,6 +137,9 @@ class RealConfig:
                 space.get(searched)
 
 
+_TABULAR, _COMPARE = TabularConfig(), CompareConfig()
+
+
 @dataclass(frozen=True)
 class StudyConfig(Config):
     """Everything that decides the result of a study."""
@@ -150,7 +153,9 @@ class StudyConfig(Config):
     threads: Annotated[int, at_least(0)] = 0
     """CPU threads, 0: as torch chooses; one is best for the simulation where others compute too"""
     simulated: SimulatedConfig = field(default_factory=SimulatedConfig)
+    tabular: Annotated[TabularConfig, LATER] = _TABULAR
     real: RealConfig = field(default_factory=RealConfig)
+    compare: Annotated[CompareConfig, LATER] = _COMPARE
     search: SearchConfig = field(
         default_factory=lambda: SearchConfig(final=FinalConfig(tune_epochs=0, network_epochs=0))
     )
@@ -174,10 +179,50 @@ class StudyConfig(Config):
                 "search.bandit.policy: the entries of real.policies set it, got "
                 f"{self.search.bandit.policy!r}"
             )
-        if self.data is None and not self.simulated.parts:
+        if self.compare.searches:
+            self._check_compare()
+        if self.data is None and not self.simulated.parts and self.tabular.file is None:
             raise ConfigError(
-                "nothing to do: expected --data or one of simulated.parts, got neither"
+                "nothing to do: expected --data or one of simulated.parts, or tabular.file; "
+                "got none of them"
             )
+
+    def _check_compare(self) -> None:
+        """A comparison is a study of its own."""
+        if self.data is None:
+            raise ConfigError("data: expected a data set to compare networks on, got None")
+        for name, default in (
+            ("simulated", SimulatedConfig()),
+            ("tabular", TabularConfig()),
+            ("real", RealConfig()),
+        ):
+            mine = getattr(self, name)
+            if mine != default and not (name == "simulated" and not mine.parts):
+                raise ConfigError(
+                    f"{name}: expected no settings with compare.searches {self.compare.searches}, "
+                    "which makes a comparison and no other study"
+                )
+        if self.search.image_size or self.search.image_color:
+            raise ConfigError(
+                "search.image_size, search.image_color: expected none in a comparison, which takes "
+                f"images as they are; got {self.search.image_size} and {self.search.image_color}"
+            )
+        _, searched = parse_entry(self.compare.policy, self.search.bandit, "compare.policy")
+        if searched is not None:
+            space.get(searched)
+        check_claim(self.compare)
+        if "best" in self.compare.arms:
+            rungs = self.search.final.rungs
+            if not rungs or min(rungs) < 1:
+                raise ConfigError(
+                    "search.final.rungs: expected 1 epoch or more for one rung or more, by which "
+                    f"the arm best is chosen; got {', '.join(map(str, rungs)) or 'none'}"
+                )
+            if self.search.edges_per_node != "all":
+                raise ConfigError(
+                    "compare.arms: expected edges_per_node all with the arm best, whose candidates "
+                    f"keep all their edges; got {self.search.edges_per_node}"
+                )
 
     def search_of(self, entry: str, seed: int) -> SearchConfig:
         """The search of one entry and seed."""
@@ -190,47 +235,6 @@ class StudyConfig(Config):
             space=searched or self.search.space,
             bandit=bandit,
         )
-
-
-def parse_entry(text: str, base: BanditSettings, where: str) -> tuple[BanditSettings, str | None]:
-    """``POLICY,SETTING=VALUE,...`` as settings, and the space it names, if any.
-
-    Args:
-        text: the entry.
-        base: where other settings come from.
-        where: what the message of an error begins with.
-
-    Raises:
-        ConfigError: an unknown policy or setting, or a value that is none.
-    """
-    name, *changes = (word.strip() for word in text.split(","))
-    values: dict[str, Any] = {"policy": name}
-    kinds = typing.get_type_hints(type(base))
-    del kinds["policy"]
-    searched = None
-    for change in changes:
-        setting, equals, value = change.partition("=")
-        setting = setting.strip().replace("-", "_")
-        if setting == "space" and equals:
-            searched = value.strip()
-            continue
-        if setting not in kinds or not equals:
-            raise ConfigError(
-                f"{where}: {text!r}: expected SETTING=VALUE with one of "
-                f"{', '.join(kinds).replace('_', '-')}, space; got {change!r}"
-            )
-        try:
-            values[setting] = TypeAdapter(kinds[setting]).validate_python(value.strip())
-        except ValueError:
-            raise ConfigError(
-                f"{where}: {text!r}: {setting}: expected a number, got {value!r}"
-            ) from None
-    settings = dataclasses.replace(base, **values)
-    try:
-        settings.check()
-    except ValueError as error:
-        raise ConfigError(f"{where}: {text!r}: {error}") from None
-    return settings, searched
 
 
 # What each preset changes.
@@ -247,6 +251,35 @@ PRESETS: dict[str, dict[str, Any]] = {
             "arms": [4, 5],
             "evaluations": [0, 1],
             "bonuses": [0.1, 1.0],
+        },
+    },
+    # True accuracies from a table that the user has: section "True accuracies" of docs/study.md.
+    "tabular": {
+        "name": "tabular",
+        "simulated": {"parts": []},
+        "tabular": {
+            "file": "nas-robbench-201.npz",
+            "budgets": ["none", *(f"parameters={9 * n}:{9 * n}" for n in (1, 2, 3))],
+        },
+    },
+    # Seconds: whether the machinery works, no result.
+    "smoke-tabular": {
+        "name": "smoke-tabular",
+        "simulated": {"parts": []},
+        "tabular": {
+            "file": "nas-robbench-201.npz",
+            "cells": [1, 2],
+            "budgets": ["none", "convolutions=0:1"],
+            "rhos": [0.7],
+            "rounds": 1,
+            "seeds": 8,
+            "policies": ["random", "printed", "ridge"],
+            "searches": [
+                "best-of,trainings=4",
+                "supernet,trainings=9",
+                "model,trainings=4,tournament=2",
+            ],
+            "recommended": "model,trainings=4,tournament=2",
         },
     },
     # Hours, on one core. Each search is the default one.
@@ -297,4 +330,78 @@ PRESETS: dict[str, dict[str, Any]] = {
             "final": {"steps": 2, "step_size": "0.1"},
         },
     },
+    # A night on two cores: pilot, 16 searches, three arms of 16. Test images 0 to 899 were looked
+    # at before, by whoever chose this recipe; the rest is for the end.
+    "compare-digits": {
+        "name": "compare-digits",
+        "data": "digits",
+        "simulated": {"parts": []},
+        "compare": {
+            "searches": 16,
+            "policy": "ridge,evaluations-per-epoch=4",
+            "test": "900:1797",
+            "epochs": 6,
+            "pilot": {"images": "0:900"},
+        },
+        "search": {
+            "train_limit": 2560,
+            "train_portion": 0.75,
+            "attack": {"epsilon": "0.1"},
+            "bandit": {"rounds": 1},
+            "final": {"step_size": "0.01", "tournament": 16},
+        },
+    },
+    # The same on Fashion-MNIST; give --data PATH.
+    "compare-fashion": {
+        "name": "compare-fashion",
+        "data": "fashion-mnist",
+        "simulated": {"parts": []},
+        "compare": {
+            "searches": 16,
+            "policy": "ridge,evaluations-per-epoch=4",
+            "train_limit": 4000,
+            "test": "2000:4000",
+            "epochs": 6,
+            "pilot": {"images": "0:1000"},
+        },
+        "search": {
+            "train_limit": 3000,
+            "train_portion": 0.75,
+            "attack": {"epsilon": "0.1"},
+            "bandit": {"rounds": 1},
+            "final": {"step_size": "0.01", "tournament": 16},
+        },
+    },
+    # Seconds: whether the machinery works, no result.
+    "compare-smoke": {
+        "name": "compare-smoke",
+        "data": "digits",
+        "simulated": {"parts": []},
+        "compare": {
+            "searches": 2,
+            "claim": False,
+            "epochs": 1,
+            "train_limit": 64,
+            "repeats": 2,
+            "test": "900:932",
+            "apgd_steps": 2,
+            "attacks": "pgd-2,apgd-ce",
+            "pilot": {
+                "networks": 3,
+                "images": "0:32",
+                "attacks": "pgd-2",
+                "differences": [2.0, 5.0],
+                "simulations": 200,
+            },
+        },
+        "search": {
+            "space": "general7-light",
+            "init_channels": 2,
+            "train_limit": 64,
+            "bandit": {"rounds": 1},
+            "final": {"steps": 2, "step_size": "0.1", "rungs": [1, 2]},
+        },
+    },
 }
+
+StudyConfig.presets = PRESETS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import shutil
 import statistics
@@ -73,7 +74,9 @@ def _found(path: Path, config: SearchConfig, source: DataSource) -> tuple[Genoty
     """What a search found; searched, or taken from the folder where it is finished."""
     digest = source.digest
     if (path / "summary.json").is_file():
-        if RunFolder.read_config(path) != to_plain(config.resolve()):
+        # As YAML gives it back: lists where the configuration has tuples.
+        wanted = json.loads(json.dumps(to_plain(config.resolve())))
+        if RunFolder.read_config(path) != wanted:
             raise RunError(f"{path}: holds a search of another configuration; delete it")
         if (searched := read_sealed(plain_file(path / "split.json"))["digest"]) != digest:
             raise RunError(
@@ -101,7 +104,9 @@ def run_real(
         return None
     real = config.real
     groups: list[dict[str, Any]] = []
-    source = load(config.data)
+    source = load(
+        config.data, image_size=config.search.image_size, image_color=config.search.image_color
+    )
     if source.test is None:
         raise ConfigError(f"data: {config.data}: expected a set with test images, got none")
 

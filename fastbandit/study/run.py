@@ -10,23 +10,34 @@ from typing import Any
 import torch
 
 from fastbandit._files import write_atomic
+from fastbandit._statistics import scipy_stats
 from fastbandit.report.study import make_page
 from fastbandit.runs.environment import environment
 from fastbandit.runs.folder import RunFiles
 from fastbandit.runs.session import Session, torch_settings
+from fastbandit.study.compare.run import Stage, compare
 from fastbandit.study.config import StudyConfig
 from fastbandit.study.pieces import Pieces
 from fastbandit.study.real import run_real
 from fastbandit.study.simulated import run_simulated
+from fastbandit.study.tabular.run import run_tabular, tabular_csv
 
 __all__ = ["FILES", "study"]
 
 #: What a study writes: pieces and searches, and no checkpoint of its own.
 FILES = RunFiles(
     "study",
-    files=("study.json", "study.html"),
+    files=(
+        "study.json",
+        "study.html",
+        "tabular.csv",
+        "pilot.json",
+        "protocol.json",
+        "opened.json",
+        "compare.csv",
+    ),
     folders=(),
-    trees=("pieces", "searches", "training"),
+    trees=("pieces", "searches", "training", "models"),
 )
 
 
@@ -36,6 +47,7 @@ def study(
     *,
     root: str | Path = "runs",
     force: bool = False,
+    until: Stage = "open",
     log: Callable[[str], None] = lambda text: None,
 ) -> tuple[Path, dict[str, Any]]:
     """Run a study to its end, or go on with one that was interrupted.
@@ -45,6 +57,7 @@ def study(
         out: run folder; None: an unfinished study of the same configuration below ``root``, else a
             new folder there.
         force: replace what a finished or a different study left in ``out``.
+        until: the last stage of a comparison.
         log: is called with a line about each finished piece.
 
     Returns:
@@ -53,7 +66,12 @@ def study(
 
     Raises:
         RunError: the folder holds something else.
+        ConfigError: what is asked for cannot be, or SciPy is missing.
     """
+    if config.compare.searches:
+        return compare(config, FILES, out, root=root, force=force, until=until, log=log)
+    # Before the work: the tests at its end need it.
+    scipy_stats()
     session = Session(config)
     search = config.search.resolve()
     with (
@@ -79,6 +97,11 @@ def study(
             "simulated": run_simulated(config, pieces, log),
             "real": run_real(config, path, pieces, log),
         }
+        # Only where it is asked for: what other studies store stays as it was.
+        if config.tabular.file is not None:
+            found = run_tabular(config.tabular, config.seed, pieces, log)
+            result["tabular"] = found
+            write_atomic(path / "tabular.csv", tabular_csv(found))
         facts = folder.read_json("env.json")
         folder.write_json("study.json", {**result, "environment": facts})
         page = make_page(config.name, result, facts, (path / "config.yaml").read_text())

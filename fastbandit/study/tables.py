@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastbandit.study.compare.tables import format_compare
 from fastbandit.study.simulated import REFERENCES, X_NAMES
 
 __all__ = ["format_tables"]
@@ -11,6 +12,8 @@ __all__ = ["format_tables"]
 
 def format_tables(result: dict[str, Any]) -> str:
     """The result as tables of text."""
+    if result.get("compare") is not None:
+        return format_compare(result["compare"])
     lines: list[str] = []
     simulated = result["simulated"]
     if simulated is not None:
@@ -48,6 +51,8 @@ def format_tables(result: dict[str, Any]) -> str:
                 lines.append(
                     f"{'best possible':<{wide}}{'':>{len(x_head)}}{rows[0]['possible_mean']:>8.3f}"
                 )
+    if "tabular" in result:
+        lines += [*([""] if lines else []), *_tabular(result["tabular"])]
     real = result["real"]
     if real is not None:
         if lines:
@@ -81,3 +86,35 @@ def format_tables(result: dict[str, Any]) -> str:
             f"{real['attack']}; n = {real['n']} test images"
         )
     return "\n".join(lines)
+
+
+def _tabular(found: dict[str, Any]) -> list[str]:
+    lines = [
+        f"true accuracies ({found['column']}), {found['seeds']} seeds, %; differences in points "
+        "with 95 % intervals; F: a full training"
+    ]
+    for table in found["tables"]:
+        rows = table["rows"]
+        wide = max(len(row["entry"]) for row in rows)
+        lines += [
+            "",
+            f"cells {table['cells']}, budget {table['budget']}: random "
+            f"{100 * table['random']['mean']:.2f}, largest {100 * table['largest']['mean']:.2f}, "
+            f"best {100 * table['best']['mean']:.2f}; size explains "
+            f"{100 * table['size_explains']:.0f} %",
+            f"{'entry':<{wide}}{'rho':>6}{'cost F':>8}{'accuracy':>16}{'over random':>24}"
+            f"{'over best of m':>24}{'m':>6}",
+        ]
+        for row in rows:
+            differences = [
+                f"{100 * row[name]:+.2f} ({100 * row[name + '_low']:+.2f}, "
+                f"{100 * row[name + '_high']:+.2f})"
+                for name in ("gain", "against_best_of")
+            ]
+            rho = "" if row["rho"] is None else f"{row['rho']:g}"
+            value = f"{100 * row['mean']:.2f} +- {100 * row['standard_error']:.2f}"
+            lines.append(
+                f"{row['entry']:<{wide}}{rho:>6}{row['cost']:>8.3g}{value:>16}"
+                f"{differences[0]:>24}{differences[1]:>24}{row['best_of']:>6}"
+            )
+    return lines

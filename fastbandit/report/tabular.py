@@ -1,0 +1,167 @@
+"""The part of a study's page about a table of true accuracies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from fastbandit.report.charts import Points, whisker_chart
+from fastbandit.report.html import folded, table
+
+__all__ = ["make_tabular"]
+
+_NONE = float("nan")
+_STYLES = ("s1", "s2", "s3", "s4")
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f}"
+
+
+def _points(mean: float, low: float, high: float) -> str:
+    """A difference of accuracies, in points."""
+    return f"{100 * mean:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
+
+
+def _verdict(low: float, high: float) -> str:
+    return "better" if low > 0 else "worse" if high < 0 else "no difference shown"
+
+
+def _name(found: Mapping[str, Any]) -> str:
+    cells = "one cell" if found["cells"] == 1 else f"{found['cells']} cells side by side"
+    budget = "any size" if found["budget"] == "none" else f"budget {found['budget']}"
+    return f"{cells}, {budget}"
+
+
+def _cost(row: Mapping[str, Any]) -> str:
+    parts = [
+        f"{row[key]} {name}"
+        for key, name in (
+            ("supernets", "supernet"),
+            ("short_trainings", "short"),
+            ("full_trainings", "full"),
+        )
+        if row[key]
+    ]
+    return f"{row['cost']:g} F: {' + '.join(parts)}"
+
+
+def _chart(found: Mapping[str, Any]) -> str:
+    rows: Sequence[Mapping[str, Any]] = found["rows"]
+    labels = list(dict.fromkeys(row["entry"] for row in rows))
+    groups = []
+    rhos = list(dict.fromkeys(row["rho"] for row in rows))
+    for position, rho in enumerate(rhos):
+        mine = [row for row in rows if row["rho"] == rho]
+        mean, low, high = ([100 * row[key] for row in mine] for key in ("mean", "low", "high"))
+        name = "no shared rewards" if rho is None else f"rho {rho:g}"
+        places = [labels.index(row["entry"]) for row in mine]
+        groups.append(Points(name, places, mean, low, high, _STYLES[position % len(_STYLES)]))
+    lines = [
+        (100 * found[name]["mean"], text)
+        for name, text in (("random", "random"), ("largest", "largest"), ("best", "best there is"))
+    ]
+    return whisker_chart(
+        groups,
+        labels,
+        title=_name(found),
+        x_label="",
+        y_label="true accuracy, %",
+        joined=False,
+        lines=lines,
+        height=420,
+    )
+
+
+def _figures(found: Mapping[str, Any]) -> str:
+    heads = ["entry", "rho", "cost", "accuracy, %", "s.e.", "parameters", "over random, points"]
+    heads += ["against best of m at equal cost", "m", "", "CPU seconds"]
+    lines = [
+        [
+            escape(row["entry"]),
+            "" if row["rho"] is None else f"{row['rho']:g}",
+            _cost(row),
+            _percent(row["mean"]),
+            _percent(row["standard_error"]),
+            f"{row['parameters']:.1f}",
+            _points(row["gain"], row["gain_low"], row["gain_high"]),
+            _points(*(row[f"against_best_of{end}"] for end in ("", "_low", "_high"))),
+            f"{row['best_of']:,}",
+            _verdict(row["against_best_of_low"], row["against_best_of_high"]),
+            f"{row['cpu_seconds']:.1f}",
+        ]
+        for row in found["rows"]
+    ]
+    blank = [""] * 6
+    for name, text in (("random", "random, all of them"), ("largest", "largest network"),
+                       ("best", "the best there is")):  # fmt: skip
+        one = found[name]
+        size = f"{one['parameters']:.1f}"
+        lines.append([text, "", "", _percent(one["mean"]), "", size, *blank[1:]])
+    for one in found["one_operation"]:
+        name, size = f"operation {one['operation']} everywhere", f"{one['parameters']:.1f}"
+        lines.append([name, "", "", _percent(one["mean"]), "", size, *blank[1:]])
+    return table([escape(head) for head in heads], lines, text=(0, 2, 9))
+
+
+def _table(found: Mapping[str, Any]) -> str:
+    none = "" if found["one_operation"] else " No network of one operation is within the budget."
+    words = (
+        f"{found['cells_within']:,} different cells; the mean of all networks is "
+        f"{_percent(found['random']['mean'])} %, the best has {_percent(found['best']['mean'])} %. "
+        f"Parameters alone explain {100 * found['size_explains']:.0f} % of the variance between "
+        f"cells.{none}"
+    )
+    return (
+        f"<h3>{escape(_name(found))}</h3>\n<p>{words}</p>\n{_chart(found)}\n"
+        f"{folded('The figures', _figures(found))}"
+    )
+
+
+def _gates(found: Mapping[str, Any]) -> str:
+    heads = ["networks", "entry", "rho", "over random, points", "", "over best of m, points", "m"]
+    lines = []
+    for one in found["tables"]:
+        for row in one["rows"]:
+            if row["entry"] != found["recommended"]:
+                continue
+            lines.append(
+                [
+                    escape(_name(one)),
+                    escape(row["entry"]),
+                    "" if row["rho"] is None else f"{row['rho']:g}",
+                    _points(row["gain"], row["gain_low"], row["gain_high"]),
+                    _verdict(row["gain_low"], row["gain_high"]),
+                    _points(*(row[f"against_best_of{end}"] for end in ("", "_low", "_high"))),
+                    f"{row['best_of']:,}",
+                    _verdict(row["against_best_of_low"], row["against_best_of_high"]),
+                ]
+            )
+    return table([*(escape(head) for head in heads), ""], lines, text=(0, 1, 4, 7))
+
+
+def make_tabular(found: Mapping[str, Any]) -> str:
+    """The section of the page.
+
+    Args:
+        found: what ``study.json`` holds as ``tabular``.
+    """
+    told = found["assumptions"]
+    words = (
+        f"Accuracies: column {found['column']} of the table {found['table']['digest'][:12]}, "
+        f"{found['table']['operations']} operations on {found['table']['edges']} edges; "
+        f"{found['seeds']:,} seeds. Assumed: a short training has the correlation "
+        f"{told['short_rho']:g} with a full one and costs {told['short_cost']:g} of it (F); a "
+        f"search with shared weights costs {told['supernet_cost']:g} F. rho is the correlation of "
+        f"the reward with the accuracy; noise of a reward {told['noise']:g}, rise over a search "
+        f"{told['rise']:g}, T = {told['rounds']}. Best of m: as many random networks within the "
+        "budget as cost the same, by short trainings. Parameters: of a cell, in 1x1 convolutions."
+    )
+    tables = "\n".join(_table(one) for one in found["tables"])
+    return (
+        '<section id="tabular"><h2>True accuracies</h2>\n'
+        f"<p>{escape(words)}</p>\n<h3>The recommended search</h3>\n{_gates(found)}\n{tables}\n"
+        '<p class="source">from study.json and tabular.csv; in brackets and as whiskers: 95 % '
+        "intervals of Student over seeds, not corrected for their number</p></section>"
+    )

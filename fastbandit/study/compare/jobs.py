@@ -1,0 +1,407 @@
+"""The work of a comparison: a search, a training, an attack; each stored as a piece.
+
+What trains gets images without test images, so it cannot look at any.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from fastbandit._files import plain_file
+from fastbandit.config import ConfigError, to_plain
+from fastbandit.data import DataSource, load
+from fastbandit.data.sets import digest_of
+from fastbandit.evaluate.config import EvaluateConfig
+from fastbandit.evaluate.run import evaluate_model
+from fastbandit.genotype import Genotype
+from fastbandit.models import BEST
+from fastbandit.retrain.config import RetrainConfig
+from fastbandit.retrain.loop import retrain
+from fastbandit.runs.folder import RunFiles
+from fastbandit.runs.processes import Call, run_calls
+from fastbandit.runs.session import Session, torch_settings
+from fastbandit.runs.tensors import RunError
+from fastbandit.search.config import SearchConfig
+from fastbandit.search.networks import FOLDER, random_choice
+from fastbandit.search.run import search
+from fastbandit.search.tournament import FILE, MIXES, Candidate, genotype_of, hold
+from fastbandit.study.pieces import Pieces
+
+__all__ = [
+    "COST",
+    "Job",
+    "Work",
+    "attack_job",
+    "closed",
+    "file_sha256",
+    "forget_images",
+    "network_job",
+    "opened",
+    "search_job",
+    "tournament_job",
+]
+
+#: What is counted of a run; two costs are compared by their passes.
+COST = ("images_trained", "forward_passes", "backward_passes", "seconds_total")
+
+Images = tuple[int, int] | None
+
+
+@lru_cache(maxsize=2)
+def closed(data: str) -> DataSource:
+    """The images without any test image."""
+    source = load(data)
+    return dataclasses.replace(source, test=None, digest=digest_of(source.train, None))
+
+
+@lru_cache(maxsize=4)
+def opened(data: str, images: Images) -> DataSource:
+    """The images with those test images that ``images`` says (first, end), None: all.
+
+    Raises:
+        ConfigError: there are no such test images.
+    """
+    source = load(data)
+    if source.test is None:
+        raise ConfigError(f"data: {data}: expected a set with test images, got none")
+    if images is None:
+        return source
+    first, end = images
+    if end > len(source.test):
+        raise ConfigError(
+            f"compare: test images {first}:{end}: expected at most the {len(source.test):,} of "
+            f"{data}"
+        )
+    test = source.test.subset(range(first, end))
+    return dataclasses.replace(
+        source,
+        test=test,
+        description=f"{source.description} Test images {first} to {end - 1} only.",
+        digest=digest_of(source.train, test),
+    )
+
+
+def forget_images() -> None:
+    """What was read is read again, as the files may have changed."""
+    closed.cache_clear()
+    opened.cache_clear()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    return hashlib.sha256(plain_file(path).read_bytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One piece of work.
+
+    Attributes:
+        kind, key: name the piece.
+        call: makes it.
+        scratch: a folder that is removed once the piece is stored.
+        say: the piece in a few words.
+    """
+
+    kind: str
+    key: dict[str, Any]
+    call: Call
+    scratch: Path | None
+    say: Callable[[Mapping[str, Any]], str]
+
+
+class Work:
+    """Does jobs, several at a time, and stores what they make.
+
+    Args:
+        folder: the run folder of the study.
+        processes: jobs at a time.
+        log: is called with a line about each finished job.
+    """
+
+    def __init__(self, folder: Path, processes: int, log: Callable[[str], None]) -> None:
+        self.folder, self.processes, self.log = folder, processes, log
+        self.pieces = Pieces(folder / "pieces")
+
+    def known(self, job: Job) -> bool:
+        """Whether its piece is stored."""
+        return self.pieces.done(job.kind, job.key)
+
+    def do(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+        """The pieces of all jobs, in their order; those that are stored are not made again."""
+        found: dict[int, dict[str, Any]] = {}
+        count = len(jobs)
+
+        def keep(position: int, made: dict[str, Any] | None) -> None:
+            job = jobs[position]
+            # Read back or stored, whichever it is, by the one that checks.
+            result = self.pieces.get(job.kind, job.key, lambda: made or {})
+            if job.scratch is not None and job.scratch.exists():
+                shutil.rmtree(job.scratch)
+            found[position] = result
+            stored = "" if made is not None else "  (stored)"
+            self.log(f"{job.call.name} [{len(found)}/{count}]: {job.say(result)}{stored}")
+
+        missing = []
+        for position, job in enumerate(jobs):
+            if self.known(job):
+                keep(position, None)
+            else:
+                missing.append(position)
+        if missing:
+            run_calls(
+                [jobs[position].call for position in missing],
+                self.processes,
+                lambda number, made: keep(missing[number], made),
+            )
+        return [found[position] for position in range(count)]
+
+
+# --- a search -------------------------------------------------------------------------------
+
+
+def search_job(name: str, config: SearchConfig, path: Path, protocol: str) -> Job:
+    """A search with its whole settings, in its own run folder."""
+    key = {
+        "protocol": protocol,
+        "data": closed(config.data).digest,
+        "search": to_plain(config),
+    }
+    call = Call(name, _search, (config, path))
+    return Job("found", key, call, None, _say_search)
+
+
+def _search(config: SearchConfig, path: Path) -> dict[str, Any]:
+    path.parent.mkdir(exist_ok=True)
+    _, summary = search(config, path, source=closed(config.data))
+    genotype = Genotype.load(plain_file(path / "genotype.json"))
+    return {
+        "genotype": genotype.to_dict(),
+        "hash": genotype.hash,
+        "folder": f"{path.parent.name}/{path.name}",
+        "seed": config.seed,
+        "cost": search_cost(summary),
+    }
+
+
+def search_cost(summary: Mapping[str, Any]) -> dict[str, float]:
+    """What a search computed, the networks that it trains alone included."""
+    parts = [summary["cost"], *summary["networks"]]
+    if "tournament" in summary:
+        parts.append(summary["tournament"]["cost"])
+    return {name: sum(part[name] for part in parts) for name in COST}
+
+
+def _say_search(result: Mapping[str, Any]) -> str:
+    return f"{result['hash'][:12]}, {result['cost']['seconds_total'] / 60:.1f} minutes"
+
+
+# --- a tournament of random networks --------------------------------------------------------
+
+_TOURNAMENT = RunFiles("study", result=FILE, folders=(), trees=(FOLDER,))
+
+
+def tournament_job(
+    name: str, config: SearchConfig, candidates: int, mixes: bool, folder: Path, protocol: str
+) -> Job:
+    """The tournament of a search, with random networks alone.
+
+    Args:
+        config: of the search; its seed decides draws, images and trainings.
+        candidates: how many.
+        mixes: whether the networks have random mixes of the operations.
+        folder: of the study.
+    """
+    key = {
+        "protocol": protocol,
+        "data": closed(config.data).digest,
+        "search": to_plain(config),
+        "candidates": candidates,
+        "mixes": mixes,
+    }
+    path = folder / "training" / Pieces(folder).path("best", key).stem
+    call = Call(name, _tournament, (config, candidates, mixes, path))
+    return Job("best", key, call, path, _say_tournament)
+
+
+def _tournament(config: SearchConfig, count: int, mixes: bool, path: Path) -> dict[str, Any]:
+    path.parent.mkdir(exist_ok=True)
+    source, session = closed(config.data), Session(config)
+    candidates: list[Candidate] = []
+    draw = 0
+    while len(candidates) < count:
+        choice = random_choice(
+            config, "compare", "candidate", draw, source=source, mixes=MIXES if mixes else None
+        )
+        one = Candidate(tuple(choice.tolist()), "random")
+        draw += 1
+        # In a space so small that all are drawn, again and again, some come twice.
+        if one not in candidates or draw > 100 * count:
+            candidates.append(one)
+    with (
+        torch_settings(config.threads, bool(config.deterministic)),
+        session.open(_TOURNAMENT, path, root=path.parent, name="best", force=False, progress=None),
+    ):
+        held = session.finished()
+        if held is None:
+            held = session.finish(hold(session, source, candidates))
+    winner = held["candidates"][held["winner"]]
+    genotype = genotype_of(config, winner["choice"])
+    return {
+        "genotype": genotype.to_dict(),
+        "hash": genotype.hash,
+        "m": count,
+        "attack": held["attack"],
+        "rungs": held["rungs"],
+        "candidates": [
+            {name: value for name, value in one.items() if name not in ("choice", "origin")}
+            for one in held["candidates"]
+        ],
+        "winner": held["winner"],
+        "cost": {name: held["cost"][name] for name in COST},
+    }
+
+
+def _say_tournament(result: Mapping[str, Any]) -> str:
+    winner = result["candidates"][result["winner"]]
+    return (
+        f"best of {result['m']}, {winner['parameters']:,} parameters, "
+        f"{100 * winner['rungs'][-1]['robust_accuracy']:.2f} % of the images that judge, "
+        f"{result['cost']['seconds_total']:.0f} s"
+    )
+
+
+# --- a training -----------------------------------------------------------------------------
+
+
+def network_job(
+    name: str,
+    genotype: Genotype,
+    settings: RetrainConfig,
+    folder: Path,
+    *,
+    protocol: str | None,
+    keeps: str = "",
+) -> Job:
+    """A network trained alone, on images without test images.
+
+    Args:
+        folder: of the study.
+        protocol: the hash of the protocol that it belongs to; None: none, as in a pilot.
+        keeps: name of its model file, which is kept; empty: none is.
+    """
+    macro = genotype.macro  # has a part in the network, but none in the hash
+    key = {
+        "protocol": protocol,
+        "genotype": genotype.hash,
+        "macro": None if macro is None else macro.model_dump(mode="json"),
+        "data": closed(settings.data).digest,
+        "training": to_plain(settings),
+        "model": keeps,
+    }
+    run = folder / "training" / Pieces(folder).path("alone", key).stem
+    model = folder / "models" / keeps if keeps else None
+    call = Call(name, _train, (genotype.to_dict(), settings, run, model))
+    return Job("alone", key, call, run, _say_network)
+
+
+def _train(
+    genotype: dict[str, Any], settings: RetrainConfig, run: Path, model: Path | None
+) -> dict[str, Any]:
+    run.parent.mkdir(exist_ok=True)
+    _, summary = retrain(
+        settings, run, genotype=Genotype.from_dict(genotype), source=closed(settings.data)
+    )
+    if summary["test"] is not None:
+        raise RunError(f"{run}: a training of a comparison looked at test images")
+    digest = None
+    if model is not None:
+        model.parent.mkdir(exist_ok=True)
+        # A copy: where this is stopped, the run is still whole.
+        temporary = model.with_name(f".{model.name}.{os.getpid()}.tmp")
+        shutil.copyfile(run / BEST, temporary)
+        os.replace(temporary, model)
+        digest = file_sha256(model)
+    best = summary["best"]
+    return {
+        "genotype": summary["genotype_hash"],
+        "parameters": summary["parameters"],
+        "macs": summary["macs"],
+        "seed": settings.seed,
+        "epochs": settings.epochs,
+        "validation": {
+            name: best[name] for name in ("clean_accuracy", "robust_accuracy", "n", "attack")
+        },
+        "overfitting": len(summary["overfitting"]),
+        "cost": {name: summary["cost"][name] for name in COST},
+        "model": None if model is None else {"file": model.name, "sha256": digest},
+    }
+
+
+def _say_network(result: Mapping[str, Any]) -> str:
+    found = result["validation"]
+    return (
+        f"{result['parameters']:,} parameters, validation images clean "
+        f"{100 * found['clean_accuracy']:.2f} %, robust {100 * found['robust_accuracy']:.2f} %, "
+        f"{result['cost']['seconds_total']:.0f} s"
+    )
+
+
+# --- an attack on test images ---------------------------------------------------------------
+
+
+def attack_job(
+    name: str,
+    network: Mapping[str, Any],
+    config: EvaluateConfig,
+    images: Images,
+    folder: Path,
+    *,
+    protocol: str | None,
+) -> Job:
+    """The stored weights of a trained network, attacked on some test images.
+
+    Args:
+        network: its piece.
+        images: which test images.
+        folder: of the study.
+    """
+    model = network["model"]
+    key = {
+        "protocol": protocol,
+        "model": model["sha256"],
+        "data": opened(config.data, images).digest,
+        "attack": to_plain(config),
+    }
+    out = folder / "training" / Pieces(folder).path("attacked", key).stem
+    call = Call(name, _attack, (folder / "models" / model["file"], config, images, out))
+    return Job("attacked", key, call, out, _say_attack)
+
+
+def _attack(model: Path, config: EvaluateConfig, images: Images, out: Path) -> dict[str, Any]:
+    out.parent.mkdir(exist_ok=True)
+    _, result = evaluate_model(model, config, out, source=opened(config.data, images))
+    found = result["results"][0]
+    return {
+        "n": found["worst_case"]["n"],
+        "clean_accuracy": found["clean"]["accuracy"],
+        "robust_accuracy": found["worst_case"]["accuracy"],
+        "attacks": {one["name"]: one["accuracy"] for one in found["attacks"]},
+        "provenance": found["provenance"],
+        "seconds": result["cost"]["seconds_total"],
+    }
+
+
+def _say_attack(result: Mapping[str, Any]) -> str:
+    return (
+        f"clean {100 * result['clean_accuracy']:.2f} %, worst case "
+        f"{100 * result['robust_accuracy']:.2f} % of {result['n']:,} test images"
+    )

@@ -1,0 +1,315 @@
+"""What is fixed before the first compared network is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import json
+import math
+from pathlib import Path
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fastbandit._files import canonical_json, plain_file, read_sealed, seal, write_atomic
+from fastbandit._version import __version__
+from fastbandit.config import ConfigError, merge, to_plain
+from fastbandit.evaluate.config import EvaluateConfig
+from fastbandit.retrain.config import RetrainConfig
+from fastbandit.runs.environment import derive_seed
+from fastbandit.runs.tensors import RunError
+from fastbandit.search.config import SearchConfig
+from fastbandit.study.compare.config import SEARCH, image_range
+from fastbandit.study.compare.jobs import closed, opened
+from fastbandit.study.real import training_settings
+
+if TYPE_CHECKING:
+    from fastbandit.study.config import StudyConfig
+
+__all__ = [
+    "FILE",
+    "Frozen",
+    "attack_settings",
+    "best_seed",
+    "freeze",
+    "make_protocol",
+    "network_seed",
+    "read_frozen",
+    "recipe",
+    "searches",
+    "test_images",
+]
+
+FILE = "protocol.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    """A protocol and its SHA-256."""
+
+    protocol: dict[str, Any]
+    sha256: str
+
+
+def searches(config: StudyConfig) -> list[SearchConfig]:
+    """The independent searches."""
+    compare = config.compare
+    return [
+        # One thread, so that the number of processes decides no result.
+        dataclasses.replace(config.search_of(compare.policy, number), threads=1).resolve()
+        for number in range(compare.searches)
+    ]
+
+
+def recipe(config: StudyConfig, epochs: int, seed: int) -> RetrainConfig:
+    """How a network of the comparison is trained: the same for all arms."""
+    used = dataclasses.replace(
+        config.search_of(config.compare.policy, 0),
+        threads=1,
+        train_limit=config.compare.train_limit,
+        test_limit=None,
+    )
+    return training_settings(used, epochs, seed).resolve()
+
+
+def network_seed(config: StudyConfig, arm: str, number: int, repeat: int) -> int:
+    """The seed of one training; no two compared trainings share one."""
+    return derive_seed(config.seed, "compare", "training", arm, number, repeat)
+
+
+def best_seed(config: StudyConfig, number: int) -> int:
+    """The seed of a tournament of random networks: draws, images and trainings."""
+    return derive_seed(config.seed, "compare", "best", number)
+
+
+def attack_settings(config: StudyConfig, attacks: str) -> EvaluateConfig:
+    """The attack on test images, worst case image by image."""
+    found, compare = config.search, config.compare
+    changes: dict[str, Any] = {
+        "name": "compare",
+        "data": config.data,
+        "epsilon": str(found.attack.epsilon),
+        "attacks": attacks,
+        "seed": derive_seed(config.seed, "compare", "attack"),
+        "device": found.device,
+        "deterministic": found.deterministic,
+        "threads": 1,
+        "batch_size": found.evaluation_batch_size,
+        "examples": 0,
+        "apgd": {"steps": compare.apgd_steps},
+        # Checks are for one model that is published; here they would cost more than the attack.
+        "checks": {"images": 0},
+    }
+    if found.final.step_size is not None:
+        changes["pgd"] = {"step_size": str(found.final.step_size)}
+    try:
+        return merge(EvaluateConfig(), changes, "compare").resolve()
+    except ConfigError as error:
+        raise ConfigError(f"compare.attacks: {error}") from None
+
+
+def test_images(config: StudyConfig) -> tuple[int, int]:
+    """The test images that are opened at the end: first, and one after the last.
+
+    Raises:
+        ConfigError: there are no such images.
+    """
+    assert config.data is not None
+    source = opened(config.data, image_range(config.compare.test, "compare.test"))
+    assert source.test is not None
+    first = (image_range(config.compare.test, "compare.test") or (0, 0))[0]
+    return first, first + len(source.test)
+
+
+def make_protocol(config: StudyConfig, pilot: dict[str, Any] | None) -> dict[str, Any]:
+    """All that decides the result, as plain values.
+
+    Args:
+        pilot: its result.
+    """
+    assert config.data is not None
+    compare = config.compare
+    used = searches(config)
+    search = to_plain(used[0])
+    images = test_images(config)
+    tests = [
+        {
+            "name": f"{SEARCH} against {arm}",
+            "arms": [SEARCH, arm],
+            "test": "Mann-Whitney, two-sided, on means over the repeats of each network",
+        }
+        for arm in compare.tested
+    ]
+    training = {
+        "settings": {**to_plain(recipe(config, compare.epochs, 0)), "seed": None},
+        "repeats": compare.repeats,
+        "seeds": {
+            arm: [
+                [network_seed(config, arm, number, repeat) for repeat in range(compare.repeats)]
+                for number in range(compare.searches)
+            ]
+            for arm in (SEARCH, *compare.tested)
+        },
+    }
+    protocol: dict[str, Any] = {
+        "version": 1,
+        "seed": config.seed,
+        "n": compare.searches,
+        "data": {
+            "name": config.data,
+            "training_digest": closed(config.data).digest,
+            "test_images": list(images),
+            "test_digest": opened(config.data, images).digest,
+        },
+        "search": {
+            "policy": compare.policy,
+            "settings": {**search, "seed": None},
+            "seeds": [one.seed for one in used],
+        },
+        "training": training,
+        "arms": _arms(config),
+        "attack": {
+            "settings": to_plain(attack_settings(config, compare.attacks)),
+            "robust": "an image counts where no attack changes the class",
+        },
+        "tests": tests,
+        "correction": "Holm",
+        "alpha": compare.alpha,
+        "margin_points": compare.margin,
+        "claim": _claims(config) if compare.claim else None,
+        "pilot": None if pilot is None else _of_pilot(pilot, config),
+    }
+    # As it will be read: lists where there are tuples.
+    plain: dict[str, Any] = json.loads(json.dumps(protocol))
+    return plain
+
+
+def _arms(config: StudyConfig) -> dict[str, Any]:
+    compare = config.compare
+    rules: dict[str, dict[str, Any]] = {
+        "matched": {
+            "rule": "for each found network the first of the drawn networks of its size; all "
+            "networks of one size are equally likely",
+            "tolerance": compare.tolerance,
+            "draws": compare.draws,
+            "nearest": compare.nearest,
+        },
+        "best": {
+            "rule": "for each search the winner of a tournament of m random networks, by robust "
+            "accuracy on images that train none of them; m is the largest number whose rungs cost "
+            "no more passes, forward and backward, than the search, at least 1",
+            "mixes": compare.mixes,
+            "rungs": list(config.search.final.rungs),
+            "keep": config.search.final.keep,
+            "seeds": [best_seed(config, number) for number in range(compare.searches)],
+        },
+        "largest": {"rule": "the network with most parameters within the budget; not tested"},
+        "one-operation": {"rule": "one operation on every edge, each of the space; not tested"},
+    }
+    return {SEARCH: {"rule": "one independent search, one network"}} | {
+        arm: rules[arm] for arm in compare.arms
+    }
+
+
+def _claims(config: StudyConfig) -> dict[str, str]:
+    compare = config.compare
+    found = {}
+    if "matched" in compare.tested:
+        found["better than chance"] = (
+            f"{SEARCH} has the larger mean than matched, and p adjusted is below {compare.alpha:g}"
+        )
+    if "best" in compare.tested:
+        found["not inferior to best of m"] = (
+            f"the 95 % interval of {SEARCH} less best lies above -{compare.margin:g} points"
+        )
+        found["better than best of m"] = (
+            f"{SEARCH} has the larger mean than best, and p adjusted is below {compare.alpha:g}"
+        )
+    return found
+
+
+def _of_pilot(pilot: dict[str, Any], config: StudyConfig) -> dict[str, Any]:
+    """What the pilot had said when n was fixed."""
+    normal, n = NormalDist(), config.compare.searches
+    z = normal.inv_cdf(1 - pilot["level"] / 2) + normal.inv_cdf(pilot["power"])
+    return {
+        "settings": to_plain(config.compare.pilot),
+        "images": pilot["images"],
+        "sd_between": pilot["components"]["between"],
+        "sd_within": pilot["components"]["within"],
+        "sd_of_a_network": pilot["sd"],
+        "level": pilot["level"],
+        "power": pilot["power"],
+        "detectable_points": 100 * pilot["sd"] * z * math.sqrt(2 / n),
+    }
+
+
+# --- the file -------------------------------------------------------------------------------
+
+
+def protocol_sha256(protocol: dict[str, Any]) -> str:
+    """SHA-256 of the canonical JSON of a protocol."""
+    return hashlib.sha256(canonical_json(protocol).encode()).hexdigest()
+
+
+def read_frozen(folder: Path) -> Frozen | None:
+    """The protocol that is frozen in the folder of a study; None where there is none.
+
+    Raises:
+        RunError: it does not have the hash that stands beside it.
+        FileError: it cannot be read.
+    """
+    path = folder / FILE
+    if not plain_file(path).is_file():
+        return None
+    stored = read_sealed(path)
+    good = isinstance(stored, dict) and isinstance(stored.get("protocol"), dict)
+    if not good or protocol_sha256(stored["protocol"]) != stored.get("sha256"):
+        raise RunError(f"{path}: edited: the protocol does not have the SHA-256 that it was given")
+    return Frozen(stored["protocol"], stored["sha256"])
+
+
+def freeze(folder: Path, protocol: dict[str, Any]) -> Frozen:
+    """Write the protocol, or see that the one that is written is the same.
+
+    Raises:
+        RunError: another one is frozen there; the message names what differs.
+    """
+    stored = read_frozen(folder)
+    if stored is not None:
+        differs = difference(stored.protocol, protocol)
+        if differs is not None:
+            name, then, now = differs
+            raise RunError(
+                f"{folder / FILE}: the protocol is frozen and {name} differs: {then} there, {now} "
+                "now; go on with the settings of then, or compare anew in another --out"
+            )
+        return stored
+    sha256 = protocol_sha256(protocol)
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    content = {
+        "sha256": sha256,
+        "frozen": now,
+        "versions": {"fastbandit": __version__, "torch": torch.__version__},
+        "protocol": protocol,
+    }
+    write_atomic(folder / FILE, json.dumps(seal(content), indent=1, allow_nan=False) + "\n")
+    return Frozen(protocol, sha256)
+
+
+def difference(then: Any, now: Any, name: str = "") -> tuple[str, str, str] | None:
+    """The first field in which two plain values differ, and both its values as short text."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        for key in (*then, *(key for key in now if key not in then)):
+            if key not in then or key not in now:
+                found = (str(then.get(key, "nothing")), str(now.get(key, "nothing")))
+                return (f"{name}{key}", found[0][:120], found[1][:120])
+            deeper = difference(then[key], now[key], f"{name}{key}.")
+            if deeper is not None:
+                return deeper
+        return None
+    if then == now:
+        return None
+    return name.rstrip("."), f"{then}"[:120], f"{now}"[:120]

@@ -1,0 +1,262 @@
+"""What a comparison says: arms, tests, claims, cost; and every network as a row."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from fastbandit._statistics import (
+    hodges_lehmann,
+    holm,
+    mann_whitney,
+    mean_interval,
+    r_squared,
+    smallest_p,
+    spearman,
+    welch,
+)
+from fastbandit.study.compare.jobs import COST
+from fastbandit.study.compare.protocol import Frozen
+from fastbandit.study.compare.stages import Member, passes, total
+
+__all__ = ["csv_text", "judge", "summarise", "training_rows"]
+
+#: Of a row of the CSV file.
+COLUMNS = (
+    *("role", "arm", "number", "name", "repeat", "genotype", "parameters", "macs", "seed"),
+    *("epochs", "validation_clean", "validation_robust", "test_n", "test_clean", "test_robust"),
+    *("images_trained", "forward_passes", "backward_passes", "seconds", "model_sha256"),
+)
+
+
+def summarise(
+    frozen: Frozen, pilot: dict[str, Any] | None, members: Sequence[Member]
+) -> dict[str, Any]:
+    """The result, from networks whose test accuracies are known."""
+    networks = [_network(member) for member in members]
+    arms = [_arm(arm, [one for one in networks if one["arm"] == arm]) for arm in _order(members)]
+    compared = [one for one in networks if one["arm"] != "one-operation"]
+    first = members[0].attacked[0]
+    return {
+        "stage": "opened",
+        "protocol": frozen.protocol,
+        "sha256": frozen.sha256,
+        "pilot": pilot,
+        "networks": networks,
+        "arms": arms,
+        **judge(frozen.protocol, {arm["name"]: arm["robust_accuracy"]["values"] for arm in arms}),
+        "size": _size(compared),
+        "n": first["n"],
+        "attack": first["provenance"],
+        "cost": _cost(members),
+    }
+
+
+def _order(members: Sequence[Member]) -> list[str]:
+    return list(dict.fromkeys(member.arm for member in members))
+
+
+def _network(member: Member) -> dict[str, Any]:
+    trained, attacked = member.trained, member.attacked
+    attacks = {
+        name: statistics.fmean(one["attacks"][name] for one in attacked)
+        for name in attacked[0]["attacks"]
+    }
+    return {
+        "arm": member.arm,
+        "number": member.number,
+        "name": member.name,
+        "genotype": member.genotype.hash,
+        "origin": member.origin,
+        "parameters": trained[0]["parameters"],
+        "macs": trained[0]["macs"],
+        "clean_accuracy": statistics.fmean(one["clean_accuracy"] for one in attacked),
+        "robust_accuracy": statistics.fmean(one["robust_accuracy"] for one in attacked),
+        "robust_accuracies": [one["robust_accuracy"] for one in attacked],
+        "attacks": attacks,
+        "cost": member.cost,
+    }
+
+
+def _arm(name: str, networks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {"name": name, "networks": len(networks)}
+    for key in ("clean_accuracy", "robust_accuracy"):
+        values = [one[key] for one in networks]
+        mean, low, high = mean_interval(values)
+        finite = math.isfinite(low)
+        found[key] = {
+            "mean": mean,
+            "low": low if finite else None,
+            "high": high if finite else None,
+            "sd": statistics.stdev(values) if len(values) > 1 else None,
+            "values": values,
+        }
+    for key in ("parameters", "macs"):
+        found[key] = statistics.fmean(one[key] for one in networks)
+    sizes = [math.log(one["parameters"]) for one in networks]
+    found["size_r_squared"] = r_squared(sizes, found["robust_accuracy"]["values"])
+    found["cost"] = {
+        key: value / len(networks)
+        for key, value in total([one["cost"] for one in networks]).items()
+    }
+    return found
+
+
+def _size(networks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """How much of robust accuracy size alone explains, over all networks but those of one op."""
+    sizes = [math.log(one["parameters"]) for one in networks]
+    robust = [one["robust_accuracy"] for one in networks]
+    rank, p = spearman(sizes, robust)
+    return {
+        "r_squared": r_squared(sizes, robust),
+        "spearman": rank,
+        "p": p,
+        "networks": len(networks),
+    }
+
+
+def judge(protocol: dict[str, Any], values: dict[str, Sequence[float]]) -> dict[str, Any]:
+    """The tests and claims of a protocol.
+
+    Args:
+        values: robust accuracy of each network, by arm, in [0, 1].
+    """
+    alpha, margin = protocol["alpha"], protocol["margin_points"] / 100
+    tests: list[dict[str, Any]] = []
+    for one in protocol["tests"]:
+        mine, other = (values[arm] for arm in one["arms"])
+        if len(mine) < 2:
+            difference, low, high = statistics.fmean(mine) - statistics.fmean(other), None, None
+        else:
+            difference, low, high = welch(mine, other)
+        tests.append(
+            {
+                **one,
+                "difference": difference,
+                "low": low,
+                "high": high,
+                "hodges_lehmann": hodges_lehmann(mine, other),
+                "p": mann_whitney(mine, other),
+                "smallest_p": smallest_p(len(mine), len(other)),
+            }
+        )
+    adjusted = holm({one["name"]: one["p"] for one in tests})
+    for one in tests:
+        one["p_adjusted"] = adjusted[one["name"]]
+    claims: dict[str, bool | None] | None = None
+    if protocol["claim"] is not None:
+        by_arm = {one["arms"][1]: one for one in tests}
+        claims = {}
+        for name in protocol["claim"]:
+            one = by_arm["matched" if name == "better than chance" else "best"]
+            if name == "not inferior to best of m":
+                claims[name] = one["low"] > -margin
+            else:
+                claims[name] = one["difference"] > 0 and one["p_adjusted"] < alpha
+    return {"tests": tests, "claims": claims}
+
+
+def _cost(members: Sequence[Member]) -> dict[str, Any]:
+    """Of each arm: finding its networks, and training them by the recipe."""
+    found = {}
+    for arm in _order(members):
+        mine = [member for member in members if member.arm == arm]
+        finding = total([member.cost for member in mine])
+        training = total([one["cost"] for member in mine for one in member.trained])
+        found[arm] = {
+            "finding": {**finding, "passes": passes(finding)},
+            "training": {**training, "passes": passes(training)},
+            "seconds_attacks": sum(one["seconds"] for member in mine for one in member.attacked),
+        }
+    return found
+
+
+# --- every network --------------------------------------------------------------------------
+
+
+def training_rows(
+    pilot: dict[str, Any] | None,
+    members: Sequence[Member],
+    candidates: Sequence[dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """One row for each network that was trained."""
+    rows = []
+    if pilot is not None:
+        for number, one in enumerate(pilot["networks"]):
+            rows += [
+                {
+                    "role": "pilot",
+                    "number": number,
+                    "repeat": repeat,
+                    "genotype": one["genotype"],
+                    "parameters": one["parameters"],
+                    "macs": one["macs"],
+                    "validation_robust"
+                    if "validation" in pilot["images"]
+                    else "test_robust": value,
+                }
+                for repeat, value in enumerate(one["robust_accuracy"])
+            ]
+    for number, one in enumerate(candidates):
+        for entry in one["candidates"]:
+            rows += [
+                {
+                    "role": f"candidate, rung {rung + 1}",
+                    "arm": "best",
+                    "number": number,
+                    "name": f"candidate {entry['number']}",
+                    "genotype": entry["genotype_hash"],
+                    "parameters": entry["parameters"],
+                    "macs": entry["macs"],
+                    "epochs": trained["epochs"],
+                    "validation_clean": trained["clean_accuracy"],
+                    "validation_robust": trained["robust_accuracy"],
+                    **{key: trained[key] for key in COST if key != "seconds_total"},
+                    "seconds": trained["seconds_total"],
+                }
+                for rung, trained in enumerate(entry["rungs"])
+            ]
+    for member in members:
+        for repeat, one in enumerate(member.trained):
+            row = {
+                "role": "compared",
+                "arm": member.arm,
+                "number": member.number,
+                "name": member.name,
+                "repeat": repeat,
+                **_of_training(one),
+            }
+            if member.attacked:
+                tested = member.attacked[repeat]
+                row |= {
+                    "test_n": tested["n"],
+                    "test_clean": tested["clean_accuracy"],
+                    "test_robust": tested["robust_accuracy"],
+                }
+            rows.append(row)
+    return rows
+
+
+def _of_training(one: dict[str, Any]) -> dict[str, Any]:
+    cost = one["cost"]
+    return {
+        **{key: one[key] for key in ("genotype", "parameters", "macs", "seed", "epochs")},
+        "validation_clean": one["validation"]["clean_accuracy"],
+        "validation_robust": one["validation"]["robust_accuracy"],
+        **{key: cost[key] for key in ("images_trained", "forward_passes", "backward_passes")},
+        "seconds": cost["seconds_total"],
+        "model_sha256": "" if one["model"] is None else one["model"]["sha256"],
+    }
+
+
+def csv_text(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as CSV with a header."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,187 @@
+"""A comparison from its pilot to its result, stage by stage."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import yaml
+
+from fastbandit._files import plain_file, write_atomic
+from fastbandit._statistics import scipy_stats
+from fastbandit.config import to_plain
+from fastbandit.report.compare import make_page
+from fastbandit.runs.environment import environment
+from fastbandit.runs.folder import RunFiles, RunFolder
+from fastbandit.runs.session import Session, torch_settings
+from fastbandit.runs.tensors import RunError
+from fastbandit.study.compare.arms import Chance
+from fastbandit.study.compare.jobs import Work, closed, forget_images
+from fastbandit.study.compare.pilot import run_pilot
+from fastbandit.study.compare.protocol import (
+    FILE,
+    Frozen,
+    attack_settings,
+    freeze,
+    make_protocol,
+    read_frozen,
+    test_images,
+)
+from fastbandit.study.compare.result import csv_text, summarise, training_rows
+from fastbandit.study.compare.stages import open_images, run_arms, seal_networks
+
+if TYPE_CHECKING:
+    from fastbandit.study.config import StudyConfig
+
+__all__ = ["STAGES", "Stage", "compare"]
+
+Stage = Literal["pilot", "freeze", "run", "open"]
+#: The stages in their order.
+STAGES: tuple[Stage, ...] = ("pilot", "freeze", "run", "open")
+
+Log = Callable[[str], None]
+
+
+def compare(
+    config: StudyConfig,
+    files: RunFiles,
+    out: str | Path | None = None,
+    *,
+    root: str | Path = "runs",
+    force: bool = False,
+    until: Stage = "open",
+    log: Log = lambda text: None,
+) -> tuple[Path, dict[str, Any]]:
+    """Run a comparison to the end of a stage, or go on with one that was interrupted.
+
+    Args:
+        files: what a study writes.
+        until: the last stage to run.
+
+    Returns:
+        The run folder and ``{"compare": ...}``; of an unfinished comparison what is known so far.
+
+    Raises:
+        RunError: the folder holds something else, or a frozen protocol that is another.
+        ConfigError: what is asked for cannot be.
+    """
+    processes = config.compare.processes
+    # How many processes work decides no result, so the configuration of the run has none.
+    config = dataclasses.replace(config, compare=dataclasses.replace(config.compare, processes=1))
+    assert config.data is not None
+    # Before there is a run folder: what cannot be is said and leaves nothing behind.
+    scipy_stats()
+    forget_images()
+    test_images(config)
+    attack_settings(config, config.compare.attacks)
+    attack_settings(config, config.compare.pilot.attacks)
+    session = Session(config)
+    search = config.search.resolve()
+    if out is not None and not force:
+        _adopt(Path(out), config, files, log)
+    with (
+        torch_settings(1, False),
+        session.open(files, out, root=root, name=config.name, force=force, progress=None),
+    ):
+        folder, path = session.folder, session.path
+        assert folder is not None
+        if session.finished() is not None:
+            stored: dict[str, Any] = folder.read_json("study.json")
+            stored.pop("environment")
+            log(
+                f"{path}: all is done: the comparison of this configuration is finished, and this "
+                "is its stored result; --force runs it again"
+            )
+            return path, stored
+        if not (path / "env.json").is_file():
+            facts = environment(torch.device(search.device))
+            folder.write_json(
+                "env.json", {"command": files.command, **facts, "threads": 1, "jobs": processes}
+            )
+        started = time.perf_counter()
+        work = Work(path, processes, log)
+        result = _stages(config, folder, work, until)
+        if result["stage"] == "opened":
+            facts = folder.read_json("env.json")
+            whole = {"simulated": None, "real": None, "compare": result}
+            folder.write_json("study.json", {**whole, "environment": facts})
+            page = make_page(config.name, result, facts, (path / "config.yaml").read_text())
+            write_atomic(path / "study.html", page)
+            session.finish(
+                {"status": "finished", "seconds_last_call": time.perf_counter() - started}
+            )
+            return path, whole
+    return path, {"compare": result}
+
+
+def _stages(config: StudyConfig, folder: RunFolder, work: Work, until: Stage) -> dict[str, Any]:
+    path, log = folder.path, work.log
+    assert config.data is not None
+    drawn = Chance(config.search_of(config.compare.policy, 0), closed(config.data))
+    pilot = run_pilot(config, drawn, work)
+    if pilot is not None:
+        folder.write_json("pilot.json", pilot)
+        write_atomic(path / "compare.csv", csv_text(training_rows(pilot, [], [])))
+    if until == "pilot":
+        return {"stage": "pilot", "pilot": pilot}
+    frozen = freeze(path, make_protocol(config, pilot))
+    log(f"protocol {frozen.sha256[:16]} is frozen: {path / FILE}")
+    _say_power(frozen, log)
+    if until == "freeze":
+        return {"stage": "frozen", "pilot": pilot, "sha256": frozen.sha256}
+    members, candidates = run_arms(config, frozen, drawn, work)
+    sealed = seal_networks(path, frozen, members)
+    write_atomic(path / "compare.csv", csv_text(training_rows(pilot, members, candidates)))
+    if until == "run":
+        return {"stage": "trained", "pilot": pilot, "sha256": frozen.sha256}
+    open_images(config, sealed, members, work)
+    write_atomic(path / "compare.csv", csv_text(training_rows(pilot, members, candidates)))
+    plain: dict[str, Any] = json.loads(json.dumps(summarise(frozen, pilot, members)))
+    return plain
+
+
+def _say_power(frozen: Frozen, log: Log) -> None:
+    pilot = frozen.protocol["pilot"]
+    if pilot is not None:
+        log(
+            f"n = {frozen.protocol['n']} networks an arm find a difference of "
+            f"{pilot['detectable_points']:.2f} points with power {pilot['power']:g} (normal "
+            f"approximation, level {pilot['level']:g}, sd of a network "
+            f"{100 * pilot['sd_of_a_network']:.2f} points)"
+        )
+
+
+def _adopt(path: Path, config: StudyConfig, files: RunFiles, log: Log) -> None:
+    """Give the folder of an unfinished comparison another configuration, where that is allowed.
+
+    Until the protocol is frozen settings may change, n above all, and what was trained for the
+    same settings is kept. From then on those may that are not part of the protocol.
+
+    Raises:
+        RunError: the protocol is frozen and is another one.
+    """
+    try:
+        stored = RunFolder.read_config(path, files.result)
+    except RunError:
+        return  # said by who opens it
+    wanted = json.loads(json.dumps(to_plain(config)))
+    frozen = read_frozen(path)
+    section = stored.get("compare")
+    if stored == wanted or not (isinstance(section, dict) and section.get("searches")):
+        return
+    if plain_file(path / files.result).is_file():
+        return
+    with RunFolder.open(path, stored, files=files) as folder:
+        if frozen is not None:
+            # What the pilot measured stays as it is; its settings are compared with the rest.
+            some = config.compare.pilot.networks > 0 and (path / "pilot.json").is_file()
+            freeze(path, make_protocol(config, folder.read_json("pilot.json") if some else None))
+        write_atomic(
+            path / "config.yaml", yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True)
+        )
+    log(f"{path}: goes on with other settings; what was trained for the same ones is kept")

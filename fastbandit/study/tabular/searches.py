@@ -1,0 +1,168 @@
+"""Searches that are composed of shared rewards, short trainings, a model and a tournament."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_type_hints
+
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from fastbandit.config import ConfigError
+from fastbandit.study.tabular.models import MODELS, effects
+from fastbandit.study.tabular.world import TabularWorld
+
+__all__ = ["Search", "best_of", "parse_search", "run_search"]
+
+Kind = Literal["best-of", "full", "model", "supernet"]
+
+
+@dataclass(frozen=True)
+class Search:
+    """One of
+
+    - ``best-of``: ``trainings`` random networks within the budget, each trained shortly; the best;
+    - ``full``: the same, each trained in full;
+    - ``model``: ``trainings`` random networks, each trained shortly; ``features`` says which model
+      learns from them; its best network within the budget;
+    - ``supernet``: the same from the rewards of ``trainings`` random paths of one supernet.
+
+    With a ``tournament`` the model's best networks that were not trained yet, so many, are trained
+    shortly, and of all short trainings the best wins.
+    """
+
+    kind: Kind
+    trainings: int = 24
+    features: str = "additive"
+    tournament: int = 0
+    within: Literal["budget", "any"] = "budget"
+    """where the networks that a model learns from are drawn: within the budget, or any"""
+    draws: Literal["uniform", "mix"] = "uniform"
+    """how: uniformly, or each with a random mix of operations of its own"""
+
+    @property
+    def uses_rewards(self) -> bool:
+        return self.kind == "supernet"
+
+    @property
+    def short(self) -> int:
+        """Networks trained shortly."""
+        return (self.trainings if self.kind in ("best-of", "model") else 0) + self.tournament
+
+    @property
+    def full(self) -> int:
+        """Networks trained in full before the last one."""
+        return self.trainings if self.kind == "full" else 0
+
+
+def parse_search(text: str, where: str) -> Search:
+    """``KIND,SETTING=VALUE,...`` as a search.
+
+    Raises:
+        ConfigError: an unknown kind or setting, or a value out of its range.
+    """
+    kind, *changes = (word.strip() for word in text.split(","))
+    kinds = get_args(Kind)
+    if kind not in kinds:
+        raise ConfigError(f"{where}: {text!r}: expected one of {', '.join(kinds)}, got {kind!r}")
+    hints = get_type_hints(Search)
+    known = [field.name for field in dataclasses.fields(Search)][1:]
+    if kind in ("best-of", "full"):
+        known = known[:1]
+    values: dict[str, Any] = {}
+    for change in changes:
+        name, equals, value = (part.strip() for part in change.partition("="))
+        if name not in known or not equals:
+            raise ConfigError(
+                f"{where}: {text!r}: expected SETTING=VALUE with one of {', '.join(known)}; "
+                f"got {change!r}"
+            )
+        try:
+            values[name] = TypeAdapter(hints[name]).validate_python(value)
+        except ValueError:
+            expected = get_args(hints[name])
+            words = f"one of {', '.join(expected)}" if expected else "a whole number"
+            raise ConfigError(
+                f"{where}: {text!r}: {name}: expected {words}, got {value!r}"
+            ) from None
+    found = Search(kind, **values)  # type: ignore[arg-type]
+    least = 2 if kind in ("model", "supernet") else 1
+    for name, good, expected_value in (
+        ("trainings", found.trainings >= least, f"{least} or more"),
+        ("tournament", found.tournament >= 0, "0 or more"),
+        ("features", found.features in MODELS, f"one of {', '.join(MODELS)}"),
+    ):
+        if not good:
+            raise ConfigError(
+                f"{where}: {text!r}: {name}: expected {expected_value}, got "
+                f"{getattr(found, name)!r}"
+            )
+    return found
+
+
+def best_of(world: TabularWorld, seeds: Tensor, number: int, *, short: bool = True) -> Tensor:
+    """The best of so many random candidates, by a training each, int64 [b, count].
+
+    A larger number of a seed's networks begins with those of a smaller one.
+    """
+    codes = world.draw(seeds, number)
+    value = world.short(seeds, codes, 0) if short else world.accuracy(codes)
+    return _take(codes, value.argmax(-1))
+
+
+def run_search(
+    wanted: Search, world: TabularWorld, anywhere: TabularWorld, seeds: Tensor
+) -> Tensor:
+    """The network that each search comes to, int64 [b, count].
+
+    Args:
+        world: whose candidates are within the budget.
+        anywhere: the same without a budget.
+        seeds: int64 [b].
+    """
+    if wanted.kind in ("best-of", "full"):
+        return best_of(world, seeds, wanted.trainings, short=wanted.kind == "best-of")
+    number = max(1, wanted.tournament)
+    size = 2**22 // (wanted.trainings * (wanted.trainings + world.rows * world.table.operations))
+    size = max(1, min(size, world.at_a_time(number)))
+    parts = [_with_model(wanted, world, anywhere, part) for part in seeds.split(size)]
+    return torch.cat(parts)
+
+
+def _with_model(
+    wanted: Search, world: TabularWorld, anywhere: TabularWorld, seeds: Tensor
+) -> Tensor:
+    source = world if wanted.within == "budget" else anywhere
+    draw = source.draw if wanted.draws == "uniform" else source.mixes
+    trained = draw(seeds, wanted.trainings)
+    if wanted.uses_rewards:
+        value = source.expected(seeds, source.edge_bias(seeds), trained)
+        value = value + source.noises(seeds, wanted.trainings)
+    else:
+        value = source.short(seeds, trained, 0)
+    paths = source.paths(trained)
+    learnt = effects(wanted.features, paths, value, world.parameters, world.stages())
+    scores = world.scores(learnt) + 1e-9 * world.chances(seeds)
+    if not wanted.tournament:
+        return world.candidates.best(scores)[0][:, 0]
+    if world.count == 1 and not wanted.uses_rewards:
+        # Two cells in a network of many are hardly ever those of one that was trained.
+        known = torch.zeros(len(seeds), len(world.table.accuracy), dtype=torch.bool)
+        known.scatter_(1, trained.squeeze(-1), True)
+        scores = scores.masked_fill(known[:, None, world.candidates.codes], -torch.inf)
+    chosen, _ = world.candidates.best(scores, wanted.tournament)
+    if wanted.uses_rewards:
+        again = world.short(seeds, chosen, 0)
+        return _take(chosen, again.argmax(-1))
+    again = world.short(seeds, chosen, wanted.trainings)
+    if wanted.within == "any":
+        value = torch.where(world.candidates.contain(trained), value, -torch.inf)
+    both, values = torch.cat([trained, chosen], 1), torch.cat([value, again], 1)
+    return _take(both, values.argmax(-1))
+
+
+def _take(codes: Tensor, index: Tensor) -> Tensor:
+    """The network [b, count] of [b, n, count] at each index [b]."""
+    return codes[torch.arange(len(codes)), index]

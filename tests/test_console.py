@@ -1,0 +1,106 @@
+"""The console command, the ends of help texts, and what is said of a wrong value."""
+
+import subprocess
+import sys
+
+import pytest
+
+import fastbandit
+from fastbandit import _program
+from fastbandit.__main__ import main
+from fastbandit._suggest import did_you_mean, with_hint
+from fastbandit.search import __main__ as search
+
+
+@pytest.fixture(autouse=True)
+def not_the_console(monkeypatch):
+    monkeypatch.setattr(_program, "_console", False)
+
+
+def test_help_names_every_command(capsys):
+    for arguments in ([], ["help"], ["--help"], ["-h"]):
+        assert main(arguments) == 0
+        shown = capsys.readouterr().out
+        for name in ("search", "retrain", "evaluate", "report", "study", "export", "info"):
+            assert f"\n  {name} " in shown
+    for version in ("--version", "-V"):
+        assert main([version]) == 0
+        assert capsys.readouterr().out == f"fastbandit {fastbandit.__version__}\n"
+
+
+def test_an_unknown_command_is_named(capsys):
+    assert main(["serach"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("fastbandit: error: expected one of search, retrain")
+    assert error.endswith("got 'serach'; did you mean search?\n")
+
+
+@pytest.mark.parametrize("name", _program.COMMANDS)
+def test_every_command_has_help_with_examples_of_the_form_that_was_typed(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert not ended.value.code
+    shown = capsys.readouterr().out
+    assert f"usage: fastbandit {name}" in shown
+    assert f"Examples:\n  fastbandit {name}" in shown
+    assert "python -m" not in shown.split("Examples:")[1].split("\n\n")[0]
+    _program.started_as(console=False)
+    assert f"\n  python -m fastbandit.{name}" in _program.examples(name)
+
+
+def test_commands_run_with_their_arguments_and_status(capsys):
+    assert main(["search", "--print-config", "--seed", "3"]) == 0
+    assert "seed: 3" in capsys.readouterr().out
+    assert main(["search", "--print-config", "--seed", "-3"]) == 1
+    assert "search: error: seed" in capsys.readouterr().err
+
+
+def test_the_module_form_and_no_torch_before_it_is_needed():
+    code = (
+        "import sys\n"
+        "from fastbandit.__main__ import main\n"
+        "assert main(['--version']) == 0 and main([]) == 0\n"
+        "assert not {'torch', 'numpy', 'tyro'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "fastbandit", "--version"], capture_output=True, text=True
+    )
+    assert done.stdout == f"fastbandit {fastbandit.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--reward", "clen"], 2, "--reward: expected one of auto, robust, clean, mix, got 'clen'"),
+        (["--reward=robst"], 2, "got 'robst'; did you mean robust?"),
+        (["--attack.clip", "imag"], 2, "--attack.clip: expected one of image, none, got 'imag'"),
+        (["--edges_per_node", "al"], 2, "--edges-per-node: expected one of all, 1, 2, got 'al'"),
+        (["--preset", "digit"], 1, "got 'digit'; did you mean digits?"),
+        (["--bandit.policy", "printd"], 1, "got 'printd'; did you mean printed?"),
+        (["--space", "robst9"], 1, "got 'robst9'; did you mean robust9?"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_gets_the_nearest_one(arguments, status, message, capsys):
+    try:
+        found = search.main([*arguments, "--print-config"])
+    except SystemExit as ended:
+        found = ended.code
+    assert found == status
+    assert message in capsys.readouterr().err
+
+
+def test_a_value_that_is_near_to_nothing_is_the_parser_s(capsys):
+    with pytest.raises(SystemExit) as ended:
+        search.main(["--reward", "zzz"])
+    assert ended.value.code == 2
+    assert "invalid choice" in capsys.readouterr().err
+
+
+def test_hints():
+    assert did_you_mean("Digits", ["mnist", "digits"]) == "; did you mean digits?"
+    assert did_you_mean("x", ["mnist"]) == ""
+    message = "a: expected one of one, two, got 'tow'"
+    assert with_hint(message) == f"{message}; did you mean two?"
+    for other in ("expected 1 to 3, got 'two'", "a: expected one of one, two, got 7", "two"):
+        assert with_hint(other) == other
