@@ -17,6 +17,7 @@ from fastbandit.data import DataSource
 from fastbandit.distributed import Group, Team
 from fastbandit.genotype import Genotype
 from fastbandit.models import BEST, LAST, multiply_adds
+from fastbandit.operations import without_defaults
 from fastbandit.retrain.config import RetrainConfig
 from fastbandit.retrain.genotypes import check_genotype, with_genotype
 from fastbandit.retrain.model_file import Record, selection_rule, write_model
@@ -380,7 +381,7 @@ class Retraining:
             "genotype": "genotype.json",
             "genotype_name": setup.genotype.name,
             "genotype_hash": setup.genotype.hash,
-            "architecture": dataclasses.asdict(setup.architecture),
+            "architecture": without_defaults(dataclasses.asdict(setup.architecture)),
             "parameters": sum(p.numel() for p in plain.parameters()),
             "macs": multiply_adds(plain, source.train.shape),
             "method": config.method,
