@@ -18,12 +18,14 @@ from fastbandit.data import load
 from fastbandit.genotype import Genotype
 from fastbandit.models import load_model
 from fastbandit.nn.network import Network
+from fastbandit.operations import OperationOptions
 from fastbandit.report import write_report
 from fastbandit.retrain import loop as retrain_loop
 from fastbandit.runs.progress import Progress
 from fastbandit.search import SearchConfig, adversarial, dry_run, main, networks, parse, search
 from fastbandit.search import __main__ as module
 from fastbandit.search.adversarial import Adversarial
+from fastbandit.search.sizes import edge_parameters, edges_of
 from fastbandit.study import StudyConfig
 from fastbandit.training.overfitting import Verdict
 
@@ -163,12 +165,13 @@ def test_the_random_network_has_the_size_of_the_found_one(finished):
 def test_sizes_are_those_of_the_networks(edges):
     """Differences, since stem, preprocessing and classifier are the same for all."""
     config = tiny(edges_per_node=edges, space="robust9")
-    sizes = networks._EdgeSizes(config)
+    searched = space.get(config.space)
+    table = edge_parameters(searched, config.init_channels, OperationOptions.of(config))
     first, *others = (networks.random_genotype(config, "test", i) for i in range(4))
-    assert len({sizes.of(one) for one in (first, *others)}) > 1
-    for other in others:
-        expected = parameters(other) - parameters(first)
-        assert sizes.of(other) - sizes.of(first) == expected
+    sizes = [edges_of(one, searched, table) for one in (first, *others)]
+    assert len(set(sizes)) > 1
+    for other, size in zip(others, sizes[1:], strict=True):
+        assert size - sizes[0] == parameters(other) - parameters(first)
 
 
 def test_a_random_network_is_drawn_uniformly():

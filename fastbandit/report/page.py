@@ -19,6 +19,7 @@ from fastbandit.report.networks import networks
 from fastbandit.report.robustness import has_pictures
 from fastbandit.report.search import Run
 from fastbandit.report.settings import search_configuration, search_environment
+from fastbandit.report.tournament import tournament
 
 __all__ = ["make_joint_page", "make_page"]
 
@@ -26,6 +27,7 @@ __all__ = ["make_joint_page", "make_page"]
 #: function returns nothing where its section does not apply.
 _SEARCH_SECTIONS = (
     ("networks", "Trained from scratch", networks),
+    ("tournament", "Tournament", tournament),
     ("figures", "The search", figures),
     ("cells", "Cells", search_cells),
     ("curves", "Accuracy", curves),
@@ -57,7 +59,7 @@ def make_joint_page(found: Collection) -> str:
             parts.append(make(found))
             links.append((name, title))
     # What the joint sections already hold is not repeated.
-    own = {"networks", "figures", "curves", "arms", "survival", "abandoned"}
+    own = {"networks", "tournament", "figures", "curves", "arms", "survival", "abandoned"}
     for run in found.searches:
         parts += [make(run) for name, _, make in _SEARCH_SECTIONS if name in own]
         links.append((f"{run.key}-figures", f"Search {run.key}"))

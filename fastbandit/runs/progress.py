@@ -27,17 +27,17 @@ def format_seconds(seconds: float) -> str:
 
 
 def accuracies(metrics: dict[str, Any]) -> str:
-    """The figures of an epoch as part of a line; without accuracy where none was measured."""
-    measured = metrics["clean_accuracy"] is not None
-    return (
-        f"loss {metrics['loss']:.3f}  "
-        + (
-            f"clean {100 * metrics['clean_accuracy']:.1f} %  "
-            f"robust {100 * metrics['robust_accuracy']:.1f} %  "
-            if measured
-            else ""
-        )
-        + f"{metrics['images_per_second']:.0f} images/s"
+    """The figures of an epoch as part of a line, without those that were not measured."""
+    parts = (
+        ("loss", "loss {:.3f}", 1),
+        ("clean_accuracy", "clean {:.1f} %", 100),
+        ("robust_accuracy", "robust {:.1f} %", 100),
+        ("images_per_second", "{:.0f} images/s", 1),
+    )
+    return "  ".join(
+        text.format(factor * metrics[name])
+        for name, text, factor in parts
+        if metrics.get(name) is not None
     )
 
 

@@ -7,16 +7,19 @@ if __name__ == "__main__":
 
     _start.begin()  # before torch is loaded
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+import torch
 import tyro
 
 from fastbandit.command import Command, Request, RunOptions, base_config, take_option
-from fastbandit.config import merge
+from fastbandit.config import ConfigError, merge
 from fastbandit.distributed import Group
+from fastbandit.runs.processes import cores
 from fastbandit.runs.progress import Progress
 from fastbandit.search.adversarial import Adversarial
 from fastbandit.search.config import PRESETS, SearchConfig
@@ -36,6 +39,9 @@ class Options(RunOptions):
     mnist, cifar10"""
     dry_run: bool = False
     """measure the widest path, print memory and time that the search will take, and stop"""
+    processes: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """networks of the tournament that are trained at a time; default: one for each core, or for
+    each GPU"""
 
 
 class SearchCommand(Command[SearchConfig]):
@@ -73,10 +79,20 @@ class SearchCommand(Command[SearchConfig]):
             progress=progress,
             group=group,
             trial=self.trial,
+            processes=self._processes(request),
         )
 
+    def _processes(self, request: Request[SearchConfig]) -> int:
+        asked: int | None = request.options.processes
+        if asked is not None and asked < 1:
+            raise ConfigError(f"processes: expected 1 or more, got {asked}")
+        if asked is not None:
+            return asked
+        cuda = request.config.device.startswith("cuda")
+        return torch.cuda.device_count() if cuda else request.config.threads or cores()
+
     def estimate(self, request: Request[SearchConfig]) -> dict[str, Any]:
-        return dry_run(request.config)
+        return dry_run(request.config, self._processes(request))
 
     def show_estimate(self, result: dict[str, Any]) -> None:
         minutes = result["seconds_total"] / 60
@@ -95,6 +111,11 @@ class SearchCommand(Command[SearchConfig]):
                 f"trained from scratch {result['networks']} networks, "
                 f"{result['seconds_network']:.0f} seconds each"
             )
+        if result["trainings_alone"]:
+            print(
+                f"trained alone        {result['trainings_alone']} networks to score paths and in "
+                f"the tournament, {result['seconds_alone']:.0f} seconds in all"
+            )
         print(
             f"whole command        about {minutes:.1f} minutes on {result['device']}, "
             f"{result['threads']} CPU threads"
@@ -102,6 +123,7 @@ class SearchCommand(Command[SearchConfig]):
 
     def show(self, path: Path, result: dict[str, Any]) -> None:
         cost, final, test = result["cost"], result["final"], result["test"]
+        tournament = result.get("tournament")
         networks = sum(row["seconds_total"] for row in result["networks"])
         trained = f", {networks / 60:.1f} minutes for the networks" if networks else ""
         print(
@@ -109,15 +131,20 @@ class SearchCommand(Command[SearchConfig]):
             f"{trained}, {cost['images_per_second']:.0f} images/s in training, "
             f"peak memory {cost['peak_memory_mb']:.0f} MiB"
         )
-        for line in _network_table(result):
+        for line in [*_tournament_lines(result), *_network_table(result)]:
             print(line)
         if result["networks"]:
             print("  (one training of each: a difference of a few points may be chance)")
-        print("with the supernet's shared weights, which do not judge an architecture:")
+        alone = result.get("rewards") == "alone"
+        print(
+            "the last path's network, trained alone for a few epochs:"
+            if alone
+            else "with the supernet's shared weights, which do not judge an architecture:"
+        )
         for found in (final, test):
             if found is not None:
                 print(
-                    f"  found path, {found['split']:<10} clean "
+                    f"  {'last' if tournament else 'found'} path, {found['split']:<10} clean "
                     f"{100 * found['clean_accuracy']:.2f} %  "
                     f"robust {100 * found['robust_accuracy']:.2f} %  (n = {found['n']})"
                 )
@@ -125,6 +152,28 @@ class SearchCommand(Command[SearchConfig]):
         print(f"genotype {result['genotype_hash'][:12]}: {path / 'genotype.json'}")
         print(f"report: {path / 'report.html'}")
         print(f"run folder: {path}")
+
+
+def _tournament_lines(summary: dict[str, Any]) -> list[str]:
+    """Who took part in the tournament, and who won it."""
+    tournament = summary.get("tournament")
+    if tournament is None:
+        return []
+    entries = tournament["candidates"]
+    winner = entries[tournament["winner"]]
+    last = winner["rungs"][-1]
+    origins = Counter(one["origin"] for one in entries)
+    words = {"bandit": "of the bandit", "random": "at random", "model": "of the model"}
+    rungs = ", ".join(f"{one['networks']} for {one['epochs']} epochs" for one in tournament["rungs"])
+    minutes = tournament["cost"]["seconds_total"] / 60
+    return [
+        f"tournament: {len(entries)} candidates "
+        f"({', '.join(f'{count} {words[name]}' for name, count in origins.items())}); trained "
+        f"alone {rungs}: {minutes:.1f} minutes in all",
+        f"  winner: candidate {winner['number'] + 1}, {words[winner['origin']]}, validation clean "
+        f"{100 * last['clean_accuracy']:.2f} %  robust {100 * last['robust_accuracy']:.2f} %  "
+        f"(n = {last['n']}; {tournament['attack']})",
+    ]
 
 
 def _network_table(summary: dict[str, Any]) -> list[str]:

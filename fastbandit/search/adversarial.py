@@ -39,6 +39,14 @@ class Adversarial:
     go on with a stronger attack.
     """
 
+    @property
+    def paths_at_a_time(self) -> int:
+        return 1
+
+    @property
+    def tunes(self) -> bool:
+        return True
+
     def __init__(self, setup: Setup, session: Session, cost: Cost) -> None:
         self.setup, self.session, self.cost = setup, session, cost
         self.config, self.supernet = setup.config, setup.supernet
@@ -69,6 +77,9 @@ class Adversarial:
             self._strengthen()
 
     # One path.
+
+    def prepare(self, done: int) -> dict[str, Any] | None:
+        return None
 
     def train(self, path: Path, number: int, rate: float, samples: int) -> TrialResult:
         """Train this process's path, epoch ``number + path.place``, and validate it."""

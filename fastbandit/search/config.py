@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastbandit import space as spaces
 from fastbandit.bandit import AntiBandit, BanditSettings
+from fastbandit.bandit.budget import SizeBudget
 from fastbandit.config import POSITIVE, SEED, SHARE, ConfigError, Radius, Range, at_least
 from fastbandit.runs.environment import derive_seed
 from fastbandit.runs.session import resolve_device
 from fastbandit.runs.training import TrainingConfig
+from fastbandit.space import SearchSpace
 from fastbandit.threat import ThreatModel
 from fastbandit.training.overfitting import GuardConfig
+
+if TYPE_CHECKING:
+    from fastbandit.data import DataSource
+    from fastbandit.search.sizes import Budget
 
 __all__ = ["PRESETS", "AttackConfig", "FinalConfig", "SearchConfig"]
 
@@ -52,9 +58,52 @@ class FinalConfig:
     the search ends with the accuracy of shared weights, which does not judge an architecture"""
     random_networks: Annotated[int, at_least(0)] = 1
     """random networks of the found one's size that are trained from scratch beside it"""
+    tournament: Annotated[int, at_least(0)] = 0
+    """candidates that are trained alone, in rungs, after the search: the path found and others that
+    the bandit prefers, random ones, and those of a model that has learnt from the first; the best
+    of them is the network found; 0: none, and the last path is"""
+    rungs: tuple[Annotated[int, at_least(1)], ...] = (3, 9)
+    """epochs of each rung of the tournament, each with a schedule of its own"""
+    keep: Annotated[float, SHARE] = 0.25
+    """share of a rung's candidates that enters the next one"""
+    from_bandit: Annotated[float, Range("a share from 0 to 1", least=0, most=1)] = 0.25
+    """share of the candidates that the bandit proposes, one at least"""
+    from_model: Annotated[float, Range("a share from 0 to 1", least=0, most=1)] = 0.25
+    """share that the model of the first rung's results proposes; the others are drawn at random"""
+    train_portion: Annotated[float, SHARE] = 0.75
+    """share of the training images that trains the candidates; the others judge them"""
     reference: bool = True
     """train a random network of any size from scratch before the search: the first result, and
     what the search has to beat"""
+
+
+@dataclass(frozen=True)
+class SupernetConfig:
+    """Shared weights that are trained before the first path is scored."""
+
+    epochs: Annotated[int, at_least(0)] = 0
+    """epochs that train the shared weights first, one path a batch, each operation of an edge as
+    often as any other; paths are then evaluated only. 0: each path is trained for an epoch, as
+    printed"""
+    warmup: Annotated[float, Range("a share from 0 to 1", least=0, most=1)] = 0.1
+    """share of these epochs in which the learning rate rises from 0"""
+    check: Annotated[int, Range("0, or 4 or more", least=0)] = 8
+    """networks that are trained alone (alone.epochs) to see whether the shared weights rank them
+    alike; 0: none"""
+    threshold: Annotated[float, Range("a number from -1 to 1", least=-1, most=1)] = 0.4
+    """rank correlation below which paths are credited with the accuracy of their networks trained
+    alone"""
+
+
+@dataclass(frozen=True)
+class AloneConfig:
+    """Networks that are trained alone to score their paths, with rewards alone or where the check
+    of the supernet asks for it."""
+
+    epochs: Annotated[int, at_least(1)] = 3
+    """epochs from scratch, with a schedule that ends with them"""
+    paths: Annotated[int, at_least(1)] = 4
+    """paths that are drawn at a time, so that several can be trained at a time"""
 
 
 @dataclass(frozen=True)
@@ -73,6 +122,8 @@ class SearchConfig(TrainingConfig):
     guard: GuardConfig = field(default_factory=lambda: GuardConfig(every=5))
     space: str = "robust9-light"
     """search space: general7, robust8 to robust11, or one of their -light twins"""
+    layers: Annotated[int, Range("a whole number from 1 to 26", least=1, most=26)] = 6
+    """V, the cells of the supernet, each of a type of its own"""
     init_channels: Annotated[int, Range("an even number >= 2", least=2, multiple_of=2)] = 8
     """C, the channels of the first cell"""
     denoise: Literal["dot", "gaussian", "mean", "median"] = "dot"
@@ -83,6 +134,8 @@ class SearchConfig(TrainingConfig):
     """incoming edges each node keeps in the genotype: all (the text), or those of largest m"""
     reward: Literal["auto", "robust", "clean", "mix"] = "auto"
     """validation accuracy that is credited; auto: robust if the search is adversarial"""
+    rewards: Literal["shared", "alone"] = "shared"
+    """what scores a path: shared weights, or its network trained alone for a few epochs"""
     learning_rate_min: Annotated[float, at_least(0)] = 0.0125
     """learning rate at the end; with 0 the last paths, each new, hardly adapt to the shared
     weights"""
@@ -91,12 +144,23 @@ class SearchConfig(TrainingConfig):
     parallel: Literal["data", "paths"] = "data"
     """with several processes (torchrun): data divides each batch of the one path, paths trains a
     path on each process and averages gradients; the number of processes is not a setting"""
+    parameters: str | None = None
+    """budget of parameters, LOW:HIGH, such as 40k:60k, :60k or 1.5M:; every path that the bandit
+    draws, the network found and every random network is within it"""
+    macs: str | None = None
+    """the same for multiply-adds of one image; a search has one budget of the two"""
     attack: AttackConfig = field(default_factory=AttackConfig)
     bandit: BanditSettings = field(default_factory=BanditSettings)
     final: FinalConfig = field(default_factory=FinalConfig)
+    supernet: SupernetConfig = field(default_factory=SupernetConfig)
+    alone: AloneConfig = field(default_factory=AloneConfig)
+
+    def search_space(self) -> SearchSpace:
+        """The space that is searched: a row for each edge of each cell."""
+        return spaces.get(self.space, cell_types=self.layers)
 
     def check(self) -> None:
-        spaces.get(self.space)
+        self.search_space()
         if self.learning_rate_min > self.learning_rate:
             raise ConfigError(
                 f"learning_rate_min: expected 0 to learning_rate ({self.learning_rate}), "
@@ -109,19 +173,101 @@ class SearchConfig(TrainingConfig):
             )
         try:
             self.bandit.check("bandit.")
+            self.budget()
         except ValueError as error:
             raise ConfigError(str(error)) from None
+        if self.budgeted and self.edges_per_node != "all":
+            raise ConfigError(
+                f"{self.budgeted}: expected edges_per_node all, since the size of a path is that "
+                f"of all its edges; got {self.edges_per_node}"
+            )
         self.training_threat()
         self.final_threat()
+        if self.supernet.epochs and self.rewards == "alone":
+            raise ConfigError(
+                "supernet.epochs: expected 0 with rewards alone, which have no use for shared "
+                f"weights, got {self.supernet.epochs}"
+            )
+        if 0 < self.supernet.check < 4:
+            raise ConfigError(
+                "supernet.check: expected 0, or 4 networks or more, of which a rank correlation has "
+                f"an interval, got {self.supernet.check}"
+            )
+        final = self.final
+        if final.tournament:
+            if not final.rungs:
+                raise ConfigError("final.rungs: expected epochs for one rung or more, got none")
+            if final.from_bandit + final.from_model > 1:
+                raise ConfigError(
+                    "final.from_bandit, final.from_model: expected shares with a sum of 1 at most, "
+                    f"got {final.from_bandit} and {final.from_model}"
+                )
+            if self.edges_per_node != "all":
+                raise ConfigError(
+                    "final.tournament: expected edges_per_node all, since the candidates keep all "
+                    f"their edges; got {self.edges_per_node}"
+                )
         if self.final.network_epochs:
             # What a retraining would refuse is refused before the search.
             from fastbandit.search.networks import FOUND, retrain_config
 
             retrain_config(self, FOUND)
 
-    def make_bandit(self) -> AntiBandit:
-        """The bandit of this search: a row for each edge of each cell, an arm an operation."""
-        found = spaces.get(self.space)
+    @property
+    def budgeted(self) -> str:
+        """What the budget is one of: ``parameters``, ``macs``, or an empty string."""
+        return "parameters" if self.parameters is not None else "macs" if self.macs else ""
+
+    def budget(self) -> Budget | None:
+        """The budget of sizes; None where there is none.
+
+        Raises:
+            ConfigError: two of them.
+            ValueError: another text than LOW:HIGH.
+        """
+        from fastbandit.search.sizes import Budget
+
+        found = [
+            Budget.parse(text, name)
+            for name, text in (("parameters", self.parameters), ("macs", self.macs))
+            if text is not None
+        ]
+        if len(found) > 1:
+            raise ConfigError(
+                f"parameters, macs: expected a budget of one of them, got {self.parameters!r} and "
+                f"{self.macs!r}"
+            )
+        return found[0] if found else None
+
+    def size_budget(self, source: DataSource | None = None) -> SizeBudget | None:
+        """The budget with the sizes of this space; None where there is none.
+
+        Args:
+            source: the images of the search; None: those that ``data`` names, which are loaded.
+
+        Raises:
+            ConfigError: no network of the space is within the budget.
+        """
+        budget = self.budget()
+        if budget is None:
+            return None
+        from fastbandit.search.sizes import Sizes
+
+        sizes = Sizes.of_search(self, source)
+        try:
+            if self.budgeted == "parameters":
+                return SizeBudget(sizes.parameters, sizes.base_parameters, budget.ends())
+            return SizeBudget(sizes.macs, sizes.base_macs, budget.ends())
+        except ValueError as error:
+            raise ConfigError(f"{self.budgeted}: {error}") from None
+
+    def make_bandit(self, source: DataSource | None = None) -> AntiBandit:
+        """The bandit of this search: a row for each edge of each cell, an arm an operation.
+
+        Args:
+            source: the images of the search, which decide sizes; None: those that ``data`` names.
+        """
+        found = self.search_space()
         seed = derive_seed(self.seed, "bandit")
         return AntiBandit(found.rows, len(found.operations), self.bandit, seed=seed)
 

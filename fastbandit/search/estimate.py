@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
+from collections import Counter
 from functools import partial
 from typing import Any
 
@@ -19,6 +21,7 @@ from fastbandit.search.adversarial import FEW_STATISTICS_BATCHES, Adversarial
 from fastbandit.search.config import SearchConfig
 from fastbandit.search.loop import SearchRun
 from fastbandit.search.setup import build
+from fastbandit.search.tournament import alone_settings
 from fastbandit.threat import ThreatModel
 from fastbandit.training import (
     Cost,
@@ -31,19 +34,23 @@ from fastbandit.training import (
 __all__ = ["dry_run"]
 
 
-def dry_run(config: SearchConfig) -> dict[str, Any]:
+def dry_run(config: SearchConfig, processes: int = 1) -> dict[str, Any]:
     """What the search will cost, measured on a few steps of real paths. Writes nothing lasting.
 
     The paths measured are those of the initial pass, in which every edge tries every arm once: the
     mean of their times is that of paths drawn uniformly. Momentum of all weights is allocated, as
     it is towards the end of a search. Paths are trained as :class:`Adversarial` does.
 
+    Args:
+        processes: networks that are trained alone at a time.
+
     Returns:
         ``epochs``; ``seconds_per_epoch`` (mean, with validation, paths that are only evaluated and
         the checkpoint), ``seconds_per_epoch_widest``, ``seconds_setup``, ``seconds_tuning`` (the
         epochs after the last pruning), ``seconds_final`` (the attack on the found path),
-        ``networks`` that are trained from scratch, ``seconds_network`` (for each of them) and
-        ``seconds_total`` of all; ``peak_memory_mb`` in MiB on those paths
+        ``networks`` that are trained from scratch, ``seconds_network`` (for each of them),
+        ``seconds_supernet`` (before the first path), ``trainings_alone`` and ``seconds_alone`` (to
+        score paths and in the tournament) and ``seconds_total`` of all; ``peak_memory_mb`` in MiB on those paths
         and ``peak_memory_mb_widest`` on the widest, which a search is unlikely to meet. On a CPU
         memory is the process's, so it is right in a process that did nothing before.
 
@@ -63,7 +70,7 @@ def dry_run(config: SearchConfig) -> dict[str, Any]:
         for parameter in setup.supernet.parameters():
             setup.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         # The first steps of a process pay for what is loaded and planned once.
-        bandit = config.make_bandit()
+        bandit = config.make_bandit(setup.source)
         paths = [bandit.sample(ahead=True) for _ in range(bandit.arms)]
         _measure(current, paths[0])
         measured = [_measure(current, choice) for choice in paths]
@@ -81,30 +88,52 @@ def dry_run(config: SearchConfig) -> dict[str, Any]:
             return seconds["train"] + seconds["validate"] + evaluations * share * only_evaluated
 
         per_epoch = epoch(mean) + save
-        final = config.final
+        final, epochs = config.final, bandit.total_samples
         tuning = final.tune_epochs * (mean["train"] + mean["validate"] + save)
+        supernet = config.supernet.epochs * (mean["train"] + save)
+        if config.supernet.epochs:
+            # Paths are only evaluated then.
+            per_epoch = mean["statistics"] + mean["validate"] + save
+        if config.rewards == "alone":
+            per_epoch = tuning = 0.0
         count, seconds_network = 0, 0.0
         if final.network_epochs:
             count = 1 + final.random_networks + final.reference
             seconds_network = retrain_dry_run(
                 networks.retrain_config(config, networks.REFERENCE),
                 source=setup.source,
+                genotype=networks.reference_genotype(config, setup.source),
+            )["seconds_total"]
+        trainings = _trainings_alone(config, bandit.total_samples)
+        alone = sum(
+            count
+            * retrain_dry_run(
+                alone_settings(config, length),
+                source=setup.source,
                 genotype=networks.reference_genotype(config),
             )["seconds_total"]
+            for length, count in trainings.items()
+        )
+        alone /= processes
         return {
             "space": config.space,
-            "epochs": bandit.total_samples,
+            "epochs": epochs,
             "peak_memory_mb": peak,
             "peak_memory_mb_widest": peak_widest,
             "seconds_setup": seconds_setup,
             "seconds_per_epoch": per_epoch,
             "seconds_per_epoch_widest": epoch(widest) + save,
             "seconds_tuning": tuning,
+            "seconds_supernet": supernet,
+            "trainings_alone": sum(trainings.values()),
+            "seconds_alone": alone,
             "seconds_final": mean["final"],
             "networks": count,
             "seconds_network": seconds_network,
             "seconds_total": seconds_setup
-            + bandit.total_samples * per_epoch
+            + supernet
+            + epochs * per_epoch
+            + alone
             + tuning
             + mean["final"]
             + count * seconds_network,
@@ -112,6 +141,20 @@ def dry_run(config: SearchConfig) -> dict[str, Any]:
             "device": config.device,
             "threads": torch.get_num_threads(),
         }
+
+
+def _trainings_alone(config: SearchConfig, samples: int) -> dict[int, int]:
+    """How many networks are trained alone, by the number of epochs."""
+    found: Counter[int] = Counter()
+    if config.rewards == "alone":
+        found[config.alone.epochs] += samples + 1
+    elif config.supernet.epochs:
+        found[config.alone.epochs] += config.supernet.check
+    entries = config.final.tournament
+    for epochs in config.final.rungs if entries else ():
+        found[epochs] += entries
+        entries = max(1, math.ceil(config.final.keep * entries))
+    return dict(found)
 
 
 def _measure(current: SearchRun, choice: Tensor) -> dict[str, float]:

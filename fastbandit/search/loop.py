@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastbandit import space
 from fastbandit.bandit import log
 from fastbandit.distributed import Team
 from fastbandit.genotype import Genotype
@@ -52,16 +51,16 @@ class SearchRun:
         self.setup, self.session, self.config = setup, session, setup.config
         self.group = session.group
         self.supernet = setup.supernet
-        self.space = space.get(self.config.space)
-        self.bandit = self.config.make_bandit()
+        self.space = self.config.search_space()
+        self.bandit = self.config.make_bandit(setup.source)
         self.cost = Cost()
         self.engine = Engine(
             self.config.precision,
             Graphs(self.config.graphs, setup.device, processes=session.processes),
         )
         self.trial = trial(setup, session, self.cost)
-        # Epochs of the found path after the last pruning.
-        self.tuned = 0
+        # Epochs before the first path, and of the found path after the last pruning.
+        self.prepared = self.tuned = 0
         self.peak_memory = 0.0
 
     # State on disk.
@@ -75,6 +74,7 @@ class SearchRun:
         tensors |= {f"bandit.{k}": v for k, v in bandit.items() if isinstance(v, Tensor)}
         state = {
             "tuned": self.tuned,
+            **({"prepared": self.prepared} if self.prepared else {}),
             "cost": self.cost.state_dict(),
             "peak_memory_mb": self.peak_memory,
             **self.trial.state(),
@@ -97,9 +97,31 @@ class SearchRun:
             ) from None
         load_momenta(self.supernet, self.setup.optimizer, parts["momentum"])
         self.cost.load_state_dict(state["cost"])
-        self.tuned = state.get("tuned", 0)
+        self.tuned, self.prepared = state.get("tuned", 0), state.get("prepared", 0)
         self.trial.restore(state)
         self.peak_memory = state["peak_memory_mb"]
+
+    # What comes before the first path.
+
+    def prepare(self) -> dict[str, Any] | None:
+        """One step of the trial's preparation; logs and saves. Returns its metrics, or None where
+        nothing is left to do."""
+        found = self.trial.prepare(self.prepared)
+        if found is None:
+            return None
+        self.peak_memory = max(self.peak_memory, peak_memory_mb(self.setup.device))
+        if found["phase"] == "supernet":
+            self.prepared += 1
+        metrics = {
+            "epoch": max(self.prepared - 1, 0),
+            "arms": self.bandit.arms_left,
+            "samples": self.bandit.samples,
+            **found,
+            "peak_memory_mb": self.peak_memory,
+        }
+        self.session.append("metrics.jsonl", metrics)
+        self.session.save(self)
+        return metrics
 
     # One sample of Algorithm 8.
 
@@ -107,7 +129,7 @@ class SearchRun:
     def paths_per_epoch(self) -> int:
         """Paths that are trained at a time."""
         paths = self.group is not None and self.config.parallel == "paths"
-        return self.group.size if paths and self.group is not None else 1
+        return self.group.size if paths and self.group is not None else self.trial.paths_at_a_time
 
     def team(self, paths: int) -> Team | None:
         """The processes that share this one's path when ``paths`` are computed at a time."""
@@ -125,7 +147,8 @@ class SearchRun:
         # another process's path uses is updated here too: all hold the same weights.
         updated = parameters[0] if team is None else team.use(parameters)
         self.setup.optimizer.param_groups[0]["params"] = updated
-        return Path(list(self.supernet.path_modules()), parameters[mine], team, self.engine)
+        modules = list(self.supernet.path_modules())
+        return Path(list(choices), modules, parameters[mine], team, self.engine)
 
     def draw(self, paths: int, *, trained: bool) -> tuple[list[Tensor], list[Tensor]]:
         """Paths from the bandit and the probability of each of their arms, [rows] each."""
@@ -225,7 +248,7 @@ class SearchRun:
         self.peak_memory = max(self.peak_memory, peak_memory_mb(self.setup.device))
         metrics = [
             {
-                "epoch": number + i,
+                "epoch": self.prepared + number + i,
                 "phase": phase,
                 "arms": arms,
                 "samples": self.bandit.samples,
@@ -269,11 +292,12 @@ class SearchRun:
         )
         return start.to_line()
 
-    def genotype(self) -> Genotype:
-        """The best arm of every edge so far; at the end the only one."""
+    def genotype(self, choice: Sequence[int] | None = None) -> Genotype:
+        """The network of a choice; None: of the best arm of every edge so far, the only one at the
+        end."""
         return Genotype.from_choices(
             self.space,
-            self.bandit.final().tolist(),
+            self.bandit.final().tolist() if choice is None else choice,
             mean=self.bandit.score().tolist(),
             edges_per_node=EDGES_PER_NODE[self.config.edges_per_node],
             options=OperationOptions.of(self.config),

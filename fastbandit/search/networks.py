@@ -7,19 +7,20 @@ the same attack. Another random network, of any size, is trained before the sear
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch import Tensor
 
-from fastbandit import space
 from fastbandit._files import FileError
+from fastbandit.bandit.budget import ATTEMPTS
+from fastbandit.bandit.mixes import random_mix
 from fastbandit.config import to_plain
 from fastbandit.data import DataSource
 from fastbandit.genotype import Genotype
-from fastbandit.nn.operations import make
 from fastbandit.operations import OperationOptions
 from fastbandit.retrain.config import AttackConfig, FinalConfig, RetrainConfig
 from fastbandit.retrain.loop import retrain
@@ -27,7 +28,7 @@ from fastbandit.runs.environment import derive_seed
 from fastbandit.runs.folder import RunFolder
 from fastbandit.runs.session import Session
 from fastbandit.runs.tensors import RunError
-from fastbandit.space import reduction_cells
+from fastbandit.search.sizes import edge_parameters, edges_of
 
 if TYPE_CHECKING:
     from fastbandit.search.config import SearchConfig
@@ -39,8 +40,10 @@ __all__ = [
     "REFERENCE",
     "Networks",
     "chance",
+    "finished_network",
     "network_name",
     "network_row",
+    "random_choice",
     "random_genotype",
     "reference_genotype",
     "retrain_config",
@@ -68,70 +71,98 @@ def network_name(name: str) -> str:
     return "random network, same size"
 
 
-def random_genotype(config: SearchConfig, *purpose: str | int) -> Genotype:
-    """A network of the search's space, every operation with the same probability.
+def random_choice(
+    config: SearchConfig,
+    *purpose: str | int,
+    source: DataSource | None = None,
+    mixes: float | None = None,
+) -> Tensor:
+    """A path of the search's space within its budget, if it has one; int64 [rows].
+
+    Every operation has the same probability on each edge; a budget tilts that as it does the draws
+    of the bandit (:mod:`fastbandit.bandit.budget`).
 
     Args:
         purpose: decides the draw, together with ``config.seed``.
+        source: the images of the search, whose shape decides sizes; None: those that
+            ``config.data`` names. Of use with a budget only.
+        mixes: concentration of a Dirichlet law from which the path gets shares of the operations of
+            its own (:func:`fastbandit.bandit.random_mix`); None: the same share of each.
+
+    Raises:
+        ValueError: a budget that no network of the space meets.
     """
-    searched = space.get(config.space)
+    return _random_choice(config, purpose, source, mixes)[0]
+
+
+def _random_choice(
+    config: SearchConfig,
+    purpose: Sequence[str | int],
+    source: DataSource | None,
+    mixes: float | None,
+) -> tuple[Tensor, Tensor]:
+    """The choice, and a random rank of every arm, [rows, arms]."""
+    searched = config.search_space()
     generator = torch.Generator().manual_seed(derive_seed(config.seed, *purpose))
     shape = (searched.rows, searched.arms)
-    choice = torch.randint(searched.arms, (searched.rows,), generator=generator)
+    if mixes is None:
+        choice = torch.randint(searched.arms, (searched.rows,), generator=generator)
+    else:
+        choice = random_mix(*shape, mixes, generator)
+    rank = torch.rand(shape, generator=generator)
+    budget = config.size_budget(source)
+    if budget is not None and not bool(budget.holds(choice)):
+        uniform = torch.rand((searched.rows, ATTEMPTS), generator=generator, dtype=torch.float64)
+        alive = torch.ones(shape, dtype=torch.bool)
+        # Shares as in the mix that was drawn; every arm has some.
+        law = torch.bincount(choice, minlength=searched.arms).double() / searched.rows
+        law = law if mixes is not None else torch.full_like(law, 1 / searched.arms)
+        choice = budget.draw(law.expand(shape), alive, uniform)
+    return choice, rank
+
+
+def random_genotype(
+    config: SearchConfig,
+    *purpose: str | int,
+    source: DataSource | None = None,
+    mixes: float | None = None,
+) -> Genotype:
+    """The network of :func:`random_choice`, whose arguments and errors are the same."""
+    searched = config.search_space()
+    choice, rank = _random_choice(config, purpose, source, mixes)
     return Genotype.from_choices(
         searched,
         choice.tolist(),
         # Only the rank of the edges is used, where a node keeps one or two: a random one.
-        mean=torch.rand(shape, generator=generator).tolist(),
+        mean=rank.tolist(),
         edges_per_node=EDGES_PER_NODE[config.edges_per_node],
         options=OperationOptions.of(config),
         macro={"layers": searched.cell_types, "channels": config.init_channels},
     )
 
 
-def reference_genotype(config: SearchConfig) -> Genotype:
-    """The network of the space that is trained before the search."""
-    return random_genotype(config, "random network", 0)
+def reference_genotype(config: SearchConfig, source: DataSource | None = None) -> Genotype:
+    """The network of the space that is trained before the search; see :func:`random_genotype`."""
+    return random_genotype(config, "random network", 0, source=source)
 
 
-class _EdgeSizes:
-    """Parameters of all edges of a genotype; those of one operation are counted once."""
-
-    def __init__(self, config: SearchConfig) -> None:
-        self.channels = config.init_channels
-        self.options = OperationOptions.of(config)
-        self.known: dict[tuple[str, int, int], int] = {}
-
-    def of(self, genotype: Genotype) -> int:
-        total, channels = 0, self.channels
-        reductions = reduction_cells(len(genotype.cells))
-        for index, cell in enumerate(genotype.cells):
-            stride = 2 if index in reductions else 1
-            channels *= stride
-            for edges in cell.nodes:
-                for edge in edges:
-                    key = (edge.op, channels, stride if edge.source == 0 else 1)
-                    if key not in self.known:
-                        operation = make(*key, options=self.options)
-                        self.known[key] = sum(p.numel() for p in operation.parameters())
-                    total += self.known[key]
-        return total
-
-
-def same_size(genotype: Genotype, config: SearchConfig, number: int) -> Genotype:
+def same_size(
+    genotype: Genotype, config: SearchConfig, number: int, source: DataSource | None = None
+) -> Genotype:
     """A random network with nearly as many parameters as that of ``genotype``.
 
-    Of 256 networks drawn uniformly from the space it is the one nearest in size; ``genotype``
-    itself does not count.
+    Of 256 networks drawn by :func:`random_genotype`, within the budget if there is one, it is the
+    one nearest in size; ``genotype`` itself does not count.
     """
-    sizes = _EdgeSizes(config)
-    wanted = sizes.of(genotype)
+    searched = config.search_space()
+    table = edge_parameters(searched, config.init_channels, OperationOptions.of(config))
+    wanted = edges_of(genotype, searched, table)
     drawn = [
-        random_genotype(config, "random network of the same size", number, draw)
+        random_genotype(config, "random network of the same size", number, draw, source=source)
         for draw in range(_DRAWS)
     ]
     others = [one for one in drawn if one.hash != genotype.hash] or drawn
-    return min(others, key=lambda one: abs(sizes.of(one) - wanted))
+    return min(others, key=lambda one: abs(edges_of(one, searched, table) - wanted))
 
 
 def retrain_config(config: SearchConfig, name: str) -> RetrainConfig:
@@ -154,7 +185,7 @@ def retrain_config(config: SearchConfig, name: str) -> RetrainConfig:
         threads=config.threads,
         deterministic=config.deterministic,
         init_channels=config.init_channels,
-        layers=space.get(config.space).cell_types,
+        layers=config.search_space().cell_types,
         method=method,
         epochs=final.network_epochs,
         batch_size=config.batch_size,
@@ -214,7 +245,7 @@ class Networks:
     def train_reference(self) -> None:
         """The random network before the search, if there is to be one."""
         if self.config.final.reference and self.config.final.network_epochs:
-            self._train(REFERENCE, reference_genotype(self.config))
+            self._train(REFERENCE, reference_genotype(self.config, self.source))
 
     def train_found(self, found: Genotype) -> None:
         """The found network and random ones of its size, if there are to be any."""
@@ -222,13 +253,14 @@ class Networks:
             return
         self._train(FOUND, found)
         for number in range(1, self.config.final.random_networks + 1):
-            self._train(f"random-{number}", same_size(found, self.config, number))
+            other = same_size(found, self.config, number, self.source)
+            self._train(f"random-{number}", other)
 
     def _train(self, name: str, genotype: Genotype) -> None:
         config, session = retrain_config(self.config, name), self.session
         path, summary = session.path / FOLDER / name, None
         if session.is_main:
-            summary = _finished(path, config, genotype)
+            summary = finished_network(path, config, genotype)
         summary = session.broadcast(summary)
         fresh = summary is None
         if summary is None:
@@ -253,7 +285,7 @@ class Networks:
         self.rows.append(row)
 
 
-def _finished(path: Path, config: RetrainConfig, genotype: Genotype) -> dict[str, Any] | None:
+def finished_network(path: Path, config: RetrainConfig, genotype: Genotype) -> dict[str, Any] | None:
     """The summary of the run there if it is finished and of this configuration."""
     if not (path / "summary.json").is_file():
         return None

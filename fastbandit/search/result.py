@@ -12,16 +12,27 @@ from fastbandit.runs.cost import cost_summary
 from fastbandit.runs.environment import peak_memory_mb
 from fastbandit.runs.tensors import RunError, save_tensors
 from fastbandit.search.networks import Networks, chance
+from fastbandit.search.tournament import run_tournament
 
 if TYPE_CHECKING:
     from fastbandit.search.loop import SearchRun
 
 __all__ = ["finish"]
 
+# What makes a network the one found.
+_SELECTION = {
+    "path": "the last arm on every edge; nothing is chosen by the test images",
+    "tournament": "the winner of a tournament on validation images; nothing is chosen by the test "
+    "images",
+}
 
-def finish(current: SearchRun, networks: Networks) -> dict[str, Any]:
-    """Check that the log explains the result, measure the found path, train the found network and
-    random ones from scratch, write the last files; returns the summary.
+
+def finish(current: SearchRun, networks: Networks, processes: int = 1) -> dict[str, Any]:
+    """Check that the log explains the result, measure the found path, hold the tournament, train
+    the found network and random ones from scratch, write the last files; returns the summary.
+
+    Args:
+        processes: networks of the tournament that are trained at a time.
 
     Raises:
         RunError: the log and the state of the bandit disagree.
@@ -37,15 +48,20 @@ def finish(current: SearchRun, networks: Networks) -> dict[str, Any]:
             )
     path = current.use_path([bandit.final()], current.team(1))
     measured = current.trial.measure(path, trained=current.tuned > 0)
-    genotype = current.genotype()
+    genotype, tournament = current.genotype(), None
     if folder is not None:
-        genotype.save(folder.path / "genotype.json")
         save_tensors(
             folder.path / "weights.safetensors",
             dict(current.supernet.state_dict()),
             "supernet",
             {"run_id": session.run_id, "genotype": genotype.to_dict()},
         )
+    if config.final.tournament:
+        tournament = run_tournament(session, setup.source, bandit, processes)
+        winner = tournament["candidates"][tournament["winner"]]
+        genotype = current.genotype(winner["choice"])
+    if folder is not None:
+        genotype.save(folder.path / "genotype.json")
     networks.train_found(genotype)
     if folder is None:
         return session.finish(None)
@@ -64,8 +80,9 @@ def finish(current: SearchRun, networks: Networks) -> dict[str, Any]:
             "test": len(setup.splits["test"]),
             "classes": setup.source.classes,
         },
-        "selection": "the last arm on every edge; nothing is chosen by the test images",
+        "selection": _SELECTION["path" if tournament is None else "tournament"],
         **current.trial.summary(),
+        **({} if tournament is None else {"tournament": tournament}),
         "networks": networks.rows,
         "chance": chance(setup.source, config),
         **measured,

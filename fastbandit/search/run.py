@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fastbandit.config import ConfigError
 from fastbandit.data import DataSource
 from fastbandit.distributed import Group
 from fastbandit.runs.folder import RunFiles, RunFolder
@@ -22,13 +24,15 @@ from fastbandit.search.adversarial import Adversarial
 from fastbandit.search.config import SearchConfig
 from fastbandit.search.loop import MakeTrial, SearchRun
 from fastbandit.search.networks import FOLDER, Networks
+from fastbandit.search.prepared import Prepared
 from fastbandit.search.setup import Setup, build
+from fastbandit.search.tournament import FILE
 from fastbandit.training import Graphs
 
 __all__ = ["FILES", "OutOfMemoryError", "search"]
 
 #: What a search writes: the runs of the networks trained from scratch are in its folder.
-FILES = RunFiles("search", trees=(FOLDER,))
+FILES = RunFiles("search", files=(FILE,), trees=(FOLDER,))
 
 
 def search(
@@ -41,6 +45,7 @@ def search(
     group: Group | None = None,
     source: DataSource | None = None,
     trial: MakeTrial = Adversarial,
+    processes: int = 1,
 ) -> tuple[Path, dict[str, Any]]:
     """Run a search to its end, or go on with one that was interrupted.
 
@@ -57,6 +62,9 @@ def search(
             their digest is stored and compared.
         trial: makes what trains and scores a path. It is not in ``config.yaml``: one with another
             result has a configuration of its own, a subclass of :class:`SearchConfig`.
+        processes: networks of the final tournament that are trained at a time, each in a process of
+            its own (and on a GPU of its own, as far as there are some). With more than 1 the caller
+            keeps its own start below ``if __name__ == "__main__":``.
 
     Returns:
         The run folder and its summary; of a finished run of the same configuration in ``out``
@@ -70,16 +78,35 @@ def search(
     config = config.resolve()
     session = Session(config, group=group)
     check_group_device(config.device, group)
+    if config.final.tournament and group is not None:
+        raise ConfigError(
+            f"final.tournament: expected 0 on {group.size} processes that train one network "
+            f"together, got {config.final.tournament}; one process with --processes "
+            f"{group.size} trains {group.size} candidates at a time, on as many GPUs as there are"
+        )
+    prepared = config.rewards == "alone" or config.supernet.epochs > 0
+    if prepared and group is not None:
+        raise ConfigError(
+            f"rewards, supernet.epochs: expected shared and 0 on {group.size} processes that train "
+            f"one network together, got {config.rewards} and {config.supernet.epochs}"
+        )
+    if prepared and trial is Adversarial:
+        trial = partial(Prepared, processes=processes)
     # Before there is a run folder: what cannot be is said and leaves nothing behind.
     Graphs(config.graphs, torch.device(config.device), processes=session.processes)
     with torch_settings(config.threads, bool(config.deterministic)):
         setup = build(config, group, source)
+        config.size_budget(setup.source)
         with session.open(FILES, out, root=root, name=config.name, force=force, progress=progress):
             done = session.finished(setup.splits)
-            return session.path, _search(setup, session, trial) if done is None else done
+            if done is None:
+                done = _search(setup, session, trial, processes)
+            return session.path, done
 
 
-def _search(setup: Setup, session: Session, trial: MakeTrial) -> dict[str, Any]:
+def _search(
+    setup: Setup, session: Session, trial: MakeTrial, processes: int
+) -> dict[str, Any]:
     current, config, progress = SearchRun(setup, session, trial), setup.config, session.progress
     graphs = current.engine.graphs
     if graphs is not None and graphs.reason and setup.device.type == "cuda":
@@ -93,6 +120,7 @@ def _search(setup: Setup, session: Session, trial: MakeTrial) -> dict[str, Any]:
     networks = Networks(session, setup.source)
     networks.train_reference()
     bandit = current.bandit
+    _prepare(current, session)
     begins = f"goes on after epoch {bandit.trained}" if resumed and bandit.trained else "begins"
     with progress.steps(
         f"search {begins}: {config.space}, {current.space.rows} edges, {bandit.arms_left} arms "
@@ -108,7 +136,7 @@ def _search(setup: Setup, session: Session, trial: MakeTrial) -> dict[str, Any]:
                 f"epoch {bandit.trained}/{bandit.total_samples}  arms {bandit.arms_left}  "
                 f"{accuracies(metrics)}",
             )
-    tuning = config.final.tune_epochs
+    tuning = config.final.tune_epochs if current.trial.tunes else 0
     if current.tuned < tuning:
         begins = f"goes on after epoch {current.tuned}" if resumed and current.tuned else "begins"
         with progress.steps(
@@ -122,4 +150,22 @@ def _search(setup: Setup, session: Session, trial: MakeTrial) -> dict[str, Any]:
                     metrics = current.tune()
                 update(current.tuned, f"epoch {current.tuned}/{tuning}  {accuracies(metrics)}")
     with session.oom_hint("when the found path was measured"):
-        return result.finish(current, networks)
+        return result.finish(current, networks, processes)
+
+
+def _prepare(current: SearchRun, session: Session) -> None:
+    """What comes before the first path, if anything."""
+    epochs = current.config.supernet.epochs
+    if not epochs:
+        return
+    with session.progress.steps(
+        f"supernet: {epochs} epochs of shared weights, one path a batch; run folder "
+        f"{session.path}",
+        epochs,
+        current.prepared,
+    ) as update:
+        with session.oom_hint("while the supernet was trained"):
+            while (metrics := current.prepare()) is not None:
+                if metrics["phase"] == "supernet":
+                    done = current.prepared
+                    update(done, f"epoch {done}/{epochs}  {accuracies(metrics)}")

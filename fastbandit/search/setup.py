@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastbandit import space
 from fastbandit.data import DataSource, ImageSet, Loader, load
 from fastbandit.distributed import Group, synchronise_batchnorm
 from fastbandit.nn.supernet import Supernet
@@ -62,7 +61,7 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "weights"))
         supernet = Supernet(
-            space.get(config.space),
+            config.search_space(),
             in_channels=train.images.shape[1],
             classes=source.classes,
             channels=config.init_channels,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from fastbandit.distributed import Team
 from fastbandit.training import Engine
@@ -18,10 +18,13 @@ class Path:
     """The path that the supernet is set to on this process.
 
     Attributes:
+        choices: the arms of all paths that are computed at a time, [rows] each; with one process
+            that trains paths one after the other this one's is the first.
         modules, parameters: those of the path alone.
         team: the processes, where there are several; each may have another path.
     """
 
+    choices: list[Tensor]
     modules: list[nn.Module]
     parameters: list[nn.Parameter]
     team: Team | None
@@ -81,12 +84,29 @@ class TrialResult:
 
 
 class Trial(Protocol):
-    """One way to train and to score a path. The search calls, for each path that it draws:
+    """One way to train and to score a path. The search calls:
 
-    1. :meth:`train`, or only :meth:`evaluate` for a path that is scored with the weights as they
+    0. :meth:`prepare` until it returns None, before the first path;
+    1. for each path that it draws :meth:`train`, or only :meth:`evaluate` for a path that is scored with the weights as they
        are;
     2. at the end :meth:`measure`, on the path found.
     """
+
+    @property
+    def paths_at_a_time(self) -> int:
+        """Paths that are drawn at a time, where each process does not have one of its own."""
+
+    @property
+    def tunes(self) -> bool:
+        """Whether the path found is trained on with the shared weights, at the end."""
+
+    def prepare(self, done: int) -> dict[str, Any] | None:
+        """Do one step of what comes before the first path; returns its figures for
+        ``metrics.jsonl``, or None where nothing is left to do.
+
+        Args:
+            done: epochs of it that are done: steps whose ``phase`` was ``supernet``.
+        """
 
     def train(self, path: Path, number: int, rate: float, samples: int) -> TrialResult:
         """Train the path for one epoch and score it.

@@ -1,6 +1,6 @@
 """Adversarial training and evaluation: what search and retraining share.
 
-``epoch`` trains one epoch and evaluates, ``steps`` says how a step is computed, ``recorded`` and
+``epoch`` trains one epoch and evaluates, ``paths`` trains another path with each batch, ``steps`` says how a step is computed, ``recorded`` and
 ``cuda_graphs`` replay it, ``batches`` make its images, ``objectives`` say what is minimised,
 ``overfitting`` watches over it, ``averaging`` averages the weights, ``cost`` counts.
 """
@@ -19,6 +19,7 @@ from fastbandit.training.epoch import (
     train_epoch,
 )
 from fastbandit.training.objectives import Objective
+from fastbandit.training.paths import train_paths
 from fastbandit.training.steps import Engine, Precision, Step
 
 __all__ = [
@@ -38,4 +39,5 @@ __all__ = [
     "reestimate_batchnorm",
     "reset_batchnorm",
     "train_epoch",
+    "train_paths",
 ]

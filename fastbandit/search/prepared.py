@@ -1,0 +1,295 @@
+"""Trials whose reward does not come from one epoch of a path: a supernet first, or networks alone.
+
+In Algorithm 8 a path is credited with its accuracy after one epoch with weights that it shares with
+all others. Where those weights have learnt too little to rank paths, the reward is noise. Two other
+ways to a reward are here:
+
+- the shared weights are trained first, one path a batch, every operation of an edge as often as any
+  other (Guo et al., "Single Path One-Shot Neural Architecture Search with Uniform Sampling", ECCV
+  2020; Chu et al., "FairNAS", ICCV 2021), and paths are then only evaluated;
+- the network of a path is trained alone for a few epochs.
+
+Whether the first can be trusted is measured: some networks are trained alone, and the rank
+correlation of their accuracy with the reward decides how the search goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastbandit.runs.cost import EpochTimer
+from fastbandit.runs.environment import derive_seed
+from fastbandit.runs.session import Session
+from fastbandit.search.adversarial import Adversarial
+from fastbandit.search.networks import FOLDER, random_choice
+from fastbandit.search.setup import Setup
+from fastbandit.search.tournament import (
+    MIXES,
+    Piece,
+    alone_settings,
+    clear,
+    genotype_of,
+    reward_of,
+    train_alone,
+)
+from fastbandit.search.trial import Path, PathResult, TrialResult
+from fastbandit.training import Cost, Engine, train_paths
+
+__all__ = ["Prepared", "rank_correlation"]
+
+
+def rank_correlation(
+    first: Sequence[float], second: Sequence[float], level: float = 0.95
+) -> tuple[float, float, float]:
+    """Spearman's rank correlation and its interval; NaN where one side does not vary.
+
+    The interval is Fisher's on the z scale with the standard error sqrt(1.06 / (n - 3)) of Fieller,
+    Hartley and Pearson, "Tests for rank correlation coefficients", Biometrika 1957; the whole range
+    for fewer than four values.
+    """
+    ranks = torch.stack([_ranks(torch.tensor(v, dtype=torch.float64)) for v in (first, second)])
+    rho = float(torch.corrcoef(ranks)[0, 1]) if len(first) > 1 else math.nan
+    if len(first) < 4 or math.isnan(rho):
+        return rho, -1.0, 1.0
+    quantile = float(torch.special.ndtri(torch.tensor(0.5 + level / 2, dtype=torch.float64)))
+    half = quantile * math.sqrt(1.06 / (len(first) - 3))
+    z = math.atanh(min(max(rho, -1 + 1e-12), 1 - 1e-12))
+    return rho, math.tanh(z - half), math.tanh(z + half)
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """Ranks from 0; equal values share the mean of theirs."""
+    below = (values.unsqueeze(0) < values.unsqueeze(1)).sum(1)
+    equal = (values.unsqueeze(0) == values.unsqueeze(1)).sum(1)
+    return below.double() + 0.5 * (equal.double() - 1.0)
+
+
+class Prepared(Adversarial):
+    """The trial of a search with ``supernet.epochs`` or with ``rewards: alone``.
+
+    Args:
+        processes: networks that are trained alone at a time.
+    """
+
+    def __init__(self, setup: Setup, session: Session, cost: Cost, processes: int = 1) -> None:
+        super().__init__(setup, session, cost)
+        self.processes = processes
+        self.engine = Engine(self.config.precision)
+        # What the check of the reward found; None before it.
+        self.checked: dict[str, Any] | None = None
+
+    @property
+    def alone(self) -> bool:
+        """Whether a path is credited with the accuracy of its network trained alone."""
+        if self.config.rewards == "alone":
+            return True
+        return self.checked is not None and not self.checked["trusted"]
+
+    @property
+    def tunes(self) -> bool:
+        return not self.alone
+
+    @property
+    def paths_at_a_time(self) -> int:
+        return self.config.alone.paths if self.alone else 1
+
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "reward_check": self.checked}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        super().restore(state)
+        self.checked = state["reward_check"]
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            **super().summary(),
+            "rewards": "alone" if self.alone else "supernet",
+            "supernet_epochs": self.config.supernet.epochs,
+            "reward_check": self.checked,
+        }
+
+    # Before the first path.
+
+    def prepare(self, done: int) -> dict[str, Any] | None:
+        supernet = self.config.supernet
+        if self.config.rewards == "alone":
+            return None
+        if done < supernet.epochs:
+            return self._train_supernet(done)
+        if supernet.check and self.checked is None:
+            return self._check_reward()
+        return None
+
+    def _train_supernet(self, number: int) -> dict[str, Any]:
+        """One epoch of the shared weights, one path a batch."""
+        config, timer = self.config, EpochTimer(self.cost)
+        batches, epochs = len(self.setup.weights), config.supernet.epochs
+        warm = config.supernet.warmup * epochs * batches
+
+        def rate(step: int) -> float:
+            done = number * batches + step
+            if done < warm:
+                return config.learning_rate * (done + 1) / warm
+            share = (done - warm) / max(epochs * batches - warm, 1)
+            low, high = config.learning_rate_min, config.learning_rate
+            return low + (high - low) * 0.5 * (1.0 + math.cos(math.pi * share))
+
+        trained = train_paths(
+            self.supernet,
+            self.setup.weights,
+            number,
+            self.setup.optimizer,
+            self.threat,
+            paths=self._balanced(number * batches),
+            seed=derive_seed(config.seed, "attack", "train"),
+            cost=self.cost,
+            grad_clip=config.grad_clip,
+            learning_rate=rate,
+            engine=self.engine,
+        )
+        return {
+            "phase": "supernet",
+            "loss": trained.loss,
+            "train_accuracy": trained.accuracy,
+            "clean_accuracy": None,
+            "robust_accuracy": None,
+            "attack_steps": self.threat.steps,
+            "learning_rate": self.setup.optimizer.param_groups[0]["lr"],
+            "seconds_train": trained.seconds,
+            "seconds_total": timer.stop(),
+            "images_per_second": trained.images / trained.seconds,
+        }
+
+    def _balanced(self, first: int) -> Iterator[Tensor]:
+        """Paths of the batches from number ``first`` on: of each K, every arm of a row is in one."""
+        searched = self.config.search_space()
+        rows, arms = searched.rows, searched.arms
+        batch = first
+        while True:
+            block, place = divmod(batch, arms)
+            generator = torch.Generator().manual_seed(
+                derive_seed(self.config.seed, "supernet", block)
+            )
+            orders = torch.rand(rows, arms, generator=generator).argsort(1)
+            yield orders[:, place]
+            batch += 1
+
+    def _check_reward(self) -> dict[str, Any]:
+        """Train some networks alone and compare their accuracy with the reward of their paths."""
+        config, started = self.config, time.perf_counter()
+        choices = [
+            random_choice(config, "reward check", number, source=self.setup.source, mixes=MIXES)
+            for number in range(config.supernet.check)
+        ]
+        rewards = []
+        for choice in choices:
+            self.supernet.set_path(choice)
+            path = Path(
+                [choice],
+                list(self.supernet.path_modules()),
+                list(self.supernet.path_parameters()),
+                None,
+                self.engine,
+            )
+            rewards.append(Adversarial.evaluate(self, path, 0)[0].score)
+        found = self._judge(choices, "check", "check of the reward")
+        scores = [reward_of(config, one) for one in found]
+        rho, low, high = rank_correlation(rewards, scores)
+        trusted = rho >= config.supernet.threshold
+        self.checked = {
+            "networks": len(choices),
+            "epochs": config.alone.epochs,
+            "rewards": rewards,
+            "alone": scores,
+            "rank_correlation": None if math.isnan(rho) else rho,
+            "low": low,
+            "high": high,
+            "threshold": config.supernet.threshold,
+            "trusted": trusted,
+        }
+        self.session.progress.line(
+            f"check of the reward: rank correlation of shared weights with {len(choices)} networks "
+            f"trained alone {rho:.2f} [{low:.2f}, {high:.2f}], threshold "
+            f"{config.supernet.threshold:g}: "
+            + (
+                "paths are credited with the accuracy of shared weights"
+                if trusted
+                else "the shared weights do not rank networks, so paths are credited with the "
+                "accuracy of their networks trained alone"
+            )
+        )
+        return {
+            "phase": "check",
+            "loss": None,
+            "clean_accuracy": None,
+            "robust_accuracy": None,
+            "seconds_total": time.perf_counter() - started,
+        }
+
+    # One path.
+
+    def _judge(self, choices: Sequence[Tensor], *purpose: str | int) -> list[dict[str, Any]]:
+        """The figures of the choices' networks trained alone; what it costs enters the ledger."""
+        config, session = self.config, self.session
+        settings = alone_settings(config, config.alone.epochs, "alone", str(purpose[0]))
+        folder = session.path / FOLDER / "tournament" / "-".join(map(str, purpose))
+        pieces = [
+            Piece(settings, genotype_of(config, choice.tolist()), folder / f"{number:03}")
+            for number, choice in enumerate(choices)
+        ]
+        started = time.perf_counter()
+        found: list[dict[str, Any]] = [{} for _ in pieces]
+        unseen = dataclasses.replace(self.setup.source, test=None)
+        train_alone(pieces, unseen, self.processes, found.__setitem__)
+        for one in found:
+            for name in ("images_trained", "images_evaluated", "forward_passes", "backward_passes"):
+                setattr(self.cost, name, getattr(self.cost, name) + one[name])
+        self.cost.add_seconds("train", time.perf_counter() - started)
+        clear(session)
+        return found
+
+    def train(self, path: Path, number: int, rate: float, samples: int) -> TrialResult:
+        """Score the paths; with ``alone`` their networks are trained from scratch first."""
+        started = time.perf_counter()
+        if self.alone:
+            found = self._judge(path.choices, "path", number)
+            results = [self._of(one) for one in found]
+            images = sum(one["images_trained"] for one in found)
+            seconds = time.perf_counter() - started
+            metrics = {"seconds_train": seconds / len(found), "images_per_second": images / seconds}
+            return TrialResult(results, metrics, [])
+        return TrialResult(self.evaluate(path, number), {}, [])
+
+    def evaluate(self, path: Path, number: int) -> list[PathResult]:
+        if self.alone:
+            return [self._of(one) for one in self._judge(path.choices, "path", number)]
+        return super().evaluate(path, number)
+
+    def _of(self, found: dict[str, Any]) -> PathResult:
+        accuracies = {name: found[name] for name in ("clean_accuracy", "robust_accuracy")}
+        return PathResult(reward_of(self.config, found), accuracies, dict(accuracies))
+
+    def measure(self, path: Path, *, trained: bool) -> dict[str, Any]:
+        """With ``alone`` the figures of the path's network after its training alone, on the
+        validation images; the test images wait for the network found."""
+        if not self.alone:
+            return super().measure(path, trained=trained)
+        found = self._judge(path.choices, "found")[0]
+        settings = alone_settings(self.config, self.config.alone.epochs, "alone", "found")
+        return {
+            "final": {
+                "split": "validation",
+                "n": found["n"],
+                "clean_accuracy": found["clean_accuracy"],
+                "robust_accuracy": found["robust_accuracy"],
+                "attack": settings.selection_threat().describe(),
+            },
+            "test": None,
+        }

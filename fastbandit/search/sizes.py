@@ -1,0 +1,283 @@
+"""What each operation adds to a network, in parameters and in MACs, and budgets of either.
+
+The size of a network is that of what all networks of a search have (stem, preprocessing,
+classifier) and, edge by edge, that of the operation chosen. Both are counted on the modules
+themselves: :meth:`Sizes.of` is what ``Network`` and :func:`fastbandit.models.multiply_adds` give.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastbandit.data import DataSource, load
+from fastbandit.genotype import Genotype
+from fastbandit.models import multiply_adds
+from fastbandit.nn.network import Network
+from fastbandit.nn.operations import make
+from fastbandit.operations import OperationOptions
+from fastbandit.space import SearchSpace, reduction_cells
+
+if TYPE_CHECKING:
+    from fastbandit.search.config import SearchConfig
+
+__all__ = ["Budget", "Images", "Size", "Sizes", "edge_parameters", "edges_of", "stages"]
+
+_NUMBER = re.compile(r"(\d+(?:\.\d+)?)([kMG]?)")
+_SUFFIXES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The sizes that a network may have, both ends included.
+
+    Args:
+        low: the smallest, >= 0.
+        high: the largest; None: any.
+
+    Raises:
+        ValueError: the largest is below the smallest.
+    """
+
+    low: int = 0
+    high: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.low < 0 or (self.high is not None and self.high < self.low):
+            raise ValueError(f"expected a budget from 0 or more upwards, got {self}")
+
+    @classmethod
+    def parse(cls, text: str, where: str) -> Budget:
+        """``LOW:HIGH`` as a budget: ``40k:60k``, ``:60k`` (up to), ``1.5M:`` (from).
+
+        Args:
+            text: whole numbers, with the suffixes k, M and G for 10^3, 10^6 and 10^9; one side may
+                be empty.
+            where: the name of the setting, for the message of an error.
+
+        Raises:
+            ValueError: another text, a fraction of one, or a high end below the low one.
+        """
+        parts = text.split(":")
+        ends = [_whole(part) for part in parts]
+        unread = any(part and end is None for part, end in zip(parts, ends, strict=True))
+        if len(parts) != 2 or unread or ends == [None, None]:
+            raise ValueError(
+                f"{where}: expected LOW:HIGH, whole numbers of which one may be missing, such as "
+                f"40k:60k, :60k or 1.5M:, got {text!r}"
+            )
+        if ends[1] is not None and ends[1] < (ends[0] or 0):
+            raise ValueError(
+                f"{where}: expected LOW:HIGH with a high end that is not below the low one, "
+                f"got {text!r}"
+            )
+        return cls(ends[0] or 0, ends[1])
+
+    def holds(self, size: float) -> bool:
+        """Whether ``size`` is within the budget."""
+        return self.low <= size and (self.high is None or size <= self.high)
+
+    def ends(self) -> tuple[float, float]:
+        """The smallest and the largest size, which may be infinite."""
+        return float(self.low), float("inf") if self.high is None else float(self.high)
+
+    def __str__(self) -> str:
+        return f"{self.low:,} to {'any' if self.high is None else f'{self.high:,}'}"
+
+
+def _whole(text: str) -> int | None:
+    """A whole number with its suffix; None for anything else."""
+    found = _NUMBER.fullmatch(text)
+    if found is None:
+        return None
+    value = Decimal(found[1]) * _SUFFIXES[found[2]]
+    return int(value) if value == int(value) else None
+
+
+class Images(NamedTuple):
+    """What of the data decides the size of a network."""
+
+    shape: tuple[int, ...]  # [C, H, W]
+    classes: int
+
+    @classmethod
+    def of(cls, config: SearchConfig, source: DataSource | None = None) -> Images:
+        """Those of ``source``; of the data that ``config.data`` names where there is none."""
+        if source is None:
+            return _images_named(config.data)
+        return cls(tuple(source.train.shape), source.classes)
+
+
+@cache
+def _images_named(data: str) -> Images:
+    source = load(data)
+    return Images(tuple(source.train.shape), source.classes)
+
+
+class Size(NamedTuple):
+    """The size of a network."""
+
+    parameters: int
+    macs: int
+
+
+def stages(searched: SearchSpace) -> list[int]:
+    """The stage of each row: its cell's place between the reductions, from 0.
+
+    A cell that halves the map begins a stage. A network of six cells has three stages of two.
+    """
+    reductions = reduction_cells(searched.cell_types)
+    found = [sum(cell >= one for one in reductions) for cell in range(searched.cell_types)]
+    # Where the first cell halves the map there is nothing before it.
+    return [found[cell] - found[0] for cell in range(searched.cell_types) for _ in searched.edges]
+
+
+class Sizes:
+    """Sizes of all networks of a space, counted once for each operation, width and stride.
+
+    Args:
+        searched: the space, one network cell for each of its cell types.
+        channels: C of the first cell.
+        options: how operations with variants are built.
+        images: what the networks classify.
+    """
+
+    def __init__(
+        self, searched: SearchSpace, channels: int, options: OperationOptions, images: Images
+    ) -> None:
+        self.searched, self.channels, self.options = searched, channels, options
+        self.images = images
+
+    @classmethod
+    def of_search(cls, config: SearchConfig, source: DataSource | None = None) -> Sizes:
+        """Those of a search's networks.
+
+        Args:
+            source: its images; None: those that ``config.data`` names, which are loaded.
+        """
+        return _sizes(
+            config.search_space(),
+            config.init_channels,
+            OperationOptions.of(config),
+            Images.of(config, source),
+        )
+
+    # --- [rows, arms] ---------------------------------------------------------------------------
+
+    @cached_property
+    def parameters(self) -> Tensor:
+        """Parameters of each operation on each edge, int64 [rows, arms]."""
+        return edge_parameters(self.searched, self.channels, self.options)
+
+    @cached_property
+    def macs(self) -> Tensor:
+        """Multiply-adds of each operation on each edge for one image, int64 [rows, arms]."""
+        return _table(
+            self.searched,
+            self.channels,
+            self.options,
+            self.images.shape[1:],
+            multiply_adds,
+        )
+
+    # --- the rest -------------------------------------------------------------------------------
+
+    @cached_property
+    def base_parameters(self) -> int:
+        """Parameters of what all networks have."""
+        network = self._network("meta")
+        edges = self.parameters[:, 0].sum().item()
+        return sum(p.numel() for p in network.parameters()) - int(edges)
+
+    @cached_property
+    def base_macs(self) -> int:
+        """Multiply-adds of what all networks have."""
+        return multiply_adds(self._network("cpu"), self.images.shape) - int(self.macs[:, 0].sum())
+
+    def _network(self, device: str) -> Network:
+        """A network of the first arm on every edge."""
+        genotype = Genotype.from_choices(
+            self.searched, [0] * self.searched.rows, options=self.options
+        )
+        with torch.random.fork_rng(devices=[]), torch.device(device):
+            return Network(
+                genotype,
+                in_channels=self.images.shape[0],
+                classes=self.images.classes,
+                channels=self.channels,
+                cells=self.searched.cell_types,
+            )
+
+    # --- of one network -------------------------------------------------------------------------
+
+    def of(self, genotype: Genotype) -> Size:
+        """The size of a genotype's network; its edges may be some of those of the space."""
+        return Size(
+            self.base_parameters + edges_of(genotype, self.searched, self.parameters),
+            self.base_macs + edges_of(genotype, self.searched, self.macs),
+        )
+
+
+# What is counted once serves all networks of a search.
+_sizes = cache(Sizes)
+
+
+def edge_parameters(searched: SearchSpace, channels: int, options: OperationOptions) -> Tensor:
+    """Parameters of each operation on each edge, int64 [rows, arms]; see :class:`Sizes`."""
+    return _table(
+        searched,
+        channels,
+        options,
+        (1, 1),
+        lambda module, _: sum(p.numel() for p in module.parameters()),
+    )
+
+
+def edges_of(genotype: Genotype, searched: SearchSpace, table: Tensor) -> int:
+    """The sum over the edges of a genotype of what ``table`` [rows, arms] says of each."""
+    rows, columns = [], []
+    for index, cell in enumerate(genotype.cells):
+        for node, edges in enumerate(cell.nodes, start=1):
+            for edge in edges:
+                rows.append(searched.row(index, searched.edges.index((edge.source, node))))
+                columns.append(searched.operations.index(edge.op))
+    return int(table[rows, columns].sum())
+
+
+def _table(
+    searched: SearchSpace,
+    channels: int,
+    options: OperationOptions,
+    size: Sequence[int],
+    count: Callable[[nn.Module, tuple[int, ...]], int],
+) -> Tensor:
+    """``count`` of every operation on every edge, with the shape of its input, [rows, arms]."""
+    known: dict[tuple[str, int, int, tuple[int, ...]], int] = {}
+    reductions = reduction_cells(searched.cell_types)
+    height, width = size
+    rows = []
+    for cell in range(searched.cell_types):
+        before = (height, width)
+        stride = 2 if cell in reductions else 1
+        channels *= stride
+        height, width = -(-height // stride), -(-width // stride)
+        for source, _ in searched.edges:
+            # The input of the cell has the size from before the reduction.
+            area = before if source == 0 else (height, width)
+            row = []
+            for name in searched.operations:
+                key = (name, channels, stride if source == 0 else 1, area)
+                if key not in known:
+                    with torch.random.fork_rng(devices=[]):
+                        module = make(*key[:3], options=options)
+                    known[key] = count(module, (channels, *area))
+                row.append(known[key])
+            rows.append(row)
+    return torch.tensor(rows)
