@@ -459,9 +459,7 @@ class ChildParent:
             return "alive: expected the same number of arms, 1 or more, in each row"
         first, last = self._before(arms_left), self._before(max(arms_left - 1, 1))
         if not first <= samples <= last:
-            return (
-                f"samples: expected {first} to {last} with {arms_left} arms alive, got {samples}"
-            )
+            return f"samples: expected {first} to {last} with {arms_left} arms alive, got {samples}"
         since = 0 if self.settings.carry else first
         if samples == first and arms_left < self.arms and not self.settings.carry:
             since = self._before(arms_left + 1)  # until the next score comes
@@ -607,9 +605,7 @@ def replay(lines: Iterable[Mapping[str, Any]]) -> ChildParent:
                 _expect("choice", bandit.final().tolist(), end.choice)
                 ended = True
             elif event != "attack":
-                raise ValueError(
-                    f"event: expected sample, abandon, attack or end, got {event!r}"
-                )
+                raise ValueError(f"event: expected sample, abandon, attack or end, got {event!r}")
         except (RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"bandit log, line {number}: {error}") from error
     if bandit is None:

@@ -123,6 +123,7 @@ class SearchSpace:
         nodes: intermediate nodes of a cell, at least 1.
         cell_types: different cells, 1 to 26.
         inputs: earlier cells that a cell reads, 1 or 2; nodes below this number are these.
+        chain: cells of a supernet. None: one of each type, or 6 where cells have two inputs.
 
     Raises:
         ValueError: one of these does not hold.
@@ -133,6 +134,7 @@ class SearchSpace:
     nodes: int = 4
     cell_types: int = 6
     inputs: int = 1
+    chain: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "operations", tuple(self.operations))
@@ -162,6 +164,13 @@ class SearchSpace:
             raise ValueError(
                 f"search space {self.name!r}: inputs: expected 1 or 2, got {self.inputs}"
             )
+        # A chain of fewer than three cells has no normal cell beside a reduction cell.
+        least = 3 if (self.inputs, self.cell_types) == (2, 2) else self.cell_types
+        if self.chain is not None and self.chain < least:
+            raise ValueError(
+                f"search space {self.name!r}: cells: expected {least} or more in the chain, so that "
+                f"each of {self.cell_types} types is there, got {self.chain}"
+            )
 
     @cached_property
     def edges(self) -> tuple[tuple[int, int], ...]:
@@ -174,7 +183,9 @@ class SearchSpace:
 
     @property
     def cells(self) -> int:
-        """Cells in the chain of a supernet: one of each type, or 6 where cells have two inputs."""
+        """Cells in the chain of a supernet."""
+        if self.chain is not None:
+            return self.chain
         return self.cell_types if self.inputs == 1 else max(self.cell_types, _CELLS_OF_TWO_INPUTS)
 
     @property
@@ -230,13 +241,16 @@ class SearchSpace:
         return values
 
 
-def get(name: str, *, nodes: int = 4, cell_types: int | None = None) -> SearchSpace:
+def get(
+    name: str, *, nodes: int = 4, cell_types: int | None = None, cells: int | None = None
+) -> SearchSpace:
     """The search space of that name in :data:`SPACES`.
 
     Args:
         nodes: intermediate nodes of a cell.
         cell_types: different cells. Default: 6; in a space of 1-bit networks 2, the normal and
             the reduction cell.
+        cells: in the chain of a supernet; see :class:`SearchSpace`.
 
     Raises:
         ValueError: there is none; the message lists those there are.
@@ -246,7 +260,7 @@ def get(name: str, *, nodes: int = 4, cell_types: int | None = None) -> SearchSp
     inputs = 2 if name in BINARY_SPACES else 1
     if cell_types is None:
         cell_types = 2 if inputs == 2 else 6
-    return SearchSpace(name, SPACES[name], nodes, cell_types, inputs)
+    return SearchSpace(name, SPACES[name], nodes, cell_types, inputs, cells)
 
 
 def widest(

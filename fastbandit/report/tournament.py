@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from fastbandit.report.html import duration, finite, get, interval, percent, run_section, show, table
+from fastbandit.report.html import (
+    duration,
+    finite,
+    get,
+    interval,
+    percent,
+    run_section,
+    show,
+    table,
+)
 from fastbandit.report.scatter import Cloud, scatter_chart
 from fastbandit.report.search import Run
 

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from fastbandit import space as spaces
 from fastbandit.bandit import AntiBandit, BanditSettings
 from fastbandit.bandit.budget import SizeBudget
+from fastbandit.childparent import ChildParent
 from fastbandit.config import POSITIVE, SEED, SHARE, ConfigError, Radius, Range, at_least
 from fastbandit.runs.environment import derive_seed
 from fastbandit.runs.session import resolve_device
 from fastbandit.runs.training import TrainingConfig
+from fastbandit.search.binary import BinaryConfig, BinarySettings, CpConfig, check_binary
 from fastbandit.space import SearchSpace
 from fastbandit.threat import ThreatModel
 from fastbandit.training.overfitting import GuardConfig
@@ -107,7 +109,7 @@ class AloneConfig:
 
 
 @dataclass(frozen=True)
-class SearchConfig(TrainingConfig):
+class SearchConfig(BinarySettings, TrainingConfig):
     """Everything that decides the result of a search. Its hash is the run's id."""
 
     seed: Annotated[int, SEED] = 0
@@ -121,9 +123,11 @@ class SearchConfig(TrainingConfig):
     # Less often than in retraining: an epoch of a search is short.
     guard: GuardConfig = field(default_factory=lambda: GuardConfig(every=5))
     space: str = "robust9-light"
-    """search space: general7, robust8 to robust11, or one of their -light twins"""
+    """search space: general7, robust8 to robust11, or one of their -light twins; of 1-bit networks:
+    binary8, binary7, binary8-dense"""
     layers: Annotated[int, Range("a whole number from 1 to 26", least=1, most=26)] = 6
-    """V, the cells of the supernet, each of a type of its own"""
+    """V, the cells of the supernet, each of a type of its own; in a space of 1-bit networks normal
+    and reduction cells"""
     init_channels: Annotated[int, Range("an even number >= 2", least=2, multiple_of=2)] = 8
     """C, the channels of the first cell"""
     denoise: Literal["dot", "gaussian", "mean", "median"] = "dot"
@@ -154,9 +158,16 @@ class SearchConfig(TrainingConfig):
     final: FinalConfig = field(default_factory=FinalConfig)
     supernet: SupernetConfig = field(default_factory=SupernetConfig)
     alone: AloneConfig = field(default_factory=AloneConfig)
+    algorithm: Literal["anti-bandit", "cp-nas"] = "anti-bandit"
+    """what draws paths and abandons arms: the bandit of --bandit.policy, or Algorithm 9 (CP-NAS,
+    for a space of 1-bit networks), which has no bandit"""
+    cp: CpConfig = field(default_factory=CpConfig)
+    binary: BinaryConfig = field(default_factory=BinaryConfig)
 
     def search_space(self) -> SearchSpace:
         """The space that is searched: a row for each edge of each cell."""
+        if self.space in spaces.BINARY_SPACES:
+            return spaces.get(self.space, cells=self.layers)
         return spaces.get(self.space, cell_types=self.layers)
 
     def check(self) -> None:
@@ -183,6 +194,7 @@ class SearchConfig(TrainingConfig):
             )
         self.training_threat()
         self.final_threat()
+        check_binary(self)
         if self.supernet.epochs and self.rewards == "alone":
             raise ConfigError(
                 "supernet.epochs: expected 0 with rewards alone, which have no use for shared "
@@ -261,7 +273,7 @@ class SearchConfig(TrainingConfig):
         except ValueError as error:
             raise ConfigError(f"{self.budgeted}: {error}") from None
 
-    def make_bandit(self, source: DataSource | None = None) -> AntiBandit:
+    def make_bandit(self, source: DataSource | None = None) -> AntiBandit | ChildParent:
         """The bandit of this search: a row for each edge of each cell, an arm an operation.
 
         Args:
@@ -269,6 +281,8 @@ class SearchConfig(TrainingConfig):
         """
         found = self.search_space()
         seed = derive_seed(self.seed, "bandit")
+        if self.algorithm == "cp-nas":
+            return ChildParent(found.rows, found.arms, self.cp.settings(), seed=seed)
         return AntiBandit(found.rows, len(found.operations), self.bandit, seed=seed)
 
     def training_threat(self) -> ThreatModel:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fastbandit._version import __version__
-from fastbandit.bandit import replay
 from fastbandit.runs.cost import cost_summary
 from fastbandit.runs.environment import peak_memory_mb
 from fastbandit.runs.tensors import RunError, save_tensors
+from fastbandit.search.binary import explained
 from fastbandit.search.networks import Networks, chance
 from fastbandit.search.tournament import run_tournament
 
@@ -40,8 +40,7 @@ def finish(current: SearchRun, networks: Networks, processes: int = 1) -> dict[s
     bandit, config, session = current.bandit, current.config, current.session
     setup, folder = current.setup, session.folder
     if folder is not None:
-        explained = replay(folder.lines("bandit.jsonl")).final()
-        if not torch.equal(explained, bandit.final()):
+        if not torch.equal(explained(config, folder.lines("bandit.jsonl")), bandit.final()):
             raise RunError(
                 f"{folder.path}: bandit.jsonl does not explain the genotype found; it was changed "
                 "by another program"
