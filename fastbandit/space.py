@@ -168,8 +168,8 @@ class SearchSpace:
         least = 3 if (self.inputs, self.cell_types) == (2, 2) else self.cell_types
         if self.chain is not None and self.chain < least:
             raise ValueError(
-                f"search space {self.name!r}: cells: expected {least} or more in the chain, so that "
-                f"each of {self.cell_types} types is there, got {self.chain}"
+                f"search space {self.name!r}: cells: expected {least} or more in the chain, so "
+                f"that each of {self.cell_types} types is there, got {self.chain}"
             )
 
     @cached_property

@@ -81,7 +81,8 @@ def _check(found: Any) -> str:
     way = "shared weights" if found.get("trusted") else "networks trained alone"
     return (
         f"<p>Check of the reward: {show(found.get('networks'))} networks were trained alone for "
-        f"{show(found.get('epochs'))} epochs. Rank correlation of their accuracy with that of their "
+        f"{show(found.get('epochs'))} epochs. Rank correlation of their accuracy with that of "
+        "their "
         f"paths under shared weights: {escape(said)}; threshold {show(found.get('threshold'))}. "
         f"Paths were credited with the accuracy of <b>{way}</b>.</p>"
     )
@@ -138,16 +139,22 @@ def _held(found: Any) -> str:
         cells += [""] * (len(epochs) - len(cells))
         words = _ORIGINS.get(one.origin, one.origin)
         lines.append(
-            [name, escape(words), show(one.parameters), *cells, percent(one.clean[-1])]
-            + [escape(one.genotype[:12])]
+            [
+                name,
+                escape(words),
+                show(one.parameters),
+                *cells,
+                percent(one.clean[-1]),
+                escape(one.genotype[:12]),
+            ]
         )
     seconds = finite(get(found, "cost", "seconds_total"))
     cost = "" if seconds is None else f" All trainings together took {duration(seconds)}."
     attack = get(found, "attack")
     return (
-        "<p>Candidates are trained from scratch, each rung with a schedule of its own; the best of a "
-        "rung are trained again for longer. They are judged on validation images, so the figures of "
-        f"the winner are those of the best of many, and too good.{cost}</p>"
+        "<p>Candidates are trained from scratch, each rung with a schedule of its own; the best of "
+        "a rung are trained again for longer. They are judged on validation images, so the figures "
+        f"of the winner are those of the best of many, and too good.{cost}</p>"
         f"{chart}{table(heads, lines, text=(0, 1, len(heads) - 1))}"
         + (f'<p class="meta">robust: {escape(str(attack))}</p>' if attack else "")
     )

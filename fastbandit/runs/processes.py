@@ -1,4 +1,4 @@
-"""Independent jobs on several processes, each with one thread, and with a GPU where there are some."""
+"""Independent jobs on several processes, each with one thread, or with a GPU where there are."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from types import TracebackType
 from typing import Any
 
 import torch
 
 from fastbandit.runs.tensors import RunError
 
-__all__ = ["Call", "cores", "run_calls"]
+__all__ = ["Call", "Workers", "cores", "run_calls"]
 
 # What a child is started with: one thread, and it sleeps while it waits.
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
@@ -38,30 +39,46 @@ class Call:
     arguments: tuple[Any, ...]
 
 
-def run_calls(
-    calls: Sequence[Call], processes: int, done: Callable[[int, dict[str, Any]], None]
-) -> None:
-    """Make every call, at most ``processes`` at a time.
+class Workers:
+    """Processes that make calls; they are started when there is something to do.
 
-    With one process the calls are made in this one, in their order. A program that asks for more
-    keeps its own start below ``if __name__ == "__main__":``, as for any new Python process. What a call returns must not
-    depend on where it is made. However this function is left, its processes end before; and they
-    end themselves when this process is killed.
+    However the context is left, the processes end before; and they end themselves when this process
+    is killed.
 
     Args:
-        done: is called with the position of a call and what it returned, as soon as it did.
-
-    Raises:
-        RunError: a call failed, or its process ended; the others are stopped.
+        processes: calls at a time. With one, calls are made in this process. A program that asks
+            for more keeps its own start below ``if __name__ == "__main__":``, as for any new Python
+            process.
     """
-    if processes == 1 or len(calls) == 1:
-        for position, call in enumerate(calls):
-            done(position, call.function(*call.arguments))
-        return
-    todo = list(enumerate(calls))
-    with _children(min(processes, len(calls))) as children:
+
+    def __init__(self, processes: int = 1) -> None:
+        self.processes = processes
+        self._children: dict[Any, Any] = {}
+
+    def run(self, calls: Sequence[Call], done: Callable[[int, dict[str, Any]], None]) -> None:
+        """Make every call. What a call returns must not depend on where it is made.
+
+        Args:
+            done: is called with the position of a call and what it returned, as soon as it did.
+
+        Raises:
+            RunError: a call failed, or its process ended; the others are stopped.
+        """
+        if self.processes == 1 or (len(calls) == 1 and not self._children):
+            for position, call in enumerate(calls):
+                done(position, call.function(*call.arguments))
+            return
+        try:
+            self._start()
+            self._run(calls, done)
+        except BaseException:
+            self.close()
+            raise
+
+    def _run(self, calls: Sequence[Call], done: Callable[[int, dict[str, Any]], None]) -> None:
+        todo = list(enumerate(calls))
         busy: dict[Any, int] = {}
-        idle = list(children)
+        idle = list(self._children)
         while todo or busy:
             while todo and idle:
                 pipe = idle.pop()
@@ -73,7 +90,7 @@ def run_calls(
                 try:
                     good, answer = pipe.recv()  # type: ignore[union-attr]
                 except EOFError:
-                    child = children[pipe]
+                    child = self._children[pipe]
                     child.join()
                     raise RunError(
                         f"{calls[position].name}: its process ended with status {child.exitcode}; "
@@ -84,41 +101,54 @@ def run_calls(
                 idle.append(pipe)
                 done(position, answer)
 
-
-@contextlib.contextmanager
-def _children(count: int) -> Iterator[dict[Any, Any]]:
-    """So many waiting processes by their pipes; they are gone when the context is left."""
-    context = multiprocessing.get_context("spawn")
-    children: dict[Connection, Any] = {}
-    before = {name: os.environ.get(name) for name in _ENVIRONMENT}
-    try:
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        before = {name: os.environ.get(name) for name in _ENVIRONMENT}
         os.environ.update(_ENVIRONMENT)
         try:
-            for number in range(count):
+            for number in range(len(self._children), self.processes):
                 ours, theirs = context.Pipe()
                 child = context.Process(target=_serve, args=(theirs, number), daemon=True)
                 child.start()
                 theirs.close()
-                children[ours] = child
+                self._children[ours] = child
         finally:
             for name, value in before.items():
                 if value is None:
                     del os.environ[name]
                 else:
                     os.environ[name] = value
-        yield children
-    finally:
-        for pipe, child in children.items():
+
+    def close(self) -> None:
+        """End the processes; they are started again when there is something to do."""
+        for pipe, child in self._children.items():
             child.kill()
             child.join()
             pipe.close()
+        self._children = {}
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def run_calls(
+    calls: Sequence[Call], processes: int, done: Callable[[int, dict[str, Any]], None]
+) -> None:
+    """Make every call with :class:`Workers` of their own, whose arguments and errors these are."""
+    with Workers(min(processes, len(calls)) or 1) as workers:
+        workers.run(calls, done)
 
 
 def _serve(pipe: Connection, number: int) -> None:
     """In a child: make the calls that come."""
-    if torch.cuda.is_available():
-        # "cuda" then means another GPU in each process, as far as there are some.
-        torch.cuda.set_device(number % torch.cuda.device_count())
     # Ctrl-C reaches every process of a terminal; it is the parent that ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -129,6 +159,9 @@ def _serve(pipe: Connection, number: int) -> None:
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
+    if torch.cuda.is_available():
+        # "cuda" then means another GPU in each process, as far as there are some.
+        torch.cuda.set_device(number % torch.cuda.device_count())
     while True:
         try:
             function, arguments = pipe.recv()
@@ -138,4 +171,5 @@ def _serve(pipe: Connection, number: int) -> None:
             answer = (True, function(*arguments))
         except Exception as error:
             answer = (False, str(error) or type(error).__name__)
-        pipe.send(answer)
+        with contextlib.suppress(BrokenPipeError):
+            pipe.send(answer)

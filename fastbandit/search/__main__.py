@@ -164,7 +164,9 @@ def _tournament_lines(summary: dict[str, Any]) -> list[str]:
     last = winner["rungs"][-1]
     origins = Counter(one["origin"] for one in entries)
     words = {"bandit": "of the bandit", "random": "at random", "model": "of the model"}
-    rungs = ", ".join(f"{one['networks']} for {one['epochs']} epochs" for one in tournament["rungs"])
+    rungs = ", ".join(
+        f"{one['networks']} for {one['epochs']} epochs" for one in tournament["rungs"]
+    )
     minutes = tournament["cost"]["seconds_total"] / 60
     return [
         f"tournament: {len(entries)} candidates "

@@ -2,9 +2,9 @@
 
 Zhang, Xu et al., "Binary Neural Networks", section 4.3, Algorithm 9. The parent is trained first;
 both see the same batches and the same random starts. Where the text is silent: both share weights
-over the paths, as in the anti-bandit search; the parent has the search's SGD, the child Adam without
-weight decay, after each step of which the latents are clamped to [-1, 1]; batch-norm statistics
-are those of the path, as ever.
+over the paths, as in the anti-bandit search; the parent has the search's SGD, the child Adam
+without weight decay, after each step of which the latents are clamped to [-1, 1]; batch-norm
+statistics are those of the path, as ever.
 """
 
 from __future__ import annotations

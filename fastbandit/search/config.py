@@ -64,7 +64,7 @@ class FinalConfig:
     """candidates that are trained alone, in rungs, after the search: the path found and others that
     the bandit prefers, random ones, and those of a model that has learnt from the first; the best
     of them is the network found; 0: none, and the last path is"""
-    rungs: tuple[Annotated[int, at_least(1)], ...] = (3, 9)
+    rungs: tuple[int, ...] = (3, 9)
     """epochs of each rung of the tournament, each with a schedule of its own"""
     keep: Annotated[float, SHARE] = 0.25
     """share of a rung's candidates that enters the next one"""
@@ -202,13 +202,16 @@ class SearchConfig(BinarySettings, TrainingConfig):
             )
         if 0 < self.supernet.check < 4:
             raise ConfigError(
-                "supernet.check: expected 0, or 4 networks or more, of which a rank correlation has "
-                f"an interval, got {self.supernet.check}"
+                "supernet.check: expected 0, or 4 networks or more, so that their rank correlation "
+                f"has an interval, got {self.supernet.check}"
             )
         final = self.final
         if final.tournament:
-            if not final.rungs:
-                raise ConfigError("final.rungs: expected epochs for one rung or more, got none")
+            if not final.rungs or min(final.rungs) < 1:
+                raise ConfigError(
+                    "final.rungs: expected 1 epoch or more for one rung or more, got "
+                    f"{', '.join(map(str, final.rungs)) or 'none'}"
+                )
             if final.from_bandit + final.from_model > 1:
                 raise ConfigError(
                     "final.from_bandit, final.from_model: expected shares with a sum of 1 at most, "

@@ -50,9 +50,9 @@ def dry_run(config: SearchConfig, processes: int = 1) -> dict[str, Any]:
         epochs after the last pruning), ``seconds_final`` (the attack on the found path),
         ``networks`` that are trained from scratch, ``seconds_network`` (for each of them),
         ``seconds_supernet`` (before the first path), ``trainings_alone`` and ``seconds_alone`` (to
-        score paths and in the tournament) and ``seconds_total`` of all; ``peak_memory_mb`` in MiB on those paths
-        and ``peak_memory_mb_widest`` on the widest, which a search is unlikely to meet. On a CPU
-        memory is the process's, so it is right in a process that did nothing before.
+        score paths and in the tournament) and ``seconds_total`` of all; ``peak_memory_mb`` in MiB
+        on those paths and ``peak_memory_mb_widest`` on the widest, which a search is unlikely to
+        meet. On a CPU memory is the process's, so it is right in a process that did nothing before.
 
     Raises:
         OutOfMemoryError: not even this fits.

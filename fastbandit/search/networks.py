@@ -285,7 +285,9 @@ class Networks:
         self.rows.append(row)
 
 
-def finished_network(path: Path, config: RetrainConfig, genotype: Genotype) -> dict[str, Any] | None:
+def finished_network(
+    path: Path, config: RetrainConfig, genotype: Genotype
+) -> dict[str, Any] | None:
     """The summary of the run there if it is finished and of this configuration."""
     if not (path / "summary.json").is_file():
         return None

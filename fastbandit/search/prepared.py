@@ -26,6 +26,7 @@ from torch import Tensor
 
 from fastbandit.runs.cost import EpochTimer
 from fastbandit.runs.environment import derive_seed
+from fastbandit.runs.processes import Workers
 from fastbandit.runs.session import Session
 from fastbandit.search.adversarial import Adversarial
 from fastbandit.search.networks import FOLDER, random_choice
@@ -75,12 +76,12 @@ class Prepared(Adversarial):
     """The trial of a search with ``supernet.epochs`` or with ``rewards: alone``.
 
     Args:
-        processes: networks that are trained alone at a time.
+        workers: train several networks at a time.
     """
 
-    def __init__(self, setup: Setup, session: Session, cost: Cost, processes: int = 1) -> None:
+    def __init__(self, setup: Setup, session: Session, cost: Cost, workers: Workers) -> None:
         super().__init__(setup, session, cost)
-        self.processes = processes
+        self.workers = workers
         self.engine = Engine(self.config.precision)
         # What the check of the reward found; None before it.
         self.checked: dict[str, Any] | None = None
@@ -168,7 +169,7 @@ class Prepared(Adversarial):
         }
 
     def _balanced(self, first: int) -> Iterator[Tensor]:
-        """Paths of the batches from number ``first`` on: of each K, every arm of a row is in one."""
+        """Paths of the batches from number ``first`` on: every arm of a row is in one of each K."""
         searched = self.config.search_space()
         rows, arms = searched.rows, searched.arms
         batch = first
@@ -247,7 +248,7 @@ class Prepared(Adversarial):
         started = time.perf_counter()
         found: list[dict[str, Any]] = [{} for _ in pieces]
         unseen = dataclasses.replace(self.setup.source, test=None)
-        train_alone(pieces, unseen, self.processes, found.__setitem__)
+        train_alone(pieces, unseen, self.workers, found.__setitem__)
         for one in found:
             for name in ("images_trained", "images_evaluated", "forward_passes", "backward_passes"):
                 setattr(self.cost, name, getattr(self.cost, name) + one[name])

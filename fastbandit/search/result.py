@@ -9,6 +9,7 @@ import torch
 from fastbandit._version import __version__
 from fastbandit.runs.cost import cost_summary
 from fastbandit.runs.environment import peak_memory_mb
+from fastbandit.runs.processes import Workers
 from fastbandit.runs.tensors import RunError, save_tensors
 from fastbandit.search.binary import explained
 from fastbandit.search.networks import Networks, chance
@@ -27,12 +28,12 @@ _SELECTION = {
 }
 
 
-def finish(current: SearchRun, networks: Networks, processes: int = 1) -> dict[str, Any]:
+def finish(current: SearchRun, networks: Networks, workers: Workers) -> dict[str, Any]:
     """Check that the log explains the result, measure the found path, hold the tournament, train
     the found network and random ones from scratch, write the last files; returns the summary.
 
     Args:
-        processes: networks of the tournament that are trained at a time.
+        workers: train several networks of the tournament at a time.
 
     Raises:
         RunError: the log and the state of the bandit disagree.
@@ -40,7 +41,8 @@ def finish(current: SearchRun, networks: Networks, processes: int = 1) -> dict[s
     bandit, config, session = current.bandit, current.config, current.session
     setup, folder = current.setup, session.folder
     if folder is not None:
-        if not torch.equal(explained(config, folder.lines("bandit.jsonl")), bandit.final()):
+        arms = explained(config, folder.lines("bandit.jsonl"))
+        if not torch.equal(arms, bandit.final()):
             raise RunError(
                 f"{folder.path}: bandit.jsonl does not explain the genotype found; it was changed "
                 "by another program"
@@ -56,7 +58,7 @@ def finish(current: SearchRun, networks: Networks, processes: int = 1) -> dict[s
             {"run_id": session.run_id, "genotype": genotype.to_dict()},
         )
     if config.final.tournament:
-        tournament = run_tournament(session, setup.source, bandit, processes)
+        tournament = run_tournament(session, setup.source, bandit, workers)
         winner = tournament["candidates"][tournament["winner"]]
         genotype = current.genotype(winner["choice"])
     if folder is not None:

@@ -12,6 +12,7 @@ from fastbandit.config import ConfigError
 from fastbandit.data import DataSource
 from fastbandit.distributed import Group
 from fastbandit.runs.folder import RunFiles, RunFolder
+from fastbandit.runs.processes import Workers
 from fastbandit.runs.progress import Progress, accuracies
 from fastbandit.runs.session import (
     OutOfMemoryError,
@@ -85,6 +86,7 @@ def search(
             f"together, got {config.final.tournament}; one process with --processes "
             f"{group.size} trains {group.size} candidates at a time, on as many GPUs as there are"
         )
+    workers = Workers(processes)
     prepared = config.rewards == "alone" or config.supernet.epochs > 0
     if prepared and group is not None:
         raise ConfigError(
@@ -94,27 +96,25 @@ def search(
     if config.search_space().binary and trial is Adversarial:
         if group is not None:
             raise ConfigError(
-                f"space: expected one without 1-bit operations on {group.size} processes that train "
-                f"one network together, got {config.space}"
+                f"space: expected one without 1-bit operations on {group.size} processes that "
+                f"train one network together, got {config.space}"
             )
         trial = ChildParentTrial
     if prepared and trial is Adversarial:
-        trial = partial(Prepared, processes=processes)
+        trial = partial(Prepared, workers=workers)
     # Before there is a run folder: what cannot be is said and leaves nothing behind.
     Graphs(config.graphs, torch.device(config.device), processes=session.processes)
-    with torch_settings(config.threads, bool(config.deterministic)):
+    with workers, torch_settings(config.threads, bool(config.deterministic)):
         setup = build(config, group, source)
         config.size_budget(setup.source)
         with session.open(FILES, out, root=root, name=config.name, force=force, progress=progress):
             done = session.finished(setup.splits)
             if done is None:
-                done = _search(setup, session, trial, processes)
+                done = _search(setup, session, trial, workers)
             return session.path, done
 
 
-def _search(
-    setup: Setup, session: Session, trial: MakeTrial, processes: int
-) -> dict[str, Any]:
+def _search(setup: Setup, session: Session, trial: MakeTrial, workers: Workers) -> dict[str, Any]:
     current, config, progress = SearchRun(setup, session, trial), setup.config, session.progress
     graphs = current.engine.graphs
     if graphs is not None and graphs.reason and setup.device.type == "cuda":
@@ -158,7 +158,7 @@ def _search(
                     metrics = current.tune()
                 update(current.tuned, f"epoch {current.tuned}/{tuning}  {accuracies(metrics)}")
     with session.oom_hint("when the found path was measured"):
-        return result.finish(current, networks, processes)
+        return result.finish(current, networks, workers)
 
 
 def _prepare(current: SearchRun, session: Session) -> None:
@@ -166,12 +166,15 @@ def _prepare(current: SearchRun, session: Session) -> None:
     epochs = current.config.supernet.epochs
     if not epochs:
         return
-    with session.progress.steps(
-        f"supernet: {epochs} epochs of shared weights, one path a batch; run folder "
-        f"{session.path}",
-        epochs,
-        current.prepared,
-    ) as update, session.oom_hint("while the supernet was trained"):
+    with (
+        session.progress.steps(
+            f"supernet: {epochs} epochs of shared weights, one path a batch; run folder "
+            f"{session.path}",
+            epochs,
+            current.prepared,
+        ) as update,
+        session.oom_hint("while the supernet was trained"),
+    ):
         while (metrics := current.prepare()) is not None:
             if metrics["phase"] == "supernet":
                 done = current.prepared

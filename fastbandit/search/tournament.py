@@ -30,7 +30,7 @@ from fastbandit.operations import OperationOptions
 from fastbandit.retrain.config import RetrainConfig
 from fastbandit.retrain.loop import retrain
 from fastbandit.runs.environment import derive_seed
-from fastbandit.runs.processes import Call, run_calls
+from fastbandit.runs.processes import Call, Workers
 from fastbandit.runs.session import Session
 from fastbandit.search.networks import (
     FOLDER,
@@ -101,7 +101,7 @@ def hold(
     candidates: Sequence[Candidate],
     *,
     propose: int = 0,
-    processes: int = 1,
+    workers: Workers | None = None,
 ) -> dict[str, Any]:
     """Train the candidates in the rungs of ``session.config.final`` and find the best.
 
@@ -115,7 +115,8 @@ def hold(
         candidates: the networks of the first rung, no two the same.
         propose: so many more, chosen by the model of :func:`model_of` from the results of the first
             rung, enter it.
-        processes: trainings at a time; the result does not depend on it.
+        workers: train several networks at a time; the result does not depend on them. None: one
+            after the other, in this process.
 
     Returns:
         What ``tournament.json`` holds: ``candidates``, each with the figures of its ``rungs``;
@@ -125,6 +126,7 @@ def hold(
         ValueError: no candidate.
     """
     config: SearchConfig = session.config
+    workers = workers or Workers()
     if not candidates:
         raise ValueError("tournament: expected one candidate or more, got none")
     folder = session.path / FOLDER / "tournament"
@@ -134,10 +136,10 @@ def hold(
     epochs = config.final.rungs
     for rung, length in enumerate(epochs):
         if rung == 0:
-            _train(session, unseen, folder, 0, entries, candidates, processes)
+            _train(session, unseen, folder, 0, entries, candidates, workers)
             if propose:
                 more = _proposals(config, source, entries, propose)
-                _train(session, unseen, folder, 0, entries, more, processes)
+                _train(session, unseen, folder, 0, entries, more, workers)
             continue
         going = sorted(
             (number for number, one in enumerate(entries) if len(one["rungs"]) == rung),
@@ -147,7 +149,7 @@ def hold(
         session.progress.line(
             f"tournament: {len(going)} of {len(entries)} go on to {length} epochs"
         )
-        _train(session, unseen, folder, rung, entries, going, processes)
+        _train(session, unseen, folder, rung, entries, going, workers)
     last = [number for number, one in enumerate(entries) if len(one["rungs"]) == len(epochs)]
     winner = min(last, key=lambda number: _rank(entries[number], number))
     trainings = [one for entry in entries for one in entry["rungs"]]
@@ -169,7 +171,7 @@ def hold(
                 "backward_passes",
             )
         }
-        | {"networks": len(trainings), "processes": processes},
+        | {"networks": len(trainings), "processes": workers.processes},
     }
 
 
@@ -221,7 +223,7 @@ def _train(
     rung: int,
     entries: list[dict[str, Any]],
     new: Sequence[Candidate] | Sequence[int],
-    processes: int,
+    workers: Workers,
 ) -> None:
     """Train candidates for a rung and enter what is found; those of the first rung are new."""
     config: SearchConfig = session.config
@@ -269,20 +271,18 @@ def _train(
                 f"{100 * found['robust_accuracy']:.1f} %",
             )
 
-        train_alone(pieces, source, processes, enter)
+        train_alone(pieces, source, workers, enter)
 
 
 def train_alone(
     pieces: Sequence[Piece],
     source: DataSource,
-    processes: int,
+    workers: Workers,
     done: Callable[[int, dict[str, Any]], None],
 ) -> None:
     """:func:`judge` for each piece, several at a time; ``done`` is told of each as it ends."""
-    calls = [
-        Call(f"network {piece.folder.name}", judge_piece, (source, piece)) for piece in pieces
-    ]
-    run_calls(calls, processes, done)
+    calls = [Call(f"network {piece.folder.name}", judge_piece, (source, piece)) for piece in pieces]
+    workers.run(calls, done)
 
 
 def judge_piece(source: DataSource, piece: Piece) -> dict[str, Any]:
@@ -369,7 +369,7 @@ def candidates_of(
 
 
 def run_tournament(
-    session: Session, source: DataSource, bandit: AntiBandit, processes: int
+    session: Session, source: DataSource, bandit: AntiBandit, workers: Workers
 ) -> dict[str, Any]:
     """The tournament of a search, or what is stored of it; its trainings leave no files."""
     folder = session.folder
@@ -378,7 +378,7 @@ def run_tournament(
         stored: dict[str, Any] = folder.read_json(FILE)
         return stored
     candidates, propose = candidates_of(session.config, source, bandit)
-    found = hold(session, source, candidates, propose=propose, processes=processes)
+    found = hold(session, source, candidates, propose=propose, workers=workers)
     folder.write_json(FILE, found)
     clear(session)
     return found

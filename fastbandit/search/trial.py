@@ -87,8 +87,8 @@ class Trial(Protocol):
     """One way to train and to score a path. The search calls:
 
     0. :meth:`prepare` until it returns None, before the first path;
-    1. for each path that it draws :meth:`train`, or only :meth:`evaluate` for a path that is scored with the weights as they
-       are;
+    1. for each path that it draws :meth:`train`, or only :meth:`evaluate` for a path that is
+       scored with the weights as they are;
     2. at the end :meth:`measure`, on the path found.
     """
 

@@ -1,8 +1,9 @@
 """Adversarial training and evaluation: what search and retraining share.
 
-``epoch`` trains one epoch and evaluates, ``paths`` trains another path with each batch, ``steps`` says how a step is computed, ``recorded`` and
-``cuda_graphs`` replay it, ``batches`` make its images, ``objectives`` say what is minimised,
-``overfitting`` watches over it, ``averaging`` averages the weights, ``cost`` counts.
+``epoch`` trains one epoch and evaluates, ``paths`` trains another path with each batch, ``steps``
+says how a step is computed, ``recorded`` and ``cuda_graphs`` replay it, ``batches`` make its
+images, ``objectives`` say what is minimised, ``overfitting`` watches over it, ``averaging`` averages the
+weights, ``cost`` counts.
 """
 
 from fastbandit.training.batches import Batches

@@ -1,0 +1,152 @@
+"""Two charts of single values: strips of points with a mean beside them, and y over x."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fastbandit.report.axes import BOLD, REGULAR, Axes, number, tick_labels, ticks
+
+__all__ = ["Cloud", "Strip", "scatter_chart", "strip_chart"]
+
+
+@dataclass(frozen=True)
+class Strip:
+    """The values of one group.
+
+    Args:
+        name: stands below it.
+        values: in the unit of the y axis.
+        notes: tooltip of each value.
+        mean, low, high: drawn beside the points; an interval that is NaN is not.
+        style: class of the colour.
+    """
+
+    name: str
+    values: Sequence[float]
+    notes: Sequence[str]
+    mean: float
+    low: float
+    high: float
+    style: str
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """One group of points of a :func:`scatter_chart`; ``notes`` are their tooltips."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    notes: Sequence[str]
+    style: str
+
+
+def _padded(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    pad = (high - low) * 0.06 or abs(low) * 0.06 or 1.0
+    return low - pad, high + pad
+
+
+def strip_chart(
+    strips: Sequence[Strip], *, title: str, y_label: str, width: int = 1080, height: int = 360
+) -> str:
+    """Every value of each group as a point, their mean as a bar with its interval.
+
+    Args:
+        strips: from the left.
+        title: accessible name of the drawing.
+        y_label: axis title, with the unit.
+        width, height: of the view box, in pixels.
+
+    Returns:
+        An ``<svg>`` element, or a paragraph that says there is nothing to draw yet.
+    """
+    values = [
+        y for strip in strips for y in (*strip.values, strip.low, strip.high) if math.isfinite(y)
+    ]
+    if not values:
+        return '<p class="empty">Nothing to draw yet.</p>'
+    axes = Axes(title, _padded(values), width=width, height=height, top=12, bottom=44, right=24)
+    step = axes.inner / len(strips)
+    axes.begin()
+    axes.base()
+    for place, strip in enumerate(strips):
+        middle = axes.left + (place + 0.5) * step
+        axes.text(
+            "tick", number(middle), number(axes.floor + 18), strip.name, 'text-anchor="middle"'
+        )
+        room = min(60.0, step / 3)
+        count = len(strip.values)
+        for position, (value, note) in enumerate(zip(strip.values, strip.notes, strict=True)):
+            # In the order of their numbers, from the left, so that none hides another.
+            shift = 0.0 if count == 1 else (position / (count - 1) - 1) * room
+            axes.dot(strip.style, number(middle + shift - 8), number(axes.y(value)), 3, note)
+        spot = middle + min(24.0, step / 6)
+        y = number(axes.y(strip.mean))
+        if math.isfinite(strip.low) and math.isfinite(strip.high):
+            top, bottom = number(axes.y(strip.high)), number(axes.y(strip.low))
+            cap = f"M{number(spot - 5)}"
+            axes.path(
+                f"line {strip.style}",
+                f"M{number(spot)} {top}V{bottom}{cap} {top}h10{cap} {bottom}h10",
+            )
+        axes.path(f"line {strip.style}", f"M{number(spot - 9)} {y}h18")
+        note = f"{strip.name}: mean {strip.mean:.4g}"
+        if math.isfinite(strip.low):
+            note += f" ({strip.low:.4g} to {strip.high:.4g})"
+        axes.dot(strip.style, number(spot), y, 4, note)
+    axes.name("", y_label)
+    return axes.svg()
+
+
+def scatter_chart(
+    clouds: Sequence[Cloud],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    width: int = 1080,
+    height: int = 380,
+) -> str:
+    """Points at x and y, a colour for each group, whose names stand at the right.
+
+    Args:
+        clouds: the groups; one without points is left out.
+        title: accessible name of the drawing.
+        x_label, y_label: axis titles, with the unit.
+        width, height: of the view box, in pixels.
+
+    Returns:
+        An ``<svg>`` element, or a paragraph that says there is nothing to draw yet.
+    """
+    clouds = [cloud for cloud in clouds if len(cloud.x)]
+    if not clouds:
+        return '<p class="empty">Nothing to draw yet.</p>'
+    right = 34 + max(len(cloud.name) for cloud in clouds) * BOLD
+    span = _padded([y for cloud in clouds for y in cloud.y])
+    axes = Axes(title, span, width=width, height=height, top=12, bottom=44, right=right)
+    low, high = _padded([x for cloud in clouds for x in cloud.x])
+
+    def at_x(value: float) -> float:
+        return axes.left + (value - low) / (high - low) * axes.inner
+
+    axes.begin()
+    axes.base()
+    marks = ticks(low, high, max(2, int(axes.inner // 130)))
+    taken = -math.inf
+    for value, text in zip(marks, tick_labels(marks), strict=True):
+        x, half = at_x(value), len(text) * REGULAR / 2
+        axes.path("axis", f"M{number(x)} {number(axes.floor)}v5")
+        if x - half > taken:
+            axes.text("tick", number(x), number(axes.floor + 18), text, 'text-anchor="middle"')
+            taken = x + half + 6
+    for place, cloud in enumerate(clouds):
+        for x_value, y_value, note in zip(cloud.x, cloud.y, cloud.notes, strict=True):
+            axes.dot(cloud.style, number(at_x(x_value)), number(axes.y(y_value)), 3.5, note)
+        key_x, key_y = axes.left + axes.inner + 14, axes.top + 12 + 18 * place
+        axes.dot(cloud.style, number(key_x), number(key_y), 3.5)
+        axes.text(f"name {cloud.style}", number(key_x + 9), number(key_y), cloud.name, 'dy=".35em"')
+    axes.name(x_label, y_label)
+    return axes.svg()
