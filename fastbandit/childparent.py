@@ -23,10 +23,10 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationError
 from torch import Tensor
 
 from fastbandit.bandit.bandits import counter_uniform
@@ -38,6 +38,7 @@ __all__ = [
     "ChildParentSample",
     "ChildParentSettings",
     "ChildParentStart",
+    "Means",
     "replay",
     "score",
 ]
@@ -143,6 +144,8 @@ class ChildParent:
         self._arms_left = arms
         self._samples = 0
         self._pending: list[Tensor] = []  # drawn and not credited yet, in order
+        # The permutations of a repetition, a function of the state; by the repetition's number.
+        self._order: tuple[int, Tensor] | None = None
 
     # --- where the run stands -------------------------------------------------------------------
 
@@ -250,11 +253,14 @@ class ChildParent:
     def _permutation(self, repetition: int) -> Tensor:
         """The arms alive of each row in the order of a repetition, int64 [rows, K]."""
         # One number for each repetition of the whole run.
-        done = self.settings.rounds * (self.arms - self._arms_left)
-        keys = counter_uniform(self.seed, "sample", done + repetition, self.rows, self.arms)
-        # The sort is stable, so that equal keys (one in 2**53) have the same order everywhere.
-        keys = torch.where(self.alive, keys, 2.0)
-        return keys.argsort(dim=-1, stable=True)[:, : self._arms_left]
+        number = self.settings.rounds * (self.arms - self._arms_left) + repetition
+        if self._order is None or self._order[0] != number:
+            keys = counter_uniform(self.seed, "sample", number, self.rows, self.arms)
+            # The sort is stable, so that equal keys (one in 2**53) have the same order everywhere.
+            keys = torch.where(self.alive, keys, 2.0)
+            order = keys.argsort(dim=-1, stable=True)[:, : self._arms_left]
+            self._order = (number, order)
+        return self._order[1]
 
     def sample(self, *, trained: bool = True, ahead: bool = False) -> Tensor:
         """Draw a path: the next arm of each row's permutation.
@@ -437,7 +443,7 @@ class ChildParent:
         )
         self.mean = torch.where(self.count > 0, self._sum / self.count.clamp(min=1), 0.0)
         self._arms_left = int(self.alive[0].sum())
-        self._samples = state["samples"]
+        self._samples, self._order = state["samples"], None
         self._pending = [] if int(pending[0]) < 0 else [pending]
 
     # --- inside ---------------------------------------------------------------------------------
@@ -541,9 +547,12 @@ class ChildParentStart(BanditLine):
         arms = len(self.edges) * len(self.operations)
         if arms > _MOST_REPLAYED:
             raise ValueError(f"expected at most {_MOST_REPLAYED:,} arms, got {arms:,}")
-        names = [field.name for field in dataclasses.fields(ChildParentSettings)]
-        settings = ChildParentSettings(**{name: getattr(self, name) for name in names})
-        return ChildParent(len(self.edges), len(self.operations), settings, seed=self.seed)
+        return ChildParent(len(self.edges), len(self.operations), self.settings, seed=self.seed)
+
+    @property
+    def settings(self) -> ChildParentSettings:
+        """The settings, not checked."""
+        return ChildParentSettings(self.rounds, self.beta, self.gap, self.carry)
 
 
 class ChildParentSample(Sample):
@@ -551,6 +560,37 @@ class ChildParentSample(Sample):
 
     child_accuracy: Accuracy
     parent_accuracy: Accuracy
+
+
+class Means:
+    """The scores of the arms after each sample, of a log whose choices are taken as they are.
+
+    As the state of :class:`ChildParent`, without its checks; for a report.
+    """
+
+    def __init__(self, rows: int, arms: int, settings: ChildParentSettings) -> None:
+        self.rows, self.arms, self.settings = rows, arms, settings
+        plan = ChildParent(rows, arms, settings)
+        self.total_samples, self.initial_samples = plan.total_samples, 0
+        self._begins = {plan._before(left) for left in range(1, arms + 1)}
+        self._samples = 0
+        self._sum = torch.zeros(rows, arms, dtype=torch.float64)
+        self.count = torch.zeros(rows, arms, dtype=torch.int64)
+
+    @property
+    def mean(self) -> Tensor:
+        """z-bar, float64 [rows, arms]; 0 for an arm without a score."""
+        return torch.where(self.count > 0, self._sum / self.count.clamp(min=1), 0.0)
+
+    def credit(self, choice: Tensor, reward: float, *, trained: bool = True) -> None:
+        """Add the score of a path."""
+        if self._samples in self._begins and not self.settings.carry:
+            self._sum.zero_()
+            self.count.zero_()
+        index = choice.unsqueeze(1)
+        self._sum.scatter_add_(1, index, torch.full_like(index, reward, dtype=torch.float64))
+        self.count.scatter_add_(1, index, torch.ones_like(index))
+        self._samples += 1
 
 
 def replay(lines: Iterable[Mapping[str, Any]]) -> ChildParent:
@@ -581,7 +621,7 @@ def replay(lines: Iterable[Mapping[str, Any]]) -> ChildParent:
             if bandit is None or start is None:
                 if event != "start":
                     raise ValueError(f"event: expected start, got {event!r}")
-                start = ChildParentStart.model_validate(line)
+                start = _read(ChildParentStart, line)
                 bandit = start.bandit()
             elif ended:
                 raise ValueError("nothing may follow the end event")
@@ -589,16 +629,16 @@ def replay(lines: Iterable[Mapping[str, Any]]) -> ChildParent:
                 if not expected:
                     found = prune(bandit, start.edges, start.operations)  # type: ignore[arg-type]
                     expected = {one.row: one for one in found}
-                _check_abandon(Abandon.model_validate(line), expected)
+                _check_abandon(_read(Abandon, line), expected)
             elif expected:
                 raise ValueError(f"expected abandon events of rows {sorted(expected)}, got {event}")
             elif event == "sample":
-                sample = ChildParentSample.model_validate(line)
+                sample = _read(ChildParentSample, line)
                 _expect("sample", bandit.samples, sample.sample)
                 z = bandit.repeat(sample.choice, sample.child_accuracy, sample.parent_accuracy)
                 _expect("reward", z, sample.reward)
             elif event == "end":
-                end = End.model_validate(line)
+                end = _read(End, line)
                 _expect("sample", bandit.samples, end.sample)
                 if bandit.due:
                     raise ValueError("expected abandon events, got end")
@@ -611,6 +651,20 @@ def replay(lines: Iterable[Mapping[str, Any]]) -> ChildParent:
     if bandit is None:
         raise ValueError("bandit log: no start event, the log is empty")
     return bandit
+
+
+_AnyLine = TypeVar("_AnyLine", bound=BanditLine)
+
+
+def _read(kind: type[_AnyLine], line: Mapping[str, Any]) -> _AnyLine:
+    try:
+        return kind.model_validate(line)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "missing":
+            raise ValueError(f"{line['event']} event: {name} is missing") from None
+        raise ValueError(f"{name}: {first['msg']}, got {first['input']!r}") from None
 
 
 def _check_abandon(found: Abandon, expected: dict[int, Abandon]) -> None:
