@@ -20,6 +20,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from fastbandit.bandit.log import LINES
+from fastbandit.childparent import ChildParentSample, ChildParentStart
 from fastbandit.genotype import Cell, Edge, Genotype, Macro, Search
 
 PAGE = Path(__file__).resolve().parent / "formats.md"
@@ -70,20 +71,32 @@ LOG = {
 }
 # What means something else in one line.
 LOG_OF = {("attack", "trained"): "accuracy under the training attack as it was"}
+CHILD_PARENT = {
+    "algorithm": "`cp-nas`",
+    "beta": "weight of the gap in the score (Eq. 4.15)",
+    "gap": "`reward` as printed, or `penalty`",
+    "carry": "whether an arm is judged by all its scores",
+    "phase": "`search`",
+    "reward": "z, the score",
+    "child_accuracy": "A_C on the validation images, of the 1-bit path",
+    "parent_accuracy": "A_P, of the same path in full precision",
+}
 GENOTYPE = {
     "name": "of a published one",
     "source": "where a published one comes from",
     "space": "the search space",
     "operations": "the names that an edge may hold",
     "options": "how operations with variants are built",
+    "inputs": "earlier cells that a cell reads; written where there are 2",
     "cells": "a list of cells, by type",
     "macro": "the network around the cells",
     "search": "the search that found it",
     "cells[].name": "a, b, c, ...",
     "cells[].nodes": "for each node the list of edges into it",
     "cells[].concat": "nodes in the output",
+    "cells[].inputs": "not written: that of the genotype",
     "cells[].nodes[][].op": "the operation",
-    "cells[].nodes[][].source": "the node it comes from; 0 is the input",
+    "cells[].nodes[][].source": "the node it comes from; 0 is the input, or 0 and 1 are",
     "macro.layers": "cells in the chain",
     "macro.channels": "C of the first cell",
     "macro.reductions": "indices of the cells that halve the map",
@@ -99,6 +112,8 @@ GENOTYPE = {
 def _kind(hint: Any) -> str:
     """A type in the words of JSON."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return "text"
     if origin is typing.Annotated:
         return _kind(inner[0])
     if origin in (typing.Union, types.UnionType):
@@ -154,7 +169,21 @@ def genotype_part() -> str:
     return _table([row for model, prefix in places for row in _rows(model, prefix, GENOTYPE)])
 
 
-PARTS = {"bandit.jsonl": bandit_part, "genotype.json": genotype_part}
+def child_parent_part() -> str:
+    """The lines of bandit.jsonl that CP-NAS has in place of those of the bandit."""
+    parts = []
+    for event, model in (("start", ChildParentStart), ("sample", ChildParentSample)):
+        words = (model.__doc__ or "").strip().splitlines()[0]
+        rows = _rows(model, "", LOG | CHILD_PARENT, own=("event",))
+        parts.append(f'`"event": "{event}"` {words}\n\n{_table(rows)}')
+    return "\n\n".join(parts)
+
+
+PARTS = {
+    "bandit.jsonl": bandit_part,
+    "bandit.jsonl of CP-NAS": child_parent_part,
+    "genotype.json": genotype_part,
+}
 
 
 def page(text: str) -> str:

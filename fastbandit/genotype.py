@@ -16,9 +16,13 @@
       "hash": "64 hexadecimal digits", "checksum": "8 hexadecimal digits"
     }
 
-Node 0 is the input of a cell. ``macro.stem`` is the width of the stem in units of ``channels``.
+Node 0 is the input of a cell. With ``"inputs": 2`` (absent: 1) nodes 0 and 1 are the outputs of the
+two cells before, the list of edges begins with those into node 2, and two cells are the normal and
+the reduction cell, as in DARTS (Liu et al., ICLR 2019). ``macro.stem`` is the width of the stem in
+units of ``channels``.
 ``hash`` is the SHA-256 of what the network computes: the cells, and those options that bear on
 operations the cells hold; not names, macro or search. Two edges of a node may stand in any order.
+Options that came after the format are in file and hash only where they are not at their default.
 ``checksum`` covers all that the file says (CRC-32 of its canonical JSON without this entry), so
 that a damaged byte of macro or search is noticed too. A file without hash or checksum is accepted,
 for instance one edited by hand; one with a wrong hash or checksum is not.
@@ -55,7 +59,13 @@ from pydantic import (
 from fastbandit import darts_text
 from fastbandit._choices import cells_of
 from fastbandit._files import MEGABYTE, FileError, checksum, read_json, write_atomic
-from fastbandit.operations import OPERATIONS, OperationOptions
+from fastbandit.operations import (
+    OF_CELLS,
+    OF_TRAINING,
+    OPERATIONS,
+    OperationOptions,
+    without_defaults,
+)
 from fastbandit.space import (
     CELL_NAMES,
     OPERATION_NAMES,
@@ -100,16 +110,24 @@ class Edge(_Model):
         return op
 
 
+Inputs = Annotated[StrictInt, Field(ge=1, le=2)]
+
+
 class Cell(_Model):
-    """One cell: the incoming edges of nodes 1, 2, ..., and the nodes its output concatenates."""
+    """One cell: the incoming edges of each node, and the nodes its output concatenates.
+
+    The first node is 1, or 2 where the cell has two ``inputs``; a file says that once, of the
+    genotype.
+    """
 
     name: StrictStr
     nodes: Annotated[tuple[tuple[Edge, ...], ...], Field(min_length=1, max_length=_MOST_NODES)]
     concat: Annotated[tuple[StrictInt, ...], Field(min_length=1)]
+    inputs: Inputs = 1
 
     @model_validator(mode="after")
     def _is_a_cell(self) -> Cell:
-        for node, edges in enumerate(self.nodes, start=1):
+        for node, edges in enumerate(self.nodes, start=self.inputs):
             if not edges:
                 raise ValueError(f"node {node}: expected at least one incoming edge, got none")
             sources = [edge.source for edge in edges]
@@ -119,13 +137,22 @@ class Cell(_Model):
                 )
             if len(set(sources)) < len(sources):
                 raise ValueError(f"node {node}: expected one edge from each source, got {sources}")
-        expected = range(1, len(self.nodes) + 1)
+        expected = range(self.inputs, self.inputs + len(self.nodes))
         if len(set(self.concat)) < len(self.concat) or not set(self.concat) <= set(expected):
             raise ValueError(
-                f"concat: expected different nodes from 1 to {len(self.nodes)}, "
+                f"concat: expected different nodes from {expected[0]} to {expected[-1]}, "
                 f"got {list(self.concat)}"
             )
         return self
+
+    @property
+    def edges(self) -> tuple[tuple[int, int, str], ...]:
+        """(source, node, operation) of each edge, those into the first node first."""
+        return tuple(
+            (edge.source, node, edge.op)
+            for node, edges in enumerate(self.nodes, start=self.inputs)
+            for edge in edges
+        )
 
 
 class Macro(_Model):
@@ -187,6 +214,7 @@ class Genotype(_Model):
     space: StrictStr | None = None
     operations: Annotated[tuple[StrictStr, ...], Field(max_length=len(OPERATION_NAMES))] = ()
     options: OperationOptions = OperationOptions()
+    inputs: Inputs = 1
     cells: Annotated[tuple[Cell, ...], Field(min_length=1, max_length=len(CELL_NAMES))]
     macro: Macro | None = None
     search: Search | None = None
@@ -205,6 +233,19 @@ class Genotype(_Model):
 
     @model_validator(mode="before")
     @classmethod
+    def _tell_cells(cls, data: Any) -> Any:
+        """A file says once how many inputs its cells have."""
+        if isinstance(data, dict) and isinstance(cells := data.get("cells"), list | tuple):
+            inputs = data.get("inputs", 1)
+            return data | {
+                "cells": [
+                    {"inputs": inputs, **cell} if isinstance(cell, dict) else cell for cell in cells
+                ]
+            }
+        return data
+
+    @model_validator(mode="before")
+    @classmethod
     def _default_operations(cls, data: Any) -> Any:
         """Without a list of operations: those of the space, or of all spaces."""
         if isinstance(data, dict) and not data.get("operations"):
@@ -219,6 +260,11 @@ class Genotype(_Model):
         if unknown:
             raise ValueError(f"operations: unknown: {', '.join(unknown)}")
         for index, cell in enumerate(self.cells):
+            if cell.inputs != self.inputs:
+                raise ValueError(
+                    f"cells[{index}].inputs: expected {self.inputs} as in the genotype, "
+                    f"got {cell.inputs}"
+                )
             if cell.name != CELL_NAMES[index]:
                 raise ValueError(
                     f"cells[{index}].name: expected {CELL_NAMES[index]!r}, got {cell.name!r}"
@@ -291,6 +337,11 @@ class Genotype(_Model):
     def to_dict(self) -> dict[str, Any]:
         """The JSON form: plain values, with format, schema version and hash."""
         body = self.model_dump(mode="json")
+        body["options"] = without_defaults(body["options"])
+        for cell in body["cells"]:
+            del cell["inputs"]
+        if self.inputs == 1:
+            del body["inputs"]
         return {"format": FORMAT, "schema_version": SCHEMA_VERSION, **body, "hash": self.hash}
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -329,16 +380,26 @@ class Genotype(_Model):
                 }
                 for cell in self.cells
             ],
-            "options": self._options_in_use(),
+            "options": {
+                name: value
+                for name, value in self._options_in_use().items()
+                if name not in OF_TRAINING
+            },
             "version": 1,
         }
+        if self.inputs != 1:
+            content["inputs"] = self.inputs
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def _options_in_use(self) -> dict[str, Any]:
         used = {edge.op for cell in self.cells for edges in cell.nodes for edge in edges}
-        names = {name for op in used for name in OPERATIONS[op].options}
-        return {name: value for name, value in vars(self.options).items() if name in names}
+        names = {*OF_CELLS, *(name for op in used for name in OPERATIONS[op].options)}
+        return {
+            name: value
+            for name, value in without_defaults(vars(self.options)).items()
+            if name in names
+        }
 
     # -- from a search ----------------------------------------------------------------------
 
@@ -364,14 +425,22 @@ class Genotype(_Model):
                 node when ``edges_per_node`` is a number.
             edges_per_node: ``all``: a node sums over all earlier nodes, as in the text of the
                 paper; 1 or 2: it keeps the edges whose chosen arm has the largest mean (the
-                released networks keep one). Ties: the earlier source. NaN ranks last.
+                released networks keep one). Ties: the earlier source. NaN ranks last. ``zero`` is
+                not kept then.
             options, macro, search, name: as in the file.
+
+        A node whose edges all hold ``zero`` would be nothing. On its edge from the newest node the
+        other operation with the largest mean (without ``mean``: the first one) takes its place;
+        ``search`` then lists the edge under ``zero_replaced``.
 
         Raises:
             ValueError: a wrong length, an arm out of range, no ``mean`` where it is needed.
         """
         space = get(space) if isinstance(space, str) else space
-        cells = cells_of(space, choice, mean, edges_per_node)
+        cells, replaced = cells_of(space, choice, mean, edges_per_node)
+        search = _plain(search)
+        if replaced and search is not None:
+            search["zero_replaced"] = replaced
         return cls._build(
             "from_choices",
             {
@@ -379,9 +448,10 @@ class Genotype(_Model):
                 "space": space.name,
                 "operations": space.operations,
                 "options": _plain(options) or {},
+                "inputs": space.inputs,
                 "cells": cells,
                 "macro": _plain(macro),
-                "search": _plain(search),
+                "search": search,
             },
         )
 
@@ -394,17 +464,20 @@ class Genotype(_Model):
             for cell in self.cells
         }
         options = self._options_in_use().items()
-        return darts_text.write(cells, {k: value for k, value in options if value != _OPTIONS[k]})
+        changed = {k: value for k, value in options if value != _OPTIONS[k]}
+        return darts_text.write(cells, changed, self.inputs)
 
     @classmethod
     def from_darts(cls, text: str, *, space: str | None = None) -> Genotype:
         """Read what :meth:`to_darts` writes; ``NAME = Genotype(...)`` gives it that name.
 
         The text is parsed as literals and never evaluated; ``range(a, b)`` may stand for a
-        concat. ``space`` names the search space, which the text does not say.
+        concat. ``space`` names the search space, which the text does not say. A genotype of DARTS
+        itself (``normal``, ``reduce``) is read too, with the operations that it has there; see
+        :mod:`fastbandit.darts_text`.
 
         Raises:
-            GenotypeError: the text is something else, or a genotype of DARTS with its two cells.
+            GenotypeError: the text is something else.
         """
         try:
             fields = darts_text.read(text, _MOST_NODES)

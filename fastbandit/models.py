@@ -20,7 +20,7 @@ from fastbandit._files import plain_file, write_atomic
 from fastbandit.genotype import Genotype
 from fastbandit.model_code import torch_file
 from fastbandit.nn.network import Network
-from fastbandit.operations import OperationOptions
+from fastbandit.operations import OperationOptions, without_defaults
 from fastbandit.runs.tensors import CheckpointError, RunError, load_tensors, save_tensors
 
 __all__ = [
@@ -106,7 +106,7 @@ def save_model(
         _KIND,
         {
             "genotype": genotype.to_dict(),
-            "architecture": dataclasses.asdict(architecture),
+            "architecture": without_defaults(dataclasses.asdict(architecture)),
             "data": dict(data),
             "training": dict(training),
         },

@@ -5,13 +5,17 @@ earlier node i < j, so four nodes have ten edges. There are ``cell_types`` types
 a, b, c, ... A *row* is one edge of one cell type (``row = cell * len(edges) + edge``); a *choice*
 holds one operation index, an *arm*, for every row.
 
-A space with ``inputs=2`` describes the cells of DARTS (Liu et al., 2019): nodes 0 and 1 are then
-the outputs of the two cells before.
+A space with ``inputs=2`` describes the cells of DARTS (Liu et al., ICLR 2019): nodes 0 and 1 are
+then the outputs of the two cells before, so four nodes have fourteen edges. With two types of cell
+the first is the normal cell and the second the reduction cell.
 
 The spaces of :data:`SPACES` are those of Table 4.1 of Zhang, Xu et al., "Binary Neural Networks",
 section 4.2 (Chen et al., "Anti-Bandit Neural Architecture Search for Model Defense", ECCV 2020).
-The ``-light`` twins hold the forms of DARTS in place of the dense convolutions. The position of an
-operation in its space is the arm's index. This module loads nothing but the standard library.
+The ``-light`` twins hold the forms of DARTS in place of the dense convolutions. The spaces of
+:data:`BINARY_SPACES` are those of 1-bit networks, with two inputs: ``binary8`` is that of CP-NAS
+(Zhuo et al., IJCAI 2020; "Binary Neural Networks", section 4.3), ``binary7`` the same without
+``zero``, and ``binary8-dense`` holds dense convolutions. The position of an operation in its space
+is the arm's index. This module loads nothing but the standard library.
 """
 
 from __future__ import annotations
@@ -24,10 +28,12 @@ from typing import Literal
 from fastbandit.operations import OPERATIONS
 
 __all__ = [
+    "BINARY_SPACES",
     "CELL_NAMES",
     "OPERATION_NAMES",
     "SPACES",
     "SearchSpace",
+    "cell_sequence",
     "get",
     "reduction_cells",
     "widest",
@@ -70,6 +76,38 @@ SPACES: dict[str, tuple[str, ...]] = {
     "robust11-light": (*_LIGHT, *_ROBUST, "dil_conv_1x1", "dil_conv_7x7"),
 }
 
+_BINARY = (
+    "zero",
+    "skip_connect",
+    "bin_dil_conv_3x3",
+    "bin_dil_conv_5x5",
+    "max_pool_3x3",
+    "avg_pool_3x3",
+    "bin_sep_conv_3x3",
+    "bin_sep_conv_5x5",
+)
+#: The spaces of 1-bit networks: cells of two inputs, a normal and a reduction cell.
+BINARY_SPACES: dict[str, tuple[str, ...]] = {
+    "binary8": _BINARY,
+    "binary7": _BINARY[1:],
+    "binary8-dense": (
+        "zero",
+        "skip_connect",
+        "bin_conv_d2_3x3",
+        "bin_conv_d2_5x5",
+        "max_pool_3x3",
+        "avg_pool_3x3",
+        "bin_conv_3x3",
+        "bin_conv_5x5",
+    ),
+}
+SPACES |= BINARY_SPACES
+
+# Cells in the chain of a search of a space with two inputs; with one there is one of each type.
+_CELLS_OF_TWO_INPUTS = 6
+# The published networks of ten cells spread the six types by hand: a a b b c d d e f f.
+_PUBLISHED_TEN = (0, 0, 1, 1, 2, 3, 3, 4, 5, 5)
+
 #: Every operation there is, each once.
 OPERATION_NAMES: tuple[str, ...] = tuple(OPERATIONS)
 
@@ -85,6 +123,7 @@ class SearchSpace:
         nodes: intermediate nodes of a cell, at least 1.
         cell_types: different cells, 1 to 26.
         inputs: earlier cells that a cell reads, 1 or 2; nodes below this number are these.
+        chain: cells of a supernet. None: one of each type, or 6 where cells have two inputs.
 
     Raises:
         ValueError: one of these does not hold.
@@ -95,6 +134,7 @@ class SearchSpace:
     nodes: int = 4
     cell_types: int = 6
     inputs: int = 1
+    chain: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "operations", tuple(self.operations))
@@ -109,6 +149,10 @@ class SearchSpace:
                 f"search space {self.name!r}: operations: expected each once, "
                 f"got {', '.join(self.operations)}"
             )
+        if set(self.operations) == {"zero"}:
+            raise ValueError(
+                f"search space {self.name!r}: operations: expected one that is not zero, got zero"
+            )
         if self.nodes < 1:
             raise ValueError(f"search space {self.name!r}: nodes: expected >= 1, got {self.nodes}")
         if not 1 <= self.cell_types <= len(CELL_NAMES):
@@ -120,6 +164,13 @@ class SearchSpace:
             raise ValueError(
                 f"search space {self.name!r}: inputs: expected 1 or 2, got {self.inputs}"
             )
+        # A chain of fewer than three cells has no normal cell beside a reduction cell.
+        least = 3 if (self.inputs, self.cell_types) == (2, 2) else self.cell_types
+        if self.chain is not None and self.chain < least:
+            raise ValueError(
+                f"search space {self.name!r}: cells: expected {least} or more in the chain, so "
+                f"that each of {self.cell_types} types is there, got {self.chain}"
+            )
 
     @cached_property
     def edges(self) -> tuple[tuple[int, int], ...]:
@@ -130,17 +181,17 @@ class SearchSpace:
         nodes = range(self.inputs, self.inputs + self.nodes)
         return tuple((source, node) for node in nodes for source in range(node))
 
-    def check_one_input(self, user: str) -> None:
-        """Refuse two inputs on behalf of ``user``, which builds cells of one.
+    @property
+    def cells(self) -> int:
+        """Cells in the chain of a supernet."""
+        if self.chain is not None:
+            return self.chain
+        return self.cell_types if self.inputs == 1 else max(self.cell_types, _CELLS_OF_TWO_INPUTS)
 
-        Raises:
-            ValueError: :attr:`inputs` is not 1.
-        """
-        if self.inputs != 1:
-            raise ValueError(
-                f"{user}: space: expected cells of one input, got {self.inputs} inputs "
-                f"({self.name!r})"
-            )
+    @property
+    def binary(self) -> bool:
+        """Whether an edge may hold an operation with 1-bit weights and 1-bit input."""
+        return any(OPERATIONS[name].binary for name in self.operations)
 
     @property
     def arms(self) -> int:
@@ -190,15 +241,26 @@ class SearchSpace:
         return values
 
 
-def get(name: str, *, nodes: int = 4, cell_types: int = 6) -> SearchSpace:
+def get(
+    name: str, *, nodes: int = 4, cell_types: int | None = None, cells: int | None = None
+) -> SearchSpace:
     """The search space of that name in :data:`SPACES`.
+
+    Args:
+        nodes: intermediate nodes of a cell.
+        cell_types: different cells. Default: 6; in a space of 1-bit networks 2, the normal and
+            the reduction cell.
+        cells: in the chain of a supernet; see :class:`SearchSpace`.
 
     Raises:
         ValueError: there is none; the message lists those there are.
     """
     if name not in SPACES:
         raise ValueError(f"search space: expected one of {', '.join(SPACES)}, got {name!r}")
-    return SearchSpace(name, SPACES[name], nodes, cell_types)
+    inputs = 2 if name in BINARY_SPACES else 1
+    if cell_types is None:
+        cell_types = 2 if inputs == 2 else 6
+    return SearchSpace(name, SPACES[name], nodes, cell_types, inputs, cells)
 
 
 def widest(
@@ -226,6 +288,25 @@ def widest(
         return (operation.maps, work) if by == "memory" else (work, operation.maps)
 
     return [max(range(space.arms), key=cost)] * space.rows
+
+
+def cell_sequence(
+    cells: int, types: int = 6, *, inputs: int = 1, reductions: Sequence[int] = ()
+) -> tuple[int, ...]:
+    """The type of each cell in a chain of ``cells``.
+
+    Two types with two inputs are the normal and the reduction cell. Otherwise cell i has type
+    ``types * i // cells``; six types in ten cells are laid out as published, a a b b c d d e f f.
+
+    Args:
+        inputs: of a cell.
+        reductions: indices of the cells that halve the map.
+    """
+    if inputs == 2 and types == 2:
+        return tuple(int(index in reductions) for index in range(cells))
+    if cells == 10 and types == 6:
+        return _PUBLISHED_TEN
+    return tuple(types * index // cells for index in range(cells))
 
 
 def reduction_cells(cells: int) -> tuple[int, ...]:

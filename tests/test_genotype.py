@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 
 from fastbandit import space
 from fastbandit.genotype import Edge, Genotype, GenotypeError, Macro, Search
+from fastbandit.operations import OperationOptions
 
-PUBLISHED = ("ABANDIT_CIFAR_1", "ABANDIT_CIFAR_2", "ABANDIT_MNIST_NORMAL_1")
+ABANDIT = ("ABANDIT_CIFAR_1", "ABANDIT_CIFAR_2", "ABANDIT_MNIST_NORMAL_1")
+PUBLISHED = (*ABANDIT, "BNAS_A_KIM", "BNAS_XNOR_1")
 
 plain_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -100,8 +102,9 @@ def test_published_genotypes():
         layers=10, channels=48, reductions=(3, 6), denoise_blocks=True, bn_eps=1e-3
     )
     for name in PUBLISHED:
+        assert Genotype.published(name).name == name
+    for name in ABANDIT:
         genotype = Genotype.published(name)
-        assert genotype.name == name
         assert [cell.name for cell in genotype.cells] == list("abcdef")
         assert all(cell.concat == (1, 2, 3, 4) for cell in genotype.cells)
         assert all(len(edges) == 1 for cell in genotype.cells for edges in cell.nodes)
@@ -167,7 +170,7 @@ def test_hash_depends_on_what_is_computed():
 
 def test_hash_is_the_one_of_the_first_release():
     """Hashes are written to files: a change of what is hashed must be a new version."""
-    assert [Genotype.published(name).hash[:16] for name in PUBLISHED] == [
+    assert [Genotype.published(name).hash[:16] for name in ABANDIT] == [
         "d7f65e5902b18321",
         "90d318b29a81b6c0",
         "98c1d25424379d71",
@@ -385,12 +388,146 @@ def test_darts_text_by_hand():
     )
 
 
-def test_two_cell_darts_is_refused():
-    text = (
-        "Genotype(normal=[('sep_conv_3x3', 0), ('sep_conv_3x3', 1)], normal_concat=[2], "
-        "reduce=[('max_pool_3x3', 0), ('max_pool_3x3', 1)], reduce_concat=[2])"
+DARTS_V2 = """DARTS_V2 = Genotype(normal=[('sep_conv_3x3', 0), ('sep_conv_3x3', 1),
+('sep_conv_3x3', 0), ('sep_conv_3x3', 1), ('sep_conv_3x3', 1), ('skip_connect', 0),
+('skip_connect', 0), ('dil_conv_3x3', 2)], normal_concat=[2, 3, 4, 5],
+reduce=[('max_pool_3x3', 0), ('max_pool_3x3', 1),
+('skip_connect', 2), ('max_pool_3x3', 1), ('max_pool_3x3', 0), ('skip_connect', 2),
+('skip_connect', 2), ('max_pool_3x3', 1)], reduce_concat=range(2, 6))"""
+
+
+def test_darts_is_read_with_its_own_names():
+    genotype = Genotype.from_darts(DARTS_V2)
+    assert (genotype.name, genotype.inputs, len(genotype.cells)) == ("DARTS_V2", 2, 2)
+    normal, reduction = genotype.cells
+    assert normal.edges[:3] == (
+        (0, 2, "sep_conv_m_3x3"),
+        (1, 2, "sep_conv_m_3x3"),
+        (0, 3, "sep_conv_m_3x3"),
     )
-    with pytest.raises(GenotypeError, match=r"two-cell DARTS genotype .* cells have two inputs"):
+    assert normal.edges[-1] == (2, 5, "dil_conv_3x3")
+    assert reduction.concat == (2, 3, 4, 5)
+    assert genotype.options.pool_bn is False
+    text = genotype.to_darts()
+    assert text.replace("\n    ", " ").startswith(
+        "Genotype( normal=[('sep_conv_3x3', 0), ('sep_conv_3x3', 1),"
+    )
+    again = Genotype.from_darts(text)
+    assert again.hash == genotype.hash
+    assert again.cells == genotype.cells
+    # Another batch norm is another network, and the text says so.
+    pools = genotype.model_copy(update={"options": OperationOptions()})
+    assert pools.hash != genotype.hash
+    assert "pool_bn=True" in pools.to_darts()
+    assert Genotype.from_darts(pools.to_darts()).hash == pools.hash
+
+
+def test_two_inputs_without_a_name_of_darts():
+    """An operation whose name means another one in DARTS, and other than two cells."""
+    choice = [0] * 14
+    for operations, types in (
+        (("sep_conv_3x3",), 1),
+        (("sep_conv_3x3",), 2),
+        (("gab_filt_3x3",), 3),
+    ):
+        darts = space.SearchSpace("mine", operations, cell_types=types, inputs=2)
+        genotype = Genotype.from_choices(darts, choice * types)
+        text = genotype.to_darts()
+        assert "inputs=2" in text
+        assert "normal" not in text
+        assert Genotype.from_darts(text, space="mine") == genotype.model_copy(
+            update={"operations": space.OPERATION_NAMES}
+        )
+
+
+@pytest.mark.parametrize("name", ["BNAS_XNOR_1", "BNAS_A_KIM"])
+def test_two_inputs_in_files_and_text(name, tmp_path):
+    genotype = Genotype.published(name)
+    body = genotype.to_dict()
+    assert body["inputs"] == 2
+    assert not any("inputs" in cell for cell in body["cells"])
+    assert Genotype.from_dict(body) == genotype
+    assert Genotype.from_darts(genotype.to_darts()).hash == genotype.hash
+    # With one input the same edges would be another network.
+    del body["inputs"], body["hash"]
+    with pytest.raises(GenotypeError, match=r"cells\[0\]: node 1: expected sources 0 to 0, got 1"):
+        Genotype.from_dict(body)
+
+
+def test_one_input_is_not_written():
+    """Files, hashes and options of before there were two."""
+    body = a_dict()
+    assert "inputs" not in body
+    assert body["options"] == {"denoise": "dot", "denoise_1x1": False, "gabor": "released"}
+    assert Genotype.from_dict(body | {"inputs": 1}).to_dict() == body
+    for wrong in (0, 3, True, "2"):
+        with pytest.raises(GenotypeError, match="inputs"):
+            Genotype.from_dict(body | {"inputs": wrong})
+    with pytest.raises(
+        ValueError, match=r"cells\[0\].inputs: expected 2 as in the genotype, got 1"
+    ):
+        Genotype(inputs=2, cells=[Genotype.published("ABANDIT_CIFAR_1").cells[0]])
+
+
+def test_options_of_training_are_no_part_of_the_hash():
+    binary = Genotype.published("BNAS_A_KIM")
+
+    def changed(**options):
+        return binary.model_copy(update={"options": binary.options.changed(options)}).hash
+
+    assert changed(ste="tanh", weight_ste="identity") == binary.hash
+    assert len({changed(alpha="none"), changed(pad="plus_one"), changed(residual=False),
+                changed(preprocess="full"), binary.hash}) == 5  # fmt: skip
+    # 1-bit layers alone have the options of 1-bit layers.
+    other = Genotype.published("ABANDIT_CIFAR_1")
+    same = other.model_copy(update={"options": other.options.changed({"alpha": "layer"})})
+    assert same.hash == other.hash
+
+
+def test_a_node_of_zeros_gets_the_best_operation_of_its_last_edge():
+    searched = space.get("binary8")
+    mean = [[0.5] * 8 for _ in range(28)]
+    mean[1][4] = 0.75  # a:1->2
+    choice = [0] * 28
+    choice[3] = 7  # a:1->3
+    genotype = Genotype.from_choices(searched, choice, mean, search={"run_id": "x"})
+    first, second = genotype.cells[0].edges[:2], genotype.cells[0].edges[2:5]
+    assert first == ((0, 2, "zero"), (1, 2, "max_pool_3x3"))
+    assert second == ((0, 3, "zero"), (1, 3, "bin_sep_conv_5x5"), (2, 3, "zero"))
+    replaced = genotype.search.model_dump()["zero_replaced"]
+    assert replaced[:2] == ["a:1->2", "a:3->4"]
+    assert len(replaced) == 7
+    # Where edges are chosen, zero is none of them.
+    two = Genotype.from_choices(searched, choice, mean, 2)
+    assert [[e.op for e in edges] for edges in two.cells[0].nodes[:2]] == [
+        ["max_pool_3x3"], ["bin_sep_conv_5x5"],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Genotype(normal=[('skip_connect', 0), ('skip_connect', 1)])", "got no reduce"),
+        ("Genotype(normal=[('skip_connect', 0)], reduce=[('skip_connect', 0)])", "got 1 pairs"),
+        (
+            "Genotype(normal=[[('skip_connect', 2)]], reduce=[[('skip_connect', 0)]])",
+            "node 2: expected sources 0 to 1, got 2",
+        ),
+        (
+            "Genotype(normal=[[('skip_connect', 0)]], reduce=[[('skip_connect', 0)]], a=3)",
+            "unexpected a; expected normal, reduce",
+        ),
+        (
+            "Genotype(normal=[('max_pool_3x3', 0), ('avg_pool_3x3', 0)], "
+            "reduce=[[('skip_connect', 0)]])",
+            "one edge from each source",
+        ),
+        ("Genotype(inputs=2, a=[('skip_connect', 0)], a_concat=[1])", "nodes from 2 to 2"),
+        ("Genotype(inputs=7, a=[('skip_connect', 0)])", "inputs"),
+    ],
+)
+def test_bad_text_of_two_inputs(text, message):
+    with pytest.raises(GenotypeError, match=message):
         Genotype.from_darts(text)
 
 
@@ -444,6 +581,7 @@ def drawn_genotypes():
     yield "all", Genotype.from_choices("robust9-light", choice)
     yield "long labels", Genotype.from_choices("robust9-light", [6] * 60)
     yield "two", Genotype.from_choices("robust9", choice, torch.rand(60, 9), 2)
+    yield "two inputs", Genotype.from_choices("binary8", [rng.randrange(8) for _ in range(28)])
     wide = space.get("robust9", nodes=6, cell_types=3)
     yield "six nodes", Genotype.from_choices(wide, [rng.randrange(9) for _ in range(wide.rows)])
     one = space.SearchSpace("mine", ("conv_3x3",), nodes=1, cell_types=1)
@@ -481,7 +619,7 @@ def test_svg(genotype):
             edge.op for edges in cell.nodes for edge in edges
         )
         circles = [(float(c.get("cx")), float(c.get("cy"))) for c in panel.findall(f"{SVG}circle")]
-        assert len(circles) == len(cell.nodes) + 1
+        assert len(circles) == len(cell.nodes) + cell.inputs
         boxes = []
         for label in labels:
             box = label.find(f"{SVG}rect")

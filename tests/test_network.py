@@ -94,7 +94,7 @@ def test_batch_norms_have_the_epsilon_of_the_macro(name):
         net = Network(genotype, **sizes, auxiliary=True, denoise_blocks=True, **more)
         return {m.eps for m in net.modules() if isinstance(m, nn.BatchNorm2d)}
 
-    assert built(genotype) == {1e-3}
+    assert built(genotype) == {1e-5 if name == "BNAS_A_KIM" else 1e-3}
     assert built(genotype, bn_eps=0.5) == {0.5}
     assert built(genotype.model_copy(update={"macro": None})) == {1e-5}
     with pytest.raises(ValueError, match=r"bn_eps: expected in \(0, 1\), got 0"):

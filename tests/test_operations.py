@@ -14,12 +14,13 @@ from torch.nn import functional as F
 
 from fastbandit import _native, ops
 from fastbandit.nn import operations
+from fastbandit.nn.binary import use_full_precision
 from fastbandit.nn.denoise import Denoise
 from fastbandit.nn.gabor import Gabor
 from fastbandit.nn.norm import BatchNorm2d
 from fastbandit.nn.operations import CONSTRUCTORS, make
 from fastbandit.nn.supernet import Supernet
-from fastbandit.operations import OPERATIONS, OperationOptions
+from fastbandit.operations import OF_CELLS, OPERATIONS, OperationOptions
 
 blocks = importlib.import_module("fastbandit.ops.conv_block")
 reducing = importlib.import_module("fastbandit.ops.factorized_reduce")
@@ -27,6 +28,9 @@ pooling = importlib.import_module("fastbandit.ops.max_pool2d")
 VARIANTS = [
     *((name, {}) for name in OPERATIONS),
     ("gab_filt_3x3", {"gabor": "released"}),
+    ("max_pool_3x3", {"pool_bn": False}),
+    ("bin_sep_conv_3x3", {"pre_bn": True}),
+    ("bin_conv_3x3", {"pre_bn": True}),
     ("dtp_blok_3x3", {"denoise_1x1": True}),
     *(("dtp_blok_3x3", {"denoise": kind}) for kind in ("gaussian", "mean", "median")),
 ]
@@ -41,6 +45,8 @@ def awake(name: str, channels: int, stride: int, affine: bool = False, **options
     """The operation with its residual batch norm, which starts at 0, switched on."""
     torch.manual_seed(0)
     operation = make(name, channels, stride, affine, **options)
+    # A sign has no derivative; that of 1-bit layers is in tests/test_binary.py.
+    use_full_precision(operation, True)
     for module in operation.modules():
         if isinstance(module, BatchNorm2d) and module.affine:
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -51,7 +57,8 @@ def test_the_table_is_complete():
     assert set(CONSTRUCTORS) == set(OPERATIONS)
     assert all(name == operation.name for name, operation in OPERATIONS.items())
     used = {option for operation in OPERATIONS.values() for option in operation.options}
-    assert used == {field.name for field in dataclasses.fields(OperationOptions)}
+    assert used.isdisjoint(OF_CELLS)
+    assert used | set(OF_CELLS) == {field.name for field in dataclasses.fields(OperationOptions)}
 
 
 class Reading:
@@ -121,7 +128,7 @@ def test_gradients(name, options, stride, size):
         return functional_call(operation, dict(zip(names, values, strict=True)), (x,))
 
     assert torch.autograd.gradcheck(run, (x, *parameters), fast_mode=True, atol=1e-4)
-    if size != (1, 1):
+    if size != (1, 1) and name != "zero":
         gradients = torch.autograd.grad(run(x, *parameters).square().sum(), (x, *parameters))
         for key, gradient in zip(["x", *names], gradients, strict=True):
             assert gradient.abs().max() > 0, key
@@ -148,7 +155,13 @@ def counts(c: int) -> dict[str, tuple[int, int]]:
         | {f"sep_conv_{k}x{k}": (n, n) for k, n in sep.items()}
         | {f"sep_conv_m_{k}x{k}": (2 * dil[k],) * 2 for k in (3, 5)}
         | {f"dil_conv_{k}x{k}": (n, n) for k, n in dil.items()}
-        | {"gab_filt_3x3": (7 * c,) * 2, "dtp_blok_3x3": (2 * c,) * 2}
+        | {"gab_filt_3x3": (7 * c,) * 2, "dtp_blok_3x3": (2 * c,) * 2, "zero": (0, 0)}
+        | {
+            f"bin_{kind}_conv_{k}x{k}": (dil[k] + 2 * c,) * 2
+            for kind in ("dil", "sep")
+            for k in (3, 5)
+        }
+        | {f"bin_conv_{d}{k}x{k}": (conv[k],) * 2 for d in ("", "d2_") for k in (3, 5)}
     )
 
 

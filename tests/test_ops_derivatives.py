@@ -54,6 +54,17 @@ def gabor(x: Tensor, *parameters: Tensor) -> Tensor:
     return F.conv2d(x, bank, None, 1, 1)
 
 
+def quadratic(x: Tensor) -> Tensor:
+    inside = x.clamp(-1, 1)
+    return inside * (2 - inside.abs())
+
+
+def signs(x: Tensor, smooth: Function = quadratic) -> Tensor:
+    """+1 and -1, with the derivatives of another function."""
+    value = smooth(x)
+    return torch.where(x.detach() >= 0, 1.0, -1.0) + (value - value.detach())
+
+
 # Name: the op, the same in torch's operations, shapes of the arguments. The maps are large enough
 # for the kernels that serve large maps alone.
 CASES: dict[str, tuple[Function, Function, list[tuple[int, ...]]]] = {
@@ -87,6 +98,12 @@ CASES: dict[str, tuple[Function, Function, list[tuple[int, ...]]]] = {
     ),
     "batch_norm": (ops.batch_norm, normed, [(2, 32, 32, 32), (32,), (32,)]),
     "max_pool2d": (ops.max_pool2d, lambda x: F.max_pool2d(x, 3, 1, 1), [(1, 32, 32, 32)]),
+    "sign_ste": (ops.sign_ste, signs, [(2, 6, 8, 8)]),
+    "binary_conv2d_ste": (
+        lambda x, w: ops.binary_conv2d_ste(x, w, padding=1, alpha="none", weight_ste="identity"),
+        lambda x, w: F.conv2d(signs(x), signs(w, smooth=lambda w: w), None, 1, 1),
+        [(2, 6, 8, 8), (5, 6, 3, 3)],
+    ),
 }
 
 
@@ -308,7 +325,10 @@ def test_derivatives_of_the_ops_that_small_maps_go_round(way, name):
 # --- what is refused ------------------------------------------------------------------------------
 
 # A dilated convolution is one of torch's own operations, and so is what has no kernel.
-ONCE = ["depthwise_conv2d", "gabor_filters", "gabor_conv2d", *FUSED]
+ONCE = [
+    *("depthwise_conv2d", "gabor_filters", "gabor_conv2d", "sign_ste", "binary_conv2d_ste"),
+    *FUSED,
+]
 
 
 def once(name: str, args: Tensors) -> Tensor:
@@ -362,6 +382,11 @@ def call_everything() -> None:
 
     for name in ONCE:
         once(name, leaves(arguments(name, "channels_last")[0])).sum().backward()
+    # Its Function is made of other ops.
+    OPERATORS["binary_conv2d_ste"](
+        *(rand(2, 6, 8, 8), rand(5, 6, 3, 3), [1, 1], [1, 1], [1, 1], 1),
+        *("filter", "poly", "clip", False, torch.float32),
+    )
     delta, image = rand(2, 3, 4, 4), rand(2, 3, 4, 4)
     mean, std = rand(3), rand(3) + 0.5
     bounds = {"epsilon": 0.1, "lower": 0.0, "upper": 1.0}
@@ -381,6 +406,13 @@ def call_everything() -> None:
     ops.bandit_update_(means, count, choice, reward, rate=0.7)
     ops.bandit_prune_(alive, means, count)
     ops.bandit_step_(means, count, alive, choice, reward, prune, uniform, rate=0.7)
+    weight = ops.pack_sign(image[:, :, :2, :2], threshold=mean)
+    bits = ops.pack_sign(image)
+    ops.unpack_sign(bits, 3)
+    scale, bias = rand(2) + 0.5, rand(2)
+    ops.binary_conv2d(bits, weight, 3, kernel_size=2, scale=scale, bias=bias)
+    threshold = ops.sign_threshold(scale, bias, 12)
+    ops.binary_conv2d(bits, weight, 3, kernel_size=2, threshold=threshold)
 
 
 @pytest.fixture(scope="module")
@@ -430,7 +462,8 @@ def test_an_op_without_gradient_refuses_tangents(calls, name):
         for now, then in zip(args, before, strict=True):
             assert not isinstance(now, Tensor) or torch.equal(now, then)
         refused += 1
-    assert refused or name == "augment_images" or name == "bandit_prune_"
+    whole = ("augment_images", "bandit_prune_", "unpack_sign", "binary_conv2d_bits")
+    assert refused or name in whole  # no argument of real numbers
 
 
 def test_public_functions_without_gradient_refuse_tangents():

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastbandit import space
-from fastbandit.genotype import Genotype
 from fastbandit.nn.supernet import Supernet
 
 
@@ -19,6 +18,7 @@ def test_spaces_are_those_of_table_4_1():
     assert list(space.SPACES) == [
         "general7", "robust8", "robust9", "robust10", "robust11",
         "general7-light", "robust8-light", "robust9-light", "robust10-light", "robust11-light",
+        "binary8", "binary7", "binary8-dense",
     ]  # fmt: skip
     assert space.SPACES["robust11"] == (
         "max_pool_3x3", "avg_pool_3x3", "skip_connect", "conv_3x3", "conv_5x5", "sep_conv_3x3",
@@ -31,7 +31,10 @@ def test_spaces_are_those_of_table_4_1():
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", space.SPACES)
+TABLE = [name for name in space.SPACES if name not in space.BINARY_SPACES]
+
+
+@pytest.mark.parametrize("name", TABLE)
 def test_spaces_are_nested_and_named_by_their_size(name):
     operations = space.SPACES[name]
     largest = "robust11-light" if name.endswith("-light") else "robust11"
@@ -65,12 +68,34 @@ def test_cells_of_two_inputs_are_those_of_darts():
         space.SearchSpace("mine", ("skip_connect",), inputs=3)
 
 
-def test_networks_refuse_cells_of_two_inputs():
-    darts = space.SearchSpace("darts", ("skip_connect", "sep_conv_3x3"), cell_types=2, inputs=2)
-    with pytest.raises(ValueError, match=r"Supernet: .* got 2 inputs \('darts'\)"):
-        Supernet(darts, in_channels=1, classes=2, channels=4)
-    with pytest.raises(ValueError, match=r"from_choices: .* got 2 inputs \('darts'\)"):
-        Genotype.from_choices(darts, [0] * darts.rows)
+def test_spaces_of_1_bit_networks():
+    """CP-NAS: 8 operations on 14 edges of two types of cell."""
+    binary8 = space.get("binary8")
+    assert (binary8.arms, binary8.rows, binary8.inputs, binary8.cell_types) == (8, 28, 2, 2)
+    assert (binary8.cells, binary8.binary) == (6, True)
+    assert binary8.operations == (
+        "zero", "skip_connect", "bin_dil_conv_3x3", "bin_dil_conv_5x5", "max_pool_3x3",
+        "avg_pool_3x3", "bin_sep_conv_3x3", "bin_sep_conv_5x5",
+    )  # fmt: skip
+    assert space.SPACES["binary7"] == binary8.operations[1:]
+    assert "zero" not in space.SPACES["binary7"]
+    dense = space.get("binary8-dense", nodes=2)
+    assert (dense.arms, dense.rows) == (8, 2 * 5)
+    robust = space.get("robust9")
+    assert (robust.cells, robust.binary, robust.inputs) == (6, False, 1)
+    with pytest.raises(ValueError, match="one that is not zero"):
+        space.SearchSpace("mine", ("zero",))
+
+
+def test_sequence_of_cells():
+    """With two inputs the second type is the reduction cell."""
+    normal_and_reduction = space.cell_sequence(6, 2, inputs=2, reductions=(2, 4))
+    assert normal_and_reduction == (0, 0, 1, 0, 1, 0)
+    assert space.cell_sequence(6, 3, inputs=2, reductions=(2, 4)) == (0, 0, 1, 1, 2, 2)
+    assert space.cell_sequence(10) == (0, 0, 1, 1, 2, 3, 3, 4, 5, 5)
+    supernet = Supernet("binary8", in_channels=1, classes=2, channels=2, nodes=1)
+    assert supernet.cell_type == normal_and_reduction
+    assert len(supernet.cells) == 6
 
 
 @given(nodes=st.integers(1, 6), cell_types=st.integers(1, 26))

@@ -21,6 +21,7 @@ from fastbandit.attacks._model import Oracle, kind
 from fastbandit.model_code import ModelCode, names_code
 from fastbandit.models import Model, find_model, load_model
 from fastbandit.nn.frozen import FrozenBatchNorm, freeze
+from fastbandit.operations import without_defaults
 from fastbandit.runs.tensors import RunError
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def load_subject(model: nn.Module | ModelCode | str | Path) -> Subject:
         if file_digest(file) != digest:
             # A retraining in progress replaces its best model.
             raise RunError(f"{file}: another model was written there while it was read")
-        architecture = dataclasses.asdict(loaded.architecture)
+        architecture = without_defaults(dataclasses.asdict(loaded.architecture))
         facts = {
             "file": str(file),
             "digest": digest,

@@ -34,6 +34,7 @@ __all__ = [
     "conv_weight",
     "halve",
     "normalization",
+    "sign_weight",
 ]
 
 
@@ -44,22 +45,48 @@ def conv_weight(out_channels: int, in_channels: int, kernel_size: int) -> nn.Par
     return nn.Parameter(weight)
 
 
+def sign_weight(weight: Tensor) -> Tensor:
+    """1-bit weights for real maps: the signs times the mean magnitude of the layer's weights.
+
+    The gradient passes where a weight lies in [-1, 1]; the scale has none. Source: BNAS (Chen et
+    al., AAAI 2020), after XNOR-Net (Rastegari et al., ECCV 2016).
+    """
+    return ops.sign_ste(weight, ste="clip") * weight.detach().abs().mean()
+
+
 class DepthwiseConv2d(nn.Module):
     """ReLU, then a depthwise k x k convolution with 'same' padding, as one op.
 
-    Output: [N, C, ceil(H / stride), ceil(W / stride)]. ``kernel_size`` is odd.
+    Output: [N, C, ceil(H / stride), ceil(W / stride)]. ``kernel_size`` is odd. With ``sign`` the
+    weights are 1-bit, see :func:`sign_weight`.
     """
 
-    def __init__(self, channels: int, kernel_size: int, stride: int = 1, dilation: int = 1) -> None:
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        dilation: int = 1,
+        sign: bool = False,
+    ) -> None:
         super().__init__()
-        self.stride, self.dilation = stride, dilation
+        self.stride, self.dilation, self.sign = stride, dilation, sign
         self.padding = dilation * (kernel_size // 2)
         self.weight = conv_weight(channels, 1, kernel_size)
+
+    @property
+    def signed(self) -> tuple[nn.Parameter, ...]:
+        """The weights whose signs the layer computes with."""
+        return (self.weight,) if self.sign else ()
+
+    def used(self) -> Tensor:
+        """What the layer computes with."""
+        return sign_weight(self.weight) if self.sign else self.weight
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.depthwise_conv2d(
             x,
-            self.weight,
+            self.used(),
             stride=self.stride,
             padding=self.padding,
             dilation=self.dilation,
@@ -103,7 +130,7 @@ def conv_block(
     return computed(
         xs,
         pointwise,
-        depthwise=depthwise.weight,
+        depthwise=depthwise.used(),
         stride=stride,
         padding=depthwise.padding,
         dilation=depthwise.dilation,
@@ -146,15 +173,25 @@ class ReluConvBN(nn.Module):
     """ReLU - 1x1 convolution - batch norm: brings the input of a cell to its width.
 
     Takes the input as one map or as several that are meant side by side, as a cell gives them.
+    With ``sign`` the weights are 1-bit, see :func:`sign_weight`.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, affine: bool) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, affine: bool, sign: bool = False
+    ) -> None:
         super().__init__()
+        self.sign = sign
         self.weight = conv_weight(out_channels, in_channels, 1)
         self.bn = BatchNorm2d(out_channels, affine=affine)
 
+    @property
+    def signed(self) -> tuple[nn.Parameter, ...]:
+        """The weights whose signs the layer computes with."""
+        return (self.weight,) if self.sign else ()
+
     def forward(self, x: Tensor | Sequence[Tensor]) -> Tensor:
-        return conv_block(x, self.weight, self.bn)
+        weight = sign_weight(self.weight) if self.sign else self.weight
+        return conv_block(x, weight, self.bn)
 
 
 class DilatedConv2d(nn.Module):

@@ -11,21 +11,22 @@ __all__ = ["concatenate", "run_nodes"]
 
 
 def run_nodes(
-    x: Tensor,
+    inputs: Tensor | Sequence[Tensor],
     edges: Sequence[tuple[int, int]],
     operations: Iterable[Callable[[Tensor], Tensor]],
 ) -> list[Tensor]:
     """Every node of a cell: node j is the sum of o(node i) over its edges i -> j.
 
     Args:
-        x: node 0, the input of the cell after preprocessing, [N, C, H, W].
-        edges: (source, node) of each edge, those into node 1 first, at least one into each node.
+        inputs: node 0, the input of the cell after preprocessing, [N, C, H, W]; or nodes 0 and 1.
+        edges: (source, node) of each edge, those into the first node after the inputs first, at
+            least one into each node.
         operations: that of each edge.
 
     Returns:
         Nodes 0, 1, 2, ...
     """
-    values = [x]
+    values = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     terms = 0  # of the last node
     for (source, node), operation in zip(edges, operations, strict=True):
         y = operation(values[source])

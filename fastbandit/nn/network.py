@@ -11,32 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastbandit.nn.blocks import ReluConvBN, classify
+from fastbandit.nn.blocks import classify
 from fastbandit.nn.cell import concatenate, run_nodes
 from fastbandit.nn.denoise import DenoiseBlock
 from fastbandit.nn.norm import BatchNorm2d, Normalize, set_eps
 from fastbandit.nn.operations import Identity, make
+from fastbandit.nn.preprocess import preprocessing
 from fastbandit.operations import OperationOptions
-from fastbandit.space import reduction_cells
+from fastbandit.space import cell_sequence, reduction_cells
 
 if TYPE_CHECKING:
     from fastbandit import genotype as genotypes
 
 __all__ = ["AuxiliaryHead", "Network", "NetworkCell", "cell_sequence"]
-
-# The published networks of ten cells spread the six types by hand: a a b b c d d e f f.
-_PUBLISHED_TEN = (0, 0, 1, 1, 2, 3, 3, 4, 5, 5)
-
-
-def cell_sequence(cells: int, types: int = 6) -> tuple[int, ...]:
-    """The type of each cell in a chain of ``cells``.
-
-    Cell i has type ``types * i // cells``; six types in ten cells are laid out as published,
-    a a b b c d d e f f.
-    """
-    if cells == 10 and types == 6:
-        return _PUBLISHED_TEN
-    return tuple(types * index // cells for index in range(cells))
 
 
 def _drop_path(x: Tensor, probability: float) -> Tensor:
@@ -55,8 +42,35 @@ def _dropping(
     return lambda x: _drop_path(operation(x), probability)
 
 
+class Shortcut(nn.Module):
+    """The last input of a cell at the size of its output: itself, or batch norm and a real 2x2
+    convolution of stride 2 (Kim et al., ECCV 2020). An odd map is padded with zeros."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.bn = self.conv = None
+        if stride == 2:
+            self.bn = BatchNorm2d(in_channels)
+            self.conv = nn.Conv2d(in_channels, out_channels, 2, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.bn is None or self.conv is None:
+            return x
+        return self.conv(F.pad(self.bn(x), (0, x.shape[3] % 2, 0, x.shape[2] % 2)))
+
+
 class NetworkCell(nn.Module):
-    """One cell of a genotype: ReLU - 1x1 - BN, then the edges of each node, summed."""
+    """One cell of a genotype: its inputs at its width, then the edges of each node, summed.
+
+    Args:
+        in_channels: channels of the previous output.
+        channels: C of this cell.
+        stride: of the edges from the inputs: 2 in a reduction cell, else 1.
+        options: how operations with variants are built.
+        before: channels of the output before that one and how much larger it is (1 or 2), for a
+            cell of two inputs.
+        residual: add the previous output to this cell's.
+    """
 
     def __init__(
         self,
@@ -65,27 +79,49 @@ class NetworkCell(nn.Module):
         channels: int,
         stride: int,
         options: OperationOptions,
+        before: tuple[int, int] = (0, 1),
+        residual: bool = False,
     ) -> None:
         super().__init__()
-        self.preprocess = ReluConvBN(in_channels, channels, affine=True)
+        self.inputs = cell.inputs
+        if cell.inputs == 2:
+            self.preprocess0 = preprocessing(before[0], channels, before[1], True, options)
+        self.preprocess = preprocessing(in_channels, channels, 1, True, options)
         # The operations are looked up at each call: any of them may have been replaced by then.
         self.operations = nn.ModuleList()
         self._edges: list[tuple[int, int]] = []
-        for node, edges in enumerate(cell.nodes, start=1):
-            for edge in edges:
-                first = stride if edge.source == 0 else 1
-                self.operations.append(make(edge.op, channels, first, True, options))
-                self._edges.append((edge.source, node))
+        for source, node, name in cell.edges:
+            first = stride if source < cell.inputs else 1
+            self.operations.append(make(name, channels, first, True, options))
+            self._edges.append((source, node))
         self.concat = tuple(cell.concat)
         self.out_channels = len(self.concat) * channels
+        self.shortcut = Shortcut(in_channels, self.out_channels, stride) if residual else None
 
-    def forward(self, x: Tensor | list[Tensor], drop_path_prob: float = 0.0) -> list[Tensor]:
-        """The nodes that side by side are the output; x: an input of that form."""
+    def forward(
+        self,
+        x: Tensor | list[Tensor],
+        drop_path_prob: float = 0.0,
+        before: Tensor | list[Tensor] | None = None,
+    ) -> list[Tensor]:
+        """The nodes that side by side are the output.
+
+        Args:
+            x: the previous output, as one map or as several that are meant side by side.
+            before: the output before it, for a cell of two inputs.
+        """
         operations: list[Callable[[Tensor], Tensor]] = list(self.operations)
         if drop_path_prob > 0.0:
             operations = [_dropping(operation, drop_path_prob) for operation in operations]
-        values = run_nodes(self.preprocess(x), self._edges, operations)
-        return [values[node] for node in self.concat]
+        inputs = [self.preprocess(x)]
+        if self.inputs == 2:
+            inputs.insert(0, self.preprocess0(before))
+        values = run_nodes(inputs, self._edges, operations)
+        output = [values[node] for node in self.concat]
+        if self.shortcut is None:
+            return output
+        whole = x if isinstance(x, Tensor) else concatenate(x)
+        return [concatenate(output) + self.shortcut(whole)]
 
 
 class AuxiliaryHead(nn.Module):
@@ -125,6 +161,8 @@ class Network(nn.Module):
     ABANDIT_CIFAR_1         48      10      3 blocks         5,187,898
     ABANDIT_CIFAR_1         48      6       3 blocks         2,891,674
     ABANDIT_MNIST_NORMAL_1  16      6       none             102,410
+    BNAS_XNOR_1             36      20      none             2,499,814
+    BNAS_A_KIM              36      20      none             5,578,252
     ======================= ======= ======= ================ ===========
 
     Args:
@@ -207,21 +245,30 @@ class Network(nn.Module):
         self.normalize = Normalize(in_channels, mean, std)
         self._looked = False  # at the values of images on a GPU
         self.stem = nn.Conv2d(in_channels, stem * channels, 3, padding=1, bias=False)
-        self.stem_bn = BatchNorm2d(stem * channels)
+        # With residual cells the stem is BN - convolution - ReLU.
+        self.residual = options.residual
+        self.stem_bn = BatchNorm2d(in_channels if options.residual else stem * channels)
         self.cells = nn.ModuleList()
-        self.cell_type = cell_sequence(cells, len(genotype.cells))
+        self.cell_type = cell_sequence(
+            cells, len(genotype.cells), inputs=genotype.inputs, reductions=self.reductions
+        )
+        self.inputs = genotype.inputs
         self.denoise_blocks = nn.ModuleDict()
         after = {cells // 4, 2 * cells // 4, 3 * cells // 4} if denoise_blocks else set()
         self.auxiliary_index = 2 * cells // 3
         self.auxiliary: AuxiliaryHead | None = None
         width = stem * channels
+        before = (width, 1)  # the output before the previous one: channels, how much larger it is
         for index, kind in enumerate(self.cell_type):
             reduction = index in self.reductions
             channels *= 2 if reduction else 1
             stride = 2 if reduction else 1
-            cell = NetworkCell(genotype.cells[kind], width, channels, stride, options)
+            cell = NetworkCell(
+                genotype.cells[kind], width, channels, stride, options, before,
+                residual=options.residual and index > 0,
+            )  # fmt: skip
             self.cells.append(cell)
-            width = cell.out_channels
+            before, width = (width, stride), cell.out_channels
             if index in after:
                 self.denoise_blocks[str(index)] = DenoiseBlock(
                     width, 1, options.denoise, options.denoise_1x1
@@ -312,10 +359,10 @@ class Network(nn.Module):
             raise ValueError("Network: with_auxiliary: the network has no auxiliary head")
         drop_path_prob = self.drop_path_prob if self.training else 0.0
         second: Tensor | None = None
-        x = self.stem_bn(self.stem(x))
-        output = [x]
+        x = F.relu(self.stem(self.stem_bn(x))) if self.residual else self.stem_bn(self.stem(x))
+        before = output = [x]
         for index, cell in enumerate(self.cells):
-            output = cell(output, drop_path_prob)
+            before, output = output, cell(output, drop_path_prob, before)
             if str(index) in self.denoise_blocks:
                 output = [self.denoise_blocks[str(index)](concatenate(output))]
             if with_auxiliary and index == self.auxiliary_index:

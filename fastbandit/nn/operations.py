@@ -12,12 +12,17 @@ Parameters at C channels, with affine batch norms (2 C each); counted by a test:
 ======================== ================================================================
 operation                parameters
 ======================== ================================================================
-max_pool_3x3, avg_...    2 C
+max_pool_3x3, avg_...    2 C; none without pool_bn
 skip_connect             none; at stride 2: C^2 + 2 C
+zero                     none
 conv_kxk                 k^2 C^2 + 2 C
 sep_conv_kxk             k^2 C + 2 C + k^2 C^2 + 2 C
 sep_conv_m_kxk           2 (k^2 C + C^2 + 2 C)
 dil_conv_kxk             k^2 C + C^2 + 2 C
+bin_sep_conv_kxk         k^2 C + C^2 + 4 C
+bin_dil_conv_kxk         k^2 C + C^2 + 4 C
+bin_conv_kxk             k^2 C^2 + 2 C
+bin_conv_d2_kxk          k^2 C^2 + 2 C
 gab_filt_3x3             5 C + 2 C
 dtp_blok_3x3             2 C; C^2 more with denoise_1x1, 2 C^2 more with 'gaussian'
 ======================== ================================================================
@@ -25,21 +30,25 @@ dtp_blok_3x3             2 C; C^2 more with denoise_1x1, 2 C^2 more with 'gaussi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastbandit import ops
+from fastbandit.nn.binary import BinaryConvBN, BinarySepConv
 from fastbandit.nn.blocks import (
     DepthwiseConv2d,
     DilatedConv2d,
     conv_block,
     conv_weight,
     normalization,
+    sign_weight,
 )
+from fastbandit.nn.cell import concatenate
 from fastbandit.nn.denoise import DenoiseBlock
 from fastbandit.nn.gabor import GaborBlock
 from fastbandit.nn.norm import BatchNorm2d
@@ -54,6 +63,7 @@ __all__ = [
     "Pool",
     "SepConv",
     "SepConvM",
+    "Zero",
     "make",
 ]
 
@@ -63,14 +73,17 @@ Constructor = Callable[[int, int, bool, OperationOptions], nn.Module]
 class Pool(nn.Module):
     """3x3 pooling, padding 1, then batch norm; the average does not count the padding."""
 
-    def __init__(self, kind: str, channels: int, stride: int, affine: bool) -> None:
+    def __init__(
+        self, kind: str, channels: int, stride: int, affine: bool, norm: bool = True
+    ) -> None:
         super().__init__()
         self.maximum, self.stride = kind == "max", stride
-        self.bn = BatchNorm2d(channels, affine=affine)
+        self.bn = BatchNorm2d(channels, affine=affine) if norm else None
 
     def forward(self, x: Tensor) -> Tensor:
         pool = ops.max_pool2d if self.maximum else ops.avg_pool2d
-        return self.bn(pool(x, self.stride))
+        y = pool(x, self.stride)
+        return y if self.bn is None else self.bn(y)
 
 
 class Identity(nn.Module):
@@ -80,25 +93,68 @@ class Identity(nn.Module):
         return x
 
 
-class Downsample(nn.Module):
+class Zero(nn.Module):
+    """``zero``: 0, whatever the input is. Its gradient is 0 and not missing."""
+
+    def __init__(self, stride: int = 1) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        everywhere = torch.ones((), dtype=torch.bool, device=x.device)
+        return x[:, :, :: self.stride, :: self.stride].masked_fill(everywhere, 0.0)
+
+
+class _Signed(nn.Module):
+    """A layer whose convolutions may have 1-bit weights.
+
+    Args:
+        sign: they have.
+    """
+
+    def __init__(self, sign: bool) -> None:
+        super().__init__()
+        self.sign = sign
+
+    def used(self, weight: Tensor) -> Tensor:
+        """What the layer computes with in place of ``weight``."""
+        return sign_weight(weight) if self.sign else weight
+
+    @property
+    def signed(self) -> tuple[nn.Parameter, ...]:
+        """The weights whose signs the layer computes with."""
+        return tuple(p for p in self.parameters(recurse=False) if p.dim() == 4) if self.sign else ()
+
+
+class Downsample(_Signed):
     """``skip_connect`` at stride 2.
 
     ReLU, two 1x1 convolutions of stride 2 to half of the channels each, the second on the input
     shifted by one pixel down and right, concatenated, batch norm. With an odd number of channels
     the first gets the smaller half. Where an odd size leaves the shifted grid one pixel short,
     that pixel is zero.
+
+    Takes one map, or several that are meant side by side.
+
+    Args:
+        in_channels: default as many as ``channels``.
+        sign: 1-bit weights.
     """
 
-    def __init__(self, channels: int, affine: bool) -> None:
-        super().__init__()
-        half = channels // 2
-        self.weight = conv_weight(half, channels, 1) if half else None
-        self.weight_shifted = conv_weight(channels - half, channels, 1)
+    def __init__(
+        self, channels: int, affine: bool, in_channels: int | None = None, sign: bool = False
+    ) -> None:
+        super().__init__(sign)
+        half, width = channels // 2, in_channels or channels
+        self.weight = conv_weight(half, width, 1) if half else None
+        self.weight_shifted = conv_weight(channels - half, width, 1)
         self.bn = BatchNorm2d(channels, affine=affine)
 
-    def forward(self, x: Tensor) -> Tensor:
-        told = normalization(self.bn, x, stride=2)
-        return ops.factorized_reduce(x, self.weight, self.weight_shifted, **told)
+    def forward(self, x: Tensor | Sequence[Tensor]) -> Tensor:
+        joined = x if isinstance(x, Tensor) else concatenate(x)
+        told = normalization(self.bn, joined, stride=2)
+        weight = None if self.weight is None else self.used(self.weight)
+        return ops.factorized_reduce(joined, weight, self.used(self.weight_shifted), **told)
 
 
 class Conv(nn.Module):
@@ -129,38 +185,65 @@ class SepConv(nn.Module):
         return self.bn2(F.conv2d(x, self.weight, padding=self.padding))
 
 
-class SepConvM(nn.Module):
+class SepConvM(_Signed):
     """Twice (ReLU, depthwise k x k, 1x1 convolution, BN): the separable convolution of DARTS."""
 
-    def __init__(self, kernel_size: int, channels: int, stride: int, affine: bool) -> None:
-        super().__init__()
-        self.depthwise1 = DepthwiseConv2d(channels, kernel_size, stride)
+    def __init__(
+        self, kernel_size: int, channels: int, stride: int, affine: bool, sign: bool = False
+    ) -> None:
+        super().__init__(sign)
+        self.depthwise1 = DepthwiseConv2d(channels, kernel_size, stride, sign=sign)
         self.pointwise1 = conv_weight(channels, channels, 1)
         self.bn1 = BatchNorm2d(channels, affine=affine)
-        self.depthwise2 = DepthwiseConv2d(channels, kernel_size)
+        self.depthwise2 = DepthwiseConv2d(channels, kernel_size, sign=sign)
         self.pointwise2 = conv_weight(channels, channels, 1)
         self.bn2 = BatchNorm2d(channels, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = conv_block(x, self.pointwise1, self.bn1, self.depthwise1)
-        return conv_block(x, self.pointwise2, self.bn2, self.depthwise2)
+        x = conv_block(x, self.used(self.pointwise1), self.bn1, self.depthwise1)
+        return conv_block(x, self.used(self.pointwise2), self.bn2, self.depthwise2)
 
 
-class DilConv(nn.Module):
+class DilConv(_Signed):
     """ReLU, depthwise k x k of dilation 2, 1x1 convolution, BN: the form of DARTS."""
 
-    def __init__(self, kernel_size: int, channels: int, stride: int, affine: bool) -> None:
-        super().__init__()
-        self.depthwise = DepthwiseConv2d(channels, kernel_size, stride, dilation=2)
+    def __init__(
+        self, kernel_size: int, channels: int, stride: int, affine: bool, sign: bool = False
+    ) -> None:
+        super().__init__(sign)
+        self.depthwise = DepthwiseConv2d(channels, kernel_size, stride, dilation=2, sign=sign)
         self.pointwise = conv_weight(channels, channels, 1)
         self.bn = BatchNorm2d(channels, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
-        return conv_block(x, self.pointwise, self.bn, self.depthwise)
+        return conv_block(x, self.used(self.pointwise), self.bn, self.depthwise)
 
 
-def _skip(channels: int, stride: int, affine: bool) -> nn.Module:
-    return Identity() if stride == 1 else Downsample(channels, affine)
+def _skip(channels: int, stride: int, affine: bool, options: OperationOptions) -> nn.Module:
+    sign = options.weights == "sign"
+    return Identity() if stride == 1 else Downsample(channels, affine, sign=sign)
+
+
+def _pool(kind: str) -> Constructor:
+    return lambda channels, stride, affine, options: Pool(
+        kind, channels, stride, affine, options.pool_bn
+    )
+
+
+def _darts(build: Callable[..., nn.Module], kernel_size: int) -> Constructor:
+    """An operation of DARTS, with 1-bit weights if the options say so."""
+    return lambda channels, stride, affine, options: build(
+        kernel_size, channels, stride, affine, sign=options.weights == "sign"
+    )
+
+
+def _binary(kernel_size: int, dilation: int, dense: bool) -> Constructor:
+    def build(channels: int, stride: int, affine: bool, options: OperationOptions) -> nn.Module:
+        if dense:
+            return BinaryConvBN(channels, channels, kernel_size, stride, dilation, affine, options)
+        return BinarySepConv(kernel_size, channels, stride, affine, options, dilation)
+
+    return build
 
 
 def _plain(build: Callable[[int, int, bool], nn.Module]) -> Constructor:
@@ -178,23 +261,32 @@ def _denoise(channels: int, stride: int, affine: bool, options: OperationOptions
 
 
 CONSTRUCTORS: dict[str, Constructor] = {
-    "max_pool_3x3": _plain(partial(Pool, "max")),
-    "avg_pool_3x3": _plain(partial(Pool, "avg")),
-    "skip_connect": _plain(_skip),
+    "max_pool_3x3": _pool("max"),
+    "avg_pool_3x3": _pool("avg"),
+    "skip_connect": _skip,
     "conv_1x1": _plain(partial(Conv, 1)),
     "conv_3x3": _plain(partial(Conv, 3)),
     "conv_5x5": _plain(partial(Conv, 5)),
     "conv_7x7": _plain(partial(Conv, 7)),
     "sep_conv_3x3": _plain(partial(SepConv, 3)),
     "sep_conv_5x5": _plain(partial(SepConv, 5)),
-    "sep_conv_m_3x3": _plain(partial(SepConvM, 3)),
-    "sep_conv_m_5x5": _plain(partial(SepConvM, 5)),
-    "dil_conv_1x1": _plain(partial(DilConv, 1)),
-    "dil_conv_3x3": _plain(partial(DilConv, 3)),
-    "dil_conv_5x5": _plain(partial(DilConv, 5)),
-    "dil_conv_7x7": _plain(partial(DilConv, 7)),
+    "sep_conv_m_3x3": _darts(SepConvM, 3),
+    "sep_conv_m_5x5": _darts(SepConvM, 5),
+    "dil_conv_1x1": _darts(DilConv, 1),
+    "dil_conv_3x3": _darts(DilConv, 3),
+    "dil_conv_5x5": _darts(DilConv, 5),
+    "dil_conv_7x7": _darts(DilConv, 7),
     "gab_filt_3x3": _gabor,
     "dtp_blok_3x3": _denoise,
+    "zero": lambda channels, stride, affine, options: Zero(stride),
+    "bin_dil_conv_3x3": _binary(3, 2, dense=False),
+    "bin_dil_conv_5x5": _binary(5, 2, dense=False),
+    "bin_sep_conv_3x3": _binary(3, 1, dense=False),
+    "bin_sep_conv_5x5": _binary(5, 1, dense=False),
+    "bin_conv_3x3": _binary(3, 1, dense=True),
+    "bin_conv_5x5": _binary(5, 1, dense=True),
+    "bin_conv_d2_3x3": _binary(3, 2, dense=True),
+    "bin_conv_d2_5x5": _binary(5, 2, dense=True),
 }
 
 

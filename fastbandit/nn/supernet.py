@@ -2,8 +2,9 @@
 
 Normalisation - stem (3x3 convolution to 3 C channels, batch norm) - cells - global average
 pooling - linear classifier. The cell of index V // 3 and that of index 2 V // 3 halve the map
-and double C; there the edges from node 0 have stride 2. Each cell takes the previous output
-through ReLU - 1x1 convolution - batch norm to its C channels, and gives its nodes, concatenated.
+and double C; there the edges from the inputs have stride 2. Each cell takes the previous output
+through ReLU - 1x1 convolution - batch norm to its C channels, and gives its nodes, concatenated. A
+cell of two inputs takes the output before that one too.
 Source: Zhang, Xu et al., "Binary Neural Networks", section 4.2; Chen et al., ECCV 2020.
 """
 
@@ -14,12 +15,13 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from fastbandit.nn.blocks import ReluConvBN, classify
+from fastbandit.nn.blocks import classify
 from fastbandit.nn.cell import concatenate, run_nodes
 from fastbandit.nn.norm import BatchNorm2d, Normalize, reset_running_stats, use_cumulative_average
 from fastbandit.nn.operations import make
+from fastbandit.nn.preprocess import preprocessing
 from fastbandit.operations import OperationOptions
-from fastbandit.space import SearchSpace, get, reduction_cells, widest
+from fastbandit.space import SearchSpace, cell_sequence, get, reduction_cells, widest
 
 __all__ = ["SuperCell", "Supernet"]
 
@@ -31,8 +33,10 @@ class SuperCell(nn.Module):
         space: operations and nodes.
         in_channels: channels of the previous output.
         channels: C of this cell; the output has ``nodes * channels``.
-        stride: of the edges from node 0: 2 in a reduction cell, else 1.
+        stride: of the edges from the inputs: 2 in a reduction cell, else 1.
         options: how operations with variants are built.
+        before: channels of the output before that one and how much larger it is (1 or 2), for a
+            space with two inputs.
     """
 
     def __init__(
@@ -42,14 +46,16 @@ class SuperCell(nn.Module):
         channels: int,
         stride: int,
         options: OperationOptions,
+        before: tuple[int, int] = (0, 1),
     ) -> None:
         super().__init__()
-        space.check_one_input("SuperCell")
         self.space = space
-        self.preprocess = ReluConvBN(in_channels, channels, affine=False)
+        if space.inputs == 2:
+            self.preprocess0 = preprocessing(before[0], channels, before[1], False, options)
+        self.preprocess = preprocessing(in_channels, channels, 1, False, options)
         self.edges = nn.ModuleList(
             nn.ModuleList(
-                make(name, channels, stride if source == 0 else 1, False, options)
+                make(name, channels, stride if source < space.inputs else 1, False, options)
                 for name in space.operations
             )
             for source, _ in space.edges
@@ -74,9 +80,25 @@ class SuperCell(nn.Module):
             for operations, name in zip(self.edges, self._names, strict=False)
         ]
 
-    def forward(self, x: Tensor | list[Tensor]) -> list[Tensor]:
-        """The nodes from 1 on, which side by side are the output; x: an input of that form."""
-        return run_nodes(self.preprocess(x), self.space.edges, self.chosen)[1:]
+    @property
+    def preprocesses(self) -> list[nn.Module]:
+        """What brings the inputs to the cell's width."""
+        both = self.space.inputs == 2
+        return [self.preprocess0, self.preprocess] if both else [self.preprocess]
+
+    def forward(
+        self, x: Tensor | list[Tensor], before: Tensor | list[Tensor] | None = None
+    ) -> list[Tensor]:
+        """The nodes after the inputs, which side by side are the output.
+
+        Args:
+            x: the previous output, as one map or as several that are meant side by side.
+            before: the output before it, for a space with two inputs.
+        """
+        inputs = [self.preprocess(x)]
+        if self.space.inputs == 2:
+            inputs.insert(0, self.preprocess0(before))
+        return run_nodes(inputs, self.space.edges, self.chosen)[len(inputs) :]
 
 
 class Supernet(nn.Module):
@@ -92,9 +114,10 @@ class Supernet(nn.Module):
         in_channels: channels of the images.
         classes: logits.
         channels: C of the first cell.
-        cells: cells in the chain, at least the number of cell types; cell i has type
-            ``cell_types * i // cells`` and weights of its own. Default: one of each type. With
-            the name of a space and fewer than six cells, there are that many types.
+        cells: cells in the chain, at least the number of cell types, each with weights of its own;
+            :func:`~fastbandit.space.cell_sequence` says of which type each is. Default: one of each
+            type, or 6 where cells have two inputs. With the name of a space with one input and
+            fewer than six cells, there are that many types.
         nodes: nodes of a cell, default 4; only with the name of a space.
         mean, std: of the images, for each channel or one for all; None: 0 and 1.
         options: how operations with variants are built.
@@ -102,8 +125,8 @@ class Supernet(nn.Module):
             of ``options``.
 
     Raises:
-        ValueError: a size below 1, too few cells, cells of two inputs, or an unknown name or
-            option.
+        ValueError: a size below 1, too few cells, an unknown name or option, or the option
+            ``residual``, which final networks alone have.
     """
 
     def __init__(
@@ -129,13 +152,18 @@ class Supernet(nn.Module):
             if size < 1:
                 raise ValueError(f"Supernet: {name}: expected >= 1, got {size}")
         if isinstance(space, str):
-            space = get(space, nodes=4 if nodes is None else nodes, cell_types=min(cells or 6, 6))
+            space = get(space, nodes=4 if nodes is None else nodes)
+            if space.inputs == 1 and cells is not None and cells < space.cell_types:
+                space = get(space.name, nodes=space.nodes, cell_types=cells)
         elif nodes is not None and nodes != space.nodes:
             raise ValueError(
                 f"Supernet: nodes: expected {space.nodes} as in the search space, got {nodes}"
             )
-        space.check_one_input("Supernet")
-        cells = space.cell_types if cells is None else cells
+        if options.residual:
+            raise ValueError(
+                "Supernet: residual: expected False, as a search has no residual cells"
+            )
+        cells = space.cells if cells is None else cells
         if cells < space.cell_types:
             raise ValueError(
                 f"Supernet: cells: expected at least the {space.cell_types} cell types of the "
@@ -148,13 +176,19 @@ class Supernet(nn.Module):
         self.stem_bn = BatchNorm2d(3 * channels, affine=False)
         self.cells = nn.ModuleList()
         self.cell_type = tuple(space.cell_types * index // cells for index in range(cells))
+        if space.inputs == 2:
+            self.cell_type = cell_sequence(
+                cells, space.cell_types, inputs=2, reductions=self.reductions
+            )
         width = 3 * channels
+        before = (width, 1)  # the output before the previous one: channels, how much larger it is
         for index in range(cells):
             reduction = index in self.reductions
             channels *= 2 if reduction else 1
-            cell = SuperCell(space, width, channels, 2 if reduction else 1, options)
+            stride = 2 if reduction else 1
+            cell = SuperCell(space, width, channels, stride, options, before)
             self.cells.append(cell)
-            width = space.nodes * channels
+            before, width = (width, stride), space.nodes * channels
         self.classifier = nn.Linear(width, classes)
         use_cumulative_average(self)
         self._path: tuple[int, ...] | None = None
@@ -204,9 +238,9 @@ class Supernet(nn.Module):
         if self._path is None:
             raise RuntimeError("Supernet: no path is set: call set_path(choice) before forward")
         x = self.stem_bn(self.stem(x))
-        output = [x]
+        before = output = [x]
         for cell in self.cells:
-            output = cell(output)
+            before, output = output, cell(output, before)
         return classify(concatenate(output), self.classifier)
 
     def path_modules(self) -> Iterator[nn.Module]:
@@ -220,7 +254,8 @@ class Supernet(nn.Module):
         yield from self.stem_bn.modules()
         for cell in self.cells:
             assert isinstance(cell, SuperCell)
-            yield from cell.preprocess.modules()
+            for preprocess in cell.preprocesses:
+                yield from preprocess.modules()
         for cell in self.cells:
             for operation in cell.chosen:  # type: ignore[union-attr]
                 yield from operation.modules()

@@ -23,6 +23,9 @@ from fastbandit.ops.bandit import (
     bandit_update_,
 )
 from fastbandit.ops.batch_norm import batch_norm
+from fastbandit.ops.binary_conv2d import binary_conv2d, sign_threshold
+from fastbandit.ops.binary_pack import pack_sign, unpack_sign
+from fastbandit.ops.binary_ste import binary_conv2d_ste, sign_ste
 from fastbandit.ops.conv_block import conv_block
 from fastbandit.ops.depthwise_conv2d import depthwise_conv2d
 from fastbandit.ops.dilated_conv2d import dilated_conv2d
@@ -43,6 +46,8 @@ __all__ = [
     "bandit_step_",
     "bandit_update_",
     "batch_norm",
+    "binary_conv2d",
+    "binary_conv2d_ste",
     "conv_block",
     "depthwise_conv2d",
     "dilated_conv2d",
@@ -50,9 +55,13 @@ __all__ = [
     "gabor_conv2d",
     "gabor_filters",
     "max_pool2d",
+    "pack_sign",
     "pgd_step_",
     "pgd_step_normalize_",
     "random_start",
+    "sign_ste",
+    "sign_threshold",
+    "unpack_sign",
 ]
 
 _native.load()

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from fastbandit.bandit import POLICIES
 from fastbandit.bandit.log import Abandon, Start
+from fastbandit.childparent import ChildParentStart
 from fastbandit.report.charts import DIVERGING_STEPS, Lane, arm_lanes
 from fastbandit.report.html import empty, folded, render, run_section, show, table
 from fastbandit.report.search import Run
@@ -18,7 +19,7 @@ from fastbandit.report.search import Run
 __all__ = ["abandoned", "arms", "survival"]
 
 
-def _cells(start: Start) -> dict[str, list[int]]:
+def _cells(start: Start | ChildParentStart) -> dict[str, list[int]]:
     """Rows by cell type, from the names of the edges ('a:0->1')."""
     cells: dict[str, list[int]] = {}
     for row, edge in enumerate(start.edges):
@@ -130,6 +131,8 @@ def _reason(run: Run, line: Abandon) -> str:
     start, history = run.start, run.history
     assert start is not None
     assert history is not None
+    if isinstance(start, ChildParentStart):
+        return "smallest mean score of the round" if not start.carry else "smallest mean score"
     name = start.settings.policy
     rule = f"rule of policy {show(name)}"
     if line.upper is None or not history.explained:

@@ -3,7 +3,8 @@
 Nodes stand on a line from left to right. An edge to the next node is straight; a longer one is
 an arc above or below the line, in a *lane* that no arc of an overlapping span shares, so that the
 labels, which sit on the tops of the arcs, never overlap. What the output concatenates is drawn as
-thin grey lines into one rail under everything else.
+thin grey lines into one rail under everything else. Of a cell of two inputs the first two nodes
+are the outputs of the two cells before.
 """
 
 from __future__ import annotations
@@ -58,13 +59,8 @@ def _crosses(a: tuple[int, int], b: tuple[int, int]) -> bool:
 
 def _arrange(cell: Cell) -> list[_Arc]:
     """Side and lane of every edge; short spans first, so that long ones go around them."""
-    edges = [
-        (edge.source, node, edge.op)
-        for node, incoming in enumerate(cell.nodes, start=1)
-        for edge in incoming
-    ]
     arcs: list[_Arc] = []
-    for source, target, operation in sorted(edges, key=lambda e: (e[1] - e[0], e[0])):
+    for source, target, operation in sorted(cell.edges, key=lambda e: (e[1] - e[0], e[0])):
         if target - source == 1:
             arcs.append(_Arc(source, target, operation, 0, 0))
             continue
@@ -122,14 +118,15 @@ def _node(x: float, y: float, text: str, fill: str) -> str:
 def _draw_cell(cell: Cell, arcs: Sequence[_Arc], above: int, below: int) -> str:
     """One cell with its origin at the left end of the line of nodes, ``above`` under the top."""
     line = float(above)
-    x = [_MARGIN + _RADIUS + _STEP * node for node in range(len(cell.nodes) + 1)]
+    count = cell.inputs + len(cell.nodes)
+    x = [_MARGIN + _RADIUS + _STEP * node for node in range(count)]
     out = x[-1] + _OUT
     rail = line + below
     lines: list[str] = []
     heads: list[str] = []
     labels: list[str] = []
 
-    if tuple(cell.concat) != (len(cell.nodes),):
+    if tuple(cell.concat) != (count - 1,):
         first = min(x[node] for node in cell.concat)
         grey = f'fill="none" stroke="{_FAINT}" stroke-width="1" stroke-dasharray="2 2.5"'
         for node in cell.concat:
@@ -180,8 +177,10 @@ def _draw_cell(cell: Cell, arcs: Sequence[_Arc], above: int, below: int) -> str:
         )
         labels.append(_label(middle + (_STEP / 2 - 4) * crowded, top, arc.operation))
 
-    nodes = [_node(x[0], line, "0", "#e8edf2")]
-    nodes += [_node(x[i], line, str(i), "#ffffff") for i in range(1, len(x))]
+    nodes = [
+        _node(x[i], line, str(i), "#e8edf2" if i < cell.inputs else "#ffffff")
+        for i in range(len(x))
+    ]
     nodes.append(
         f'<rect x="{out - 22:.1f}" y="{line - _RADIUS:.1f}" width="44" height="{2 * _RADIUS}" '
         f'rx="5" fill="#e8edf2" stroke="{_INK}" stroke-width="1.2"/><text class="node" '
@@ -208,6 +207,10 @@ def _legend(operations: Sequence[str], width: float, y: float) -> tuple[str, flo
     return "".join(parts), y + 20
 
 
+def _is_darts(genotype: Genotype) -> bool:
+    return genotype.inputs == 2 and len(genotype.cells) == 2
+
+
 def draw_genotype(genotype: Genotype) -> str:
     """All cells of a genotype, two in a row, with a legend of the operations they hold.
 
@@ -215,8 +218,10 @@ def draw_genotype(genotype: Genotype) -> str:
         One SVG document as text, with its size in ``viewBox``, ``width`` and ``height``.
     """
     arranged = [_arrange(cell) for cell in genotype.cells]
-    nodes = max(len(cell.nodes) for cell in genotype.cells)
-    panel_width = 2 * _MARGIN + _RADIUS + nodes * _STEP + _OUT + 22
+    nodes = max(cell.inputs + len(cell.nodes) for cell in genotype.cells)
+    panel_width = 2 * _MARGIN + _RADIUS + (nodes - 1) * _STEP + _OUT + 22
+    # The two types of cells with two inputs have names.
+    names = {"a": "normal cell", "b": "reduction cell"} if _is_darts(genotype) else {}
     columns = min(_COLUMNS, len(genotype.cells))
     width = columns * panel_width + (columns - 1) * _GAP
     body: list[str] = []
@@ -234,7 +239,7 @@ def draw_genotype(genotype: Genotype) -> str:
                 f'<g transform="translate({left:.1f} {top:.1f})"><rect x="0.5" y="0.5" '
                 f'width="{panel_width - 1:.1f}" height="{height - 1:.1f}" rx="8" '
                 f'fill="{_PANEL}" stroke="{_RULE}"/><text class="title" x="{_MARGIN}" y="22" '
-                f'fill="{_INK}">cell {escape(cell.name)}</text>'
+                f'fill="{_INK}">{names.get(cell.name) or escape(f"cell {cell.name}")}</text>'
                 f"{_draw_cell(cell, arranged[index], above, below)}</g>"
             )
         top += height + _GAP

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from fastbandit.bandit import POLICIES, Bandits, BanditSettings
-from fastbandit.bandit.log import LINES, Abandon, End, Line, Sample, Start
+from fastbandit.bandit.log import LINES, Abandon, BanditLine, End, Line, Sample, Start
+from fastbandit.childparent import ChildParentSample, ChildParentStart, Means
 from fastbandit.report.charts import DIVERGING_STEPS
 from fastbandit.report.html import get
 from fastbandit.report.reading import (
@@ -56,7 +57,7 @@ class Run(Folder):
     """A search."""
 
     split: dict[str, Any] | None = None
-    start: Start | None = None
+    start: Start | ChildParentStart | None = None
     samples: list[Sample] = field(default_factory=list)
     abandons: list[Abandon] = field(default_factory=list)
     end: End | None = None
@@ -93,6 +94,8 @@ class Run(Folder):
         if self.start is None or self.end is not None:
             return done
         more = max(0, self.planned_epochs - self._schedule[1])
+        if isinstance(self.start, ChildParentStart):
+            return self.planned_epochs
         return max(self.planned_epochs + self.start.settings.evaluations_per_epoch * more, done)
 
     @property
@@ -112,8 +115,10 @@ def _known(settings: BanditSettings) -> BanditSettings:
     )
 
 
-def _bandits(start: Start) -> Bandits:
+def _bandits(start: Start | ChildParentStart) -> Bandits | Means:
     """Bandits that are credited with what a log says, whatever its policy would have drawn."""
+    if isinstance(start, ChildParentStart):
+        return Means(len(start.edges), len(start.operations), start.settings)
     return Bandits(len(start.edges), len(start.operations), _known(start.settings))
 
 
@@ -136,7 +141,8 @@ class ArmHistory:
         assert run.start is not None
         bandits = _bandits(run.start)
         shape = (len(run.samples) + 1, bandits.rows, bandits.arms)
-        self.bonus = bandits.settings.bonus
+        # CP-NAS has no bounds, and so no bonus.
+        self.bonus = bandits.settings.bonus if isinstance(bandits, Bandits) else 0.0
         self.choice = np.array([s.choice for s in run.samples], dtype=np.int64).reshape(
             -1, bandits.rows
         )
@@ -219,16 +225,26 @@ def totals(run: Run) -> dict[str, float | None]:
 
 def _out_of_range(run: Run, line: Line) -> str:
     """What a bandit with the settings of the log would not take, or an empty string."""
-    if isinstance(line, Start):
+    if isinstance(line, Start | ChildParentStart):
         try:
-            _known(line.settings).check()
+            (_known(line.settings) if isinstance(line, Start) else line.settings).check()
         except ValueError as error:
             return str(error)
-    if isinstance(line, Sample) and run.start is not None:
+    if isinstance(line, Sample) and isinstance(run.start, Start):
         policy = POLICIES[_known(run.start.settings).policy]
         if problem := policy.reward_problem(line.reward):
             return f"reward: {problem}"
     return ""
+
+
+def _kind_of(run: Run, value: Mapping[str, Any]) -> type[BanditLine] | None:
+    """Which line of which algorithm it is; None for one that is not known."""
+    event = value.get("event")
+    if event == "start" and "algorithm" in value:
+        return ChildParentStart
+    if event == "sample" and isinstance(run.start, ChildParentStart):
+        return ChildParentSample
+    return LINES.get(event) if isinstance(event, str) else None
 
 
 def _read_bandit(run: Run) -> None:
@@ -238,7 +254,7 @@ def _read_bandit(run: Run) -> None:
         event = value.get("event")
         if event == "attack":  # a stronger adversary; the summary lists them
             continue
-        kind = LINES.get(event) if isinstance(event, str) else None
+        kind = _kind_of(run, value)
         if kind is None:
             run.notes.append(f"{name}: line {position}: unknown event {event!r}; it is left out")
             continue
@@ -249,7 +265,7 @@ def _read_bandit(run: Run) -> None:
         if problem:
             run.notes.append(f"{name}: line {position}: {problem}; the line is left out")
             continue
-        if isinstance(line, Start) and run.start is None:
+        if isinstance(line, Start | ChildParentStart) and run.start is None:
             size = len(line.edges) * len(line.operations)
             if size > _MOST_ARMS:
                 run.notes.append(
@@ -259,7 +275,7 @@ def _read_bandit(run: Run) -> None:
                 return
             run.start = line
             continue
-        if run.start is None or isinstance(line, Start):
+        if run.start is None or isinstance(line, Start | ChildParentStart):
             where = "comes before the start event" if run.start is None else "starts again"
             run.notes.append(f"{name}: line {position} {where}; it is left out")
             continue
@@ -314,10 +330,10 @@ def read_run(folder: Path, summary: Mapping[str, Any] | None) -> Run:
         line = parse(run, "metrics.jsonl", position, Metrics, value)
         if line is not None:
             run.metrics.append(line)
-    if run.history is not None and not run.history.explained:
+    if isinstance(run.start, Start) and run.history is not None and not run.history.explained:
         run.notes.append(
             f"bandit.jsonl: m and n of abandoned arms are not those of Eq. 4.11 with the logged "
-            f"rewards (policy {run.start.settings.policy if run.start else ''}); arms over time "
+            f"rewards (policy {run.start.settings.policy}); arms over time "
             "are drawn with Eq. 4.11"
         )
     return run

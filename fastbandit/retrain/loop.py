@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,8 @@ from fastbandit.data import DataSource
 from fastbandit.distributed import Group, Team
 from fastbandit.genotype import Genotype
 from fastbandit.models import BEST, LAST, multiply_adds
+from fastbandit.nn.binary import clamp_latents, latents
+from fastbandit.operations import without_defaults
 from fastbandit.retrain.config import RetrainConfig
 from fastbandit.retrain.genotypes import check_genotype, with_genotype
 from fastbandit.retrain.model_file import Record, selection_rule, write_model
@@ -50,6 +52,7 @@ class Retraining:
         group = session.group
         self.team = None if group is None else Team(group, 1)
         self.network = setup.network
+        self.latents = list(latents(self.network))
         self.engine = Engine(
             self.config.precision,
             Graphs(self.config.graphs, setup.device, processes=session.processes),
@@ -184,6 +187,21 @@ class Retraining:
         done = self.epoch + step / (len(self.setup.weights) * updates)
         return self.config.rate(min(done / self.config.epochs, 1.0))
 
+    @property
+    def _after_step(self) -> Callable[[], None] | None:
+        """What follows each step of the optimiser, if anything."""
+        average = self.average
+        if not self.latents:
+            return None if average is None else average.update
+
+        def after() -> None:
+            # Beyond 1 a weight whose sign is used has no gradient any more.
+            clamp_latents(self.latents)
+            if average is not None:
+                average.update()
+
+        return after
+
     def train(self, batches: Any = None) -> Any:
         """One epoch of training."""
         setup, config = self.setup, self.config
@@ -203,7 +221,7 @@ class Retraining:
                 team=self.team,
                 objective=objective,
                 learning_rate=partial(self._rate, objective.updates),
-                after_step=None if self.average is None else self.average.update,
+                after_step=self._after_step,
                 engine=self.training_engine,
             )
         if self.team is not None and self.average is not None:
@@ -380,7 +398,7 @@ class Retraining:
             "genotype": "genotype.json",
             "genotype_name": setup.genotype.name,
             "genotype_hash": setup.genotype.hash,
-            "architecture": dataclasses.asdict(setup.architecture),
+            "architecture": without_defaults(dataclasses.asdict(setup.architecture)),
             "parameters": sum(p.numel() for p in plain.parameters()),
             "macs": multiply_adds(plain, source.train.shape),
             "method": config.method,

@@ -36,7 +36,7 @@ class Options(RunOptions):
 
     preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """settings to start from: digits (the default where no --data is given), digits-full, smoke,
-    mnist, cifar10"""
+    mnist, cifar10, and for 1-bit networks digits-binary, digits-binary-robust, mnist-binary"""
     dry_run: bool = False
     """measure the widest path, print memory and time that the search will take, and stop"""
     processes: Annotated[int | None, tyro.conf.arg(metavar="N")] = None

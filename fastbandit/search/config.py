@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from fastbandit import space as spaces
 from fastbandit.bandit import POLICIES, AntiBandit, BanditSettings
 from fastbandit.bandit.budget import SizeBudget
+from fastbandit.childparent import ChildParent
 from fastbandit.config import LATER, POSITIVE, SEED, SHARE, ConfigError, Radius, Range, at_least
 from fastbandit.runs.environment import derive_seed
 from fastbandit.runs.session import resolve_device
 from fastbandit.runs.training import TrainingConfig
+from fastbandit.search.binary import BinaryConfig, BinarySettings, CpConfig, check_binary
 from fastbandit.space import SearchSpace
 from fastbandit.threat import ThreatModel
 from fastbandit.training.overfitting import GuardConfig
@@ -106,8 +108,11 @@ class AloneConfig:
     """paths that are drawn at a time, so that several can be trained at a time"""
 
 
+_CP, _BINARY = CpConfig(), BinaryConfig()
+
+
 @dataclass(frozen=True)
-class SearchConfig(TrainingConfig):
+class SearchConfig(BinarySettings, TrainingConfig):
     """Everything that decides the result of a search. Its hash is the run's id."""
 
     seed: Annotated[int, SEED] = 0
@@ -121,9 +126,11 @@ class SearchConfig(TrainingConfig):
     # Less often than in retraining: an epoch of a search is short.
     guard: GuardConfig = field(default_factory=lambda: GuardConfig(every=5))
     space: str = "robust9-light"
-    """search space: general7, robust8 to robust11, or one of their -light twins"""
+    """search space: general7, robust8 to robust11, or one of their -light twins; of 1-bit networks:
+    binary8, binary7, binary8-dense"""
     layers: Annotated[int, Range("a whole number from 1 to 26", least=1, most=26), LATER] = 6
-    """V, the cells of the supernet, each of a type of its own"""
+    """V, the cells of the supernet, each of a type of its own; in a space of 1-bit networks normal
+    and reduction cells"""
     init_channels: Annotated[int, Range("an even number >= 2", least=2, multiple_of=2)] = 8
     """C, the channels of the first cell"""
     denoise: Literal["dot", "gaussian", "mean", "median"] = "dot"
@@ -154,9 +161,16 @@ class SearchConfig(TrainingConfig):
     final: FinalConfig = field(default_factory=FinalConfig)
     supernet: Annotated[SupernetConfig, LATER] = SupernetConfig()
     alone: Annotated[AloneConfig, LATER] = AloneConfig()
+    algorithm: Annotated[Literal["anti-bandit", "cp-nas"], LATER] = "anti-bandit"
+    """what draws paths and abandons arms: the bandit of --bandit.policy, or Algorithm 9 (CP-NAS,
+    for a space of 1-bit networks), which has no bandit"""
+    cp: Annotated[CpConfig, LATER] = _CP
+    binary: Annotated[BinaryConfig, LATER] = _BINARY
 
     def search_space(self) -> SearchSpace:
         """The space that is searched: a row for each edge of each cell."""
+        if self.space in spaces.BINARY_SPACES:
+            return spaces.get(self.space, cells=self.layers)
         return spaces.get(self.space, cell_types=self.layers)
 
     def check(self) -> None:
@@ -190,10 +204,17 @@ class SearchConfig(TrainingConfig):
             )
         self.training_threat()
         self.final_threat()
+        check_binary(self)
         if self.supernet.epochs and self.rewards == "alone":
             raise ConfigError(
                 "supernet.epochs: expected 0 with rewards alone, which have no use for shared "
                 f"weights, got {self.supernet.epochs}"
+            )
+        if self.search_space().binary and (self.supernet.epochs or self.rewards == "alone"):
+            raise ConfigError(
+                "supernet.epochs, rewards: expected 0 and shared in a space of 1-bit networks, whose "
+                f"paths are scored by child and parent; got {self.supernet.epochs} and "
+                f"{self.rewards}"
             )
         if 0 < self.supernet.check < 4:
             raise ConfigError(
@@ -271,7 +292,7 @@ class SearchConfig(TrainingConfig):
         except ValueError as error:
             raise ConfigError(f"{self.budgeted}: {error}") from None
 
-    def make_bandit(self, source: DataSource | None = None) -> AntiBandit:
+    def make_bandit(self, source: DataSource | None = None) -> AntiBandit | ChildParent:
         """The bandit of this search: a row for each edge of each cell, an arm an operation.
 
         Args:
@@ -279,6 +300,8 @@ class SearchConfig(TrainingConfig):
         """
         found = self.search_space()
         seed = derive_seed(self.seed, "bandit")
+        if self.algorithm == "cp-nas":
+            return ChildParent(found.rows, found.arms, self.cp.settings(), seed=seed)
         known = self._known_of_rows(source)
         return AntiBandit(found.rows, len(found.operations), self.bandit, seed=seed, **known)
 
@@ -290,7 +313,7 @@ class SearchConfig(TrainingConfig):
             return {}
         from fastbandit.search.sizes import Sizes, stages
 
-        known: dict[str, Any] = {"groups": stages(spaces.get(self.space))} if uses else {}
+        known: dict[str, Any] = {"groups": stages(self.search_space())} if uses else {}
         if budget is not None:
             return {**known, "costs": budget.costs, "base_cost": budget.base, "budget": budget.ends}
         sizes = Sizes.of_search(self, source)
@@ -376,6 +399,41 @@ PRESETS: dict[str, dict[str, Any]] = {
         "cutout_length": 16,
         "attack": {"epsilon": "8/255"},
         "final": {"steps": 20, "step_size": "2/255", "network_epochs": 10},
+    },
+    # T = 1: 35 paths, each 1-bit and in full precision, and clean.
+    "digits-binary": {
+        "name": "digits-binary",
+        "algorithm": "cp-nas",
+        "space": "binary8",
+        "init_channels": 16,
+        "train_limit": 2000,
+        "attack": {"steps": 0},
+        "cp": {"rounds": 1},
+        "final": {"network_epochs": 8},
+    },
+    # The same under attack: both networks are trained by FGSM, and robust accuracies are scored.
+    "digits-binary-robust": {
+        "name": "digits-binary-robust",
+        "algorithm": "cp-nas",
+        "space": "binary8",
+        "init_channels": 16,
+        "train_limit": 2000,
+        "attack": {"epsilon": "0.1", "steps": 1},
+        "cp": {"rounds": 1},
+        "final": {"network_epochs": 8},
+    },
+    "mnist-binary": {
+        "name": "mnist-binary",
+        "data": "mnist",
+        "algorithm": "cp-nas",
+        "space": "binary8",
+        "init_channels": 16,
+        "batch_size": 512,
+        "evaluation_batch_size": 512,
+        "learning_rate": 0.025,
+        "learning_rate_min": 0.0,
+        "attack": {"epsilon": "0.3", "steps": 0},
+        "final": {"steps": 40, "step_size": "0.01", "network_epochs": 5},
     },
 }
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastbandit.nn.binary import use_full_precision
 from fastbandit.retrain.estimate import dry_run as retrain_dry_run
 from fastbandit.runs.cost import measure_throughput, seconds_to_save
 from fastbandit.runs.environment import peak_memory_mb
@@ -75,6 +76,13 @@ def dry_run(config: SearchConfig, processes: int = 1) -> dict[str, Any]:
         _measure(current, paths[0])
         measured = [_measure(current, choice) for choice in paths]
         mean = {name: sum(one[name] for one in measured) / len(measured) for name in measured[0]}
+        if config.search_space().binary and config.cp.parent:
+            # Each path is trained and scored in full precision too.
+            use_full_precision(setup.supernet, True)
+            parents = [_measure(current, choice) for choice in paths]
+            use_full_precision(setup.supernet, False)
+            for name in mean:
+                mean[name] += sum(one[name] for one in parents) / len(parents)
         save = seconds_to_save(current.state())
         peak = peak_memory_mb(setup.device)
         widest = _measure(current, torch.as_tensor(setup.supernet.widest_path()))

@@ -16,13 +16,14 @@ from fastbandit.distributed import Team
 from fastbandit.genotype import Genotype
 from fastbandit.operations import OperationOptions
 from fastbandit.runs.cost import EpochTimer
-from fastbandit.runs.environment import derive_seed, peak_memory_mb
+from fastbandit.runs.environment import peak_memory_mb
 from fastbandit.runs.session import (
     Session,
 )
 from fastbandit.runs.tensors import CheckpointError
 from fastbandit.runs.training import load_momenta, momenta
 from fastbandit.search.adversarial import Adversarial
+from fastbandit.search.binary import credit, start_line
 from fastbandit.search.networks import EDGES_PER_NODE
 from fastbandit.search.setup import Setup
 from fastbandit.search.trial import Path, PathResult, Trial, TrialResult
@@ -72,6 +73,9 @@ class SearchRun:
         found = momenta(self.supernet, self.setup.optimizer)
         tensors |= {f"momentum.{k}": v for k, v in found.items()}
         tensors |= {f"bandit.{k}": v for k, v in bandit.items() if isinstance(v, Tensor)}
+        # A trial with weights of its own says so.
+        own = getattr(self.trial, "tensors", None)
+        tensors |= {f"trial.{k}": v for k, v in own().items()} if own is not None else {}
         state = {
             "tuned": self.tuned,
             **({"prepared": self.prepared} if self.prepared else {}),
@@ -84,13 +88,17 @@ class SearchRun:
 
     def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Go on from a state."""
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "momentum": {}, "bandit": {}}
+        parts: dict[str, dict[str, Tensor]] = {
+            part: {} for part in ("model", "momentum", "bandit", "trial")
+        }
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")
             parts[part][rest] = tensor
         try:
             self.bandit.load_state_dict({**state["bandit"], **parts["bandit"]})
             self.supernet.load_state_dict(parts["model"])
+            if hasattr(self.trial, "restore_tensors"):
+                self.trial.restore_tensors(parts["trial"])
         except (ValueError, RuntimeError) as error:
             raise CheckpointError(
                 f"the checkpoint does not fit this search: {str(error).splitlines()[0]}"
@@ -167,21 +175,7 @@ class SearchRun:
         self, choice: Tensor, probability: Tensor, found: PathResult, *, trained: bool
     ) -> dict[str, Any]:
         """Credit a path with its score; returns the line for the bandit's log."""
-        unknown = set(found.log) - set(log.Sample.model_fields)
-        if unknown:
-            raise TypeError(f"bandit.jsonl: a sample has no {min(unknown)}; metrics may have it")
-        line = log.Sample(
-            sample=self.bandit.samples,
-            phase=self.bandit.phase,
-            choice=choice.tolist(),
-            probability=probability.tolist(),
-            **found.log,  # type: ignore[arg-type]
-            reward=found.score,
-        )
-        if not trained:
-            line.trained = False
-        self.bandit.credit(choice, found.score, trained=trained)
-        return line.to_line()
+        return credit(self.bandit, choice, probability, found, trained=trained).to_line()
 
     def epoch(self) -> dict[str, Any]:
         """Sample, train, validate, credit, perhaps prune; log and save. Returns the metrics.
@@ -282,16 +276,7 @@ class SearchRun:
 
     def start_line(self) -> dict[str, Any]:
         """The first line of the bandit's log: what it takes to replay the rest."""
-        config, searched = self.config, self.space
-        start = log.Start.of(
-            config.space,
-            searched.operations,
-            searched.edge_names,
-            config.bandit,
-            derive_seed(config.seed, "bandit"),
-            **self.bandit.known(),
-        )
-        return start.to_line()
+        return start_line(self.config, self.bandit).to_line()
 
     def genotype(self, choice: Sequence[int] | None = None) -> Genotype:
         """The network of a choice; None: of the best arm of every edge so far, the only one at the
@@ -302,12 +287,14 @@ class SearchRun:
             mean=self.bandit.score().tolist(),
             edges_per_node=EDGES_PER_NODE[self.config.edges_per_node],
             options=OperationOptions.of(self.config),
-            macro={"layers": self.space.cell_types, "channels": self.config.init_channels},
+            macro={"layers": self.space.cells, "channels": self.config.init_channels},
             search={
                 "run_id": self.session.run_id,
                 "seed": self.config.seed,
                 "samples": self.bandit.samples,
-                "policy": self.config.bandit.policy,
+                "policy": "cp-nas"
+                if self.config.algorithm == "cp-nas"
+                else self.config.bandit.policy,
                 "data": self.setup.source.name,
                 **self.trial.describe(),
             },

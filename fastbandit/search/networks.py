@@ -137,7 +137,7 @@ def random_genotype(
         mean=rank.tolist(),
         edges_per_node=EDGES_PER_NODE[config.edges_per_node],
         options=OperationOptions.of(config),
-        macro={"layers": searched.cell_types, "channels": config.init_channels},
+        macro={"layers": searched.cells, "channels": config.init_channels},
     )
 
 
@@ -185,7 +185,7 @@ def retrain_config(config: SearchConfig, name: str) -> RetrainConfig:
         threads=config.threads,
         deterministic=config.deterministic,
         init_channels=config.init_channels,
-        layers=config.search_space().cell_types,
+        layers=config.search_space().cells,
         method=method,
         epochs=final.network_epochs,
         batch_size=config.batch_size,

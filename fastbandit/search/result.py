@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fastbandit._version import __version__
-from fastbandit.bandit import replay
 from fastbandit.runs.cost import cost_summary
 from fastbandit.runs.environment import peak_memory_mb
 from fastbandit.runs.processes import Workers
 from fastbandit.runs.tensors import RunError, save_tensors
+from fastbandit.search.binary import explained
 from fastbandit.search.networks import Networks, chance
 from fastbandit.search.sizes import Sizes
 from fastbandit.search.tournament import run_tournament
@@ -55,8 +55,8 @@ def finish(current: SearchRun, networks: Networks, workers: Workers) -> dict[str
     bandit, config, session = current.bandit, current.config, current.session
     setup, folder = current.setup, session.folder
     if folder is not None:
-        explained = replay(folder.lines("bandit.jsonl")).final()
-        if not torch.equal(explained, bandit.final()):
+        arms = explained(config, folder.lines("bandit.jsonl"))
+        if not torch.equal(arms, bandit.final()):
             raise RunError(
                 f"{folder.path}: bandit.jsonl does not explain the genotype found; it was changed "
                 "by another program"

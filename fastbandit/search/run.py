@@ -22,6 +22,7 @@ from fastbandit.runs.session import (
 )
 from fastbandit.search import result
 from fastbandit.search.adversarial import Adversarial
+from fastbandit.search.child_parent import ChildParentTrial
 from fastbandit.search.config import SearchConfig
 from fastbandit.search.loop import MakeTrial, SearchRun
 from fastbandit.search.networks import FOLDER, Networks
@@ -92,6 +93,13 @@ def search(
             f"rewards, supernet.epochs: expected shared and 0 on {group.size} processes that train "
             f"one network together, got {config.rewards} and {config.supernet.epochs}"
         )
+    if config.search_space().binary and trial is Adversarial:
+        if group is not None:
+            raise ConfigError(
+                f"space: expected one without 1-bit operations on {group.size} processes that "
+                f"train one network together, got {config.space}"
+            )
+        trial = ChildParentTrial
     if prepared and trial is Adversarial:
         trial = partial(Prepared, workers=workers)
     # Before there is a run folder: what cannot be is said and leaves nothing behind.

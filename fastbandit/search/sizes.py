@@ -23,7 +23,7 @@ from fastbandit.models import multiply_adds
 from fastbandit.nn.network import Network
 from fastbandit.nn.operations import make
 from fastbandit.operations import OperationOptions
-from fastbandit.space import SearchSpace, reduction_cells
+from fastbandit.space import SearchSpace, cell_sequence, reduction_cells
 
 if TYPE_CHECKING:
     from fastbandit.search.config import SearchConfig
@@ -131,8 +131,11 @@ class Size(NamedTuple):
 def stages(searched: SearchSpace) -> list[int]:
     """The stage of each row: its cell's place between the reductions, from 0.
 
-    A cell that halves the map begins a stage. A network of six cells has three stages of two.
+    A cell that halves the map begins a stage. A network of six cells has three stages of two. A
+    type of cell that is in several stages, as a normal cell is, counts as one of its own.
     """
+    if searched.cells != searched.cell_types:
+        return [cell for cell in range(searched.cell_types) for _ in searched.edges]
     reductions = reduction_cells(searched.cell_types)
     found = [sum(cell >= one for one in reductions) for cell in range(searched.cell_types)]
     # Where the first cell halves the map there is nothing before it.
@@ -143,7 +146,7 @@ class Sizes:
     """Sizes of all networks of a space, counted once for each operation, width and stride.
 
     Args:
-        searched: the space, one network cell for each of its cell types.
+        searched: the space; networks have its ``cells``.
         channels: C of the first cell.
         options: how operations with variants are built.
         images: what the networks classify.
@@ -193,26 +196,28 @@ class Sizes:
     def base_parameters(self) -> int:
         """Parameters of what all networks have."""
         network = self._network("meta")
-        edges = self.parameters[:, 0].sum().item()
-        return sum(p.numel() for p in network.parameters()) - int(edges)
+        edges = edges_of(self._first, self.searched, self.parameters)
+        return sum(p.numel() for p in network.parameters()) - edges
 
     @cached_property
     def base_macs(self) -> int:
         """Multiply-adds of what all networks have."""
-        return multiply_adds(self._network("cpu"), self.images.shape) - int(self.macs[:, 0].sum())
+        edges = edges_of(self._first, self.searched, self.macs)
+        return multiply_adds(self._network("cpu"), self.images.shape) - edges
+
+    @cached_property
+    def _first(self) -> Genotype:
+        """A network of the first arm on every edge."""
+        return Genotype.from_choices(self.searched, [0] * self.searched.rows, options=self.options)
 
     def _network(self, device: str) -> Network:
-        """A network of the first arm on every edge."""
-        genotype = Genotype.from_choices(
-            self.searched, [0] * self.searched.rows, options=self.options
-        )
         with torch.random.fork_rng(devices=[]), torch.device(device):
             return Network(
-                genotype,
+                self._first,
                 in_channels=self.images.shape[0],
                 classes=self.images.classes,
                 channels=self.channels,
-                cells=self.searched.cell_types,
+                cells=self.searched.cells,
             )
 
     # --- of one network -------------------------------------------------------------------------
@@ -244,10 +249,9 @@ def edges_of(genotype: Genotype, searched: SearchSpace, table: Tensor) -> int:
     """The sum over the edges of a genotype of what ``table`` [rows, arms] says of each."""
     rows, columns = [], []
     for index, cell in enumerate(genotype.cells):
-        for node, edges in enumerate(cell.nodes, start=1):
-            for edge in edges:
-                rows.append(searched.row(index, searched.edges.index((edge.source, node))))
-                columns.append(searched.operations.index(edge.op))
+        for source, node, name in cell.edges:
+            rows.append(searched.row(index, searched.edges.index((source, node))))
+            columns.append(searched.operations.index(name))
     return int(table[rows, columns].sum())
 
 
@@ -260,24 +264,29 @@ def _table(
 ) -> Tensor:
     """``count`` of every operation on every edge, with the shape of its input, [rows, arms]."""
     known: dict[tuple[str, int, int, tuple[int, ...]], int] = {}
-    reductions = reduction_cells(searched.cell_types)
+    reductions = reduction_cells(searched.cells)
     height, width = size
-    rows = []
-    for cell in range(searched.cell_types):
+    # A type of cell may be in the chain several times.
+    found = torch.zeros(searched.rows, searched.arms, dtype=torch.int64)
+    kinds = cell_sequence(
+        searched.cells, searched.cell_types, inputs=searched.inputs, reductions=reductions
+    )
+    if searched.cells == searched.cell_types:
+        kinds = tuple(range(searched.cells))
+    for cell, kind in enumerate(kinds):
         before = (height, width)
         stride = 2 if cell in reductions else 1
         channels *= stride
         height, width = -(-height // stride), -(-width // stride)
-        for source, _ in searched.edges:
-            # The input of the cell has the size from before the reduction.
-            area = before if source == 0 else (height, width)
-            row = []
-            for name in searched.operations:
-                key = (name, channels, stride if source == 0 else 1, area)
+        for edge, (source, _) in enumerate(searched.edges):
+            # The inputs of the cell have the size from before the reduction.
+            first = source < searched.inputs
+            area = before if first else (height, width)
+            for arm, name in enumerate(searched.operations):
+                key = (name, channels, stride if first else 1, area)
                 if key not in known:
                     with torch.random.fork_rng(devices=[]):
                         module = make(*key[:3], options=options)
                     known[key] = count(module, (channels, *area))
-                row.append(known[key])
-            rows.append(row)
-    return torch.tensor(rows)
+                found[searched.row(kind, edge), arm] += known[key]
+    return found

@@ -212,7 +212,7 @@ def genotype_of(config: SearchConfig, choice: Sequence[int]) -> Genotype:
         searched,
         choice,
         options=OperationOptions.of(config),
-        macro={"layers": searched.cell_types, "channels": config.init_channels},
+        macro={"layers": searched.cells, "channels": config.init_channels},
     )
 
 

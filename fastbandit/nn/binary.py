@@ -1,0 +1,403 @@
+"""Layers of 1-bit networks: signs of weights times signs of the map, summed.
+
+A layer keeps real weights, its *latents*, which training moves; what it computes with are their
+signs, times a scale. The *child* is the network with these layers, the *parent* the same network
+with ``full_precision`` set: real weights, and ReLU where the child takes a sign (Zhuo et al.,
+"CP-NAS", IJCAI 2020; Zhang, Xu et al., "Binary Neural Networks", section 4.3, Fig. 4.8).
+
+In evaluation mode batch norm after a 1-bit convolution is ``scale * sum + bias`` with one rounding
+for the product and one for the sum, where the sum is an integer. So what :func:`pack` makes of a
+network, which keeps bits and integer thresholds alone, gives the same logits bit for bit.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastbandit import ops
+from fastbandit.nn.blocks import conv_weight
+from fastbandit.nn.cell import concatenate
+from fastbandit.nn.norm import BatchNorm2d
+from fastbandit.operations import OperationOptions
+from fastbandit.ops.binary_ste import pack_weight, weight_scale
+
+__all__ = [
+    "BinaryConv2d",
+    "BinaryConvBN",
+    "BinaryDepthwiseConv2d",
+    "BinarySepConv",
+    "PackedConvBN",
+    "PackedSepConv",
+    "clamp_latents",
+    "latents",
+    "pack",
+    "use_full_precision",
+    "use_surrogate",
+]
+
+
+class BinaryConv2d(nn.Module):
+    """A 1-bit k x k convolution with 'same' padding: alpha * (sign(x) * sign(weight)).
+
+    Output: [N, C_out, ceil(H / stride), ceil(W / stride)].
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, dilation: of the convolution; the kernel's
+            size is odd.
+        groups: 1, or ``in_channels`` for a depthwise one.
+        options: ``alpha``, ``pad``, ``ste`` and ``weight_ste`` are read.
+
+    Attributes:
+        weight: the latents, [C_out, C_in / groups, k, k].
+        full_precision: compute with the latents themselves on ReLU(x), as the parent does; the
+            padding is 0 then.
+    """
+
+    full_precision = False
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        options: OperationOptions | None = None,
+    ) -> None:
+        super().__init__()
+        options = options or OperationOptions()
+        self.stride, self.dilation, self.groups = stride, dilation, groups
+        self.padding = dilation * (kernel_size // 2)
+        self.alpha, self.pad = options.alpha, options.pad
+        self.ste, self.weight_ste = options.ste, options.weight_ste
+        self.weight = conv_weight(out_channels, in_channels // groups, kernel_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.real(x) if self.full_precision else self.binary(x, self.alpha)
+
+    def real(self, x: Tensor) -> Tensor:
+        """The parent: the latents on ReLU(x)."""
+        if self.groups > 1:
+            return ops.depthwise_conv2d(
+                x,
+                self.weight,
+                stride=self.stride,
+                padding=self.padding,
+                dilation=self.dilation,
+                relu=True,
+            )
+        return F.conv2d(
+            F.relu(x), self.weight, None, self.stride, self.padding, self.dilation, self.groups
+        )
+
+    def binary(self, x: Tensor, alpha: Any) -> Tensor:
+        """The child, with a scale of this kind; ``none`` gives the integers."""
+        return ops.binary_conv2d_ste(
+            x,
+            self.weight,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+            alpha=alpha,
+            ste=self.ste,
+            weight_ste=self.weight_ste,
+            pad=self.pad,
+        )
+
+    @property
+    def taps(self) -> int:
+        """Products in a sum away from the border."""
+        return self.weight[0].numel()
+
+    def scale(self) -> Tensor:
+        """alpha of each filter, [C_out]."""
+        alpha = weight_scale(self.weight, self.alpha)  # type: ignore[arg-type]
+        return self.weight.new_ones(len(self.weight)) if alpha is None else alpha
+
+
+class BinaryDepthwiseConv2d(BinaryConv2d):
+    """A 1-bit depthwise k x k convolution; see :class:`BinaryConv2d`."""
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        dilation: int = 1,
+        options: OperationOptions | None = None,
+    ) -> None:
+        super().__init__(channels, channels, kernel_size, stride, dilation, channels, options)
+
+
+def _affine(conv: BinaryConv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Scale and shift of the integer sums: alpha and batch norm with its running statistics."""
+    if getattr(norm, "moves", None) is not None:
+        norm.moves.make()  # type: ignore[union-attr, operator]
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None
+    assert variance is not None
+    factor = (variance.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        factor = factor * norm.weight.double()
+    shift = -mean.double() * factor
+    if norm.bias is not None:
+        shift = shift + norm.bias.double()
+    return (factor * conv.scale().double()).to(mean.dtype), shift.to(mean.dtype)
+
+
+def _normalized(conv: BinaryConv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """``norm`` of ``conv``; in evaluation mode of the child as the packed layer computes it."""
+    if norm.training or conv.full_precision or norm.running_mean is None:
+        y: Tensor = norm(conv(x))
+        return y
+    scale, shift = _affine(conv, norm)
+    y = conv.binary(x, "none")
+    # Two operations, so that no fused one rounds once where the packed layer rounds twice.
+    return scale.to(y.dtype).view(-1, 1, 1) * y + shift.to(y.dtype).view(-1, 1, 1)
+
+
+class BinaryConvBN(nn.Module):
+    """A 1-bit convolution and a batch norm; with ``pre_bn`` the norm first and a ReLU at the end.
+
+    Takes one map, or several that are meant side by side.
+
+    Args:
+        affine: the batch norm has scale and shift.
+        options: see :class:`BinaryConv2d`; ``pre_bn`` is read too.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        stride: int = 1,
+        dilation: int = 1,
+        affine: bool = True,
+        options: OperationOptions | None = None,
+    ) -> None:
+        super().__init__()
+        options = options or OperationOptions()
+        self.pre_bn = options.pre_bn
+        self.conv = BinaryConv2d(
+            in_channels, out_channels, kernel_size, stride, dilation, options=options
+        )
+        self.bn = BatchNorm2d(in_channels if self.pre_bn else out_channels, affine=affine)
+
+    def forward(self, x: Tensor | Sequence[Tensor]) -> Tensor:
+        joined = x if isinstance(x, Tensor) else concatenate(x)
+        if self.pre_bn:
+            return F.relu(self.conv(self.bn(joined)))
+        return _normalized(self.conv, self.bn, joined)
+
+    def freeze(self) -> nn.Module:
+        """The layer on bits, for evaluation; see :func:`pack`."""
+        return PackedConvBN(self)
+
+
+class BinarySepConv(nn.Module):
+    """1-bit depthwise k x k, BN, 1-bit 1x1, BN: the separable convolution of CP-NAS, once.
+
+    With ``pre_bn``: BN, 1-bit depthwise, BN, 1-bit 1x1, ReLU. Source: "Binary Neural Networks",
+    Fig. 4.8.
+
+    Args:
+        dilation: 2 for the dilated convolution, which is the same otherwise.
+        affine: the batch norms have scale and shift.
+        options: see :class:`BinaryConvBN`.
+    """
+
+    def __init__(
+        self,
+        kernel_size: int,
+        channels: int,
+        stride: int = 1,
+        affine: bool = True,
+        options: OperationOptions | None = None,
+        dilation: int = 1,
+    ) -> None:
+        super().__init__()
+        options = options or OperationOptions()
+        self.pre_bn = options.pre_bn
+        self.depthwise = BinaryDepthwiseConv2d(channels, kernel_size, stride, dilation, options)
+        self.bn1 = BatchNorm2d(channels, affine=affine)
+        self.pointwise = BinaryConv2d(channels, channels, 1, options=options)
+        self.bn2 = BatchNorm2d(channels, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.pre_bn:
+            x = _normalized(self.depthwise, self.bn2, self.bn1(x))
+            return F.relu(self.pointwise(x))
+        x = _normalized(self.depthwise, self.bn1, x)
+        return _normalized(self.pointwise, self.bn2, x)
+
+    def freeze(self) -> nn.Module:
+        """The layer on bits, for evaluation; see :func:`pack`."""
+        return PackedSepConv(self)
+
+
+# --- Parent and child -----------------------------------------------------------------------------
+
+
+def _layers(module: nn.Module) -> Iterator[BinaryConv2d]:
+    return (layer for layer in module.modules() if isinstance(layer, BinaryConv2d))
+
+
+def use_full_precision(module: nn.Module, parent: bool) -> None:
+    """Let every 1-bit convolution in ``module`` be the parent's, or the child's."""
+    for layer in _layers(module):
+        layer.full_precision = parent
+
+
+def use_surrogate(module: nn.Module, ste: str, weight_ste: str | None = None) -> None:
+    """Let every 1-bit convolution in ``module`` have these derivatives for its signs.
+
+    Args:
+        ste, weight_ste: as in :class:`~fastbandit.operations.OperationOptions`; None leaves it.
+    """
+    OperationOptions().changed({"ste": ste, "weight_ste": weight_ste})  # refuses another value
+    for layer in _layers(module):
+        layer.ste = ste  # type: ignore[assignment]
+        if weight_ste is not None:
+            layer.weight_ste = weight_ste  # type: ignore[assignment]
+
+
+def latents(module: nn.Module) -> Iterator[nn.Parameter]:
+    """The weights in ``module`` that it computes with the signs of, each once."""
+    seen: set[int] = set()
+    for layer in module.modules():
+        found = [layer.weight] if isinstance(layer, BinaryConv2d) else []
+        found += getattr(layer, "signed", ())
+        for weight in found:
+            if id(weight) not in seen:
+                seen.add(id(weight))
+                yield weight
+
+
+@torch.no_grad()
+def clamp_latents(weights: Sequence[Tensor]) -> None:
+    """Latents to [-1, 1], after a step: beyond it they would have no gradient any more."""
+    if weights:
+        torch._foreach_clamp_min_(list(weights), -1.0)
+        torch._foreach_clamp_max_(list(weights), 1.0)
+
+
+# --- Packed ---------------------------------------------------------------------------------------
+
+
+def _bits(x: Tensor) -> Tensor:
+    """The packed signs of a map, made once for all that ask: a node of a cell has many edges."""
+    version = 0 if x.is_inference() else x._version
+    kept: tuple[int, Tensor] | None = getattr(x, "_packed_signs", None)
+    if kept is None or kept[0] != version:
+        kept = (version, ops.pack_sign(x.detach()))
+        x._packed_signs = kept  # type: ignore[attr-defined]
+    return kept[1]
+
+
+class _Packed(nn.Module):
+    """What the packed layers have in common: 1-bit convolutions as bits and settings, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._settings: dict[str, dict[str, Any]] = {}
+
+    def _keep(self, name: str, conv: BinaryConv2d) -> None:
+        groups = conv.groups
+        self.register_buffer(f"{name}_bits", pack_weight(conv.weight.detach(), groups))
+        self._settings[name] = {
+            "channels": conv.weight.shape[0] if groups > 1 else conv.weight.shape[1],
+            "kernel_size": tuple(conv.weight.shape[2:]),
+            "stride": conv.stride,
+            "padding": conv.padding,
+            "dilation": conv.dilation,
+            "groups": groups,
+            "pad": conv.pad,
+        }
+
+    def _compute(self, name: str, bits: Tensor, **more: Any) -> Tensor:
+        return ops.binary_conv2d(
+            bits, getattr(self, f"{name}_bits"), **self._settings[name], **more
+        )
+
+
+class PackedConvBN(_Packed):
+    """:class:`BinaryConvBN` for evaluation: bits of the weights, a scale and a shift."""
+
+    def __init__(self, layer: BinaryConvBN) -> None:
+        super().__init__()
+        self.pre_bn = layer.pre_bn
+        self._keep("conv", layer.conv)
+        if self.pre_bn:
+            self.bn = layer.bn
+            scale, shift = layer.conv.scale().detach(), None
+        else:
+            scale, shift = (one.detach() for one in _affine(layer.conv, layer.bn))
+        self.register_buffer("scale", scale)
+        self.register_buffer("shift", shift)
+
+    def forward(self, x: Tensor | Sequence[Tensor]) -> Tensor:
+        joined = x if isinstance(x, Tensor) else concatenate(x)
+        bits = _bits(self.bn(joined) if self.pre_bn else joined)
+        y = self._compute("conv", bits, scale=self.scale, bias=self.shift, out_dtype=joined.dtype)
+        return F.relu(y) if self.pre_bn else y
+
+
+class PackedSepConv(_Packed):
+    """:class:`BinarySepConv` for evaluation: the map between its two convolutions is bits.
+
+    The batch norm between them and the sign after it are an integer threshold for each channel.
+    """
+
+    def __init__(self, layer: BinarySepConv) -> None:
+        super().__init__()
+        self.pre_bn = layer.pre_bn
+        self._keep("depthwise", layer.depthwise)
+        self._keep("pointwise", layer.pointwise)
+        if self.pre_bn:
+            self.bn = layer.bn1
+            first = _affine(layer.depthwise, layer.bn2)
+            scale, shift = layer.pointwise.scale().detach(), None
+        else:
+            first = _affine(layer.depthwise, layer.bn1)
+            scale, shift = (one.detach() for one in _affine(layer.pointwise, layer.bn2))
+        threshold, flip = ops.sign_threshold(
+            first[0].detach(), first[1].detach(), layer.depthwise.taps
+        )
+        self.register_buffer("threshold", threshold)
+        self.register_buffer("flip", flip)
+        self.register_buffer("scale", scale)
+        self.register_buffer("shift", shift)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bits = _bits(self.bn(x) if self.pre_bn else x)
+        bits = self._compute("depthwise", bits, threshold=(self.threshold, self.flip))
+        y = self._compute("pointwise", bits, scale=self.scale, bias=self.shift, out_dtype=x.dtype)
+        return F.relu(y) if self.pre_bn else y
+
+
+def pack(network: nn.Module) -> nn.Module:
+    """A copy of ``network`` for evaluation whose 1-bit layers hold bits.
+
+    Its logits are those of ``network`` in evaluation mode, bit for bit, where the rest of the two
+    computes the same. A node of a cell is packed once for all its edges.
+
+    Raises:
+        RuntimeError: ``network`` is the parent.
+    """
+    if any(layer.full_precision for layer in _layers(network)):
+        raise RuntimeError("pack: expected the child, got a network with full_precision set")
+    packed = copy.deepcopy(network).eval()
+    for module in list(packed.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, BinaryConvBN | BinarySepConv):
+                setattr(module, name, child.freeze())
+    return packed.requires_grad_(False)
