@@ -212,8 +212,8 @@ class SearchConfig(BinarySettings, TrainingConfig):
             )
         if self.search_space().binary and (self.supernet.epochs or self.rewards == "alone"):
             raise ConfigError(
-                "supernet.epochs, rewards: expected 0 and shared in a space of 1-bit networks, whose "
-                f"paths are scored by child and parent; got {self.supernet.epochs} and "
+                "supernet.epochs, rewards: expected 0 and shared in a space of 1-bit networks, "
+                f"whose paths are scored by child and parent; got {self.supernet.epochs} and "
                 f"{self.rewards}"
             )
         if 0 < self.supernet.check < 4:
