@@ -40,17 +40,14 @@ bytes as the op: a bound, not a rival. A range in brackets is over all runs of t
 Quartiles and minima are in the CSV files. A commit is "dirty" if its text was being changed.
 """
 README_HEAD = """\
-Ratios of medians, rival / ours, on three machines of two cores with 2 threads, float32, torch
-2.13.0 CPU build: above 1 ours is faster, **losses are bold**, ranges are over all runs of the same
-command. [docs/benchmarks.md](docs/benchmarks.md) has every table with commits, dates and commands,
-[docs/kernels.md](docs/kernels.md) tells what bounds the kernels, and `pytest benchmarks` repeats
-them.
+Ratios of medians, rival / ours, on three machines of two cores with 2 threads, float32, torch 2.13.0 CPU
+build: above 1 ours is faster, **losses are bold**, ranges are over all runs of the same command
+([docs/benchmarks.md](docs/benchmarks.md): every table; [docs/kernels.md](docs/kernels.md): what bounds them).
 """
 README_FOOT = """\
-In an earlier run on the Zen 3, of which only the ratio is kept, the whole attack was a loss,
-**0.94**. On contiguous tensors our depthwise convolution mostly takes longer than on
-channels-last ones: use channels-last. The search does. `bandit_step_` was measured when a call of
-it took 0.8 us less; for one bandit its ratios are about a tenth lower today.
+An earlier run of the whole attack on the Zen 3 was a loss, **0.94** (only the ratio is kept). On contiguous
+tensors our depthwise convolution mostly takes longer: use channels-last. `bandit_step_` was measured when a
+call took 0.8 us less; for one bandit its ratios are about a tenth lower today.
 """
 
 

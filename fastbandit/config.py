@@ -237,7 +237,8 @@ def to_plain(config: Any) -> dict[str, Any]:
 
 
 def _drop_later(config: Any, plain: dict[str, Any]) -> None:
-    for name, default in _later(type(config)):
+    kind: Any = type(config)
+    for name, default in _later(kind):
         if getattr(config, name) == default:
             del plain[name]
     for setting in dataclasses.fields(config):

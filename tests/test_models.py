@@ -185,8 +185,9 @@ def test_the_newest_run_with_a_model(tmp_path):
 
 
 def test_presets_in_python_and_a_genotype_in_a_notebook():
-    config = SearchConfig.preset("mnist", seed=1, attack={"epsilon": "0.2"})
-    assert (config.data, config.seed, config.attack.epsilon) == ("mnist", 1, "0.2")
+    config = SearchConfig.preset("mnist", name="mine", seed=1, attack={"epsilon": "0.2"})
+    assert (config.data, config.name, config.seed) == ("mnist", "mine", 1)
+    assert config.attack.epsilon == "0.2"
     assert EvaluateConfig.preset("cifar10").epsilon == "8/255"
     with pytest.raises(ConfigError, match=r"got 'mnst'; did you mean mnist\?"):
         SearchConfig.preset("mnst")

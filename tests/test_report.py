@@ -7,12 +7,11 @@ import math
 import random
 import re
 import shutil
-import subprocess
-import sys
 from html import unescape
 from itertools import pairwise
 from pathlib import Path
 
+import _processes
 import pytest
 from _pages import Page
 from _runs import make_run, read_lines, write_json, write_lines
@@ -537,8 +536,8 @@ def test_command_names_the_file_last(small, capsys):
 
 def test_command_as_a_process_with_out_and_json(small, tmp_path):
     out = tmp_path / "page.html"
-    command = [sys.executable, "-m", "fastbandit.report", str(small), "--out", str(out), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = _processes.run("-m", "fastbandit.report", str(small), "--out", str(out), "--json")
+    assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result == {
         "report": str(out),

@@ -20,7 +20,14 @@ from fastbandit.config import ConfigError, merge
 from fastbandit.study import PRESETS, StudyConfig, main, study
 from fastbandit.study.tabular.candidates import Candidates
 from fastbandit.study.tabular.config import parse_budget
-from fastbandit.study.tabular.models import _RATIOS, effects, ridge_weights
+from fastbandit.study.tabular.models import (
+    _ALIKE,
+    _NOISES,
+    _RATIOS,
+    effects,
+    neighbours,
+    ridge_weights,
+)
 from fastbandit.study.tabular.run import COLUMNS
 from fastbandit.study.tabular.searches import Search, best_of, parse_search, run_search
 from fastbandit.study.tabular.table import TableError, read_table
@@ -373,6 +380,51 @@ def test_the_hierarchical_model_is_that_of_the_bandit(table):
         assert expected.abs().max() > 0
 
 
+def test_neighbours_against_the_likelihood_written_out(table):
+    made = world(table, short_rho=0.8)
+    seeds = torch.arange(3)
+    trained = made.draw(seeds, 9)
+    paths, value = made.paths(trained), made.short(seeds, trained, 0)
+    other = table.cells[::6]
+    found = neighbours(paths, value, other)
+    ones = torch.ones(9, 1).double()
+    for b in range(3):
+        best = (math.inf, None)
+        for r, s in itertools.product(_ALIKE, _NOISES):
+            known = r ** (paths[b][:, None] != paths[b][None]).sum(-1).double()
+            new = r ** (other[:, None] != paths[b][None]).sum(-1).double()
+            inverse = torch.linalg.inv(known + s * torch.eye(9))
+            gram = ones.T @ inverse @ ones
+            mean = (ones.T @ inverse @ value[b] / gram).item()
+            left = inverse @ (value[b] - mean)
+            square = (value[b] - mean) @ left
+            loss = (8 * square.log() - inverse.logdet() + gram.log()).item()
+            if loss < best[0] - 1e-6:
+                best = (loss, mean + new @ left)
+        assert torch.allclose(found[b], best[1], rtol=1e-6, atol=1e-9)
+
+
+def test_a_tournament_in_rounds(table):
+    """After each round the model learns from what was trained; each network is trained once."""
+    made = world(table, (0, 9), allowed=table.connected(0))
+    seeds = torch.arange(6)
+    how = Search("model", 5, "neighbours", tournament=3, rounds=2)
+    found = run_search(how, made, made, seeds)
+    cells = made.candidates.codes
+    for i, seed in enumerate(seeds.view(-1, 1)):
+        codes = made.draw(seed, 5)
+        for number in (2, 1):
+            value = made.short(seed, codes, 0)
+            score = neighbours(made.paths(codes), value, table.cells[cells])[0]
+            score = score + 1e-9 * made.chances(seed)[0, 0]
+            score[torch.isin(cells, codes.flatten())] = -math.inf
+            new = cells[score.topk(number)[1]]
+            codes = torch.cat([codes, new.view(1, -1, 1)], 1)
+        assert found[i].item() == codes[0, made.short(seed, codes, 0).argmax()].item()
+    with pytest.raises(ConfigError, match=r"expected networks of one cell, .* got 2 cells"):
+        run_search(how, world(table, count=2), world(table, count=2), seeds)
+
+
 def test_random_mixes(table):
     """Within the budget; and the share of an operation varies more than in uniform draws."""
     budget = world(table, (0, 5), count=4, allowed=table.connected(0))
@@ -470,7 +522,12 @@ def test_costs_of_composed_searches():
         ("model,trainings=few", "trainings: expected a whole number, got 'few'"),
         ("model,trainings=1", "trainings: expected 2 or more, got 1"),
         ("model,within=near", "within: expected one of budget, any, got 'near'"),
-        ("model,features=all", "features: expected one of additive, counts, hierarchical"),
+        (
+            "model,features=all",
+            "features: expected one of additive, counts, hierarchical, neighbours",
+        ),
+        ("model,tournament=2,rounds=3", "rounds: expected 1, or of a model 2 to tournament, got 3"),
+        ("supernet,tournament=8,rounds=2", "rounds: expected 1, or of a model 2 to tournament"),
         ("supernet,tournament=-1", "tournament: expected 0 or more, got -1"),
     ],
 )

@@ -78,10 +78,15 @@ class TabularConfig:
         "model,trainings=16,tournament=8",
         "model,trainings=16,features=counts",
         "model,trainings=16,features=counts,tournament=8",
+        "model,trainings=16,features=hierarchical",
+        "model,trainings=16,features=hierarchical,tournament=8",
+        "model,trainings=16,features=neighbours,tournament=8",
+        "model,trainings=16,features=neighbours,tournament=8,rounds=4",
     )
-    """composed searches: best-of, full, model or supernet, with trainings, features, tournament
-    and within"""
-    recommended: str = "model,trainings=16,tournament=8"
+    """composed searches: best-of, full, model or supernet, with trainings, features (additive,
+    counts, hierarchical, neighbours), tournament, rounds, within (budget, any) and draws (uniform,
+    mix)"""
+    recommended: str = "model,trainings=16,features=neighbours,tournament=8,rounds=4"
     """the entry that has to beat random networks, and not to lose against the best of as many as
     cost the same"""
 

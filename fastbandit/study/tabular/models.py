@@ -3,7 +3,8 @@
 Each is a ridge regression, ``accuracy = constant + sum of effects + noise`` with normal effects;
 the ratio of the two variances is found by restricted maximum likelihood, as in
 :mod:`fastbandit.bandit.regression`, without a training trend. They differ in what has an effect;
-``hierarchical`` is :class:`fastbandit.bandit.HierarchicalRidge`.
+``hierarchical`` is :class:`fastbandit.bandit.HierarchicalRidge`. ``neighbours`` is no sum of
+effects: networks that agree on more edges have more alike accuracies.
 """
 
 from __future__ import annotations
@@ -15,12 +16,18 @@ from torch import Tensor
 
 from fastbandit.bandit import HierarchicalRidge
 
-__all__ = ["MODELS", "effects", "ridge_weights"]
+__all__ = ["ADDITIVE", "MODELS", "effects", "neighbours", "ridge_weights"]
 
 #: What has an effect: each operation on each edge; each operation, wherever it is; or an operation,
 #: an operation in a stage and one on an edge, each kind with a variance of its own.
-MODELS = ("additive", "counts", "hierarchical")
+ADDITIVE = ("additive", "counts", "hierarchical")
+#: All models: those, and the one of :func:`neighbours`.
+MODELS = (*ADDITIVE, "neighbours")
 
+# Correlations of networks that differ on one edge, and variances of the noise over that of the
+# accuracies.
+_ALIKE = (0.3, 0.5, 0.7, 0.85, 0.95)
+_NOISES = (0.05, 0.15, 0.4, 1.0, 3.0)
 _RATIOS = 10.0 ** (torch.arange(-12, 13, dtype=torch.float64) / 4)
 # Ratios whose -2 log likelihood differs by less are equally good; far above rounding.
 _FLAT = 1e-6
@@ -65,7 +72,7 @@ def effects(model: str, path: Tensor, value: Tensor, cost: Tensor, stages: Seque
     """What each operation on each edge adds to the accuracy, float64 [b, rows, operations].
 
     Args:
-        model: one of :data:`MODELS`.
+        model: one of :data:`ADDITIVE`.
         path: int64 [b, n, rows].
         value: float64 [b, n]: the accuracies of the paths.
         cost: [operations]: parameters of each operation; size is a part of ``hierarchical``.
@@ -81,3 +88,47 @@ def effects(model: str, path: Tensor, value: Tensor, cost: Tensor, stages: Seque
         weights = ridge_weights(hot.sum(2), value)
         return weights.unsqueeze(1).repeat(1, rows, 1)
     return ridge_weights(hot.flatten(2), value).unflatten(1, (rows, operations))
+
+
+def neighbours(path: Tensor, value: Tensor, other: Tensor) -> Tensor:
+    """Expected accuracies of other paths, by a normal process, float64 [b, m].
+
+    The accuracies of two paths that differ on d edges have the correlation r^d; a measurement adds
+    noise of s times their variance. With ``V = (r^d) + s I`` and ``P`` as in :func:`ridge_weights`,
+    a constant being fixed, r and s of a grid minimise
+
+        (n - 1) log(value^T P value) + log det V + log(1^T V^-1 1).
+
+    Args:
+        path: int64 [b, n, rows].
+        value: float64 [b, n].
+        other: int64 [m, rows].
+    """
+    b, n, rows = path.shape
+    distance = (path.unsqueeze(2) != path.unsqueeze(1)).sum(-1).double()
+    both = torch.stack([torch.ones_like(value), value], -1)
+    least = torch.full((b,), torch.inf, dtype=value.dtype)
+    alike, level = torch.zeros_like(least), torch.zeros_like(least)
+    weight = torch.zeros_like(value)
+    for r in _ALIKE:
+        for s in _NOISES:
+            factor = torch.linalg.cholesky(r**distance + s * torch.eye(n, dtype=value.dtype))
+            ones, solved = torch.cholesky_solve(both, factor).unbind(-1)
+            mean = solved.sum(1) / ones.sum(1)
+            left = solved - mean.unsqueeze(1) * ones  # P value
+            square = (left * value).sum(1).clamp(min=1e-300)
+            loss = (n - 1) * square.log() + ones.sum(1).log()
+            loss = loss + 2.0 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
+            better = loss < least - _FLAT
+            least, alike, level = (
+                torch.where(better, new, old)
+                for new, old in ((loss, least), (torch.full_like(loss, r), alike), (mean, level))
+            )
+            weight = torch.where(better.unsqueeze(1), left, weight)
+    arms = int(max(path.max(), other.max())) + 1
+    known, new = (
+        torch.nn.functional.one_hot(one, arms).flatten(-2).to(value.dtype) for one in (path, other)
+    )
+    differ = rows - new @ known.transpose(1, 2)  # [b, m, n]
+    near = (differ * alike.log().view(-1, 1, 1)).exp()
+    return level.unsqueeze(1) + (near @ weight.unsqueeze(-1)).squeeze(-1)

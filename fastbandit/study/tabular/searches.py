@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from fastbandit.config import ConfigError
-from fastbandit.study.tabular.models import MODELS, effects
+from fastbandit.study.tabular.models import MODELS, effects, neighbours
 from fastbandit.study.tabular.world import TabularWorld
 
 __all__ = ["Search", "best_of", "parse_search", "run_search"]
@@ -30,13 +30,15 @@ class Search:
     - ``supernet``: the same from the rewards of ``trainings`` random paths of one supernet.
 
     With a ``tournament`` the model's best networks that were not trained yet, so many, are trained
-    shortly, and of all short trainings the best wins.
+    shortly, and of all short trainings the best wins. They are chosen in ``rounds``: after each
+    the model learns from what was trained.
     """
 
     kind: Kind
     trainings: int = 24
     features: str = "additive"
     tournament: int = 0
+    rounds: int = 1
     within: Literal["budget", "any"] = "budget"
     """where the networks that a model learns from are drawn: within the budget, or any"""
     draws: Literal["uniform", "mix"] = "uniform"
@@ -92,6 +94,11 @@ def parse_search(text: str, where: str) -> Search:
     for name, good, expected_value in (
         ("trainings", found.trainings >= least, f"{least} or more"),
         ("tournament", found.tournament >= 0, "0 or more"),
+        (
+            "rounds",
+            found.rounds == 1 or (kind == "model" and 1 < found.rounds <= found.tournament),
+            "1, or of a model 2 to tournament",
+        ),
         ("features", found.features in MODELS, f"one of {', '.join(MODELS)}"),
     ):
         if not good:
@@ -124,8 +131,15 @@ def run_search(
     """
     if wanted.kind in ("best-of", "full"):
         return best_of(world, seeds, wanted.trainings, short=wanted.kind == "best-of")
+    if wanted.features == "neighbours" and world.count > 1:
+        raise ConfigError(
+            "tabular.searches: features=neighbours: expected networks of one cell, whose scores it "
+            f"can list; got {world.count} cells"
+        )
     number = max(1, wanted.tournament)
     size = 2**22 // (wanted.trainings * (wanted.trainings + world.rows * world.table.operations))
+    if wanted.features == "neighbours":
+        size = min(size, 2**22 // (len(world.candidates.codes) * (wanted.trainings + number)))
     size = max(1, min(size, world.at_a_time(number)))
     parts = [_with_model(wanted, world, anywhere, part) for part in seeds.split(size)]
     return torch.cat(parts)
@@ -142,25 +156,39 @@ def _with_model(
         value = value + source.noises(seeds, wanted.trainings)
     else:
         value = source.short(seeds, trained, 0)
-    paths = source.paths(trained)
-    learnt = effects(wanted.features, paths, value, world.parameters, world.stages())
-    scores = world.scores(learnt) + 1e-9 * world.chances(seeds)
+    best = world.candidates.best
     if not wanted.tournament:
-        return world.candidates.best(scores)[0][:, 0]
-    if world.count == 1 and not wanted.uses_rewards:
-        # Two cells in a network of many are hardly ever those of one that was trained.
-        known = torch.zeros(len(seeds), len(world.table.accuracy), dtype=torch.bool)
-        known.scatter_(1, trained.squeeze(-1), True)
-        scores = scores.masked_fill(known[:, None, world.candidates.codes], -torch.inf)
-    chosen, _ = world.candidates.best(scores, wanted.tournament)
+        return best(_scores(wanted, world, seeds, trained, value))[0][:, 0]
     if wanted.uses_rewards:
-        again = world.short(seeds, chosen, 0)
-        return _take(chosen, again.argmax(-1))
-    again = world.short(seeds, chosen, wanted.trainings)
-    if wanted.within == "any":
-        value = torch.where(world.candidates.contain(trained), value, -torch.inf)
-    both, values = torch.cat([trained, chosen], 1), torch.cat([value, again], 1)
-    return _take(both, values.argmax(-1))
+        chosen, _ = best(_scores(wanted, world, seeds, trained, value), wanted.tournament)
+        return _take(chosen, world.short(seeds, chosen, 0).argmax(-1))
+    each, rest = divmod(wanted.tournament, wanted.rounds)
+    for number in range(wanted.rounds):
+        scores = _scores(wanted, world, seeds, trained, value)
+        if world.count == 1:
+            # A network of many cells is hardly ever one that was trained.
+            known = torch.zeros(len(seeds), len(world.table.accuracy), dtype=torch.bool)
+            known.scatter_(1, trained.squeeze(-1), True)
+            scores = scores.masked_fill(known[:, None, world.candidates.codes], -torch.inf)
+        chosen, _ = best(scores, each + (number < rest))
+        value = torch.cat([value, world.short(seeds, chosen, trained.shape[1])], 1)
+        trained = torch.cat([trained, chosen], 1)
+    value = torch.where(world.candidates.contain(trained), value, -torch.inf)
+    return _take(trained, value.argmax(-1))
+
+
+def _scores(
+    wanted: Search, world: TabularWorld, seeds: Tensor, trained: Tensor, value: Tensor
+) -> Tensor:
+    """What the model says of each candidate cell in each place, float64 [b, count, m]."""
+    paths = world.paths(trained)
+    if wanted.features == "neighbours":
+        cells = world.paths(world.candidates.codes.unsqueeze(-1))
+        found = neighbours(paths, value, cells).unsqueeze(1)
+    else:
+        learnt = effects(wanted.features, paths, value, world.parameters, world.stages())
+        found = world.scores(learnt)
+    return found + 1e-9 * world.chances(seeds)
 
 
 def _take(codes: Tensor, index: Tensor) -> Tensor:
