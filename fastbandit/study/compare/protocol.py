@@ -15,7 +15,7 @@ import torch
 
 from fastbandit._files import canonical_json, plain_file, read_sealed, seal, write_atomic
 from fastbandit._version import __version__
-from fastbandit.config import ConfigError, merge, to_plain
+from fastbandit.config import ConfigError, merge
 from fastbandit.evaluate.config import EvaluateConfig
 from fastbandit.retrain.config import RetrainConfig
 from fastbandit.runs.environment import derive_seed
@@ -132,7 +132,7 @@ def make_protocol(config: StudyConfig, pilot: dict[str, Any] | None) -> dict[str
     assert config.data is not None
     compare = config.compare
     used = searches(config)
-    search = to_plain(used[0])
+    search = dataclasses.asdict(used[0])
     images = test_images(config)
     tests = [
         {
@@ -143,7 +143,7 @@ def make_protocol(config: StudyConfig, pilot: dict[str, Any] | None) -> dict[str
         for arm in compare.tested
     ]
     training = {
-        "settings": {**to_plain(recipe(config, compare.epochs, 0)), "seed": None},
+        "settings": {**dataclasses.asdict(recipe(config, compare.epochs, 0)), "seed": None},
         "repeats": compare.repeats,
         "seeds": {
             arm: [
@@ -171,7 +171,7 @@ def make_protocol(config: StudyConfig, pilot: dict[str, Any] | None) -> dict[str
         "training": training,
         "arms": _arms(config),
         "attack": {
-            "settings": to_plain(attack_settings(config, compare.attacks)),
+            "settings": dataclasses.asdict(attack_settings(config, compare.attacks)),
             "robust": "an image counts where no attack changes the class",
         },
         "tests": tests,
@@ -235,7 +235,7 @@ def _of_pilot(pilot: dict[str, Any], config: StudyConfig) -> dict[str, Any]:
     normal, n = NormalDist(), config.compare.searches
     z = normal.inv_cdf(1 - pilot["level"] / 2) + normal.inv_cdf(pilot["power"])
     return {
-        "settings": to_plain(config.compare.pilot),
+        "settings": dataclasses.asdict(config.compare.pilot),
         "images": pilot["images"],
         "sd_between": pilot["components"]["between"],
         "sd_within": pilot["components"]["within"],
