@@ -106,7 +106,7 @@ class Config:
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     @classmethod
-    def preset(cls: type[T], name: str, **settings: Any) -> T:
+    def preset(cls: type[T], name: str, /, **settings: Any) -> T:
         """The settings of a preset, as ``--preset`` has them, with others in their place.
 
         Args:
@@ -237,7 +237,7 @@ def to_plain(config: Any) -> dict[str, Any]:
 
 
 def _drop_later(config: Any, plain: dict[str, Any]) -> None:
-    for name, default in _later(type(config)):
+    for name, default in _later(type(config)):  # type: ignore[arg-type]
         if getattr(config, name) == default:
             del plain[name]
     for setting in dataclasses.fields(config):
