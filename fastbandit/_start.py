@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastbandit._version import __version__
+
 __all__ = ["Waiting", "begin", "waiting"]
 
 # Whoever sets one of these has chosen, and is left alone.
@@ -64,6 +66,7 @@ def begin() -> None:
     """
     global _waiting
     _open_descriptors()
+    _show_life()
     _waiting = _as_set()
     if _waiting is None and "torch" in sys.modules:
         _waiting = Waiting("default", "torch was loaded before the command began")
@@ -76,6 +79,14 @@ def begin() -> None:
 
 
 _IDLE = "no other program is in the way"
+
+
+def _show_life() -> None:
+    """Say at once on a terminal that something happens: torch takes seconds to be loaded."""
+    stream = sys.stderr
+    quiet = {"-h", "--help", "--print-config", "--json"} & set(sys.argv)
+    if stream is not None and stream.isatty() and not quiet:
+        print(f"fastbandit {__version__}: loading torch", file=stream, flush=True)
 
 
 def _open_descriptors() -> None:

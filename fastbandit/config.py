@@ -106,7 +106,7 @@ class Config:
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     @classmethod
-    def preset(cls: type[T], name: str, **settings: Any) -> T:
+    def preset(cls: type[T], name: str, /, **settings: Any) -> T:
         """The settings of a preset, as ``--preset`` has them, with others in their place.
 
         Args:

@@ -107,7 +107,7 @@ def test_saturated_logits_need_a_loss_without_their_scale():
         (lambda m, x, y: attacks.pgd(m, x, target=10), ValueError, "expected classes below"),
         (lambda m, x, y: attacks.pgd(m, x, target=-1), ValueError, "target: expected classes, 0"),
         (lambda m, x, y: attacks.pgd(m, x, target=y[:2]), ValueError, "target: expected int64"),
-        (lambda m, x, y: attacks.pgd(m, x, target="7"), TypeError, "target: expected an int64"),
+        (lambda m, x, y: attacks.pgd(m, x, target="7"), TypeError, "target: expected a class"),
         (lambda m, x, y: APGDT(m)(x, y, target=7), ValueError, "APGDT aims at classes of"),
         (lambda m, x, y: Ensemble(m)(x, y, target=7), ValueError, "Ensemble aims at classes"),
         (lambda m, x, y: AutoAttack(m)(x, y, index=y), ValueError, "index: expected None"),

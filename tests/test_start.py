@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ import sys
 
 import pytest
 
+import fastbandit
 from fastbandit import _start
 
 
@@ -157,3 +159,19 @@ def test_a_program_that_imports_the_package_is_left_alone():
         "assert (found['policy'], found['variables']) == ('default', {}), found\n"
     )
     run("-c", code)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("arguments", [[], ["--seed", "1"], ["--help"], ["--json"]])
+def test_a_terminal_shows_life_before_torch_is_loaded(machine, monkeypatch, arguments):
+    for stream in (Terminal(), io.StringIO()):
+        monkeypatch.setattr(sys, "stderr", stream)
+        monkeypatch.setattr(sys, "argv", ["search", *arguments])
+        machine()
+        quiet = not stream.isatty() or {"--help", "--json"} & set(arguments)
+        said = f"fastbandit {fastbandit.__version__}: loading torch\n"
+        assert stream.getvalue() == ("" if quiet else said)
