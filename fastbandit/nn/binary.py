@@ -119,7 +119,7 @@ class BinaryConv2d(nn.Module):
 
     def scale(self) -> Tensor:
         """alpha of each filter, [C_out]."""
-        alpha = weight_scale(self.weight, self.alpha)  # type: ignore[arg-type]
+        alpha = weight_scale(self.weight, self.alpha)
         return self.weight.new_ones(len(self.weight)) if alpha is None else alpha
 
 
