@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from fastbandit import _native
+from fastbandit import _native, info
 
 # File, and what is chosen of it: the tests of values.
 CHOSEN = {
     "test_native_depthwise": "(unrolled or large or nan) and (contiguous or channels_last or nan)",
     "test_native_gabor": "(gradients or large) and (contiguous or channels_last)",
+    "test_ops_binary": "exact or hand or past or replaces",
     "test_ops_bandit": "values or hand or scalar or step or choices or count or nan",
     "test_ops_conv_block": "values or bits or number",
     "test_ops_max_pool2d": "bits or finite",
@@ -25,12 +26,15 @@ CHOSEN = {
 
 @pytest.mark.slow
 # Those below the best one, which the tests run with anyway.
-@pytest.mark.parametrize("instruction_set", ["baseline", "avx2"])
+@pytest.mark.parametrize("instruction_set", ["baseline", "avx2", "avx512"])
 def test_other_instruction_sets(instruction_set):
     if os.environ.get("FASTBANDIT_CPU"):
         pytest.skip("the environment asks for one")
     if not _native.status()["cpu"]["loaded"]:
         pytest.skip("the native CPU library is not loaded")
+    best = info.build_info()["cpu_isa"]
+    if instruction_set == "avx512" and best != "avx512vpopcntdq":
+        pytest.skip("the best one, or one that this CPU has not")
     chosen = " or ".join(f"({file} and ({keywords}))" for file, keywords in CHOSEN.items())
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-v", "-x", "-p", "no:cacheprovider", "-p", "no:xdist",
