@@ -209,9 +209,13 @@ def gencode(names: list[str]) -> list[str]:
     return flags
 
 
-def instruction_sets() -> list[str]:
-    """What csrc/cpu/kernels is compiled for; the library takes the best that its CPU has."""
-    return ["avx512", "avx2", "baseline"] if platform.machine() == "x86_64" else ["baseline"]
+def instruction_sets(kernel: str) -> list[str]:
+    """What a file of csrc/cpu/kernels is compiled for; the library takes the best of its CPU."""
+    if platform.machine() != "x86_64":
+        return ["baseline"]
+    # Only the kernels of signs count bits.
+    counts = ["avx512vpopcntdq"] if kernel.startswith("binary") else []
+    return [*counts, "avx512", "avx2", "baseline"]
 
 
 def find_ninja() -> str:
@@ -383,7 +387,7 @@ def write_ninja(plan: Plan, folder: Path, targets: dict[str, Path]) -> list[Path
         built = [
             compile_cxx(path, [f"-DFB_ISA={name}", f"-DFB_ISA_{name.upper()}"], f".{name}")
             for path in sorted(ROOT.glob("csrc/cpu/kernels/*.cpp"))
-            for name in instruction_sets()
+            for name in instruction_sets(path.stem)
         ]
         kernels += built
         built += [compile_cxx(path, torch_flags) for path in sorted(ROOT.glob("csrc/cpu/*.cpp"))]

@@ -19,6 +19,7 @@ pybind11::dict cpu_features() {
   features["avx512f"] = __builtin_cpu_supports("avx512f") != 0;
   features["avx512bw"] = __builtin_cpu_supports("avx512bw") != 0;
   features["avx512dq"] = __builtin_cpu_supports("avx512dq") != 0;
+  features["avx512vpopcntdq"] = __builtin_cpu_supports("avx512vpopcntdq") != 0;
   features["avx512vl"] = __builtin_cpu_supports("avx512vl") != 0;
 #endif
   return features;

@@ -44,6 +44,7 @@ inline const char* dtype_name(ScalarType dtype) {
     case ScalarType::Byte: return "uint8";
     case ScalarType::Long: return "int64";
     case ScalarType::Int: return "int32";
+    case ScalarType::Short: return "int16";
     case ScalarType::Bool: return "bool";
     default: return "another dtype";
   }

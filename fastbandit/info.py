@@ -38,8 +38,8 @@ def build_info() -> dict[str, Any]:
         - ``devices``: names and compute capabilities of the visible GPUs;
         - ``threads``: threads of torch's pool; ``waiting``: how they wait for each other
           (``policy``, ``reason`` and the environment's ``variables``); ``cpu_isa``: the
-          instruction set that the CPU kernels use (``avx512``, ``avx2``, ``baseline``), None where
-          they are not loaded;
+          instruction set that the CPU kernels use (``avx512vpopcntdq``, ``avx512``, ``avx2``,
+          ``baseline``), None where they are not loaded;
         - ``build``: how the native libraries were built (``torch``, ``torch_target``,
           ``compiler``, ``cxx_flags``, ``machine``, ``cuda``, ``cuda_reason``, ``nvcc_flags``,
           ``architectures``), or None with ``build_reason`` for a pure-Python installation;

@@ -37,8 +37,9 @@ def test_the_cpu_library_serves_the_elementwise_and_bandit_ops():
     facts = fastbandit.build_info()
     ops = ["pgd_step_", "pgd_step_normalize_", "random_start", "bandit_step_", "bandit_sample"]
     ops += ["bandit_bounds", "bandit_probabilities", "bandit_update_", "bandit_prune_"]
+    ops += ["pack_sign", "unpack_sign", "binary_conv2d", "binary_conv2d_bits"]
     assert {name: facts["ops"][name]["cpu"] for name in ops} == dict.fromkeys(ops, "native")
-    assert facts["cpu_isa"] in ("baseline", "avx2", "avx512")
+    assert facts["cpu_isa"] in ("baseline", "avx2", "avx512", "avx512vpopcntdq")
 
 
 def test_the_reason_for_a_library_that_is_not_loaded_is_printed():
@@ -55,9 +56,9 @@ def test_json_on_the_command_line():
 
 
 @pytest.mark.skipif(not _native.status()["cpu"]["loaded"], reason="no native CPU library")
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512", "avx512vpopcntdq"])
 def test_a_lower_instruction_set_can_be_asked_for(isa):
-    order = ["baseline", "avx2", "avx512"]
+    order = ["baseline", "avx2", "avx512", "avx512vpopcntdq"]
     best = info.build_info()["cpu_isa"]
     if "FASTBANDIT_CPU" in os.environ:
         pytest.skip("the environment already asks for one")

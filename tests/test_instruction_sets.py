@@ -17,6 +17,7 @@ from fastbandit import _native, info
 CHOSEN = {
     "test_native_depthwise": "(unrolled or large or nan) and (contiguous or channels_last or nan)",
     "test_native_gabor": "(gradients or large) and (contiguous or channels_last)",
+    "test_ops_binary": "exact or hand or past or replaces",
     "test_ops_bandit": "values or hand or scalar or step or choices or count or nan",
     "test_ops_conv_block": "values or bits or number",
     "test_ops_max_pool2d": "bits or finite",
@@ -24,13 +25,15 @@ CHOSEN = {
 
 
 @pytest.mark.slow
+# Those below the best one, which the tests run with anyway.
 @pytest.mark.parametrize("instruction_set", ["baseline", "avx2", "avx512"])
 def test_other_instruction_sets(instruction_set):
     if os.environ.get("FASTBANDIT_CPU"):
         pytest.skip("the environment asks for one")
     if not _native.status()["cpu"]["loaded"]:
         pytest.skip("the native CPU library is not loaded")
-    order, best = ["baseline", "avx2", "avx512"], info.build_info()["cpu_isa"]
+    order = ["baseline", "avx2", "avx512", "avx512vpopcntdq"]
+    best = info.build_info()["cpu_isa"]
     if order.index(instruction_set) >= order.index(best):
         pytest.skip(f"this CPU has {best}, which all tests run with")
     chosen = " or ".join(f"({file} and ({keywords}))" for file, keywords in CHOSEN.items())

@@ -13,7 +13,7 @@ namespace {
 // one (docs/decisions.md#depthwise-eight-channels).
 const ConvKernels& depthwise_kernels(const ConvProblem& p, const Array4& first) {
 #if defined(__x86_64__)
-  if (isa() == Isa::avx512 && p.c == 8 && first.c == 1)
+  if (isa() >= Isa::avx512 && p.c == 8 && first.c == 1)
     return kernels_for<ConvKernels, Isa::avx2>();
 #endif
   return kernels<ConvKernels>();

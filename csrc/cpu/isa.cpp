@@ -12,7 +12,7 @@ Isa best_isa() {
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-    return Isa::avx512;
+    return __builtin_cpu_supports("avx512vpopcntdq") ? Isa::avx512vpopcntdq : Isa::avx512;
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::avx2;
 #endif
   return Isa::baseline;
@@ -22,7 +22,7 @@ Isa chosen_isa() {
   const Isa best = best_isa();
   const char* wish = std::getenv("FASTBANDIT_CPU");
   if (wish == nullptr) return best;
-  for (const Isa lower : {Isa::baseline, Isa::avx2, Isa::avx512})
+  for (const Isa lower : {Isa::baseline, Isa::avx2, Isa::avx512, Isa::avx512vpopcntdq})
     if (std::strcmp(wish, isa_name(lower)) == 0 && lower <= best) return lower;
   return best;
 }
@@ -36,6 +36,7 @@ Isa isa() {
 
 const char* isa_name(Isa isa) {
   switch (isa) {
+    case Isa::avx512vpopcntdq: return "avx512vpopcntdq";
     case Isa::avx512: return "avx512";
     case Isa::avx2: return "avx2";
     case Isa::baseline: break;

@@ -6,14 +6,17 @@
 // - a source in cpu/kernels: a kernel that is written with vectors (cpu/simd/simd.h) is compiled
 //   once for each instruction set by setup.py, and puts its functions into a table (kernels_for).
 //
-// FASTBANDIT_CPU=baseline|avx2|avx512 takes a lower one (to test all three on one machine).
+// avx512vpopcntdq is AVX-512 with a count of bits in vectors: a level of its own for the kernels that
+// count bits, AVX-512 for all others.
+//
+// FASTBANDIT_CPU=baseline|avx2|avx512|avx512vpopcntdq takes a lower one (to test all on one machine).
 #pragma once
 
 #include <cstdint>
 
 namespace fastbandit {
 
-enum class Isa { baseline = 0, avx2 = 1, avx512 = 2 };
+enum class Isa { baseline = 0, avx2 = 1, avx512 = 2, avx512vpopcntdq = 3 };
 
 // The instruction set in use; decided once.
 Isa isa();
@@ -46,6 +49,7 @@ template <class Body>
 inline void with_isa(const Body& body) {
 #if defined(__x86_64__)
   switch (isa()) {
+    case Isa::avx512vpopcntdq:
     case Isa::avx512: return detail::run_avx512(body);
     case Isa::avx2: return detail::run_avx2(body);
     case Isa::baseline: break;
@@ -61,11 +65,18 @@ namespace cpu {
 template <class Kernels, Isa kIsa>
 const Kernels& kernels_for();
 
+// Whether there is a table for avx512vpopcntdq; its header says so.
+template <class Kernels>
+constexpr bool kCountsBits = false;
+
 // The best table for this CPU.
 template <class Kernels>
 const Kernels& kernels() {
 #if defined(__x86_64__)
   switch (isa()) {
+    case Isa::avx512vpopcntdq:
+      if constexpr (kCountsBits<Kernels>) return kernels_for<Kernels, Isa::avx512vpopcntdq>();
+      [[fallthrough]];
     case Isa::avx512: return kernels_for<Kernels, Isa::avx512>();
     case Isa::avx2: return kernels_for<Kernels, Isa::avx2>();
     case Isa::baseline: break;

@@ -136,6 +136,7 @@ void draw_words_avx2(const PhiloxStream& stream, uint32_t quarter, uint32_t* wor
 void draw_words(const PhiloxStream& stream, uint32_t quarter, uint32_t* words, int64_t count) {
 #if defined(__x86_64__)
   switch (isa()) {
+    case Isa::avx512vpopcntdq:
     case Isa::avx512: return draw_words_avx512(stream, quarter, words, count);
     case Isa::avx2: return draw_words_avx2(stream, quarter, words, count);
     case Isa::baseline: break;

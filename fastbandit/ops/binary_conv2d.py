@@ -13,7 +13,7 @@ from torch.utils.flop_counter import register_flop_formula
 from fastbandit._modes import autocast_dtype
 from fastbandit.ops import _convolution, _linf
 from fastbandit.ops._convolution import Pair
-from fastbandit.ops._register import define
+from fastbandit.ops._register import MISS, define, short_call
 from fastbandit.ops.binary_pack import check_bits, unpack_reference, words_from, words_of
 
 __all__ = ["binary_conv2d", "sign_threshold"]
@@ -236,6 +236,9 @@ _threshold = define(
     _threshold_fake,
 )
 
+_native_conv = short_call(conv)
+_native_conv_bits = short_call(conv_bits)
+
 
 # Counted as the multiply-adds that the bits stand for, two each, padding included, as in torch's
 # own formulas.
@@ -351,6 +354,29 @@ def binary_conv2d(
     Source: Rastegari et al., "XNOR-Net", arXiv 1603.05279, Eq. (11), with the scale of the filters
     alone; *Binary Neural Networks*, section 4.3.
     """
+    # The short way is for the kernels, which check their arguments themselves, and for numbers of the
+    # usual form: on a small map the checks here take longer than they do.
+    if (
+        type(bits) is Tensor
+        and bits.is_cpu
+        and type(kernel_size) is type(stride) is type(padding) is type(dilation) is int
+        and type(groups) is type(channels) is int
+        and type(weight_bits) is Tensor
+        and weight_bits.shape[1:3] == (kernel_size, kernel_size)
+        and (pad == "zero" or pad == "plus_one")
+    ):
+        settings = (bits, weight_bits, channels, [stride] * 2, [padding] * 2, [dilation] * 2)
+        if threshold is None:
+            y = _native_conv(*settings, groups, pad == "plus_one", scale, bias, out_dtype)
+        elif (
+            (type(threshold) is tuple and len(threshold) == 2)
+            and (scale is None and bias is None and out_dtype is torch.float32)
+        ):
+            y = _native_conv_bits(*settings, groups, pad == "plus_one", *threshold)
+        else:
+            y = MISS
+        if y is not MISS:
+            return y
     op = "binary_conv2d"
     check_bits(op, bits, channels)
     kernel = _convolution.pair(op, "kernel_size", kernel_size, 1)
@@ -385,14 +411,14 @@ def binary_conv2d(
     map_ = bits.permute(0, 3, 1, 2)
     _convolution.check_output(op, map_, filters, kernel, stride, padding, dilation)
     _linf.check_output(op, out_dtype, torch.channels_last)
-    settings = (bits, weight_bits, channels, stride, padding, dilation, groups, plus_one)
+    checked = (bits, weight_bits, channels, stride, padding, dilation, groups, plus_one)
     plain = torch.compiler.is_exporting()  # such a program runs where this package is not
     if threshold is None:
         dtypes = (torch.float32, torch.float64)[: 1 + (out_dtype == torch.float64)]
         for name, value in (("scale", scale), ("bias", bias)):
             if value is not None:
                 _check_vector(op, name, value, filters, dtypes, bits)
-        return (_reference if plain else conv)(*settings, scale, bias, out_dtype)
+        return (_reference if plain else conv)(*checked, scale, bias, out_dtype)
     if scale is not None or bias is not None or out_dtype != torch.float32:
         raise ValueError(
             f"{op}: threshold: expected no scale, bias or out_dtype beside it: the result is bits"
@@ -404,7 +430,7 @@ def binary_conv2d(
         )
     _check_vector(op, "threshold", threshold[0], filters, (torch.int16, torch.int32), bits)
     _check_vector(op, "flip", threshold[1], filters, (torch.bool,), bits)
-    return (_bits_reference if plain else conv_bits)(*settings, *threshold)
+    return (_bits_reference if plain else conv_bits)(*checked, *threshold)
 
 
 def sign_threshold(scale: Tensor, bias: Tensor, taps: int) -> Threshold:

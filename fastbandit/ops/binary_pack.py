@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastbandit.ops import _convolution, _linf
-from fastbandit.ops._register import define
+from fastbandit.ops._register import MISS, define, short_call
 
 __all__ = ["pack_sign", "unpack_sign"]
 
@@ -78,6 +78,8 @@ unpack = define(
     _unpack_fake,
 )
 
+_native_pack = short_call(pack)
+
 
 # --- Public functions -----------------------------------------------------------------------------
 
@@ -121,6 +123,11 @@ def pack_sign(x: Tensor, *, threshold: Tensor | None = None) -> Tensor:
 
     Source: Rastegari et al., "XNOR-Net", arXiv 1603.05279, section 3.2.
     """
+    # The short way is for the kernel, which checks its arguments itself.
+    if type(x) is Tensor and x.is_cpu:
+        bits = _native_pack(x, threshold)
+        if bits is not MISS:
+            return bits
     op = "pack_sign"
     _linf.check_constants(op, x=x)
     _convolution.check_input(op, x)

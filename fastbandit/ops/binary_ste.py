@@ -82,7 +82,7 @@ def _inside(x: Tensor) -> Tensor:
 
 def _packed(x: Tensor, ste: str) -> Tensor:
     """What ``clip`` keeps of x: a bit for each value; nothing for the others."""
-    if ste == "clip":
+    if ste == "clip" and x.shape[1] > 0:
         return below_autograd(pack, _inside(x.detach()), None)
     return torch.empty((x.shape[0], *x.shape[2:], 0), dtype=torch.int64, device=x.device)
 

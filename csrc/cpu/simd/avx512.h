@@ -5,7 +5,7 @@ namespace fastbandit::cpu::FB_ISA {
 
 // ---- float32: Vec ----------------------------------------------------------------------------
 
-constexpr Isa kIsa = Isa::avx512;
+constexpr Isa kIsa = Isa::FB_ISA;
 constexpr int kLanes = 16;
 struct Vec {
   __m512 v;

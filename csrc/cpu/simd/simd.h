@@ -1,7 +1,8 @@
 // Vectors for the kernels in cpu/kernels, one set per instruction set.
 //
 // setup.py compiles each source in cpu/kernels once for each set, with FB_ISA defined as avx512, avx2
-// or baseline (the portable vectors of the compiler) and FB_ISA_AVX512 or FB_ISA_AVX2. Every name
+// or baseline (the portable vectors of the compiler) and FB_ISA_AVX512 or FB_ISA_AVX2; those that
+// count bits also as avx512vpopcntdq, which is AVX-512 and FB_ISA_AVX512VPOPCNTDQ. Every name
 // lives in the namespace of that name, so that the same templates can be linked together once per set.
 // The instruction set is chosen by a pragma here rather than by compiler flags: standard headers
 // are read before it, so no inline function of the standard library is compiled for a CPU that the
@@ -20,10 +21,19 @@
 #include "cpu/isa.h"
 #include "math/number.h"
 
+#if defined(FB_ISA_AVX512VPOPCNTDQ)
+#define FB_ISA_AVX512
+#endif
+
 #if defined(FB_ISA_AVX512) || defined(FB_ISA_AVX2)
 #include <immintrin.h>
 #endif
 
+#if defined(FB_ISA_AVX512VPOPCNTDQ) && !defined(__clang__)
+#pragma GCC target("avx512vpopcntdq")
+#elif defined(FB_ISA_AVX512VPOPCNTDQ)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512vpopcntdq"))), apply_to = function)
+#endif
 #if defined(FB_ISA_AVX512)
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), apply_to = function)

@@ -1,0 +1,138 @@
+"""Convolutions of signs: whole ops from float32 maps and back, and bits to bits.
+
+``fastbandit`` packs the signs, convolves with zero padding, scales and adds a bias. Its rivals are
+what the same layer costs in float32 (``F.conv2d``, channels-last; for a filter for each channel
+also ``ops.depthwise_conv2d``) and in int8 (oneDNN's, from numbers that are quantised already). In
+the groups "bits to bits" ours reads packed signs and writes those of the next layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from conftest import OURS
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastbandit import ops
+
+DENSE = [  # N, C = C_out, H = W, k
+    (1, 256, 14, 3), (1, 128, 28, 3), (1, 512, 8, 3), (1, 64, 32, 3), (1, 256, 14, 1),
+    (1, 64, 32, 1), (64, 64, 32, 3), (64, 128, 16, 3), (64, 256, 8, 3), (64, 16, 32, 1),
+]  # fmt: skip
+DEPTHWISE = [  # N, C, H = W, k
+    (1, 256, 14, 3), (1, 256, 32, 3), (1, 512, 8, 3), (1, 64, 32, 5), (64, 16, 32, 3),
+    (64, 64, 8, 5),
+]  # fmt: skip
+
+
+# Least ratios of the project, by filter size and channels (3 x 3 from 128 channels on).
+GOALS = {
+    (3, 128): {"F.conv2d": 8.0, "int8": 4.0},
+    (3, 64): {"F.conv2d": 7.0},
+    (1, 256): {"F.conv2d": 6.5},
+    (1, 64): {"F.conv2d": 3.3},
+}
+
+
+def sign(x: Tensor) -> Tensor:
+    return torch.where(x >= 0, 1.0, -1.0)
+
+
+def int8_conv(x: Tensor, weight: Tensor, padding: int) -> Callable[[], Tensor]:
+    """oneDNN's convolution of quantised numbers, where torch has it."""
+    if "onednn" not in torch.backends.quantized.supported_engines:
+        pytest.skip("torch has no oneDNN for int8")
+    torch.backends.quantized.engine = "onednn"
+    quantized = torch.quantize_per_tensor(x, 0.05, 128, torch.quint8)
+    filters = torch.quantize_per_tensor(weight, 0.05, 0, torch.qint8)
+    packed = torch.ops.quantized.conv2d_prepack(
+        filters, None, [1, 1], [padding, padding], [1, 1], 1
+    )
+    return lambda: torch.ops.quantized.conv2d(quantized, packed, 0.5, 128)
+
+
+@pytest.mark.parametrize("rival", [OURS, "F.conv2d", "int8"])
+@pytest.mark.parametrize(("n", "c", "h", "k"), DENSE)
+def test_dense(measure: Callable[..., None], device, n, c, h, k, rival):
+    torch.manual_seed(0)
+    layout = {"memory_format": torch.channels_last}
+    x, weight = torch.randn(n, c, h, h).to(device, **layout), torch.randn(c, c, k, k).to(device)
+    scale, bias = torch.rand(2, c, device=device)
+    packed, padding = ops.pack_sign(weight), k // 2
+
+    def ours() -> Tensor:
+        settings = {"kernel_size": k, "padding": padding, "scale": scale, "bias": bias}
+        return ops.binary_conv2d(ops.pack_sign(x), packed, c, **settings)
+
+    if rival == OURS:
+        sums = F.conv2d(sign(x), sign(weight), None, 1, padding).round()
+        expected = scale.view(-1, 1, 1) * sums + bias.view(-1, 1, 1)
+        assert torch.equal(ours(), expected)
+        call: Callable[[], Tensor] = ours
+    elif rival == "int8":
+        if device.type != "cpu":
+            pytest.skip("int8 convolutions of torch run on the CPU")
+        call = int8_conv(x, weight, padding)
+    else:
+        weight = weight.to(**layout)
+        call = lambda: F.conv2d(x, weight, bias, 1, padding)  # noqa: E731
+    with torch.inference_mode():
+        measure(
+            call,
+            rival=rival,
+            goals=GOALS.get((k, min(c, 128) if k == 3 else c)) if rival == OURS else None,
+            group=f"signs, {k} x {k}, {n} x {c} x {h} x {h}",
+            device=device,
+            shape=[n, c, h, h],
+            dtype="float32",
+        )
+
+
+@pytest.mark.parametrize("rival", [OURS, "depthwise_conv2d", "F.conv2d"])
+@pytest.mark.parametrize(("n", "c", "h", "k"), DEPTHWISE)
+def test_depthwise_bits_to_bits(measure: Callable[..., None], device, n, c, h, k, rival):
+    torch.manual_seed(0)
+    x = torch.randn(n, c, h, h).to(device, memory_format=torch.channels_last)
+    weight, padding = torch.randn(c, 1, k, k, device=device), k // 2
+    scale, bias = torch.rand(c, device=device) - 0.5, torch.randn(c, device=device)
+    bits, packed = ops.pack_sign(x), ops.pack_sign(weight.transpose(0, 1))
+    threshold = ops.sign_threshold(scale, bias, k * k)
+    settings = {"kernel_size": k, "padding": padding, "groups": c}
+    if rival == OURS:
+        sums = F.conv2d(sign(x), sign(weight), None, 1, padding, 1, c).round()
+        expected = scale.view(-1, 1, 1) * sums + bias.view(-1, 1, 1) >= 0
+        got = ops.binary_conv2d(bits, packed, c, threshold=threshold, **settings)
+        assert torch.equal(ops.unpack_sign(got, c) > 0, expected)
+    call = {
+        OURS: lambda: ops.binary_conv2d(bits, packed, c, threshold=threshold, **settings),
+        "depthwise_conv2d": lambda: ops.depthwise_conv2d(x, weight, padding=padding),
+        "F.conv2d": lambda: F.conv2d(x, weight, None, 1, padding, 1, c),
+    }[rival]
+    with torch.inference_mode():
+        measure(
+            call,
+            rival=rival,
+            goals={"depthwise_conv2d": 10.0} if rival == OURS and n == 1 else None,
+            group=f"signs of single channels, bits to bits, {k} x {k}, {n} x {c} x {h} x {h}",
+            device=device,
+            shape=[n, c, h, h],
+            dtype="float32",
+        )
+
+
+@pytest.mark.parametrize("rival", [OURS, "copy"])
+@pytest.mark.parametrize(("n", "c", "h"), [(1, 64, 32), (64, 64, 32), (64, 16, 32)])
+def test_pack_sign(measure: Callable[..., None], device, n, c, h, rival):
+    x = torch.randn(n, c, h, h).to(device, memory_format=torch.channels_last)
+    to = torch.empty_like(x)
+    measure(
+        {OURS: lambda: ops.pack_sign(x), "copy": lambda: to.copy_(x)}[rival],
+        rival=rival,
+        group=f"packing signs, {n} x {c} x {h} x {h}",
+        device=device,
+        shape=[n, c, h, h],
+        dtype="float32",
+    )

@@ -1,0 +1,398 @@
+// Depthwise convolution of signs: a bit of a word is a channel, and the channels of a vector of words
+// are counted at once.
+//
+// Each tap gives a word of the channels that differ. Their number is added up in bit planes, by full
+// adders that turn three bits of one weight into two: 25 taps end in five planes. A threshold is
+// compared with the planes, by the borrow of a subtraction, so bits go in and bits come out; numbers
+// are made from the planes for 64 channels at a time.
+#pragma once
+
+#include "cpu/binary/geometry.h"
+#include "cpu/binary/result.h"
+
+namespace fastbandit::cpu::FB_ISA {
+
+// Words beside each other: as many as a vector holds, or one.
+constexpr int kPlaneWords = kIsa >= Isa::avx512 ? 8 : kIsa == Isa::avx2 ? 4 : 2;
+typedef uint64_t PlaneVec __attribute__((vector_size(8 * kPlaneWords)));
+
+template <class W>
+FB_INLINE W load_plane(const uint64_t* p) {
+  W word;
+  std::memcpy(&word, p, sizeof(W));
+  return word;
+}
+template <class W>
+FB_INLINE void store_plane(uint64_t* p, W word) {
+  std::memcpy(p, &word, sizeof(W));
+}
+
+// ---- sizes ---------------------------------------------------------------------------------------
+
+constexpr int planes_of(int64_t taps) {
+  int planes = 1;
+  while (taps >> planes != 0) ++planes;
+  return planes;
+}
+constexpr int kMostPlanes = 26;  // of 2^24 taps and the bit beyond
+
+struct PlanePlan {
+  int64_t taps, period, planes;
+  int64_t row_classes, column_classes;
+
+  explicit PlanePlan(const SignConv& p) {
+    taps = p.taps();
+    planes = planes_of(taps);
+    // Weights and thresholds are repeated, so that a vector at any place of a row finds its own.
+    period = p.words;
+    while (period % kPlaneWords != 0) period += p.words;
+    row_classes = p.kernel_h + 1, column_classes = p.kernel_w + 1;
+  }
+  // Thresholds for each number of taps inside the map, rows by columns: planes + 1 and the flips.
+  int64_t class_words() const { return (planes + 1) * period; }
+  int64_t classes() const { return row_classes * column_classes; }
+  int64_t flip_at() const { return taps * period; }
+  int64_t mask_at() const { return flip_at() + period; }
+  int64_t used_at() const { return mask_at() + period; }
+  int64_t thresholds_at() const { return used_at() + classes(); }
+  int64_t zeros_at(bool bits) const {
+    return thresholds_at() + (bits ? classes() * class_words() : 0);
+  }
+  // What a padded tap is read from: a row of it, and a period.
+  int64_t zeros(const SignConv& p) const { return std::max(p.ow * p.words, period); }
+  int64_t words(const SignConv& p) const { return zeros_at(p.result.bits != nullptr) + zeros(p); }
+};
+
+inline int64_t planes_prepared_bytes(const SignConv& p) { return PlanePlan(p).words(p) * 8; }
+inline int64_t planes_scratch_bytes(const SignConv&) { return 64 * 4; }
+inline int64_t planes_items(const SignConv& p) { return p.n * p.oh; }
+
+// Planes of the smallest count that does not reach the threshold of each channel.
+inline void write_thresholds(const SignConv& p, const PlanePlan& plan, int64_t inside,
+                             uint64_t* to) {
+  const int32_t top = int32_t{1} << plan.planes;
+  for (int64_t word = 0; word < p.words; ++word) {
+    alignas(64) int32_t bound[64] = {};
+    const int64_t count = std::min(kWordBits, p.channels - word * kWordBits);
+    const int32_t* const threshold = p.result.threshold + word * kWordBits;
+    for (int64_t i = 0; i < count; ++i) {
+      // sum = inside - 2 differing >= threshold
+      const int64_t room = inside - static_cast<int64_t>(threshold[i]);
+      bound[i] =
+          room < 0 ? 0 : static_cast<int32_t>(std::min<int64_t>(2 * int64_t{top} - 2, room) / 2 + 1);
+    }
+    for (int64_t plane = 0; plane <= plan.planes; ++plane) {
+      alignas(64) uint8_t ones[64];
+      for (int i = 0; i < 64; ++i) ones[i] = static_cast<uint8_t>(bound[i] >> plane & 1);
+      to[plane * plan.period + word] = bits_of_bytes(ones);
+    }
+  }
+  for (int64_t plane = 0; plane <= plan.planes; ++plane)
+    for (int64_t i = p.words; i < plan.period; ++i)
+      to[plane * plan.period + i] = to[plane * plan.period + i % p.words];
+}
+
+inline void planes_prepare(const SignConv& p, void* prepared) {
+  const PlanePlan plan(p);
+  uint64_t* const base = static_cast<uint64_t*>(prepared);
+  for (int64_t tap = 0; tap < plan.taps; ++tap)
+    for (int64_t i = 0; i < plan.period; ++i)
+      base[tap * plan.period + i] = p.weight[tap * p.words + i % p.words];
+  uint64_t* const masks = base + plan.mask_at();
+  uint64_t* const padding = base + plan.zeros_at(p.result.bits != nullptr);
+  for (int64_t i = 0; i < plan.period; ++i) {
+    const int64_t word = i % p.words;
+    masks[i] = word + 1 == p.words ? last_word_mask(p.channels) : ~uint64_t{0};
+  }
+  for (int64_t i = 0; i < plan.zeros(p); ++i) padding[i] = p.plus_one ? ~uint64_t{0} : 0;
+  if (p.result.bits == nullptr) return;
+  uint64_t* const flips = base + plan.flip_at();
+  for (int64_t i = 0; i < plan.period; ++i) flips[i] = p.result.flips[i % p.words];
+  // Those numbers of taps that occur.
+  uint64_t* const used = base + plan.used_at();
+  for (int64_t i = 0; i < plan.classes(); ++i) used[i] = 0;
+  if (p.plus_one) {
+    used[plan.classes() - 1] = 1;
+  } else {
+    for (int64_t x = 0; x < p.ow; ++x) {
+      int64_t first, stop;
+      inside_taps(x * p.stride_w - p.pad_w, p.kernel_w, p.dilation_w, p.w, first, stop);
+      used[stop - first] |= 2;
+    }
+    for (int64_t y = 0; y < p.oh; ++y) {
+      int64_t first, stop;
+      inside_taps(y * p.stride_h - p.pad_h, p.kernel_h, p.dilation_h, p.h, first, stop);
+      for (int64_t columns = 0; columns < plan.column_classes; ++columns)
+        if (used[columns] & 2) used[(stop - first) * plan.column_classes + columns] |= 1;
+    }
+  }
+  for (int64_t rows = 0; rows < plan.row_classes; ++rows)
+    for (int64_t columns = 0; columns < plan.column_classes; ++columns) {
+      const int64_t at = rows * plan.column_classes + columns;
+      if (used[at] & 1)
+        write_thresholds(p, plan, rows * columns,
+                         base + plan.thresholds_at() + at * plan.class_words());
+    }
+}
+
+// ---- adders --------------------------------------------------------------------------------------
+
+// The sum of N bits given by get(0), get(1), ...: its lowest plane; N / 2 carries are left over.
+template <int N, class W, class Get>
+FB_INLINE W add_bits(const Get& get, W* carries) {
+  W sum = get(0);
+  FB_UNROLL
+  for (int i = 1; i + 1 < N; i += 2) {
+    const W a = get(i), b = get(i + 1), either = sum ^ a;
+    carries[i / 2] = (sum & a) | (either & b);
+    sum = either ^ b;
+  }
+  if constexpr (N % 2 == 0) {
+    const W a = get(N - 1);
+    carries[N / 2 - 1] = sum & a;
+    sum ^= a;
+  }
+  return sum;
+}
+
+template <int N, class W, class Get>
+FB_INLINE void add_planes(const Get& get, W* planes) {
+  if constexpr (N == 1) {
+    planes[0] = get(0);
+  } else {
+    W carries[N / 2];
+    planes[0] = add_bits<N, W>(get, carries);
+    add_planes<N / 2, W>([&](int i) __attribute__((always_inline)) { return carries[i]; },
+                         planes + 1);
+  }
+}
+
+// Any number of taps: one bit after another through all planes.
+template <class W, class Get>
+FB_INLINE void add_any(int64_t taps, int64_t count, const Get& get, W* planes) {
+  for (int64_t i = 0; i < count; ++i) planes[i] = W{};
+  for (int64_t tap = 0; tap < taps; ++tap) {
+    W carry = get(tap);
+    for (int64_t i = 0; i < count; ++i) {
+      const W both = planes[i] & carry;
+      planes[i] ^= carry;
+      carry = both;
+    }
+  }
+}
+
+// ---- rows ----------------------------------------------------------------------------------------
+
+// Neighbouring words of an output row, and where their taps lie.
+struct PlaneRun {
+  const uint64_t* const* taps;     // the map under each tap
+  const uint64_t* const* weights;  // of each tap; what is padded has the map's own
+  const uint64_t* thresholds;      // planes of the counts that do not reach it
+  int64_t length;                  // in words
+};
+
+template <int kTaps, class W>
+FB_INLINE void planes_at(const PlanePlan& plan, const PlaneRun& run, int64_t i, int64_t place,
+                         W* planes) {
+  const auto get = [&](int64_t tap) __attribute__((always_inline)) {
+    return static_cast<W>(load_plane<W>(run.taps[tap] + i) ^
+                          load_plane<W>(run.weights[tap] + place));
+  };
+  if constexpr (kTaps > 0)
+    add_planes<kTaps, W>(get, planes);
+  else
+    add_any<W>(plan.taps, plan.planes, get, planes);
+}
+
+// Whether the count of each channel is below its bound.
+template <int kTaps, class W>
+FB_INLINE W below(const PlanePlan& plan, const uint64_t* bounds, const W* planes) {
+  const int64_t count = kTaps > 0 ? planes_of(kTaps) : plan.planes;
+  W borrow{};
+  FB_UNROLL
+  for (int64_t i = 0; i < count; ++i) {
+    const W bound = load_plane<W>(bounds + i * plan.period);
+    const W apart = planes[i] ^ bound;
+    borrow = (apart & bound) | (~apart & borrow);
+  }
+  return borrow | load_plane<W>(bounds + count * plan.period);
+}
+
+template <int kTaps, class W>
+FB_INLINE void write_bits(const PlanePlan& plan, const uint64_t* base, const PlaneRun& run,
+                          int64_t i, int64_t place, uint64_t* to) {
+  W planes[kTaps > 0 ? planes_of(kTaps) : kMostPlanes];
+  planes_at<kTaps, W>(plan, run, i, place, planes);
+  const W reached = below<kTaps, W>(plan, run.thresholds + place, planes);
+  const W flips = load_plane<W>(base + plan.flip_at() + place);
+  const W mask = load_plane<W>(base + plan.mask_at() + place);
+  store_plane<W>(to + i, (reached ^ flips) & mask);
+}
+
+// The counts of the 64 channels of a word, from its planes; `step` words lie between two planes.
+template <class Count>
+FB_INLINE void counts_of_planes(const uint64_t* planes, int64_t step, int64_t count, Count* to) {
+#if defined(FB_ISA_AVX2)
+  if constexpr (sizeof(Count) == 1) {
+    const __m256i byte = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2,
+                                          2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
+    const __m256i bit = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201));
+    for (int half = 0; half < 2; ++half) {
+      __m256i sum = _mm256_setzero_si256();
+      for (int64_t i = 0; i < count; ++i) {
+        const int32_t word = static_cast<int32_t>(planes[i * step] >> (32 * half));
+        const __m256i spread =
+            _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(word), byte), bit);
+        const __m256i set = _mm256_cmpeq_epi8(spread, bit);
+        sum = _mm256_or_si256(
+            sum, _mm256_and_si256(set, _mm256_set1_epi8(static_cast<char>(1 << i))));
+      }
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + 32 * half), sum);
+    }
+    return;
+  }
+#elif defined(FB_ISA_AVX512)
+  if constexpr (sizeof(Count) == 1) {
+    __m512i sum = _mm512_setzero_si512();
+    for (int64_t i = 0; i < count; ++i)
+      sum = _mm512_mask_add_epi8(sum, static_cast<__mmask64>(planes[i * step]), sum,
+                                 _mm512_set1_epi8(static_cast<char>(1 << i)));
+    _mm512_storeu_si512(to, sum);
+    return;
+  }
+#endif
+  for (int c = 0; c < 64; ++c) {
+    Count sum = 0;
+    for (int64_t i = 0; i < count; ++i)
+      sum = static_cast<Count>(sum | static_cast<Count>(planes[i * step] >> c & 1) << i);
+    to[c] = sum;
+  }
+}
+
+template <int kTaps, class W>
+FB_INLINE void write_floats(const SignConv& p, const PlanePlan& plan, const PlaneRun& run,
+                            int64_t i, int64_t place, int64_t pixel, int64_t word, int32_t sum,
+                            void* memory) {
+  constexpr int kWords = sizeof(W) / 8;
+  using Count = std::conditional_t<(kTaps > 0), uint8_t, uint32_t>;
+  W planes[kTaps > 0 ? planes_of(kTaps) : kMostPlanes];
+  planes_at<kTaps, W>(plan, run, i, place, planes);
+  const int64_t count = kTaps > 0 ? planes_of(kTaps) : plan.planes;
+  Count* const counts = static_cast<Count*>(memory);
+  uint64_t bits[kWords * (kTaps > 0 ? planes_of(kTaps) : kMostPlanes)];
+  std::memcpy(bits, planes, sizeof(W) * static_cast<size_t>(count));
+  for (int k = 0; k < kWords; ++k) {
+    counts_of_planes<Count>(bits + k, kWords, count, counts);
+    const int64_t first = word * kWordBits;
+    write_results(p.result, pixel, 1, p.filters, first, std::min(kWordBits, p.channels - first),
+                  &sum, static_cast<const Count*>(counts), 0);
+    if (++word == p.words) word = 0, ++pixel;
+  }
+}
+
+// `pixel` is the first of the run; each has p.words words.
+template <int kTaps>
+FB_INLINE void work_through(const SignConv& p, const PlanePlan& plan, const uint64_t* base,
+                            const PlaneRun& run, int64_t pixel, int32_t sum, void* memory) {
+  int64_t i = 0, place = 0;
+  if (p.result.bits != nullptr) {
+    uint64_t* const to = p.result.bits + pixel * p.words;
+    for (; i + kPlaneWords <= run.length; i += kPlaneWords) {
+      write_bits<kTaps, PlaneVec>(plan, base, run, i, place, to);
+      place += kPlaneWords;
+      if (place == plan.period) place = 0;
+    }
+    for (; i < run.length; ++i, ++place)
+      write_bits<kTaps, uint64_t>(plan, base, run, i, place, to);
+    return;
+  }
+  int64_t word = 0;
+  for (; i + kPlaneWords <= run.length; i += kPlaneWords) {
+    write_floats<kTaps, PlaneVec>(p, plan, run, i, place, pixel, word, sum, memory);
+    place += kPlaneWords;
+    if (place == plan.period) place = 0;
+    word += kPlaneWords;
+    pixel += word / p.words, word %= p.words;
+  }
+  for (; i < run.length; ++i, ++place) {
+    write_floats<kTaps, uint64_t>(p, plan, run, i, place, pixel, word, sum, memory);
+    if (++word == p.words) word = 0, ++pixel;
+  }
+}
+
+// The pixels [x, x + count) of an output row, which look at the same taps; more than one only at
+// stride 1.
+template <int kTaps>
+__attribute__((noinline)) void plane_pixels(const SignConv& p, const PlanePlan& plan, const uint64_t* base,
+                            int64_t image, int64_t y, int64_t x, int64_t count,
+                            const uint64_t** taps, const uint64_t** weights, void* memory) {
+  const int64_t top = y * p.stride_h - p.pad_h, left = x * p.stride_w - p.pad_w;
+  const uint64_t* const padding = base + plan.zeros_at(p.result.bits != nullptr);
+  int64_t first_row, last_row, first_column, last_column;
+  inside_taps(top, p.kernel_h, p.dilation_h, p.h, first_row, last_row);
+  inside_taps(left, p.kernel_w, p.dilation_w, p.w, first_column, last_column);
+  for (int64_t i = 0, tap = 0; i < p.kernel_h; ++i) {
+    const uint64_t* const row =
+        p.bits + ((image * p.h + top + i * p.dilation_h) * p.w + left) * p.words;
+    for (int64_t j = 0; j < p.kernel_w; ++j, ++tap) {
+      weights[tap] = base + tap * plan.period;
+      if (i >= first_row && i < last_row && j >= first_column && j < last_column) {
+        taps[tap] = row + j * p.dilation_w * p.words;
+      } else {
+        taps[tap] = padding;
+        if (!p.plus_one) weights[tap] = padding;  // nothing differs
+      }
+    }
+  }
+  int64_t rows = last_row - first_row, columns = last_column - first_column;
+  if (p.plus_one) rows = p.kernel_h, columns = p.kernel_w;
+  PlaneRun run;
+  run.taps = taps, run.weights = weights, run.length = count * p.words;
+  run.thresholds =
+      base + plan.thresholds_at() + (rows * plan.column_classes + columns) * plan.class_words();
+  work_through<kTaps>(p, plan, base, run, (image * p.oh + y) * p.ow + x,
+                      static_cast<int32_t>(rows * columns), memory);
+}
+
+template <int kTaps>
+void plane_rows(const SignConv& p, const PlanePlan& plan, const uint64_t* base, void* memory,
+                int64_t begin, int64_t end, const uint64_t** taps, const uint64_t** weights) {
+  // Pixels at stride 1 whose taps all lie between the sides.
+  int64_t inner = std::min(p.ow, p.pad_w);
+  int64_t outer = p.w + p.pad_w - (p.kernel_w - 1) * p.dilation_w;
+  outer = std::max(inner, std::min(p.ow, outer));
+  if (p.stride_w != 1 || outer - inner < 2) inner = outer = p.ow;
+  for (int64_t at = begin; at < end; ++at) {
+    const int64_t image = at / p.oh, y = at % p.oh;
+    const auto pixels = [&](int64_t x, int64_t count) __attribute__((always_inline)) {
+      plane_pixels<kTaps>(p, plan, base, image, y, x, count, taps, weights, memory);
+    };
+    for (int64_t x = 0; x < inner; ++x) pixels(x, 1);
+    if (outer > inner) pixels(inner, outer - inner);
+    for (int64_t x = outer; x < p.ow; ++x) pixels(x, 1);
+  }
+}
+
+inline void planes_run(const SignConv& p, const void* prepared, void* memory, int64_t begin,
+                       int64_t end) {
+  const PlanePlan plan(p);
+  const uint64_t* const base = static_cast<const uint64_t*>(prepared);
+  if (plan.taps == 9 || plan.taps == 25) {
+    const uint64_t *taps[25], *weights[25];
+    if (plan.taps == 9)
+      plane_rows<9>(p, plan, base, memory, begin, end, taps, weights);
+    else
+      plane_rows<25>(p, plan, base, memory, begin, end, taps, weights);
+    return;
+  }
+  const auto taps = std::unique_ptr<const uint64_t*[]>(
+      new const uint64_t*[static_cast<size_t>(2 * plan.taps)]);
+  plane_rows<0>(p, plan, base, memory, begin, end, taps.get(), taps.get() + plan.taps);
+}
+
+inline SignWork planes_work() {
+  return {&planes_prepared_bytes, &planes_prepare, &planes_scratch_bytes, &planes_items,
+          &planes_run};
+}
+
+}  // namespace fastbandit::cpu::FB_ISA

@@ -1,0 +1,159 @@
+// fastbandit::binary_conv2d and binary_conv2d_bits on the CPU.
+#include "cpu/binary_tensor.h"
+#include "cpu/walk.h"
+#include "dispatch.h"
+
+namespace fastbandit::cpu {
+namespace {
+
+// Products, and words of a depthwise convolution, below which a second thread does not pay.
+constexpr int64_t kGrainProducts = int64_t{1} << 23;
+constexpr int64_t kGrainWords = int64_t{1} << 17;
+
+SignConv problem_of(const SignShape& s, const Tensor& bits, const Tensor& weight_bits,
+                    int64_t channels, bool plus_one) {
+  SignConv p;
+  p.n = s.conv.n, p.h = s.conv.h, p.w = s.conv.w, p.oh = s.conv.oh, p.ow = s.conv.ow;
+  p.channels = channels, p.words = words_of(channels), p.filters = s.conv.c;
+  p.kernel_h = s.conv.kernel_h, p.kernel_w = s.conv.kernel_w;
+  p.stride_h = s.conv.stride_h, p.stride_w = s.conv.stride_w;
+  p.pad_h = s.conv.pad_h, p.pad_w = s.conv.pad_w;
+  p.dilation_h = s.conv.dilation_h, p.dilation_w = s.conv.dilation_w;
+  p.plus_one = plus_one;
+  p.bits = sign_words_of(bits), p.weight = sign_words_of(weight_bits);
+  return p;
+}
+
+void run(const SignConv& p, bool depthwise) {
+  const SignKernels& sign = kernels<SignKernels>();
+  const int64_t taps = p.taps() * p.channels;
+  const SignWork& work = depthwise                                      ? sign.depthwise
+                         : sign.by_table && taps <= kMostTableTaps ? sign.table
+                                                                        : sign.count;
+  static thread_local Memory shared;
+  void* const prepared = shared.get(work.prepared_bytes(p));
+  work.prepare(p, prepared);
+  const int64_t items = work.items(p), bytes = work.scratch_bytes(p);
+  const int64_t all = depthwise ? p.pixels() * p.words * p.taps() : p.pixels() * p.filters * taps;
+  const int64_t each = std::max<int64_t>(1, all / items);
+  const int64_t grain = (depthwise ? kGrainWords : kGrainProducts) / each;
+  parallel(items, std::max<int64_t>(1, grain), [&](int64_t begin, int64_t end) {
+    static thread_local Memory own;
+    work.run(p, prepared, own.get(bytes), begin, end);
+  });
+}
+
+// The values of a filter vector in type C, `none` where there is no vector.
+template <class C>
+const C* filter_values(const char* op, const char* name, const std::optional<Tensor>& value,
+                       int64_t filters, C none, std::vector<C>& memory) {
+  memory.assign(static_cast<size_t>(filters), none);
+  if (value) {
+    const int64_t step = value->stride(0);
+    dispatch_floating(op, name, value->scalar_type(), [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      const T* const from = static_cast<const T*>(value->const_data_ptr());
+      for (int64_t i = 0; i < filters; ++i)
+        memory[static_cast<size_t>(i)] = static_cast<C>(to_compute(from[i * step]));
+    });
+  }
+  return memory.data();
+}
+
+Tensor binary_conv2d(Tensor bits, Tensor weight_bits, int64_t channels, Pair stride, Pair padding,
+                     Pair dilation, int64_t groups, bool plus_one, std::optional<Tensor> scale,
+                     std::optional<Tensor> bias, ScalarType out_dtype) {
+  constexpr const char* op = "binary_conv2d";
+  const SignShape s =
+      sign_conv_shape(op, bits, weight_bits, channels, stride, padding, dilation, groups);
+  FB_CHECK(is_floating(out_dtype), op,
+           "out_dtype: expected float32, float64, bfloat16 or float16, got ",
+           dtype_name(out_dtype));
+  const bool wide = out_dtype == ScalarType::Double;
+  const std::pair<const char*, const std::optional<Tensor>*> vectors[] = {{"scale", &scale},
+                                                                          {"bias", &bias}};
+  for (const auto& [name, value] : vectors) {
+    if (!*value) continue;
+    const ScalarType dtype = (*value)->scalar_type();
+    FB_CHECK(dtype == ScalarType::Float || (wide && dtype == ScalarType::Double), op, name,
+             ": expected float32", wide ? " or float64" : "", ", got ", dtype_name(dtype));
+    check_filters(op, name, **value, s.conv.c, bits);
+  }
+  const int64_t sizes[4] = {s.conv.n, s.conv.c, s.conv.oh, s.conv.ow};
+  const int64_t strides[4] = {s.conv.oh * s.conv.ow * s.conv.c, 1, s.conv.ow * s.conv.c, s.conv.c};
+  Tensor y = empty_strided(bits, sizes, strides, 4, out_dtype);
+  if (y.numel() == 0) return y;
+  const Tensor map = dense(bits), filters = dense(weight_bits);
+  SignConv p = problem_of(s, map, filters, channels, plus_one);
+  p.result.type = real_of(out_dtype);
+  p.result.values = y.mutable_data_ptr();
+  const auto finish = [&](auto number) {
+    using C = decltype(number);
+    static thread_local std::vector<C> scales, biases;
+    p.result.scale = filter_values<C>(op, "scale", scale, s.conv.c, C{1}, scales);
+    p.result.bias = filter_values<C>(op, "bias", bias, s.conv.c, C{-0.0}, biases);
+    run(p, s.depthwise);
+  };
+  if (wide)
+    finish(double{});
+  else
+    finish(float{});
+  return y;
+}
+
+Tensor binary_conv2d_bits(Tensor bits, Tensor weight_bits, int64_t channels, Pair stride,
+                          Pair padding, Pair dilation, int64_t groups, bool plus_one,
+                          Tensor threshold, Tensor flip) {
+  constexpr const char* op = "binary_conv2d_bits";
+  const SignShape s =
+      sign_conv_shape(op, bits, weight_bits, channels, stride, padding, dilation, groups);
+  const ScalarType dtype = threshold.scalar_type();
+  FB_CHECK(dtype == ScalarType::Short || dtype == ScalarType::Int, op,
+           "threshold: expected int16 or int32, got ", dtype_name(dtype));
+  check_dtype(op, "flip", flip, ScalarType::Bool);
+  check_filters(op, "threshold", threshold, s.conv.c, bits);
+  check_filters(op, "flip", flip, s.conv.c, bits);
+  const int64_t sizes[4] = {s.conv.n, s.conv.oh, s.conv.ow, words_of(s.conv.c)};
+  Tensor y = empty_contiguous(bits, sizes, 4, ScalarType::Long);
+  if (y.numel() == 0) return y;
+  const Tensor map = dense(bits), filters = dense(weight_bits);
+  SignConv p = problem_of(s, map, filters, channels, plus_one);
+  static thread_local std::vector<int32_t> thresholds;
+  static thread_local std::vector<int16_t> below;
+  static thread_local std::vector<uint64_t> flips;
+  const size_t count = static_cast<size_t>(s.conv.c);
+  thresholds.resize(count);
+  below.resize(count);
+  flips.assign(static_cast<size_t>(sizes[3]), 0);
+  const auto read = [&](const auto* from) {
+    const int64_t step = threshold.stride(0);
+    for (size_t i = 0; i < count; ++i) {
+      const int32_t value = from[static_cast<int64_t>(i) * step];
+      thresholds[i] = value;
+      below[i] = static_cast<int16_t>(
+          std::min<int32_t>(std::max<int32_t>(value, -kMostShortTaps), kMostShortTaps + 1) - 1);
+    }
+  };
+  if (dtype == ScalarType::Short)
+    read(static_cast<const int16_t*>(threshold.const_data_ptr()));
+  else
+    read(static_cast<const int32_t*>(threshold.const_data_ptr()));
+  const bool* const turned = static_cast<const bool*>(flip.const_data_ptr());
+  for (size_t i = 0; i < count; ++i)
+    flips[i / 64] |= static_cast<uint64_t>(turned[static_cast<int64_t>(i) * flip.stride(0)])
+                     << i % 64;
+  p.result.bits = sign_words_of(y);
+  p.result.threshold = thresholds.data();
+  p.result.flips = flips.data();
+  if (p.taps() * channels <= kMostShortTaps) p.result.below = below.data();
+  run(p, s.depthwise);
+  return y;
+}
+
+}  // namespace
+}  // namespace fastbandit::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(fastbandit, CPU, library) {
+  library.impl("binary_conv2d", TORCH_BOX(&fastbandit::cpu::binary_conv2d));
+  library.impl("binary_conv2d_bits", TORCH_BOX(&fastbandit::cpu::binary_conv2d_bits));
+}
