@@ -367,3 +367,16 @@ def test_the_law_of_a_mix_is_that_of_its_draw():
     law = bandit.probabilities()[0]
     observed = torch.bincount(bandit.sample(), minlength=arms).double()
     assert ((observed - rows * law) ** 2 / (rows * law)).sum() < 16.27  # 0.1 %, three degrees
+
+
+def test_the_row_that_loses_least_is_the_one_that_spares_its_arm():
+    """By hand: four rows of three arms; the budget needs one of two arms that are the worst."""
+    costs = [[0, 5, 10], [0, 5, 10], [0, 5, 0], [0, 9, 0]]
+    bandit = Bandits(4, 3, BanditSettings("thompson"), costs=costs, budget=(20, 20))
+    worth = [[1.0, 3.0, -1.0], [0.5, 3.0, -1.0], [0.9, -5.0, -9.0], [0.9, -5.0, -9.0]]
+    bandit.mean = torch.tensor(worth, dtype=torch.float64)
+    # The best path of size 20 has the worst arm of the first two rows. Without both nothing has
+    # size 20; with that of either, 10 + 5 + 5 has. The second row loses 1.5 by it, the first 2.
+    assert bandit.final().tolist() == [2, 2, 0, 0]
+    assert bandit.prune().tolist() == [2, 0, 2, 2]
+    assert bandit.final().tolist() == [1, 2, 1, 0]

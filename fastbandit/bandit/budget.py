@@ -34,6 +34,8 @@ _STAY = 1e4
 # Sizes that the dynamic programming tells apart. With more of them it rounds, and keeps away from
 # the ends of the budget.
 _MOST_SIZES = 2**17
+# Sums that the search for any path tells apart: 8 MB for each row.
+_MOST_SUMS = 2**26
 # Cells of a table that holds the bandits solved at a time.
 _MOST_CELLS = 2**19
 # Steps of Newton's method and of halving at most, and where the latter begins: there the law gives
@@ -319,43 +321,49 @@ class SizeBudget:
     def _any(self, alive: Tensor) -> Tensor | None:
         """A path of arms alive within the budget, int64 [rows], or None: by the set of all sums.
 
-        Bit i of a whole number of Python says whether a sum i is possible.
+        Bit i of a whole number of Python says whether a sum i is possible. Above 67 million sums,
+        in units of the costs' greatest common divisor, they are rounded, and a path nearer to an
+        end of the budget than the rounding is not found.
         """
         costs, low, high = self._extremes(alive)
         costs = costs - low.unsqueeze(1)
-        base = self.base + int(low.sum())
+        base, most = self.base + int(low.sum()), int((high - low).sum())
         arms = [
             [(arm, int(costs[row, arm])) for arm in range(costs.shape[1]) if alive[row, arm]]
             for row in range(len(costs))
         ]
-        unit = max(1, math.gcd(*(cost for row in arms for _, cost in row)))
-        first = max(0, math.ceil((self.low - base) / unit)) if self.low > base else 0
-        last = int((high - low).sum()) // unit
-        if self.high < math.inf:
-            last = min(last, math.floor((self.high - base) / unit))
+        divisor = max(1, math.gcd(*(cost for row in arms for _, cost in row)))
+        unit = divisor
+        while most // unit >= _MOST_SUMS:
+            unit *= 2
+        # Each row is rounded by half a unit at most.
+        margin = 0 if unit == divisor else len(arms)
+        steps = [[(arm, (cost + unit // 2) // unit) for arm, cost in row] for row in arms]
+        first = max(0, math.ceil((self.low - base) / unit) + margin) if self.low > base else 0
+        last = sum(max(step for _, step in row) for row in steps)
+        if self.high < base + most:
+            last = min(last, math.floor((self.high - base) / unit) - margin)
         if last < first:
             return None
-        all_ = (1 << (last + 1)) - 1
+        every = (1 << (last + 1)) - 1
         sums = [1]
-        for row in arms:
+        for row in steps:
             reached = 0
-            for _, cost in row:
-                reached |= sums[-1] << (cost // unit)
-            sums.append(reached & all_)
+            for step in {step for _, step in row if step <= last}:
+                reached |= sums[-1] << step
+            sums.append(reached & every)
         inside = sums[-1] >> first
         if not inside:
             return None
         # From a sum within the budget back through the rows, the first arm that leads to it.
         total = first + (inside & -inside).bit_length() - 1
         path = []
-        for row, before in zip(reversed(arms), reversed(sums[:-1]), strict=True):
-            arm, cost = next(
-                (arm, cost // unit)
-                for arm, cost in row
-                if total >= cost // unit and before >> (total - cost // unit) & 1
+        for row, before in zip(reversed(steps), reversed(sums[:-1]), strict=True):
+            arm, step = next(
+                (arm, step) for arm, step in row if total >= step and before >> (total - step) & 1
             )
             path.append(arm)
-            total -= cost
+            total -= step
         return torch.tensor(path[::-1])
 
 
