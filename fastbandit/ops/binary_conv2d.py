@@ -354,8 +354,8 @@ def binary_conv2d(
     Source: Rastegari et al., "XNOR-Net", arXiv 1603.05279, Eq. (11), with the scale of the filters
     alone; *Binary Neural Networks*, section 4.3.
     """
-    # The short way is for the kernels, which check their arguments themselves, and for numbers of the
-    # usual form: on a small map the checks here take longer than they do.
+    # The short way is for the kernels, which check their arguments themselves, and for numbers of
+    # the usual form: on a small map the checks here take longer than they do.
     if (
         type(bits) is Tensor
         and bits.is_cpu
@@ -368,9 +368,8 @@ def binary_conv2d(
         settings = (bits, weight_bits, channels, [stride] * 2, [padding] * 2, [dilation] * 2)
         if threshold is None:
             y = _native_conv(*settings, groups, pad == "plus_one", scale, bias, out_dtype)
-        elif (
-            (type(threshold) is tuple and len(threshold) == 2)
-            and (scale is None and bias is None and out_dtype is torch.float32)
+        elif (type(threshold) is tuple and len(threshold) == 2) and (
+            scale is None and bias is None and out_dtype is torch.float32
         ):
             y = _native_conv_bits(*settings, groups, pad == "plus_one", *threshold)
         else:
