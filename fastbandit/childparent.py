@@ -231,9 +231,13 @@ class ChildParent:
         infinite = torch.full_like(self.mean, math.inf)
         return -infinite, infinite
 
-    def probabilities(self) -> Tensor:
+    def probabilities(self, *, trained: bool = True) -> Tensor:
         """The law of the next draw, float64 [rows, arms]: the arms not drawn in this repetition
-        share it equally."""
+        share it equally.
+
+        Args:
+            trained: as in :meth:`sample`; every path is.
+        """
         drawn = self.in_round + len(self._pending)
         order = self._permutation(drawn // self._arms_left)
         left = torch.zeros_like(self.alive)

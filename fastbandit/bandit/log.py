@@ -9,10 +9,11 @@ import dataclasses
 import math
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from torch import Tensor
 
 from fastbandit.bandit.anti_bandit import AntiBandit
 from fastbandit.bandit.settings import ALWAYS_RECORDED, BanditSettings, is_number
@@ -211,7 +212,29 @@ _AnyLine = TypeVar("_AnyLine", bound=BanditLine)
 Observer = Callable[[AntiBandit, BanditLine], None]
 
 
-def prune(bandit: AntiBandit, edges: Sequence[str], operations: Sequence[str]) -> list[Abandon]:
+class Judged(Protocol):
+    """What abandons arms and can say why: :class:`AntiBandit`, and others of its shape."""
+
+    mean: Tensor
+    count: Tensor
+
+    @property
+    def round(self) -> int: ...
+
+    @property
+    def samples(self) -> int: ...
+
+    @property
+    def arms_left(self) -> int: ...
+
+    def bounds(self) -> tuple[Tensor, Tensor]: ...
+
+    def score(self) -> Tensor: ...
+
+    def prune(self) -> Tensor: ...
+
+
+def prune(bandit: Judged, edges: Sequence[str], operations: Sequence[str]) -> list[Abandon]:
     """Abandon one arm in each row; returns the lines that say which and why."""
     number, total = bandit.round, bandit.samples
     lower, upper = (bound.tolist() for bound in bandit.bounds())

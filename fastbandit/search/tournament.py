@@ -24,6 +24,7 @@ from torch import Tensor
 
 from fastbandit.bandit import AntiBandit
 from fastbandit.bandit.hierarchical import HierarchicalRidge
+from fastbandit.childparent import ChildParent
 from fastbandit.data import DataSource
 from fastbandit.genotype import Genotype
 from fastbandit.operations import OperationOptions
@@ -343,7 +344,7 @@ def model_of(config: SearchConfig, source: DataSource) -> HierarchicalRidge:
 
 
 def candidates_of(
-    config: SearchConfig, source: DataSource, bandit: AntiBandit
+    config: SearchConfig, source: DataSource, bandit: AntiBandit | ChildParent
 ) -> tuple[list[Candidate], int]:
     """Who takes part, and how many more the model of the first rung's results adds.
 
@@ -354,8 +355,9 @@ def candidates_of(
     propose = round(final.from_model * final.tournament)
     wanted = min(max(1, round(final.from_bandit * final.tournament)), final.tournament - propose)
     found = [Candidate(tuple(bandit.final().tolist()), "bandit")]
-    history = bandit.history
-    if wanted > 1 and len(history.reward):
+    # Algorithm 9 keeps no history of paths.
+    history = bandit.history if isinstance(bandit, AntiBandit) else None
+    if wanted > 1 and history is not None and len(history.reward):
         model = model_of(config, source).fit(history.choice, history.reward, history.trained)
         pool = [*history.choice.tolist(), *_mixes(config, source, "bandit's candidates")]
         found += [Candidate(one, "bandit") for one in _best(model, pool, found, wanted - 1)]
@@ -369,7 +371,7 @@ def candidates_of(
 
 
 def run_tournament(
-    session: Session, source: DataSource, bandit: AntiBandit, workers: Workers
+    session: Session, source: DataSource, bandit: AntiBandit | ChildParent, workers: Workers
 ) -> dict[str, Any]:
     """The tournament of a search, or what is stored of it; its trainings leave no files."""
     folder = session.folder
