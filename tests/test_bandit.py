@@ -420,7 +420,7 @@ def test_final_of_a_stopped_run():
         ({"seed": 2**63}, "seed: expected an integer in [0, 2**63)"),
         (
             {"policy": "ucb"},
-            "policy: expected one of detrended, hierarchical, printed, random, ridge",
+            "policy: expected one of detrended, hierarchical, printed, random",
         ),
     ],
 )

@@ -781,7 +781,7 @@ def test_presets_are_sound(preset):
         (["--space", "robust12"], "robust12"),
         (
             ["--bandit.policy", "greedy"],
-            "bandit.policy: expected one of detrended, hierarchical, printed",
+            "policy: expected one of detrended, hierarchical, printed",
         ),
         (["--data", "/nowhere/at/all"], "/nowhere/at/all"),
         (["--learning-rate", "nan"], "learning_rate: expected a positive number"),
