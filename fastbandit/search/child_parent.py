@@ -98,8 +98,9 @@ class ChildParentTrial(Adversarial):
         elif parts["model"]:
             raise CheckpointError("the checkpoint has a parent, this search has none of its own")
         for name, parameter in self.supernet.named_parameters():
-            found = {key: parts["adam"].get(f"{key}.{name}") for key in _ADAM}
-            if any(value is None for value in found.values()):
+            names = {key: f"{key}.{name}" for key in _ADAM}
+            found = {k: parts["adam"][full] for k, full in names.items() if full in parts["adam"]}
+            if len(found) < len(_ADAM):
                 self.optimizer.state.pop(parameter, None)
                 continue
             # The layout of the weight, which a file does not keep.
@@ -111,7 +112,7 @@ class ChildParentTrial(Adversarial):
 
     def describe(self) -> dict[str, Any]:
         cp = self.config.cp
-        said = {"algorithm": self.config.algorithm, "parent": cp.parent}
+        said: dict[str, Any] = {"algorithm": self.config.algorithm, "parent": cp.parent}
         if cp.parent:
             said |= {"beta": cp.beta, "gap": cp.gap, "weights": cp.weights}
         return {**super().describe(), "child_parent": said}
