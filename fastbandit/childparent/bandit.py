@@ -14,42 +14,29 @@ K <- K - 1, until one is left: T (K + ... + 2) paths. Where the text is silent, 
 are named at :class:`ChildParentSettings`.
 
 It has the shape of :class:`fastbandit.bandit.AntiBandit` and knows no network. Its randomness is
-counter-based, so there is no generator to save, and it is replayed from its log by :func:`replay`.
+counter-based, so there is no generator to save, and it is replayed from its log by
+:func:`fastbandit.childparent.replay`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
-from pydantic import Field, ValidationError
 from torch import Tensor
 
 from fastbandit.bandit.bandits import counter_uniform
-from fastbandit.bandit.log import Abandon, BanditLine, End, Sample, prune
 from fastbandit.bandit.settings import is_integer, is_number
 
-__all__ = [
-    "ChildParent",
-    "ChildParentSample",
-    "ChildParentSettings",
-    "ChildParentStart",
-    "Means",
-    "replay",
-    "score",
-]
+__all__ = ["ChildParent", "ChildParentSettings", "Gap", "Means", "score"]
 
 Gap = Literal["reward", "penalty"]
-Accuracy = Annotated[float, Field(ge=0, le=1)]
 
 _STATE_VERSION = 1
-_MOST_REPLAYED = 1_000_000  # arms of a log, which may be a stranger's
-# A log written on another machine may differ in the last bits of an exponential.
-_TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -506,66 +493,6 @@ class ChildParent:
         return path
 
 
-# --- the log ------------------------------------------------------------------------------------
-
-
-class ChildParentStart(BanditLine):
-    """The first line of a search with CP-NAS: what it takes to replay the rest."""
-
-    event: Literal["start"] = "start"
-    algorithm: Literal["cp-nas"]
-    space: str
-    operations: Annotated[list[str], Field(min_length=1)]
-    edges: Annotated[list[str], Field(min_length=1)]
-    rounds: int
-    beta: float
-    gap: Gap
-    carry: bool
-    seed: int
-
-    @classmethod
-    def of(
-        cls,
-        space: str,
-        operations: Sequence[str],
-        edges: Sequence[str],
-        settings: ChildParentSettings,
-        seed: int,
-    ) -> ChildParentStart:
-        """The line of a search that begins."""
-        return cls(
-            algorithm="cp-nas",
-            space=space,
-            operations=list(operations),
-            edges=list(edges),
-            **{**dataclasses.asdict(settings), "beta": float(settings.beta)},
-            seed=seed,
-        )
-
-    def bandit(self) -> ChildParent:
-        """The bandit of the search, before its first path.
-
-        Raises:
-            ValueError: a setting out of its range.
-        """
-        arms = len(self.edges) * len(self.operations)
-        if arms > _MOST_REPLAYED:
-            raise ValueError(f"expected at most {_MOST_REPLAYED:,} arms, got {arms:,}")
-        return ChildParent(len(self.edges), len(self.operations), self.settings, seed=self.seed)
-
-    @property
-    def settings(self) -> ChildParentSettings:
-        """The settings, not checked."""
-        return ChildParentSettings(self.rounds, self.beta, self.gap, self.carry)
-
-
-class ChildParentSample(Sample):
-    """A path that was credited, with the accuracies of child and parent that its score is of."""
-
-    child_accuracy: Accuracy
-    parent_accuracy: Accuracy
-
-
 class Means:
     """The scores of the arms after each sample, of a log whose choices are taken as they are.
 
@@ -595,94 +522,3 @@ class Means:
         self._sum.scatter_add_(1, index, torch.full_like(index, reward, dtype=torch.float64))
         self.count.scatter_add_(1, index, torch.ones_like(index))
         self._samples += 1
-
-
-def replay(lines: Iterable[Mapping[str, Any]]) -> ChildParent:
-    """Run the bandit again from its log and check that the log explains itself.
-
-    Every recorded path is credited with its two accuracies; the score has to be the recorded one,
-    and where the schedule says that arms are abandoned, the rule has to abandon what was recorded.
-    Which path the seed would have drawn is not compared: the record decides.
-
-    Args:
-        lines: the parsed lines of ``bandit.jsonl``, in order: a :class:`ChildParentStart`, then
-            :class:`ChildParentSample`, ``abandon`` (one for each row), ``attack`` (not looked at)
-            and ``end``. A log that stops early is a run that is not finished.
-
-    Returns:
-        The bandit after the last line.
-
-    Raises:
-        ValueError: a line that is not what the run leads to, with its number (from 1).
-    """
-    bandit: ChildParent | None = None
-    start: ChildParentStart | None = None
-    expected: dict[int, Abandon] = {}
-    ended = False
-    for number, line in enumerate(lines, start=1):
-        event = line.get("event") if isinstance(line, Mapping) else None
-        try:
-            if bandit is None or start is None:
-                if event != "start":
-                    raise ValueError(f"event: expected start, got {event!r}")
-                start = _read(ChildParentStart, line)
-                bandit = start.bandit()
-            elif ended:
-                raise ValueError("nothing may follow the end event")
-            elif event == "abandon":
-                if not expected:
-                    found = prune(bandit, start.edges, start.operations)
-                    expected = {one.row: one for one in found}
-                _check_abandon(_read(Abandon, line), expected)
-            elif expected:
-                raise ValueError(f"expected abandon events of rows {sorted(expected)}, got {event}")
-            elif event == "sample":
-                sample = _read(ChildParentSample, line)
-                _expect("sample", bandit.samples, sample.sample)
-                z = bandit.repeat(sample.choice, sample.child_accuracy, sample.parent_accuracy)
-                _expect("reward", z, sample.reward)
-            elif event == "end":
-                end = _read(End, line)
-                _expect("sample", bandit.samples, end.sample)
-                if bandit.due:
-                    raise ValueError("expected abandon events, got end")
-                _expect("choice", bandit.final().tolist(), end.choice)
-                ended = True
-            elif event != "attack":
-                raise ValueError(f"event: expected sample, abandon, attack or end, got {event!r}")
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(f"bandit log, line {number}: {error}") from error
-    if bandit is None:
-        raise ValueError("bandit log: no start event, the log is empty")
-    return bandit
-
-
-_AnyLine = TypeVar("_AnyLine", bound=BanditLine)
-
-
-def _read(kind: type[_AnyLine], line: Mapping[str, Any]) -> _AnyLine:
-    try:
-        return kind.model_validate(line)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "missing":
-            raise ValueError(f"{line['event']} event: {name} is missing") from None
-        raise ValueError(f"{name}: {first['msg']}, got {first['input']!r}") from None
-
-
-def _check_abandon(found: Abandon, expected: dict[int, Abandon]) -> None:
-    if found.row not in expected:
-        raise ValueError(f"row: expected one of {sorted(expected)}, got {found.row!r}")
-    wanted = expected.pop(found.row)
-    for name in type(found).model_fields:
-        if name in found.model_fields_set:
-            _expect(name, getattr(wanted, name), getattr(found, name))
-
-
-def _expect(name: str, value: Any, recorded: Any) -> None:
-    same = recorded == value
-    if isinstance(value, float) and is_number(recorded):
-        same = math.isclose(recorded, value, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
-    if not same:
-        raise ValueError(f"{name}: the rule gives {value!r}, the log holds {recorded!r}")
