@@ -631,7 +631,7 @@ def replay(lines: Iterable[Mapping[str, Any]]) -> ChildParent:
                 raise ValueError("nothing may follow the end event")
             elif event == "abandon":
                 if not expected:
-                    found = prune(bandit, start.edges, start.operations)  # type: ignore[arg-type]
+                    found = prune(bandit, start.edges, start.operations)
                     expected = {one.row: one for one in found}
                 _check_abandon(_read(Abandon, line), expected)
             elif expected:

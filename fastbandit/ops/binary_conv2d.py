@@ -362,7 +362,8 @@ def binary_conv2d(
         and type(kernel_size) is type(stride) is type(padding) is type(dilation) is int
         and type(groups) is type(channels) is int
         and type(weight_bits) is Tensor
-        and weight_bits.shape[1:3] == (kernel_size, kernel_size)
+        and weight_bits.dim() == 4
+        and weight_bits.size(1) == kernel_size == weight_bits.size(2)
         and (pad == "zero" or pad == "plus_one")
     ):
         settings = (bits, weight_bits, channels, [stride] * 2, [padding] * 2, [dilation] * 2)

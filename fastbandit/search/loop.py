@@ -262,7 +262,9 @@ class SearchRun:
         """Abandon one arm on every edge; returns the lines that say which and why."""
         bandit = self.bandit
         edges, operations = self.space.edge_names, self.space.operations
-        lines = [line.to_line() for line in log.prune(bandit, edges, operations)]
+        # Both algorithms have what is read here.
+        found = log.prune(bandit, edges, operations)  # type: ignore[arg-type]
+        lines = [line.to_line() for line in found]
         self.session.append(
             "genotypes.jsonl",
             {

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fastbandit._version import __version__
+from fastbandit.bandit import AntiBandit
 from fastbandit.runs.cost import cost_summary
 from fastbandit.runs.environment import peak_memory_mb
 from fastbandit.runs.processes import Workers
@@ -72,6 +73,7 @@ def finish(current: SearchRun, networks: Networks, workers: Workers) -> dict[str
             {"run_id": session.run_id, "genotype": genotype.to_dict()},
         )
     if config.final.tournament:
+        assert isinstance(bandit, AntiBandit)  # the settings allow no other
         tournament = run_tournament(session, setup.source, bandit, workers)
         winner = tournament["candidates"][tournament["winner"]]
         genotype = current.genotype(winner["choice"])
