@@ -680,8 +680,8 @@ def test_what_was_made_of_other_data_is_not_taken(few_operations, monkeypatch, t
         study(config, tmp_path / "run")
     original = module.load
 
-    def load(name):
-        return dataclasses.replace(original(name), digest="0123456789abcdef")
+    def load(name, **options):
+        return dataclasses.replace(original(name, **options), digest="0123456789abcdef")
 
     monkeypatch.setattr(module, "load", load)
     with pytest.raises(RunError, match=r"holds a search on other data .*0123456789abcdef now"):
