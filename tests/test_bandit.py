@@ -418,7 +418,10 @@ def test_final_of_a_stopped_run():
         ({"scale": 0.0}, "scale: expected a finite number > 0, got 0.0"),
         ({"seed": -1}, "seed: expected an integer in [0, 2**63), got -1"),
         ({"seed": 2**63}, "seed: expected an integer in [0, 2**63)"),
-        ({"policy": "ucb"}, "policy: expected one of detrended, printed, random, ridge"),
+        (
+            {"policy": "ucb"},
+            "policy: expected one of detrended, hierarchical, printed, random",
+        ),
     ],
 )
 def test_wrong_settings(keywords, message):
@@ -743,7 +746,7 @@ def first(lines, event, skip=0):
             "start",
             0,
             {"policy": "best"},
-            "AntiBandit: policy: expected one of detrended, printed, random",
+            "AntiBandit: policy: expected one of detrended, hierarchical, printed, random",
         ),
         ("end", 0, {"choice": [0, 0, 9]}, r"choice: the rule gives .* the log holds \[0, 0, 9\]"),
         ("end", 0, {"sample": 1}, "sample: the rule gives 31, the log holds 1"),

@@ -227,7 +227,7 @@ def test_it_learns_operations_where_single_edges_need_more_samples():
         ones = torch.ones(n, 1, dtype=FLOAT)
         theirs.append(_left_out_r2(reward, torch.linalg.inv(system), ones))
     assert sum(ours) / 6 > 0.35
-    assert sum(one - other for one, other in zip(ours, theirs, strict=True)) / 6 > 0.05
+    assert sum(one - other for one, other in zip(ours, theirs, strict=True)) / 6 > 0.08
 
 
 def test_one_stage_has_no_effects_of_its_own():

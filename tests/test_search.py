@@ -779,7 +779,10 @@ def test_presets_are_sound(preset):
         (["--preset", "imagenet"], "--preset: expected one of digits, digits-full, smoke, mnist"),
         (["--attack.epsilon", "8"], "did you mean 8/255?"),
         (["--space", "robust12"], "robust12"),
-        (["--bandit.policy", "greedy"], "bandit.policy: expected one of detrended, printed"),
+        (
+            ["--bandit.policy", "greedy"],
+            "policy: expected one of detrended, hierarchical, printed",
+        ),
         (["--data", "/nowhere/at/all"], "/nowhere/at/all"),
         (["--learning-rate", "nan"], "learning_rate: expected a positive number"),
         (["--train-portion", "1"], "train_portion: expected a share"),

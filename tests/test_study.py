@@ -194,7 +194,7 @@ def test_effects_and_noise_are_normal_and_differ():
         (lambda: World(start=0.8, rise=0.3), "world.start, world.rise: expected accuracies"),
         (
             lambda: simulate(SMALL, BanditSettings(policy="best"), SEEDS),
-            "policy: expected one of detrended, printed",
+            "policy: expected one of detrended, hierarchical, printed",
         ),
         (
             lambda: simulate(SMALL, BanditSettings(rate=0.0), SEEDS),
@@ -309,7 +309,7 @@ def test_entries():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("best", "here: 'best': policy: expected one of detrended, printed"),
+        ("best", "here: 'best': policy: expected one of detrended, hierarchical, printed"),
         ("printed,speed=3", "here: 'printed,speed=3': expected SETTING=VALUE with one of rate"),
         ("printed,rate", "expected SETTING=VALUE"),
         ("printed,rate=high", "rate: expected a number, got 'high'"),

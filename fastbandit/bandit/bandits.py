@@ -258,7 +258,7 @@ class Bandits:
             return mix_law(self.settings.mixes, uniform, self.alive)
         if self.phase == "initial":
             untried = self._untried()
-            return untried.double() / untried.sum(-1, keepdim=True)
+            return untried.double() / untried.sum(-1, keepdim=True).clamp(min=1)
         return self._policy.probabilities(self)
 
     def _mixed(self, trained: bool) -> bool:

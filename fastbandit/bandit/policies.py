@@ -470,6 +470,8 @@ class Hierarchical(_Balanced):
     description = "one model of operations, stages and edges"
     mixed_initial_pass = True
     uses_rows = True
+    # A model holds a matrix of samples x samples for each bandit.
+    simulated_at_a_time = 25
 
     def __init__(self) -> None:
         # A function of the history, kept because a round asks for scores several times.
