@@ -263,7 +263,7 @@ class SearchRun:
         bandit = self.bandit
         edges, operations = self.space.edge_names, self.space.operations
         # Both algorithms have what is read here.
-        found = log.prune(bandit, edges, operations)  # type: ignore[arg-type]
+        found = log.prune(bandit, edges, operations)
         lines = [line.to_line() for line in found]
         self.session.append(
             "genotypes.jsonl",
