@@ -118,9 +118,9 @@ def checks(folder: Path) -> None:
         current = []
         original = ending.finish
 
-        def finish(run, networks):
+        def finish(run, *rest):
             current.append(run)
-            return original(run, networks)
+            return original(run, *rest)
 
         ending.finish = finish
         config = configure(parallel="paths", bandit={"evaluations_per_epoch": 1})

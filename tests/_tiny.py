@@ -37,7 +37,7 @@ def small(name: str, **shape: int) -> space.SearchSpace:
 
 def few_edges(patch) -> None:
     """Make the space of :data:`TINY` have six edges, as the small one, and all its operations."""
-    patch.setattr(space, "get", lambda name: space.SearchSpace(name, space.SPACES[name], 2, 2))
+    patch.setattr(space, "get", lambda name, **_: space.SearchSpace(name, space.SPACES[name], 2, 2))
 
 
 def small_space(patch=None) -> None:

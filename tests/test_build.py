@@ -282,7 +282,8 @@ def test_object_files_that_stay_are_not_compiled_again(tmp_path):
     sources = {place: len(list((ROOT / "csrc" / "cpu").glob(f"{place}*.cpp"))) for place in
                ("", "kernels/")}  # fmt: skip
     assert set(kernels) == {"compile"}
-    assert len(kernels) in (sources["kernels/"], 3 * sources["kernels/"])
+    # For each of three instruction sets, and one more that only signs have, or for one alone.
+    assert len(kernels) in (sources["kernels/"], 3 * sources["kernels/"] + 1)
     # Those that include torch, and the facts of the build where they can be compiled.
     assert rest.count("compile") - sources[""] in (0, 1)
     assert set(again) == {"link"}

@@ -89,7 +89,8 @@ KINDS = ["torch", pytest.param("onnx", marks=needs_onnx)]
 # Each composition once: a filter's size is a number in the same nodes.
 EACH_KIND = [
     *("max_pool_3x3", "avg_pool_3x3", "skip_connect", "conv_1x1", "conv_5x5", "sep_conv_3x3"),
-    *("sep_conv_m_5x5", "dil_conv_7x7", "gab_filt_3x3", "dtp_blok_3x3"),
+    *("sep_conv_m_5x5", "dil_conv_7x7", "gab_filt_3x3", "dtp_blok_3x3", "zero"),
+    *("bin_sep_conv_3x3", "bin_dil_conv_3x3", "bin_conv_3x3", "bin_conv_d2_3x3"),
 ]
 
 

@@ -644,7 +644,8 @@ def test_dry_run_measures_and_writes_nothing(tmp_path, monkeypatch):
     assert result["seconds_total"] == pytest.approx(
         result["seconds_setup"] + 8 * result["seconds_per_epoch"] + result["seconds_final"]
     )
-    none = {"seconds_tuning", "seconds_network"}  # switched off
+    # Switched off.
+    none = {"seconds_tuning", "seconds_network", "seconds_supernet", "seconds_alone"}
     times = {key: value for key, value in result.items() if key.startswith("seconds")}
     assert {key for key, value in times.items() if value == 0} == none
     assert result["peak_memory_mb_widest"] >= result["peak_memory_mb"] > 50

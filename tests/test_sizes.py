@@ -132,7 +132,7 @@ def test_a_search_keeps_to_its_budget(tmp_path, monkeypatch):
     few = space.SearchSpace(
         "general7-light", space.SPACES["general7-light"][2:5], nodes=2, cell_types=2
     )
-    monkeypatch.setattr(space, "get", lambda name: few)
+    monkeypatch.setattr(space, "get", lambda name, **_: few)
     monkeypatch.setattr(networks, "_DRAWS", 16)
     final = {**TINY["final"], "network_epochs": 1, "reference": True}
     bandit = {"policy": "hierarchical", "rounds": 1, "evaluations_per_epoch": 1, "mixes": 0.5}

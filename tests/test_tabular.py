@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from _tables import arrays, write_table
 
 from fastbandit.bandit import AntiBandit, Bandits, BanditSettings, HierarchicalRidge
 from fastbandit.bandit.simulation import World
@@ -25,7 +26,6 @@ from fastbandit.study.tabular.models import (
 from fastbandit.study.tabular.searches import Search, best_of, parse_search, run_search
 from fastbandit.study.tabular.table import TableError, read_table
 from fastbandit.study.tabular.world import TabularWorld, search
-from tests._tables import arrays, write_table
 
 PARAMETERS = torch.tensor([0, 0, 1, 9, 0])
 

@@ -9,6 +9,7 @@ import re
 
 import pytest
 import torch
+from _tables import write_table
 
 from fastbandit._files import read_sealed
 from fastbandit.config import ConfigError, merge
@@ -16,7 +17,6 @@ from fastbandit.study import PRESETS, StudyConfig, main, study
 from fastbandit.study.tabular.config import parse_budget
 from fastbandit.study.tabular.run import COLUMNS
 from fastbandit.study.tabular.table import TableError, read_table
-from tests._tables import write_table
 
 PARAMETERS = torch.tensor([0, 0, 1, 9, 0])
 
