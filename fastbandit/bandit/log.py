@@ -28,7 +28,9 @@ __all__ = [
     "Observer",
     "Sample",
     "Start",
+    "expect_same",
     "prune",
+    "read_line",
     "replay",
 ]
 
@@ -301,7 +303,7 @@ def replay(
             if found is not None:
                 taken = found.take(event, line)
             elif event == "start":
-                start = _read(Start, line)
+                start = read_line(Start, line)
                 found, taken = _Replay(start, device), start
             else:
                 raise ValueError(f"event: expected start, got {event!r}")
@@ -358,9 +360,9 @@ class _Replay:
         bandit = self.bandit
         if bandit.due and line.get("trained", True):
             raise ValueError("expected abandon events, got sample")
-        sample = _read(Sample, line)
-        _expect("sample", bandit.samples, sample.sample)
-        _expect("phase", bandit.phase, sample.phase)
+        sample = read_line(Sample, line)
+        expect_same("sample", bandit.samples, sample.sample)
+        expect_same("phase", bandit.phase, sample.phase)
         bandit.repeat(sample.choice, sample.reward, trained=sample.trained)
         return sample
 
@@ -368,27 +370,28 @@ class _Replay:
         if not self._expected:
             lines = prune(self.bandit, self.start.edges, self.start.operations)
             self._expected = {one.row: one for one in lines}
-        found = _read(Abandon, line)
+        found = read_line(Abandon, line)
         if found.row not in self._expected:
             raise ValueError(f"row: expected one of {self._rows_left}, got {found.row!r}")
         expected = self._expected[found.row]
         for name in ("sample", "arm", *type(found).model_fields):
             if name in found.model_fields_set:
-                _expect(name, getattr(expected, name), getattr(found, name))
+                expect_same(name, getattr(expected, name), getattr(found, name))
         del self._expected[found.row]
         return found
 
     def _end(self, line: Mapping[str, Any]) -> End:
-        end = _read(End, line)
-        _expect("sample", self.bandit.samples, end.sample)
+        end = read_line(End, line)
+        expect_same("sample", self.bandit.samples, end.sample)
         if self.bandit.due:
             raise ValueError("expected abandon events, got end")
-        _expect("choice", self.bandit.final().tolist(), end.choice)
+        expect_same("choice", self.bandit.final().tolist(), end.choice)
         self._ended = True
         return end
 
 
-def _read(kind: type[_AnyLine], line: Mapping[str, Any]) -> _AnyLine:
+def read_line(kind: type[_AnyLine], line: Mapping[str, Any]) -> _AnyLine:
+    """The line as its kind; a ValueError says what is wrong with it."""
     try:
         return kind.model_validate(line)
     except ValidationError as error:
@@ -399,7 +402,12 @@ def _read(kind: type[_AnyLine], line: Mapping[str, Any]) -> _AnyLine:
         raise ValueError(f"{name}: {first['msg']}, got {first['input']!r}") from None
 
 
-def _expect(name: str, value: Any, recorded: Any) -> None:
+def expect_same(name: str, value: Any, recorded: Any) -> None:
+    """Refuse a recorded value that is not what the rule gives; the last bits may differ.
+
+    Raises:
+        ValueError: it is another one.
+    """
     if isinstance(value, float):
         same = is_number(recorded) and math.isclose(
             recorded, value, rel_tol=_REPLAY_TOLERANCE, abs_tol=_REPLAY_TOLERANCE

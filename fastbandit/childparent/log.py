@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from fastbandit.bandit.log import Abandon, BanditLine, End, Sample, prune
-from fastbandit.bandit.settings import is_number
+from fastbandit.bandit.log import (
+    Abandon,
+    BanditLine,
+    End,
+    Sample,
+    expect_same,
+    prune,
+    read_line,
+)
 from fastbandit.childparent.bandit import ChildParent, ChildParentSettings, Gap
 
 __all__ = ["ChildParentSample", "ChildParentStart", "replay"]
@@ -18,8 +24,6 @@ __all__ = ["ChildParentSample", "ChildParentStart", "replay"]
 Accuracy = Annotated[float, Field(ge=0, le=1)]
 
 _MOST_REPLAYED = 1_000_000  # arms of a log, which may be a stranger's
-# A log written on another machine may differ in the last bits of an exponential.
-_TOLERANCE = 1e-9
 
 
 class ChildParentStart(BanditLine):
@@ -107,7 +111,7 @@ def replay(lines: Iterable[Mapping[str, Any]]) -> ChildParent:
             if bandit is None or start is None:
                 if event != "start":
                     raise ValueError(f"event: expected start, got {event!r}")
-                start = _read(ChildParentStart, line)
+                start = read_line(ChildParentStart, line)
                 bandit = start.bandit()
             elif ended:
                 raise ValueError("nothing may follow the end event")
@@ -115,20 +119,20 @@ def replay(lines: Iterable[Mapping[str, Any]]) -> ChildParent:
                 if not expected:
                     found = prune(bandit, start.edges, start.operations)
                     expected = {one.row: one for one in found}
-                _check_abandon(_read(Abandon, line), expected)
+                _check_abandon(read_line(Abandon, line), expected)
             elif expected:
                 raise ValueError(f"expected abandon events of rows {sorted(expected)}, got {event}")
             elif event == "sample":
-                sample = _read(ChildParentSample, line)
-                _expect("sample", bandit.samples, sample.sample)
+                sample = read_line(ChildParentSample, line)
+                expect_same("sample", bandit.samples, sample.sample)
                 z = bandit.repeat(sample.choice, sample.child_accuracy, sample.parent_accuracy)
-                _expect("reward", z, sample.reward)
+                expect_same("reward", z, sample.reward)
             elif event == "end":
-                end = _read(End, line)
-                _expect("sample", bandit.samples, end.sample)
+                end = read_line(End, line)
+                expect_same("sample", bandit.samples, end.sample)
                 if bandit.due:
                     raise ValueError("expected abandon events, got end")
-                _expect("choice", bandit.final().tolist(), end.choice)
+                expect_same("choice", bandit.final().tolist(), end.choice)
                 ended = True
             elif event != "attack":
                 raise ValueError(f"event: expected sample, abandon, attack or end, got {event!r}")
@@ -139,32 +143,10 @@ def replay(lines: Iterable[Mapping[str, Any]]) -> ChildParent:
     return bandit
 
 
-_AnyLine = TypeVar("_AnyLine", bound=BanditLine)
-
-
-def _read(kind: type[_AnyLine], line: Mapping[str, Any]) -> _AnyLine:
-    try:
-        return kind.model_validate(line)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "missing":
-            raise ValueError(f"{line['event']} event: {name} is missing") from None
-        raise ValueError(f"{name}: {first['msg']}, got {first['input']!r}") from None
-
-
 def _check_abandon(found: Abandon, expected: dict[int, Abandon]) -> None:
     if found.row not in expected:
         raise ValueError(f"row: expected one of {sorted(expected)}, got {found.row!r}")
     wanted = expected.pop(found.row)
     for name in type(found).model_fields:
         if name in found.model_fields_set:
-            _expect(name, getattr(wanted, name), getattr(found, name))
-
-
-def _expect(name: str, value: Any, recorded: Any) -> None:
-    same = recorded == value
-    if isinstance(value, float) and is_number(recorded):
-        same = math.isclose(recorded, value, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
-    if not same:
-        raise ValueError(f"{name}: the rule gives {value!r}, the log holds {recorded!r}")
+            expect_same(name, getattr(wanted, name), getattr(found, name))
