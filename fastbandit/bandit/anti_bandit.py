@@ -31,7 +31,7 @@ from torch import Tensor
 from fastbandit.bandit.bandits import Bandits
 from fastbandit.bandit.settings import BanditSettings, is_integer
 
-__all__ = ["AntiBandit"]
+__all__ = ["AntiBandit", "check_path"]
 
 _STATE_VERSION = 1
 # What the search does with its bandit and the bandit itself does not know.
@@ -222,7 +222,7 @@ class AntiBandit(Bandits):
                 f"credit: trained: expected {self._pending_trained}, as the path was drawn, "
                 f"got {trained}"
             )
-        path = self._check_path(choice)
+        path = check_path(choice, self.alive)
         if self.sizes is not None and not bool(self.sizes.holds(path)):
             raise ValueError(
                 f"credit: choice: expected a path of {self.sizes}, got one of "
@@ -339,27 +339,6 @@ class AntiBandit(Bandits):
             found["known"] = hashlib.sha256(text.encode()).hexdigest()[:16]
         return found
 
-    def _check_path(self, choice: Tensor | Sequence[int]) -> Tensor:
-        path = torch.as_tensor(choice)
-        if path.is_floating_point() or path.is_complex() or path.dtype == torch.bool:
-            raise ValueError(f"credit: choice: expected integers, got {path.dtype}")
-        if path.shape != (self.rows,):
-            raise ValueError(
-                f"credit: choice: expected shape [{self.rows}], got {list(path.shape)}"
-            )
-        path = path.to(self.device, torch.int64, copy=True)
-        inside = (path >= 0) & (path < self.arms)
-        known = inside & self.alive.gather(1, path.clamp(0, self.arms - 1).unsqueeze(1)).squeeze(1)
-        if not bool(known.all()):
-            row = int((~known).int().argmax())
-            arm = int(path[row])
-            if bool(inside[row]):
-                raise ValueError(f"credit: choice: arm {arm} of row {row} was abandoned")
-            raise ValueError(
-                f"credit: choice: expected an arm in 0..{self.arms - 1} in row {row}, got {arm}"
-            )
-        return path
-
     def _check_state(self, state: Mapping[str, Any]) -> dict[str, Tensor]:
         """The tensors of `state`, copied to the device, when all of it is sound."""
         where = "AntiBandit.load_state_dict"
@@ -437,3 +416,32 @@ class AntiBandit(Bandits):
             if not bool((inside & state["alive"].gather(1, index).squeeze(1)).all()):
                 return "pending: expected -1 everywhere or an arm alive in each row"
         return ""
+
+
+def check_path(choice: Tensor | Sequence[int], alive: Tensor) -> Tensor:
+    """A path to credit as int64 [rows] of its own, on the device of ``alive``.
+
+    Args:
+        alive: bool [rows, arms].
+
+    Raises:
+        ValueError: another shape or dtype, an arm out of range or one that was abandoned.
+    """
+    rows, arms = alive.shape
+    path = torch.as_tensor(choice)
+    if path.is_floating_point() or path.is_complex() or path.dtype == torch.bool:
+        raise ValueError(f"credit: choice: expected integers, got {path.dtype}")
+    if path.shape != (rows,):
+        raise ValueError(f"credit: choice: expected shape [{rows}], got {list(path.shape)}")
+    path = path.to(alive.device, torch.int64, copy=True)
+    inside = (path >= 0) & (path < arms)
+    known = inside & alive.gather(1, path.clamp(0, arms - 1).unsqueeze(1)).squeeze(1)
+    if not bool(known.all()):
+        row = int((~known).int().argmax())
+        arm = int(path[row])
+        if bool(inside[row]):
+            raise ValueError(f"credit: choice: arm {arm} of row {row} was abandoned")
+        raise ValueError(
+            f"credit: choice: expected an arm in 0..{arms - 1} in row {row}, got {arm}"
+        )
+    return path

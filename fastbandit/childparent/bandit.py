@@ -29,6 +29,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from fastbandit.bandit.anti_bandit import check_path
 from fastbandit.bandit.bandits import counter_uniform
 from fastbandit.bandit.settings import is_integer, is_number
 
@@ -315,7 +316,7 @@ class ChildParent:
         """
         if not self._pending:
             raise RuntimeError("credit: no path was drawn: call sample() first")
-        path = self._check_path(choice)
+        path = check_path(choice, self.alive)
         for name, value in (("child", float(child)), ("parent", float(parent))):
             if not 0.0 <= value <= 1.0:
                 raise ValueError(f"credit: {name}: expected an accuracy in [0, 1], got {value}")
@@ -470,27 +471,6 @@ class ChildParent:
             if not bool((inside & state["alive"].gather(1, index).squeeze(1)).all()):
                 return "pending: expected -1 everywhere or an arm alive in each row"
         return ""
-
-    def _check_path(self, choice: Tensor | Sequence[int]) -> Tensor:
-        path = torch.as_tensor(choice)
-        if path.is_floating_point() or path.is_complex() or path.dtype == torch.bool:
-            raise ValueError(f"credit: choice: expected integers, got {path.dtype}")
-        if path.shape != (self.rows,):
-            raise ValueError(
-                f"credit: choice: expected shape [{self.rows}], got {list(path.shape)}"
-            )
-        path = path.to("cpu", torch.int64, copy=True)
-        inside = (path >= 0) & (path < self.arms)
-        known = inside & self.alive.gather(1, path.clamp(0, self.arms - 1).unsqueeze(1)).squeeze(1)
-        if not bool(known.all()):
-            row = int((~known).int().argmax())
-            arm = int(path[row])
-            if bool(inside[row]):
-                raise ValueError(f"credit: choice: arm {arm} of row {row} was abandoned")
-            raise ValueError(
-                f"credit: choice: expected an arm in 0..{self.arms - 1} in row {row}, got {arm}"
-            )
-        return path
 
 
 class Means:

@@ -18,6 +18,7 @@ from fastbandit.runs.tensors import save_tensors
 from fastbandit.training import Cost
 
 __all__ = [
+    "COUNTS",
     "EpochTimer",
     "Throughput",
     "accounting",
@@ -26,6 +27,10 @@ __all__ = [
     "phase",
     "seconds_to_save",
 ]
+
+
+#: What a ledger counts, beside seconds.
+COUNTS = ("forward_passes", "backward_passes", "images_trained", "images_evaluated")
 
 
 @dataclass(frozen=True)
@@ -59,17 +64,16 @@ def measure_throughput(
 @contextmanager
 def accounting(cost: Cost, team: Team | None) -> Iterator[None]:
     """What the processes compute in this context enters the ledger of each, counted once."""
-    names = ("forward_passes", "backward_passes", "images_trained", "images_evaluated")
-    before = [getattr(cost, name) for name in names]
+    before = [getattr(cost, name) for name in COUNTS]
     yield
     if team is None:
         return
-    added = [getattr(cost, name) - old for name, old in zip(names, before, strict=True)]
+    added = [getattr(cost, name) - old for name, old in zip(COUNTS, before, strict=True)]
     # A batch that is divided is still one batch; its images are counted where they are.
     if not team.leads:
         added[:2] = 0, 0
     total = team.group.sum_(torch.tensor(added, device=team.group.device)).tolist()
-    for name, old, more in zip(names, before, total, strict=True):
+    for name, old, more in zip(COUNTS, before, total, strict=True):
         setattr(cost, name, old + more)
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastbandit.runs.cost import EpochTimer
+from fastbandit.runs.cost import COUNTS, EpochTimer
 from fastbandit.runs.environment import derive_seed
 from fastbandit.runs.processes import Workers
 from fastbandit.runs.session import Session
@@ -250,7 +250,7 @@ class Prepared(Adversarial):
         unseen = dataclasses.replace(self.setup.source, test=None)
         train_alone(pieces, unseen, self.workers, found.__setitem__)
         for one in found:
-            for name in ("images_trained", "images_evaluated", "forward_passes", "backward_passes"):
+            for name in COUNTS:
                 setattr(self.cost, name, getattr(self.cost, name) + one[name])
         self.cost.add_seconds("train", time.perf_counter() - started)
         clear(session)

@@ -30,6 +30,7 @@ from fastbandit.genotype import Genotype
 from fastbandit.operations import OperationOptions
 from fastbandit.retrain.config import RetrainConfig
 from fastbandit.retrain.loop import retrain
+from fastbandit.runs.cost import COUNTS
 from fastbandit.runs.environment import derive_seed
 from fastbandit.runs.processes import Call, Workers
 from fastbandit.runs.session import Session
@@ -162,16 +163,7 @@ def hold(
             for rung, length in enumerate(epochs)
         ],
         "attack": alone_settings(config, epochs[0]).selection_threat().describe(),
-        "cost": {
-            name: sum(one[name] for one in trainings)
-            for name in (
-                "seconds_total",
-                "images_trained",
-                "images_evaluated",
-                "forward_passes",
-                "backward_passes",
-            )
-        }
+        "cost": {name: sum(one[name] for one in trainings) for name in ("seconds_total", *COUNTS)}
         | {"networks": len(trainings), "processes": workers.processes},
     }
 
@@ -316,16 +308,7 @@ def judge(
         "robust_accuracy": last["robust_accuracy"],
         "n": last["n"],
         "overfitting": len(summary["overfitting"]),
-        **{
-            name: cost[name]
-            for name in (
-                "seconds_total",
-                "images_trained",
-                "images_evaluated",
-                "forward_passes",
-                "backward_passes",
-            )
-        },
+        **{name: cost[name] for name in ("seconds_total", *COUNTS)},
     }
 
 
