@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastbandit.attacks._model import misclassified, with_autograd
 from fastbandit.distributed import Team
@@ -27,6 +27,7 @@ __all__ = [
     "Evaluation",
     "TrainingResult",
     "cosine",
+    "end_epoch",
     "evaluate",
     "reestimate_batchnorm",
     "reset_batchnorm",
@@ -197,19 +198,54 @@ def train_epoch(
         team.average_batchnorm(used)
         sums = team.total(torch.stack([loss_sum, correct.double(), loss_sum.new_tensor(images)]))
         loss_sum, correct, images = sums[0], sums[1], int(sums[2])
-    mean_loss = float(loss_sum) / images
+    return end_epoch(
+        f"epoch {epoch}: the training loss",
+        float(loss_sum),
+        correct,
+        images,
+        started,
+        device,
+        objective.passes(threat),
+        cost=cost,
+        batches=batch_count,
+        mine=mine,
+    )
+
+
+def end_epoch(
+    what: str,
+    loss_sum: float,
+    correct: Tensor,
+    images: int,
+    started: float,
+    device: torch.device,
+    passes: tuple[int, int],
+    *,
+    cost: Cost,
+    batches: int,
+    mine: int,
+) -> TrainingResult:
+    """The result of an epoch of training, which enters the ledger.
+
+    Args:
+        what: begins the message of an error.
+        loss_sum, correct, images: of all processes.
+        started: on the clock of :func:`time.perf_counter`.
+        passes: forward and backward passes of a batch.
+        batches, mine: batches, and images of this process.
+
+    Raises:
+        DivergenceError: the loss became NaN or infinite.
+    """
+    mean_loss = loss_sum / images
     synchronise(device)
     seconds = time.perf_counter() - started
-    forward, backward = objective.passes(threat)
-    cost.forward_passes += batch_count * forward
-    cost.backward_passes += batch_count * backward
+    cost.forward_passes += batches * passes[0]
+    cost.backward_passes += batches * passes[1]
     cost.images_trained += mine
     cost.add_seconds("train", seconds)
     if not math.isfinite(mean_loss):
-        raise DivergenceError(
-            f"epoch {epoch}: the training loss is {mean_loss}; "
-            "lower --learning-rate or set --grad-clip"
-        )
+        raise DivergenceError(f"{what} is {mean_loss}; lower --learning-rate or set --grad-clip")
     return TrainingResult(mean_loss, int(correct) / images, images, seconds)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 
@@ -13,8 +12,8 @@ from fastbandit.attacks._model import misclassified
 from fastbandit.nn.supernet import Supernet
 from fastbandit.threat import ThreatModel
 from fastbandit.training.batches import Batches, input_of
-from fastbandit.training.cost import Cost, synchronise
-from fastbandit.training.epoch import DivergenceError, TrainingResult
+from fastbandit.training.cost import Cost
+from fastbandit.training.epoch import TrainingResult, end_epoch
 from fastbandit.training.objectives import Objective
 from fastbandit.training.steps import EAGER, Engine, Work, fill_momentum
 
@@ -77,17 +76,15 @@ def train_paths(
             loss_sum += loss.double() * len(step.labels)
             correct += (~misclassified(logits, step.labels)).sum()
         images += len(step.labels)
-    mean_loss = float(loss_sum) / images
-    synchronise(device)
-    seconds = time.perf_counter() - started
-    forward, backward = objective.passes(threat)
-    cost.forward_passes += steps * forward
-    cost.backward_passes += steps * backward
-    cost.images_trained += images
-    cost.add_seconds("train", seconds)
-    if not math.isfinite(mean_loss):
-        raise DivergenceError(
-            f"epoch {epoch}: the training loss of the supernet is {mean_loss}; "
-            "lower --learning-rate or set --grad-clip"
-        )
-    return TrainingResult(mean_loss, int(correct) / images, images, seconds)
+    return end_epoch(
+        f"epoch {epoch}: the training loss of the supernet",
+        float(loss_sum),
+        correct,
+        images,
+        started,
+        device,
+        objective.passes(threat),
+        cost=cost,
+        batches=steps,
+        mine=images,
+    )
