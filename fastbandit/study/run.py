@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from fastbandit._files import write_atomic
 from fastbandit._statistics import scipy_stats
 from fastbandit.report.study import make_page
-from fastbandit.runs.environment import environment
 from fastbandit.runs.folder import RunFiles
 from fastbandit.runs.session import Session, torch_settings
 from fastbandit.study.compare.run import Stage, compare
 from fastbandit.study.config import StudyConfig
+from fastbandit.study.outcome import begin, end, stored
 from fastbandit.study.pieces import Pieces
 from fastbandit.study.real import run_real
 from fastbandit.study.simulated import run_simulated
@@ -80,17 +79,9 @@ def study(
     ):
         folder, path = session.folder, session.path
         assert folder is not None
-        if session.finished() is not None:
-            stored: dict[str, Any] = folder.read_json("study.json")
-            stored.pop("environment")
-            log(
-                f"{path}: all is done: the study of this configuration is finished, and this is "
-                "its stored result; --force runs it again"
-            )
-            return path, stored
-        if not (path / "env.json").is_file():
-            facts = environment(torch.device(search.device))
-            folder.write_json("env.json", {"command": FILES.command, **facts})
+        if (known := stored(session, "study", log)) is not None:
+            return path, known
+        begin(folder, search.device)
         started = time.perf_counter()
         pieces = Pieces(path / "pieces")
         result = {
@@ -102,9 +93,5 @@ def study(
             found = run_tabular(config.tabular, config.seed, pieces, log)
             result["tabular"] = found
             write_atomic(path / "tabular.csv", tabular_csv(found))
-        facts = folder.read_json("env.json")
-        folder.write_json("study.json", {**result, "environment": facts})
-        page = make_page(config.name, result, facts, (path / "config.yaml").read_text())
-        write_atomic(path / "study.html", page)
-        session.finish({"status": "finished", "seconds_last_call": time.perf_counter() - started})
+        end(session, result, partial(make_page, config.name, result), started)
     return path, result

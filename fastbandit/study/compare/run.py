@@ -6,17 +6,16 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 import yaml
 
 from fastbandit._files import plain_file, write_atomic
 from fastbandit._statistics import scipy_stats
 from fastbandit.config import to_plain
 from fastbandit.report.compare import make_page
-from fastbandit.runs.environment import environment
 from fastbandit.runs.folder import RunFiles, RunFolder
 from fastbandit.runs.session import Session, torch_settings
 from fastbandit.runs.tensors import RunError
@@ -34,6 +33,7 @@ from fastbandit.study.compare.protocol import (
 )
 from fastbandit.study.compare.result import csv_text, summarise, training_rows
 from fastbandit.study.compare.stages import open_images, run_arms, seal_networks
+from fastbandit.study.outcome import begin, end, stored
 
 if TYPE_CHECKING:
     from fastbandit.study.config import StudyConfig
@@ -90,31 +90,15 @@ def compare(
     ):
         folder, path = session.folder, session.path
         assert folder is not None
-        if session.finished() is not None:
-            stored: dict[str, Any] = folder.read_json("study.json")
-            stored.pop("environment")
-            log(
-                f"{path}: all is done: the comparison of this configuration is finished, and this "
-                "is its stored result; --force runs it again"
-            )
-            return path, stored
-        if not (path / "env.json").is_file():
-            facts = environment(torch.device(search.device))
-            folder.write_json(
-                "env.json", {"command": files.command, **facts, "threads": 1, "jobs": processes}
-            )
+        if (known := stored(session, "comparison", log)) is not None:
+            return path, known
+        begin(folder, search.device, threads=1, jobs=processes)
         started = time.perf_counter()
         work = Work(path, processes, log)
         result = _stages(config, folder, work, until)
         if result["stage"] == "opened":
-            facts = folder.read_json("env.json")
             whole = {"simulated": None, "real": None, "compare": result}
-            folder.write_json("study.json", {**whole, "environment": facts})
-            page = make_page(config.name, result, facts, (path / "config.yaml").read_text())
-            write_atomic(path / "study.html", page)
-            session.finish(
-                {"status": "finished", "seconds_last_call": time.perf_counter() - started}
-            )
+            end(session, whole, partial(make_page, config.name, result), started)
             return path, whole
     return path, {"compare": result}
 
