@@ -21,9 +21,12 @@ from fastbandit.report import write_report
 from fastbandit.runs.processes import Call, Workers, run_calls
 from fastbandit.runs.tensors import RunError
 from fastbandit.search import SearchConfig, dry_run, main, search, tournament
+from fastbandit.search import __main__ as search_main
+from fastbandit.search.adversarial import Adversarial
 from fastbandit.search.prepared import Prepared, rank_correlation
 from fastbandit.search.tournament import genotype_of, judge
 from fastbandit.training import paths as training_paths
+from fastbandit.training.overfitting import Verdict
 
 # Of four candidates of one epoch the better half is trained for two.
 HELD = {
@@ -232,11 +235,30 @@ def test_candidates_are_within_the_budget(tmp_path):
         ),
         (
             {"edges_per_node": "1"},
-            "final.tournament: expected edges_per_node all, since the candidates keep all their "
-            "edges; got 1",
+            "final.tournament: expected edges_per_node all, since networks trained alone to choose "
+            "keep all their edges; got 1",
         ),
         ({"rewards": "alone", "supernet": {"epochs": 1}}, "supernet.epochs: expected 0 with"),
         ({"supernet": {"check": 3}}, "supernet.check: expected 0, or 4 networks or more"),
+        ({"supernet": {"threshold": 0.1}}, "supernet.warmup, supernet.check, supernet.threshold"),
+        ({"alone": {"epochs": 9}}, "alone.epochs, alone.paths: expected their defaults where no"),
+        (
+            {"rewards": "alone", "bandit": {"evaluations_per_epoch": 1}},
+            "bandit.evaluations_per_epoch: expected 0 with rewards alone or with supernet.epochs",
+        ),
+        (
+            {"rewards": "alone", "edges_per_node": "2", "final": {"tournament": 0}},
+            "rewards: expected edges_per_node all, since networks trained alone to choose keep all",
+        ),
+        (
+            {"supernet": {"epochs": 1}, "edges_per_node": "2", "final": {"tournament": 0}},
+            "supernet.check: expected edges_per_node all",
+        ),
+        (
+            {"attack": {"steps": 0}, "reward": "robust"},
+            "final.tournament: expected reward clean where networks are trained without an attack",
+        ),
+        ({"supernet": {"epochs": 1}, "graphs": "yes"}, "graphs: expected auto or no with supernet"),
     ],
 )
 def test_settings_that_contradict_each_other(changes, message):
@@ -301,6 +323,80 @@ def test_rewards_of_networks_alone(tmp_path):
     assert "alone" in write_report(path).read_text()
 
 
+def test_networks_alone_are_not_trained_again_after_a_kill(tmp_path, monkeypatch):
+    """Killed within the tournament: neither the candidates nor the last path's network."""
+    config = tiny(rewards="alone", alone={"epochs": 1, "paths": 2})
+    trained, original = [], tournament.retrain
+
+    def stop(settings, folder, **options):
+        trained.append("/".join(folder.parts[-3:]))
+        if trained[-1] == "tournament/rung-1/002" and trained.count(trained[-1]) == 1:
+            raise KeyboardInterrupt
+        return original(settings, folder, **options)
+
+    monkeypatch.setattr(tournament, "retrain", stop)
+    with pytest.raises(KeyboardInterrupt):
+        search(config, tmp_path / "run")
+    count = len(trained)
+    path, _ = search(config, tmp_path / "run")
+    assert trained[count] == "tournament/rung-1/002"
+    assert not {"alone/found/000", "tournament/rung-1/000"} & set(trained[count:])
+    assert not (path / "networks" / "alone").exists()
+    # A supernet that nothing trained is not kept.
+    assert not (path / "weights.safetensors").exists()
+
+
+def test_the_bandit_has_a_candidate_whatever_the_shares(tmp_path, monkeypatch):
+    monkeypatch.setattr(tournament, "hold", lambda *_, **__: pytest.fail("not asked for"))
+    config = tiny(final={"from_model": 1.0, "from_bandit": 0.0})
+    bandit = config.make_bandit()
+    while not bandit.finished:
+        bandit.credit(bandit.sample(), 0.5)
+        while bandit.due:
+            bandit.prune()
+    found, propose = tournament.candidates_of(config, load("digits"), bandit)
+    assert (len(found), propose) == (1, 3)
+
+
+def test_the_images_keep_their_size(tmp_path):
+    config = tiny(image_size=16, image_color="rgb")
+    settings = tournament.alone_settings(config, 1)
+    assert (settings.image_size, settings.image_color) == (16, "rgb")
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"), [("cpu", 7), ("cuda", 3), ("cuda:1", 1), ("auto", 3)]
+)
+def test_as_many_processes_as_there_are_devices(device, expected, monkeypatch):
+    command = search_main.SearchCommand()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(search_main, "cores", lambda: 7)
+    request = command.parse(["--device", device])
+    assert command._processes(request) == expected
+
+
+def test_settings_of_a_trial_that_another_one_replaces(tmp_path):
+    class Own(Adversarial):
+        pass
+
+    config = tiny(rewards="alone", final={"tournament": 0})
+    with pytest.raises(ConfigError, match="expected shared and 0 with a trial of one's own"):
+        search(config, tmp_path / "run", trial=Own)
+
+
+def test_a_trial_of_ones_own_is_prepared(tmp_path):
+    seen = []
+
+    class Own(Adversarial):
+        def prepare(self, done):
+            seen.append(done)
+            return {"phase": "own"} if len(seen) < 3 else None
+
+    search(tiny(final={"tournament": 0}), tmp_path / "run", trial=Own)
+    assert seen == [0, 0, 0]
+
+
 def test_rewards_alone_resume(tmp_path, monkeypatch):
     config = tiny(rewards="alone", alone={"epochs": 1, "paths": 2}, final={"tournament": 0})
     search(config, tmp_path / "whole")
@@ -329,7 +425,16 @@ def first(**changes) -> SearchConfig:
         "alone": {"epochs": 1, "paths": 2},
         "final": {"tournament": 0},
     }
-    return merge(tiny(**settings), changes, "test")
+    return tiny(**merge_all(settings, changes))
+
+
+def merge_all(one, two):
+    return {
+        name: merge_all(one.get(name, {}), two[name])
+        if isinstance(two.get(name), dict)
+        else two.get(name, one.get(name))
+        for name in {**one, **two}
+    }
 
 
 def test_every_operation_is_trained_as_often_as_any_other(tmp_path, monkeypatch):
@@ -342,7 +447,8 @@ def test_every_operation_is_trained_as_often_as_any_other(tmp_path, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(training_paths.Supernet, "set_path", record)
         # One batch an epoch.
-        search(first(supernet={"check": 0}), tmp_path / "run")
+        unchecked = first(supernet={"check": 0}, alone={"epochs": 3, "paths": 4})
+        search(unchecked, tmp_path / "run")
     for row in range(6):
         assert sorted(path[row] for path in seen[:3]) == [0, 1, 2]
     metrics = lines(tmp_path / "run" / "metrics.jsonl")
@@ -367,6 +473,35 @@ def test_a_reward_that_does_not_rank_networks_is_not_used(tmp_path, threshold, m
     # Without training only the statistics of the batch norms change.
     trained = [line for line in lines(path / "metrics.jsonl") if line["phase"] == "search"]
     assert all(("seconds_train" in line) == (threshold > 0) for line in trained)
+
+
+def test_tuning_trains_after_a_supernet_first(tmp_path, monkeypatch):
+    tuned, original = [], Adversarial.train
+
+    def record(self, path, number, *rest):
+        tuned.append(number)
+        return original(self, path, number, *rest)
+
+    monkeypatch.setattr(Adversarial, "train", record)
+    config = first(supernet={"threshold": -1.0}, final={"tune_epochs": 2})
+    path, _ = search(config, tmp_path / "run")
+    assert tuned == [8, 9]
+    assert [line["phase"] for line in lines(path / "metrics.jsonl")[-2:]] == ["tuning"] * 2
+
+
+def test_the_guard_watches_the_supernet(tmp_path, monkeypatch):
+    def overfitted(self, path, number):
+        return Verdict(0.8, 0.1, 24, True) if self.threat.steps == 1 else None
+
+    monkeypatch.setattr(Adversarial, "_check", overfitted)
+    config = first(supernet={"threshold": -1.0}, guard={"every": 2})
+    path, summary = search(config, tmp_path / "run")
+    metrics = lines(path / "metrics.jsonl")
+    assert [line["attack_steps"] for line in metrics[:3]] == [1, 1, 2]
+    assert len(summary["overfitting"]) == 1
+    events = [line["event"] for line in lines(path / "bandit.jsonl")]
+    assert events[:2] == ["start", "attack"]
+    assert replay(lines(path / "bandit.jsonl")).finished
 
 
 def test_a_supernet_first_resumes_to_the_same_bytes(tmp_path, monkeypatch):
@@ -407,6 +542,10 @@ def _double(value):
     return {"twice": 2 * value, "process": os.getpid(), "threads": torch.get_num_threads()}
 
 
+def _total(shared, value):
+    return {"total": int(shared.sum()) + value}
+
+
 def _die(value):
     os._exit(3)
 
@@ -421,8 +560,16 @@ def test_calls_on_several_processes():
         workers.run(_calls(_double, 1, 2), found.__setitem__)
         first = {one["process"] for one in found.values()}
         workers.run(_calls(_double, 1, 2, 3, 4), found.__setitem__)
-        # They are started once.
+        # They are started once, and get once what calls share.
         assert {one["process"] for one in found.values()} <= first
+        kept, same = {}, torch.arange(3)
+        for other in (same, same, torch.arange(4)):
+            calls = [Call("job", _total, (one,), shared=other) for one in (1, 2, 3)]
+            workers.run(calls, kept.__setitem__)
+            assert {k: v["total"] for k, v in kept.items()} == {
+                k: int(other.sum()) + k + 1 for k in range(3)
+            }
+        workers.run(_calls(_double, 1, 2), found.__setitem__)
         with pytest.raises(RunError, match="job -1: got -1"):
             workers.run(_calls(_double, 1, -1), found.__setitem__)
         with pytest.raises(RunError, match="process ended with status 3; the same command goes on"):

@@ -32,11 +32,22 @@ def cores() -> int:
 
 @dataclass(frozen=True)
 class Call:
-    """A call of a function of a module, with what can be pickled; its name is for messages."""
+    """A call of a function of a module, with what can be pickled; its name is for messages.
+
+    Attributes:
+        shared: the first argument, where many calls have the same large one; a process gets it
+            once.
+    """
 
     name: str
     function: Callable[..., dict[str, Any]]
     arguments: tuple[Any, ...]
+    shared: Any = None
+
+    def make(self) -> dict[str, Any]:
+        """Make the call in this process."""
+        first = () if self.shared is None else (self.shared,)
+        return self.function(*first, *self.arguments)
 
 
 class Workers:
@@ -54,6 +65,8 @@ class Workers:
     def __init__(self, processes: int = 1) -> None:
         self.processes = processes
         self._children: dict[Connection, Any] = {}
+        # What each process was given to keep.
+        self._given: dict[Connection, Any] = {}
 
     def run(self, calls: Sequence[Call], done: Callable[[int, dict[str, Any]], None]) -> None:
         """Make every call. What a call returns must not depend on where it is made.
@@ -66,7 +79,7 @@ class Workers:
         """
         if self.processes == 1 or (len(calls) == 1 and not self._children):
             for position, call in enumerate(calls):
-                done(position, call.function(*call.arguments))
+                done(position, call.make())
             return
         try:
             self._start()
@@ -83,6 +96,9 @@ class Workers:
             while todo and idle:
                 pipe = idle.pop()
                 position, call = todo.pop(0)
+                if self._given.get(pipe) is not call.shared:
+                    pipe.send((None, call.shared))
+                    self._given[pipe] = call.shared
                 pipe.send((call.function, call.arguments))
                 busy[pipe] = position
             for ready in wait(list(busy)):
@@ -126,7 +142,7 @@ class Workers:
             child.kill()
             child.join()
             pipe.close()
-        self._children = {}
+        self._children, self._given = {}, {}
 
     def __enter__(self) -> Workers:
         return self
@@ -163,13 +179,17 @@ def _serve(pipe: Connection, number: int) -> None:
     if torch.cuda.is_available():
         # "cuda" then means another GPU in each process, as far as there are some.
         torch.cuda.set_device(number % torch.cuda.device_count())
+    shared = None
     while True:
         try:
             function, arguments = pipe.recv()
         except EOFError:
             return
+        if function is None:
+            shared = arguments
+            continue
         try:
-            answer = (True, function(*arguments))
+            answer = (True, Call("", function, arguments, shared).make())
         except Exception as error:
             answer = (False, str(error) or type(error).__name__)
         with contextlib.suppress(BrokenPipeError):

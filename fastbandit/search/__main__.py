@@ -40,8 +40,8 @@ class Options(RunOptions):
     dry_run: bool = False
     """measure the widest path, print memory and time that the search will take, and stop"""
     processes: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """networks of the tournament that are trained at a time; default: one for each core, or for
-    each GPU"""
+    """networks that are trained alone at a time, to score paths or in the tournament; default: one
+    for each core, or for each GPU"""
 
 
 class SearchCommand(Command[SearchConfig]):
@@ -88,8 +88,11 @@ class SearchCommand(Command[SearchConfig]):
             raise ConfigError(f"processes: expected 1 or more, got {asked}")
         if asked is not None:
             return asked
-        cuda = request.config.device.startswith("cuda")
-        return torch.cuda.device_count() if cuda else request.config.threads or cores()
+        device = torch.device(request.config.resolve().device)
+        if device.type == "cuda":
+            # A GPU that is named by its number is one.
+            return torch.cuda.device_count() if device.index is None else 1
+        return request.config.threads or cores()
 
     def estimate(self, request: Request[SearchConfig]) -> dict[str, Any]:
         return dry_run(request.config, self._processes(request))

@@ -127,6 +127,9 @@ class Adversarial:
         }
         return TrialResult(results, metrics, events)
 
+    def tune(self, path: Path, number: int, rate: float, samples: int) -> TrialResult:
+        return self.train(path, number, rate, samples)
+
     def evaluate(self, path: Path, number: int) -> list[PathResult]:
         with accounting(self.cost, path.team):
             self._reestimate(path, FEW_STATISTICS_BATCHES)

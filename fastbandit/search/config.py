@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastbandit import space as spaces
@@ -14,6 +15,7 @@ from fastbandit.config import LATER, POSITIVE, SEED, SHARE, ConfigError, Radius,
 from fastbandit.runs.environment import derive_seed
 from fastbandit.runs.session import resolve_device
 from fastbandit.runs.training import TrainingConfig
+from fastbandit.search.alone import AloneConfig, SupernetConfig, check_alone
 from fastbandit.search.binary import BinaryConfig, BinarySettings, CpConfig, check_binary
 from fastbandit.space import SearchSpace
 from fastbandit.threat import ThreatModel
@@ -21,7 +23,7 @@ from fastbandit.training.overfitting import GuardConfig
 
 if TYPE_CHECKING:
     from fastbandit.data import DataSource
-    from fastbandit.search.sizes import Budget
+    from fastbandit.search.sizes import Budget, Sizes
 
 __all__ = ["PRESETS", "AttackConfig", "FinalConfig", "SearchConfig"]
 
@@ -79,36 +81,8 @@ class FinalConfig:
     what the search has to beat"""
 
 
-@dataclass(frozen=True)
-class SupernetConfig:
-    """Shared weights that are trained before the first path is scored."""
-
-    epochs: Annotated[int, at_least(0)] = 0
-    """epochs that train the shared weights first, one path a batch, each operation of an edge as
-    often as any other; paths are then evaluated only. 0: each path is trained for an epoch, as
-    printed"""
-    warmup: Annotated[float, Range("a share from 0 to 1", least=0, most=1)] = 0.1
-    """share of these epochs in which the learning rate rises from 0"""
-    check: Annotated[int, Range("0, or 4 or more", least=0)] = 8
-    """networks that are trained alone (alone.epochs) to see whether the shared weights rank them
-    alike; 0: none"""
-    threshold: Annotated[float, Range("a number from -1 to 1", least=-1, most=1)] = 0.4
-    """rank correlation below which paths are credited with the accuracy of their networks trained
-    alone"""
-
-
-@dataclass(frozen=True)
-class AloneConfig:
-    """Networks that are trained alone to score their paths, with rewards alone or where the check
-    of the supernet asks for it."""
-
-    epochs: Annotated[int, at_least(1)] = 3
-    """epochs from scratch, with a schedule that ends with them"""
-    paths: Annotated[int, at_least(1)] = 4
-    """paths that are drawn at a time, so that several can be trained at a time"""
-
-
 _CP, _BINARY = CpConfig(), BinaryConfig()
+_SUPERNET, _ALONE = SupernetConfig(), AloneConfig()
 
 
 @dataclass(frozen=True)
@@ -159,8 +133,8 @@ class SearchConfig(BinarySettings, TrainingConfig):
     attack: AttackConfig = field(default_factory=AttackConfig)
     bandit: BanditSettings = field(default_factory=BanditSettings)
     final: FinalConfig = field(default_factory=FinalConfig)
-    supernet: Annotated[SupernetConfig, LATER] = SupernetConfig()
-    alone: Annotated[AloneConfig, LATER] = AloneConfig()
+    supernet: Annotated[SupernetConfig, LATER] = _SUPERNET
+    alone: Annotated[AloneConfig, LATER] = _ALONE
     algorithm: Annotated[Literal["anti-bandit", "cp-nas"], LATER] = "anti-bandit"
     """what draws paths and abandons arms: the bandit of --bandit.policy, or Algorithm 9 (CP-NAS,
     for a space of 1-bit networks), which has no bandit"""
@@ -205,39 +179,7 @@ class SearchConfig(BinarySettings, TrainingConfig):
         self.training_threat()
         self.final_threat()
         check_binary(self)
-        if self.supernet.epochs and self.rewards == "alone":
-            raise ConfigError(
-                "supernet.epochs: expected 0 with rewards alone, which have no use for shared "
-                f"weights, got {self.supernet.epochs}"
-            )
-        if self.search_space().binary and (self.supernet.epochs or self.rewards == "alone"):
-            raise ConfigError(
-                "supernet.epochs, rewards: expected 0 and shared in a space of 1-bit networks, "
-                f"whose paths are scored by child and parent; got {self.supernet.epochs} and "
-                f"{self.rewards}"
-            )
-        if 0 < self.supernet.check < 4:
-            raise ConfigError(
-                "supernet.check: expected 0, or 4 networks or more, so that their rank correlation "
-                f"has an interval, got {self.supernet.check}"
-            )
-        final = self.final
-        if final.tournament:
-            if not final.rungs or min(final.rungs) < 1:
-                raise ConfigError(
-                    "final.rungs: expected 1 epoch or more for one rung or more, got "
-                    f"{', '.join(map(str, final.rungs)) or 'none'}"
-                )
-            if final.from_bandit + final.from_model > 1:
-                raise ConfigError(
-                    "final.from_bandit, final.from_model: expected shares with a sum of 1 at most, "
-                    f"got {final.from_bandit} and {final.from_model}"
-                )
-            if self.edges_per_node != "all":
-                raise ConfigError(
-                    "final.tournament: expected edges_per_node all, since the candidates keep all "
-                    f"their edges; got {self.edges_per_node}"
-                )
+        check_alone(self)
         if self.final.network_epochs:
             # What a retraining would refuse is refused before the search.
             from fastbandit.search.networks import FOUND, retrain_config
@@ -284,11 +226,8 @@ class SearchConfig(BinarySettings, TrainingConfig):
             return None
         from fastbandit.search.sizes import Sizes
 
-        sizes = Sizes.of_search(self, source)
         try:
-            if self.budgeted == "parameters":
-                return SizeBudget(sizes.parameters, sizes.base_parameters, budget.ends())
-            return SizeBudget(sizes.macs, sizes.base_macs, budget.ends())
+            return _size_budget(Sizes.of_search(self, source), self.budgeted, budget.ends())
         except ValueError as error:
             raise ConfigError(f"{self.budgeted}: {error}") from None
 
@@ -355,6 +294,14 @@ class SearchConfig(BinarySettings, TrainingConfig):
         if reward == "auto":
             reward = "robust" if self.training_threat().attacks else "clean"
         return dataclasses.replace(self, device=device, reward=reward, deterministic=deterministic)
+
+
+@cache
+def _size_budget(sizes: Sizes, kind: str, ends: tuple[float, float]) -> SizeBudget:
+    """Made once: thousands of paths are drawn within it."""
+    if kind == "parameters":
+        return SizeBudget(sizes.parameters, sizes.base_parameters, ends)
+    return SizeBudget(sizes.macs, sizes.base_macs, ends)
 
 
 # What each preset changes. Learning rates, batches and radii are those of the paper's authors as

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections import Counter
 from functools import partial
 from typing import Any
 
@@ -113,16 +112,13 @@ def dry_run(config: SearchConfig, processes: int = 1) -> dict[str, Any]:
                 genotype=networks.reference_genotype(config, setup.source),
             )["seconds_total"]
         trainings = _trainings_alone(config, bandit.total_samples)
-        alone = sum(
-            count
-            * retrain_dry_run(
-                alone_settings(config, length),
-                source=setup.source,
-                genotype=networks.reference_genotype(config),
-            )["seconds_total"]
-            for length, count in trainings.items()
-        )
-        alone /= processes
+        reference = networks.reference_genotype(config, setup.source)
+        alone = 0.0
+        for length, count, at_once in trainings:
+            one = retrain_dry_run(
+                alone_settings(config, length), source=setup.source, genotype=reference
+            )
+            alone += math.ceil(count / min(processes, at_once)) * one["seconds_total"]
         return {
             "space": config.space,
             "epochs": epochs,
@@ -133,7 +129,7 @@ def dry_run(config: SearchConfig, processes: int = 1) -> dict[str, Any]:
             "seconds_per_epoch_widest": epoch(widest) + save,
             "seconds_tuning": tuning,
             "seconds_supernet": supernet,
-            "trainings_alone": sum(trainings.values()),
+            "trainings_alone": sum(count for _, count, _ in trainings),
             "seconds_alone": alone,
             "seconds_final": mean["final"],
             "networks": count,
@@ -151,18 +147,21 @@ def dry_run(config: SearchConfig, processes: int = 1) -> dict[str, Any]:
         }
 
 
-def _trainings_alone(config: SearchConfig, samples: int) -> dict[int, int]:
-    """How many networks are trained alone, by the number of epochs."""
-    found: Counter[int] = Counter()
+def _trainings_alone(config: SearchConfig, samples: int) -> list[tuple[int, int, int]]:
+    """Networks that are trained alone: epochs, how many, and how many can be at a time.
+
+    What follows where a supernet fails its check is not among them.
+    """
+    found = []
     if config.rewards == "alone":
-        found[config.alone.epochs] += samples + 1
-    elif config.supernet.epochs:
-        found[config.alone.epochs] += config.supernet.check
+        found.append((config.alone.epochs, samples + 1, config.alone.paths))
+    elif config.supernet.epochs and config.supernet.check:
+        found.append((config.alone.epochs, config.supernet.check, config.supernet.check))
     entries = config.final.tournament
     for epochs in config.final.rungs if entries else ():
-        found[epochs] += entries
+        found.append((epochs, entries, entries))
         entries = max(1, math.ceil(config.final.keep * entries))
-    return dict(found)
+    return found
 
 
 def _measure(current: SearchRun, choice: Tensor) -> dict[str, float]:

@@ -118,18 +118,19 @@ class SearchRun:
         if found is None:
             return None
         self.peak_memory = max(self.peak_memory, peak_memory_mb(self.setup.device))
+        self.session.append("bandit.jsonl", *found.pop("events", ()))
         if found["phase"] == "supernet":
+            metrics = {
+                "epoch": self.prepared,
+                "arms": self.bandit.arms_left,
+                "samples": self.bandit.samples,
+                **found,
+                "peak_memory_mb": self.peak_memory,
+            }
             self.prepared += 1
-        metrics = {
-            "epoch": max(self.prepared - 1, 0),
-            "arms": self.bandit.arms_left,
-            "samples": self.bandit.samples,
-            **found,
-            "peak_memory_mb": self.peak_memory,
-        }
-        self.session.append("metrics.jsonl", metrics)
+            self.session.append("metrics.jsonl", metrics)
         self.session.save(self)
-        return metrics
+        return found
 
     # One sample of Algorithm 8.
 
@@ -230,7 +231,7 @@ class SearchRun:
         path = self.use_path([bandit.final()], self.team(1))
         rate = cosine(self.tuned, config.final.tune_epochs, config.learning_rate)
         # The bandit's log has ended; a stronger attack is in the metrics and in the summary.
-        trained = self.trial.train(path, number, rate, bandit.samples)
+        trained = self.trial.tune(path, number, rate, bandit.samples)
         self.tuned += 1
         return self._end_epoch(timer, trained, number, "tuning", bandit.arms_left)
 

@@ -165,12 +165,13 @@ def same_size(
     return min(others, key=lambda one: abs(edges_of(one, searched, table) - wanted))
 
 
-def retrain_config(config: SearchConfig, name: str) -> RetrainConfig:
+def retrain_config(config: SearchConfig, name: str, epochs: int | None = None) -> RetrainConfig:
     """The short schedule with which a search trains its networks from scratch.
 
     Data, adversary, batches and width are the search's; the learning rate is a retraining's.
     """
     final, attack = config.final, config.attack
+    length = final.network_epochs if epochs is None else epochs
     default = RetrainConfig()
     steps = attack.steps if config.training_threat().attacks else 0
     method: Literal["fgsm", "pgd", "clean"] = (
@@ -180,6 +181,8 @@ def retrain_config(config: SearchConfig, name: str) -> RetrainConfig:
         default,
         name=f"{config.name}-{name}",
         data=config.data,
+        image_size=config.image_size,
+        image_color=config.image_color,
         seed=config.seed,
         device=config.device,
         threads=config.threads,
@@ -187,7 +190,7 @@ def retrain_config(config: SearchConfig, name: str) -> RetrainConfig:
         init_channels=config.init_channels,
         layers=config.search_space().cells,
         method=method,
-        epochs=final.network_epochs,
+        epochs=length,
         batch_size=config.batch_size,
         evaluation_batch_size=config.evaluation_batch_size,
         momentum=config.momentum,
@@ -211,7 +214,7 @@ def retrain_config(config: SearchConfig, name: str) -> RetrainConfig:
         ),
         # Where the rate falls to 0 the last epoch is the best one, and a look at each would take
         # a quarter of so short a training.
-        selection=replace(default.selection, every=final.network_epochs),
+        selection=replace(default.selection, every=length),
         final=FinalConfig(steps=final.steps, step_size=final.step_size),
         guard=replace(config.guard, every=min(config.guard.every, default.guard.every)),
     )

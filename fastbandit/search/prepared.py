@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -28,20 +29,21 @@ from fastbandit.runs.cost import COUNTS, EpochTimer
 from fastbandit.runs.environment import derive_seed
 from fastbandit.runs.processes import Workers
 from fastbandit.runs.session import Session
-from fastbandit.search.adversarial import Adversarial
-from fastbandit.search.networks import FOLDER, random_choice
+from fastbandit.search.adversarial import FEW_STATISTICS_BATCHES, Adversarial
+from fastbandit.search.networks import FOLDER, finished_network, random_choice
 from fastbandit.search.setup import Setup
 from fastbandit.search.tournament import (
+    ALONE,
     MIXES,
     Piece,
     alone_settings,
-    clear,
     genotype_of,
     reward_of,
     train_alone,
 )
 from fastbandit.search.trial import Path, PathResult, TrialResult
 from fastbandit.training import Cost, Engine, train_paths
+from fastbandit.training.overfitting import MOST_STEPS
 
 __all__ = ["Prepared", "rank_correlation"]
 
@@ -83,6 +85,8 @@ class Prepared(Adversarial):
         super().__init__(setup, session, cost)
         self.workers = workers
         self.engine = Engine(self.config.precision)
+        # The same for all trainings, so that each process gets it once.
+        self.unseen = dataclasses.replace(setup.source, test=None)
         # What the check of the reward found; None before it.
         self.checked: dict[str, Any] | None = None
 
@@ -95,6 +99,7 @@ class Prepared(Adversarial):
 
     @property
     def tunes(self) -> bool:
+        """Without shared weights that were trained there is nothing to tune."""
         return not self.alone
 
     @property
@@ -130,7 +135,7 @@ class Prepared(Adversarial):
 
     def _train_supernet(self, number: int) -> dict[str, Any]:
         """One epoch of the shared weights, one path a batch."""
-        config, timer = self.config, EpochTimer(self.cost)
+        config, timer, steps = self.config, EpochTimer(self.cost), self.threat.steps
         batches, epochs = len(self.setup.weights), config.supernet.epochs
         warm = config.supernet.warmup * epochs * batches
 
@@ -155,18 +160,39 @@ class Prepared(Adversarial):
             learning_rate=rate,
             engine=self.engine,
         )
+        events = self._guarded(number)
         return {
+            "events": events,
             "phase": "supernet",
             "loss": trained.loss,
             "train_accuracy": trained.accuracy,
             "clean_accuracy": None,
             "robust_accuracy": None,
-            "attack_steps": self.threat.steps,
+            "attack_steps": steps,
             "learning_rate": self.setup.optimizer.param_groups[0]["lr"],
             "seconds_train": trained.seconds,
             "seconds_total": timer.stop(),
             "images_per_second": trained.images / trained.seconds,
         }
+
+    def _guarded(self, number: int) -> list[dict[str, Any]]:
+        """Look for catastrophic overfitting where it is time to, on the path trained last; lines
+        for the bandit's log."""
+        chosen = self.supernet.path
+        if self.guard is None or chosen is None or (number + 1) % self.config.guard.every:
+            return []
+        path = self._path(torch.tensor(chosen))
+        self._reestimate(path, FEW_STATISTICS_BATCHES)
+        verdict = self._check(path, number)
+        if verdict is None or not verdict.overfitted or self.threat.steps >= MOST_STEPS:
+            return []
+        return [self._overfitted(number, verdict, 0)]
+
+    def _path(self, choice: Tensor) -> Path:
+        """The supernet set to a choice."""
+        self.supernet.set_path(choice)
+        modules, parameters = self.supernet.path_modules(), self.supernet.path_parameters()
+        return Path([choice], list(modules), list(parameters), None, self.engine)
 
     def _balanced(self, first: int) -> Iterator[Tensor]:
         """Paths of the batches from number ``first`` on: every arm of a row is in one of each K."""
@@ -191,15 +217,7 @@ class Prepared(Adversarial):
         ]
         rewards = []
         for choice in choices:
-            self.supernet.set_path(choice)
-            path = Path(
-                [choice],
-                list(self.supernet.path_modules()),
-                list(self.supernet.path_parameters()),
-                None,
-                self.engine,
-            )
-            rewards.append(Adversarial.evaluate(self, path, 0)[0].score)
+            rewards.append(self.evaluate(self._path(choice), 0)[0].score)
         found = self._judge(choices, "check", "check of the reward")
         scores = [reward_of(config, one) for one in found]
         rho, low, high = rank_correlation(rewards, scores)
@@ -240,20 +258,25 @@ class Prepared(Adversarial):
         """The figures of the choices' networks trained alone; what it costs enters the ledger."""
         config, session = self.config, self.session
         settings = alone_settings(config, config.alone.epochs, "alone", str(purpose[0]))
-        folder = session.path / FOLDER / "tournament" / "-".join(map(str, purpose))
+        folder = session.path / FOLDER / ALONE / "-".join(map(str, purpose))
+        # What was there before is in the last checkpoint.
+        for other in folder.parent.glob("*"):
+            if other != folder:
+                shutil.rmtree(other)
         pieces = [
             Piece(settings, genotype_of(config, choice.tolist()), folder / f"{number:03}")
             for number, choice in enumerate(choices)
         ]
+        # Those that an earlier process brought to their end; it is gone, and its ledger with it.
+        known = [finished_network(one.folder, settings, one.genotype) for one in pieces]
+        seconds = sum(one["cost"]["seconds_total"] for one in known if one is not None)
         started = time.perf_counter()
         found: list[dict[str, Any]] = [{} for _ in pieces]
-        unseen = dataclasses.replace(self.setup.source, test=None)
-        train_alone(pieces, unseen, self.workers, found.__setitem__)
+        train_alone(pieces, self.unseen, self.workers, found.__setitem__)
         for one in found:
             for name in COUNTS:
                 setattr(self.cost, name, getattr(self.cost, name) + one[name])
-        self.cost.add_seconds("train", time.perf_counter() - started)
-        clear(session)
+        self.cost.add_seconds("train", seconds + time.perf_counter() - started)
         return found
 
     def train(self, path: Path, number: int, rate: float, samples: int) -> TrialResult:
@@ -268,10 +291,8 @@ class Prepared(Adversarial):
             return TrialResult(results, metrics, [])
         return TrialResult(self.evaluate(path, number), {}, [])
 
-    def evaluate(self, path: Path, number: int) -> list[PathResult]:
-        if self.alone:
-            return [self._of(one) for one in self._judge(path.choices, "path", number)]
-        return super().evaluate(path, number)
+    def tune(self, path: Path, number: int, rate: float, samples: int) -> TrialResult:
+        return super().train(path, number, rate, samples)
 
     def _of(self, found: dict[str, Any]) -> PathResult:
         accuracies = {name: found[name] for name in ("clean_accuracy", "robust_accuracy")}

@@ -15,7 +15,7 @@ from fastbandit.runs.tensors import RunError, save_tensors
 from fastbandit.search.binary import explained
 from fastbandit.search.networks import Networks, chance
 from fastbandit.search.sizes import Sizes
-from fastbandit.search.tournament import run_tournament
+from fastbandit.search.tournament import clear, run_tournament
 
 if TYPE_CHECKING:
     from fastbandit.data import DataSource
@@ -37,10 +37,12 @@ def _largest(config: SearchConfig, source: DataSource) -> int | None:
     a node keeps some of its edges only."""
     if config.edges_per_node != "all":
         return None
-    sizes = Sizes.of_search(config, source)
-    largest = int(sizes.parameters.amax(1).sum()) + sizes.base_parameters
-    budget = config.budget() if config.budgeted == "parameters" else None
-    return largest if budget is None or budget.high is None else min(largest, budget.high)
+    sizes, budget = Sizes.of_search(config, source), config.size_budget(source)
+    table = sizes.parameters
+    choice = table.argmax(1)
+    if budget is not None:
+        choice = budget.best(table.double(), torch.ones_like(table, dtype=torch.bool))
+    return int(table.gather(1, choice.unsqueeze(1)).sum()) + sizes.base_parameters
 
 
 def finish(current: SearchRun, networks: Networks, workers: Workers) -> dict[str, Any]:
@@ -65,7 +67,8 @@ def finish(current: SearchRun, networks: Networks, workers: Workers) -> dict[str
     path = current.use_path([bandit.final()], current.team(1))
     measured = current.trial.measure(path, trained=current.tuned > 0)
     genotype, tournament = current.genotype(), None
-    if folder is not None:
+    # A supernet that no path has trained is of no use to anybody.
+    if folder is not None and config.rewards != "alone":
         save_tensors(
             folder.path / "weights.safetensors",
             dict(current.supernet.state_dict()),
@@ -116,6 +119,7 @@ def finish(current: SearchRun, networks: Networks, workers: Workers) -> dict[str
         | {"graphs": current.engine.records},
         "versions": {"torch": torch.__version__, "fastbandit": __version__},
     }
+    clear(session)
     # Imported here: the report reads what this package writes, and knows its names.
     from fastbandit.report import write_report
 

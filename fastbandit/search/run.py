@@ -100,7 +100,12 @@ def search(
                 f"train one network together, got {config.space}"
             )
         trial = ChildParentTrial
-    if prepared and trial is Adversarial:
+    if prepared:
+        if trial is not Adversarial:
+            raise ConfigError(
+                "rewards, supernet.epochs: expected shared and 0 with a trial of one's own, which "
+                f"says how paths are scored; got {config.rewards} and {config.supernet.epochs}"
+            )
         trial = partial(Prepared, workers=workers)
     # Before there is a run folder: what cannot be is said and leaves nothing behind.
     Graphs(config.graphs, torch.device(config.device), processes=session.processes)
@@ -165,6 +170,9 @@ def _prepare(current: SearchRun, session: Session) -> None:
     """What comes before the first path, if anything."""
     epochs = current.config.supernet.epochs
     if not epochs:
+        # A trial of one's own may prepare something else.
+        while current.prepare() is not None:
+            pass
         return
     with (
         session.progress.steps(

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from fastbandit.search.config import SearchConfig
 
 __all__ = [
+    "ALONE",
     "FILE",
     "MIXES",
     "Candidate",
@@ -65,6 +66,8 @@ __all__ = [
 
 #: Where a search keeps what its tournament found.
 FILE = "tournament.json"
+#: Folders of the runs of networks trained alone: of candidates, and to score paths.
+CANDIDATES, ALONE = "tournament", "alone"
 
 Origin = Literal["bandit", "random", "model"]
 
@@ -131,7 +134,7 @@ def hold(
     workers = workers or Workers()
     if not candidates:
         raise ValueError("tournament: expected one candidate or more, got none")
-    folder = session.path / FOLDER / "tournament"
+    folder = session.path / FOLDER / CANDIDATES
     # Nobody looks at them, so nobody can choose by them.
     unseen = dataclasses.replace(source, test=None)
     entries: list[dict[str, Any]] = []
@@ -187,8 +190,7 @@ def alone_settings(config: SearchConfig, epochs: int, *purpose: str | int) -> Re
         epochs: after which the learning rate is 0.
         purpose: decides the seed, together with the search's; the same for networks to compare.
     """
-    final = dataclasses.replace(config.final, network_epochs=epochs)
-    settings = retrain_config(dataclasses.replace(config, final=final), "tournament")
+    settings = retrain_config(config, "tournament", epochs)
     return dataclasses.replace(
         settings,
         seed=derive_seed(config.seed, *purpose),
@@ -274,7 +276,10 @@ def train_alone(
     done: Callable[[int, dict[str, Any]], None],
 ) -> None:
     """:func:`judge` for each piece, several at a time; ``done`` is told of each as it ends."""
-    calls = [Call(f"network {piece.folder.name}", judge_piece, (source, piece)) for piece in pieces]
+    calls = [
+        Call(f"network {piece.folder.name}", judge_piece, (piece,), shared=source)
+        for piece in pieces
+    ]
     workers.run(calls, done)
 
 
@@ -335,7 +340,8 @@ def candidates_of(
     a model of its rewards expects most of; the others are drawn at random within the budget.
     """
     final = config.final
-    propose = round(final.from_model * final.tournament)
+    # The path that the bandit ends with is always there.
+    propose = min(round(final.from_model * final.tournament), final.tournament - 1)
     wanted = min(max(1, round(final.from_bandit * final.tournament)), final.tournament - propose)
     found = [Candidate(tuple(bandit.final().tolist()), "bandit")]
     # Algorithm 9 keeps no history of paths.
@@ -365,7 +371,6 @@ def run_tournament(
     candidates, propose = candidates_of(session.config, source, bandit)
     found = hold(session, source, candidates, propose=propose, workers=workers)
     folder.write_json(FILE, found)
-    clear(session)
     return found
 
 
@@ -420,7 +425,8 @@ def _proposals(
 
 
 def clear(session: Session) -> None:
-    """Remove the runs of the tournament's trainings, whose figures are stored."""
-    folder = session.path / FOLDER / "tournament"
-    if session.is_main and folder.is_dir():
-        shutil.rmtree(folder)
+    """Remove the runs of networks trained alone to choose, whose figures are stored."""
+    for name in (CANDIDATES, ALONE):
+        folder = session.path / FOLDER / name
+        if session.is_main and folder.is_dir():
+            shutil.rmtree(folder)

@@ -117,6 +117,9 @@ class Trial(Protocol):
             samples: paths that the bandit was credited with so far; for the log.
         """
 
+    def tune(self, path: Path, number: int, rate: float, samples: int) -> TrialResult:
+        """Train the path found for one more epoch, with the shared weights; as :meth:`train`."""
+
     def evaluate(self, path: Path, number: int) -> list[PathResult]:
         """Score a path with the weights as they are; a result for each path."""
 
