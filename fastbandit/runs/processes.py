@@ -189,7 +189,7 @@ def _serve(pipe: Connection, number: int) -> None:
             shared = arguments
             continue
         try:
-            answer = (True, Call("", function, arguments, shared).make())
+            answer: tuple[bool, Any] = (True, Call("", function, arguments, shared).make())
         except Exception as error:
             answer = (False, str(error) or type(error).__name__)
         with contextlib.suppress(BrokenPipeError):
