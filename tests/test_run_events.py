@@ -270,7 +270,7 @@ def fixed_environment(device: torch.device) -> dict[str, Any]:
 def same_every_time(monkeypatch):
     """Nothing in a file that a clock decides; and nothing waits for the disk."""
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
-    for module in ("runs.session", "study.run", "evaluate.run", "evaluate.result"):
+    for module in ("runs.session", "study.outcome", "evaluate.run", "evaluate.result"):
         monkeypatch.setattr(f"fastbandit.{module}.environment", fixed_environment)
     monkeypatch.setattr("time.perf_counter", lambda: 0.0)
 
