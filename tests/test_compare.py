@@ -268,7 +268,8 @@ def test_the_protocol_holds_what_decides_the_result(finished):
     said = frozen.protocol
     assert said == found["protocol"]
     assert said["data"]["test_images"] == [900, 932]
-    assert said["search"]["seeds"] == [0, 1]
+    seeds = said["search"]["seeds"]
+    assert seeds == [one.seed for one in protocol.searches(small())] and len(set(seeds)) == 2
     seeds = [seed for arm in said["training"]["seeds"].values() for pair in arm for seed in pair]
     assert len(seeds) == len(set(seeds)) == 12
     assert said["attack"]["settings"]["attacks"] == "pgd-2,apgd-ce"
@@ -364,6 +365,7 @@ def _stop(said, word):
         ({"compare": {"margin": 2.0}}, "margin_points differs: 1.0 there, 2.0 now"),
         ({"compare": {"policy": "ridge"}}, "search.policy differs: printed there, ridge now"),
         ({"compare": {"pilot": {"networks": 4}}}, "pilot.settings.networks differs: 3 there"),
+        ({"compare": {"power": 0.8}}, "pilot.power differs: 0.9 there, 0.8 now"),
         ({"compare": {"tolerance": 0.1}}, "arms.matched.tolerance differs: 0.2 there, 0.1 now"),
     ],
 )
@@ -372,10 +374,30 @@ def test_another_setting_after_the_freeze_is_refused_by_name(copy, changes, fiel
     with pytest.raises(RunError, match=re.escape(field)):
         study(small(**changes), copy)
     assert (copy / "config.yaml").read_bytes() == before
+    assert study(small(), copy)[1]["compare"]["stage"] == "opened"  # it goes on as it was
+
+
+def unfreeze(path: Path) -> None:
+    """Make the folder one whose pilot alone is done."""
+    (path / protocol.FILE).unlink()
+    for piece in (path / "pieces").glob("attacked-*.json"):
+        if read_sealed(piece)["key"]["protocol"] is not None:
+            piece.unlink()
+
+
+def test_a_pilot_has_not_looked_at_the_test_images(copy):
+    unfreeze(copy)
+    changes = {"test": "112:140", "pilot": {"networks": 0, "images": ""}}
+    with pytest.raises(RunError, match=r"got 112:140; a pilot in this folder attacked 100:116"):
+        study(small(compare=changes), copy)
+    assert not (copy / protocol.FILE).exists()
+    changes["test"] = "116:140"
+    study(small(compare=changes), copy, until="freeze")
+    assert protocol.read_frozen(copy).protocol["data"]["test_images"] == [116, 140]
 
 
 def test_settings_may_change_until_the_freeze(copy):
-    (copy / protocol.FILE).unlink()
+    unfreeze(copy)
     said = []
     config = small(compare={"searches": 4, "epochs": 1})
     _, found = study(config, copy, until="freeze", log=said.append)

@@ -33,6 +33,21 @@ class Pieces:
     def done(self, kind: str, key: Mapping[str, Any]) -> bool:
         return self.path(kind, key).is_file()
 
+    def keys(self, kind: str) -> list[dict[str, Any]]:
+        """The keys of all stored pieces of a kind.
+
+        Raises:
+            FileError: a stored piece is damaged.
+        """
+        found = []
+        for path in sorted(self.folder.glob(f"{kind}-*.json")):
+            stored = read_sealed(plain_file(path))
+            key = stored.get("key") if isinstance(stored, dict) else None
+            if not isinstance(key, dict):
+                raise FileError(f"{path}: expected a piece of a study; delete it to go on")
+            found.append(key)
+        return found
+
     def get(
         self, kind: str, key: Mapping[str, Any], make: Callable[[], dict[str, Any]]
     ) -> dict[str, Any]:

@@ -128,6 +128,11 @@ class CompareConfig:
         """The arms that the searches are tested against."""
         return tuple(arm for arm in ("matched", "best") if arm in self.arms)
 
+    @property
+    def first_level(self) -> float:
+        """What the first step of Holm's procedure asks of the smallest p."""
+        return self.alpha / max(1, len(self.tested))
+
 
 def fewest(alpha: float, tests: int) -> int:
     """The smallest n for which n against n can give an adjusted p below ``alpha``; at least 5.

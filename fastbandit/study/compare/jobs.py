@@ -379,6 +379,7 @@ def attack_job(
         "protocol": protocol,
         "model": model["sha256"],
         "data": opened(config.data, images).digest,
+        "images": None if images is None else list(images),
         "attack": to_plain(config),
     }
     out = folder / "training" / Pieces(folder).path("attacked", key).stem

@@ -69,8 +69,7 @@ def run_pilot(config: StudyConfig, drawn: Chance, work: Work) -> dict[str, Any] 
     # Few networks say little about a standard deviation: its upper limit, one-sided, 80 %.
     freedom = len(groups) - 1
     upper = sd * math.sqrt(freedom / float(scipy_stats().chi2.ppf(0.2, freedom)))
-    # The first step of Holm's procedure asks this of the smallest p.
-    level = compare.alpha / max(1, len(compare.tested))
+    level = compare.first_level
     rank, p = spearman(parameters, means)
     table = []
     if sd > 0:

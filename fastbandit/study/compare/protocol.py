@@ -58,7 +58,11 @@ def searches(config: StudyConfig) -> list[SearchConfig]:
     compare = config.compare
     return [
         # One thread, so that the number of processes decides no result.
-        dataclasses.replace(config.search_of(compare.policy, number), threads=1).resolve()
+        dataclasses.replace(
+            config.search_of(compare.policy, 0),
+            seed=derive_seed(config.seed, "compare", "search", number),
+            threads=1,
+        ).resolve()
         for number in range(compare.searches)
     ]
 
@@ -233,15 +237,16 @@ def _claims(config: StudyConfig) -> dict[str, str]:
 def _of_pilot(pilot: dict[str, Any], config: StudyConfig) -> dict[str, Any]:
     """What the pilot had said when n was fixed."""
     normal, n = NormalDist(), config.compare.searches
-    z = normal.inv_cdf(1 - pilot["level"] / 2) + normal.inv_cdf(pilot["power"])
+    level, power = config.compare.first_level, config.compare.power
+    z = normal.inv_cdf(1 - level / 2) + normal.inv_cdf(power)
     return {
         "settings": dataclasses.asdict(config.compare.pilot),
         "images": pilot["images"],
         "sd_between": pilot["components"]["between"],
         "sd_within": pilot["components"]["within"],
         "sd_of_a_network": pilot["sd"],
-        "level": pilot["level"],
-        "power": pilot["power"],
+        "level": level,
+        "power": power,
         "detectable_points": 100 * pilot["sd"] * z * math.sqrt(2 / n),
     }
 

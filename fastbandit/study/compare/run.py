@@ -32,7 +32,7 @@ from fastbandit.study.compare.protocol import (
     test_images,
 )
 from fastbandit.study.compare.result import csv_text, summarise, training_rows
-from fastbandit.study.compare.stages import open_images, run_arms, seal_networks
+from fastbandit.study.compare.stages import check_unseen, open_images, run_arms, seal_networks
 from fastbandit.study.outcome import begin, end, stored
 
 if TYPE_CHECKING:
@@ -107,12 +107,16 @@ def _stages(config: StudyConfig, folder: RunFolder, work: Work, until: Stage) ->
     path, log = folder.path, work.log
     assert config.data is not None
     drawn = Chance(config.search_of(config.compare.policy, 0), closed(config.data))
-    pilot = run_pilot(config, drawn, work)
-    if pilot is not None:
-        folder.write_json("pilot.json", pilot)
-        write_atomic(path / "compare.csv", csv_text(training_rows(pilot, [], [])))
+    pilot = _frozen_pilot(config, folder)
+    if pilot is None:
+        pilot = run_pilot(config, drawn, work)
+        if pilot is not None:
+            folder.write_json("pilot.json", pilot)
+            write_atomic(path / "compare.csv", csv_text(training_rows(pilot, [], [])))
     if until == "pilot":
         return {"stage": "pilot", "pilot": pilot}
+    if read_frozen(path) is None:
+        check_unseen(config, work)
     frozen = freeze(path, make_protocol(config, pilot))
     log(f"protocol {frozen.sha256[:16]} is frozen: {path / FILE}")
     _say_power(frozen, log)
@@ -127,6 +131,15 @@ def _stages(config: StudyConfig, folder: RunFolder, work: Work, until: Stage) ->
     write_atomic(path / "compare.csv", csv_text(training_rows(pilot, members, candidates)))
     plain: dict[str, Any] = json.loads(json.dumps(summarise(frozen, pilot, members)))
     return plain
+
+
+def _frozen_pilot(config: StudyConfig, folder: RunFolder) -> dict[str, Any] | None:
+    """What the pilot had measured when the protocol was frozen: nothing changes it any more."""
+    held = config.compare.pilot.networks and plain_file(folder.path / "pilot.json").is_file()
+    if not held or read_frozen(folder.path) is None:
+        return None
+    found: dict[str, Any] = folder.read_json("pilot.json")
+    return found
 
 
 def _say_power(frozen: Frozen, log: Log) -> None:
@@ -163,8 +176,7 @@ def _adopt(path: Path, config: StudyConfig, files: RunFiles, log: Log) -> None:
     with RunFolder.open(path, stored, files=files) as folder:
         if frozen is not None:
             # What the pilot measured stays as it is; its settings are compared with the rest.
-            some = config.compare.pilot.networks > 0 and (path / "pilot.json").is_file()
-            freeze(path, make_protocol(config, folder.read_json("pilot.json") if some else None))
+            freeze(path, make_protocol(config, _frozen_pilot(config, folder)))
         write_atomic(
             path / "config.yaml", yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True)
         )

@@ -38,7 +38,15 @@ from fastbandit.study.compare.protocol import (
 if TYPE_CHECKING:
     from fastbandit.study.config import StudyConfig
 
-__all__ = ["OPENED", "Member", "Sealed", "open_images", "run_arms", "seal_networks"]
+__all__ = [
+    "OPENED",
+    "Member",
+    "Sealed",
+    "check_unseen",
+    "open_images",
+    "run_arms",
+    "seal_networks",
+]
 
 #: Says that the test images were opened, and for which weights.
 OPENED = "opened.json"
@@ -88,7 +96,8 @@ def run_arms(
                 search_job(
                     "search",
                     used,
-                    work.folder / "searches" / f"compare-{number}-seed{used.seed}",
+                    # Its protocol in the name: a search for another one is none of this.
+                    work.folder / "searches" / f"compare-{frozen.sha256[:12]}-{number}",
                     frozen.sha256,
                 )
                 for number, used in enumerate(searches(config))
@@ -228,6 +237,23 @@ def _allowed(work: Work, jobs: list[Job]) -> list[Job]:
 
 
 # --- the test images ------------------------------------------------------------------------
+
+
+def check_unseen(config: StudyConfig, work: Work) -> None:
+    """See that no pilot of this folder, whatever its settings were, attacked an image of the end.
+
+    Raises:
+        RunError: one did.
+    """
+    first, end = test_images(config)
+    for key in work.pieces.keys("attacked"):
+        seen = key["images"] or [0, end]
+        if seen[0] < end and first < seen[1]:
+            raise RunError(
+                f"{work.folder}: compare.test: expected test images that nobody has looked at, "
+                f"got {first}:{end}; a pilot in this folder attacked {seen[0]}:{seen[1]}. Choose "
+                "others, or compare anew in another --out"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
