@@ -7,7 +7,6 @@ build the network from it, the data it was trained on and how. Nothing is unpick
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastbandit._files import plain_file, write_atomic
+from fastbandit._latest import newest
 from fastbandit.genotype import Genotype
 from fastbandit.model_code import torch_file
 from fastbandit.nn.network import Network
@@ -41,8 +41,6 @@ __all__ = [
 BEST, LAST = "model-best.safetensors", "model-last.safetensors"
 
 _KIND = "network"
-#: In place of a folder's name: the newest one.
-_LATEST = "latest"
 _OWN = (
     "a model of your own is named by its code, and its weights beside: "
     "python -m fastbandit.evaluate my_package.my_module:make_model --weights FILE"
@@ -124,11 +122,7 @@ def find_model(path: str | Path) -> Path:
         FileError: in the folder, a link or a pipe is in its place.
     """
     path = Path(path)
-    if path.name == _LATEST and not os.path.lexists(path):
-        found = [file for folder in path.parent.glob("*/") if (file := _model_in(folder))]
-        if not found:
-            raise RunError(f"{path}: expected a folder with a model in {path.parent}, got none")
-        return max(found, key=lambda file: file.stat().st_mtime_ns)
+    path = newest(path, _model_in, "a folder with a model", RunError) or path
     if path.is_file():
         return path
     if not path.is_dir():

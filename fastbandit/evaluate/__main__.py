@@ -38,8 +38,8 @@ class Options(RunOptions):
     """What to do with the configuration; none of it changes a result."""
 
     model: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = None
-    """a model file, the folder of a retraining run, or code of your own that makes one:
-    my_package.my_module:make_model"""
+    """a model file, the folder of a retraining run (runs/latest: the newest run with a model), or
+    code of your own that makes one: my_package.my_module:make_model"""
     weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """weights of a model of your own: .safetensors, or .pt of torch.save(model.state_dict(), FILE)
     """
