@@ -44,5 +44,5 @@ def no_model() -> str:
     return "weights"
 
 
-ready = fitted()
+ready, held = fitted(), Centroids()
 number = 3

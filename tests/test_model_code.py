@@ -1,8 +1,10 @@
 """A model of one's own on the command line: its code, and its weights."""
 
 import json
+import threading
 from pathlib import Path
 
+import _centroids
 import pytest
 import torch
 from _centroids import Centroids, fitted
@@ -95,6 +97,31 @@ def test_from_python_too(weights):
     assert {one.digest for one in found} == {found[0].digest}
     assert found[0].clean > 0.7
     assert torch.equal(model.linear.weight, before)
+
+
+def test_a_model_that_a_module_holds_stays_as_it_was(weights):
+    held = _centroids.held.train()
+    before = held.linear.weight.clone()
+    found = fastbandit.evaluate(
+        "_centroids:held", source="digits", weights=weights, limit=30, epsilon="0.1", preset=None,
+        attacks="fgsm", progress=False, checks={"images": 0},
+    )  # fmt: skip
+    assert found.clean > 0.7
+    assert held.training
+    assert torch.equal(held.linear.weight, before)
+
+
+def test_weights_for_a_model_that_cannot_be_copied(weights):
+    model = Centroids()
+    model.lock = threading.Lock()
+    with pytest.raises(ConfigError, match="expected a model that can be copied, got Centroids"):
+        fastbandit.evaluate(model, source="digits", weights=weights, epsilon=0.1)
+    _centroids.held.lock = model.lock
+    try:
+        with pytest.raises(ConfigError, match=r"copied.*load them into it beforehand"):
+            ModelCode("_centroids:held", weights).load()
+    finally:
+        del _centroids.held.lock
 
 
 @pytest.mark.parametrize(

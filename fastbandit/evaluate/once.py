@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Sequence
 from fractions import Fraction
@@ -24,7 +23,7 @@ from fastbandit.evaluate.config import PRESETS, EvaluateConfig
 from fastbandit.evaluate.result import outcome_of
 from fastbandit.evaluate.robustness import CUSTOM, Robustness, RobustnessWarning
 from fastbandit.evaluate.run import begun, evaluate_model, measure
-from fastbandit.model_code import ModelCode, load_weights, names_code
+from fastbandit.model_code import ModelCode, names_code, with_weights
 from fastbandit.runs.progress import Progress
 from fastbandit.runs.tensors import load_tensors
 from fastbandit.threat import plain_number
@@ -155,9 +154,7 @@ def _configuration(
 
 def _with_weights(model: Any, weights: str | Path) -> nn.Module | ModelCode:
     if isinstance(model, nn.Module):
-        model = copy.deepcopy(model)
-        load_weights(model, weights)
-        return model
+        return with_weights(model, weights)
     if isinstance(model, str) and names_code(model):
         return ModelCode(model, Path(weights))
     raise ConfigError(

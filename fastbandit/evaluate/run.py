@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,7 +17,7 @@ from fastbandit.distributed import Group
 from fastbandit.evaluate.config import EvaluateConfig
 from fastbandit.evaluate.grid import Evaluation, OtherModelError
 from fastbandit.evaluate.result import RESULT, finish
-from fastbandit.evaluate.subject import Subject, evaluating, fast_copy, load_subject, place, prepare
+from fastbandit.evaluate.subject import Subject, borrowed, fast_copy, load_subject, place, prepare
 from fastbandit.model_code import ModelCode
 from fastbandit.runs.environment import derive_seed, environment
 from fastbandit.runs.folder import RunFiles, RunFolder
@@ -69,18 +68,10 @@ def begun(
     subject, config = prepare(model, config)
     check_group_device(config.device, group)
     device = torch.device(config.device) if group is None else group.device
-    if isinstance(model, nn.Module):
-        # Some modules cannot be copied; then the caller's own is moved.
-        try:
-            subject.network = copy.deepcopy(model)
-        except (RuntimeError, TypeError):
-            subject.network = model
     with torch_settings(config.threads, bool(config.deterministic)), ExitStack() as stack:
         # float32 is what the model decides in, whatever the caller computes in.
         stack.enter_context(torch.autocast(device.type, enabled=False))
-        if isinstance(model, nn.Module):
-            # What is attached to a module may call the caller's own modules from within the copy.
-            stack.enter_context(evaluating(model))
+        stack.enter_context(borrowed(subject))
         subject.network = place(subject.network, config, device)
         subject.fast = fast_copy(subject.network)
         source = load_data(config, source)

@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Subject",
-    "evaluating",
+    "borrowed",
     "fast_copy",
     "load_subject",
     "place",
@@ -186,7 +186,7 @@ def take_fingerprint(network: nn.Module, probes: Tensor) -> Fingerprint:
 
 
 def place(network: nn.Module, config: EvaluateConfig, device: torch.device) -> nn.Module:
-    """The network on the device in the asked layout; one from a file may be changed in place."""
+    """The network on the device in the asked layout; it is changed in place."""
     network = network.to(device)
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -194,7 +194,27 @@ def place(network: nn.Module, config: EvaluateConfig, device: torch.device) -> n
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def borrowed(subject: Subject) -> Iterator[None]:
+    """``subject.network`` as one that may be moved and changed within the context.
+
+    A module of the caller's is copied; one that cannot be copied is used itself, and put back.
+    """
+    own = subject.network
+    if subject.file is not None:
+        yield
+        return
+    with ExitStack() as stack:
+        try:
+            subject.network = copy.deepcopy(own)
+        except Exception:  # whatever a module's own way to be copied raises
+            stack.enter_context(_put_back(own))
+        # What is attached to a module may call the caller's own modules from within the copy.
+        stack.enter_context(_evaluating(own))
+        yield
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
     """Every module of ``model`` in evaluation mode within the context, and back."""
     modes = [(module, module.training) for module in model.modules()]
     try:
@@ -205,10 +225,28 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@contextmanager
+def _put_back(model: nn.Module) -> Iterator[None]:
+    """Parameters, their gradients and buffers of ``model`` as before, after the context."""
+    held = [(m, dict(m._parameters), dict(m._buffers)) for m in model.modules()]
+    tensors = [(p, p.data, p.grad) for p in model.parameters()]
+    gradients = [(grad, grad.data) for _, _, grad in tensors if grad is not None]
+    try:
+        yield
+    finally:
+        for module, parameters, buffers in held:
+            module._parameters.update(parameters)
+            module._buffers.update(buffers)
+        for parameter, data, grad in tensors:
+            parameter.data, parameter.grad = data, grad
+        for grad, data in gradients:
+            grad.data = data
+
+
 def fast_copy(network: nn.Module) -> nn.Module | None:
     """A copy with frozen batch norms; None where it would be no faster, or none can be made."""
     try:
         copied = freeze(copy.deepcopy(network))
-    except (RuntimeError, TypeError):
+    except Exception:  # whatever a module's own way to be copied raises
         return None
     return copied if any(type(m) is FrozenBatchNorm for m in copied.modules()) else None
