@@ -1,5 +1,6 @@
 """Attacks towards a class, without labels, with other losses; and the standard AutoAttack."""
 
+import numpy as np
 import pytest
 import torch
 from _centroids import Centroids, fitted
@@ -38,8 +39,16 @@ def test_a_targeted_attack_reaches_the_class_and_an_untargeted_one_does_not(name
     # One class for all; the labels are needed for nothing.
     sevens = TARGETED[name](model, x, None, target=7)
     assert (model(sevens).argmax(1) == 7).sum() > (model(x).argmax(1) == 7).sum() + 2
-    few = torch.tensor([7] * 60)
-    assert torch.equal(sevens, TARGETED[name](model, x, None, target=few))
+    for same in (
+        torch.tensor([7] * 60),
+        torch.tensor([7] * 60, dtype=torch.uint8),
+        torch.tensor(7, dtype=torch.int32),
+        np.int16(7),
+        np.array(7),
+    ):
+        assert torch.equal(sevens, TARGETED[name](model, x, None, target=same))
+    # Labels of any integer type, as of images that are evaluated.
+    assert torch.equal(TARGETED[name](model, x, y), TARGETED[name](model, x, y.to(torch.uint8)))
 
 
 def test_a_targeted_step_is_the_step_down_the_target_s_loss():
@@ -106,8 +115,11 @@ def test_saturated_logits_need_a_loss_without_their_scale():
         (lambda m, x, y: attacks.pgd(m, x, y, target=y), ValueError, "other classes than"),
         (lambda m, x, y: attacks.pgd(m, x, target=10), ValueError, "expected classes below"),
         (lambda m, x, y: attacks.pgd(m, x, target=-1), ValueError, "target: expected classes, 0"),
-        (lambda m, x, y: attacks.pgd(m, x, target=y[:2]), ValueError, "target: expected int64"),
+        (lambda m, x, y: attacks.pgd(m, x, target=y[:2]), ValueError, "target: expected integers"),
         (lambda m, x, y: attacks.pgd(m, x, target="7"), TypeError, "target: expected a class"),
+        (lambda m, x, y: attacks.pgd(m, x, target=y[0] + 0.5), TypeError, "got torch.float32"),
+        (lambda m, x, y: attacks.pgd(m, x, target=np.True_), TypeError, "got a numpy.bool"),
+        (lambda m, x, y: attacks.pgd(m, x, target=2**64), ValueError, "target: expected a class"),
         (lambda m, x, y: APGDT(m)(x, y, target=7), ValueError, "APGDT aims at classes of"),
         (lambda m, x, y: Ensemble(m)(x, y, target=7), ValueError, "Ensemble aims at classes"),
         (lambda m, x, y: AutoAttack(m)(x, y, index=y), ValueError, "index: expected None"),

@@ -230,7 +230,14 @@ def test_other_settings_by_name():
         (lambda x, y: (x - 0.5, y), {}, DataError, "normalised beforehand, that is a layer"),
         (lambda x, y: (x[:-1], y), {}, DataError, "as many labels as images, got 7 images and 8"),
         (lambda x, y: (x, y + 10), {}, ConfigError, "expected labels from 0 to below 10"),
-        (lambda x, y: (x, "abc"), {}, TypeError, "labels: expected integers"),
+        (lambda x, y: (x, "abc"), {}, DataError, "integers or text, got str"),
+        (lambda x, y: (x, 3), {}, DataError, "integers or text, got int"),
+        (lambda x, y: (x, [[1], [2, 3]]), {}, DataError, r"not labels \[N\]"),
+        (lambda x, y: (x, y > 3), {}, DataError, "expected integer labels.*got bool"),
+        (lambda x, y: (None, y), {"source": "digits"}, ConfigError, "beside images, got no images"),
+        (lambda x, y: ("digits", y), {}, ConfigError, "got the path 'digits', which is passed al"),
+        (lambda x, y: (x, y), {"data": "digits"}, ConfigError, "data: expected in place of images"),
+        (lambda x, y: (), {"source": "a", "data": "digits"}, ConfigError, "data: expected"),
         (lambda x, y: (x, list("abcdefgh")), {}, DataError, "integer labels, as the model"),
         (lambda x, y: (x, y), {"preset": "standart"}, ConfigError, "did you mean standard"),
         (lambda x, y: (x, y), {"atacks": "fgsm"}, ConfigError, "did you mean attacks"),
@@ -247,12 +254,58 @@ def test_what_cannot_be_evaluated_is_said(arguments, settings, error, message):
         fastbandit.evaluate(model, *arguments(x, y), **{**QUICK, **settings})
 
 
-def test_images_that_are_not_of_8_bits_are_said_to_be_rounded():
+def test_images_that_are_not_of_8_bits_are_said_to_be_rounded(tmp_path):
     x, y = images(8)
     with pytest.warns(UserWarning, match="rounded to 1/255, which moves pixels by up to 0.00"):
         quick(None, x * 0.999, y, attacks="fgsm")
-    with pytest.warns(UserWarning, match="rounded to 1/255"):
-        quick(None, x.numpy() * np.float32(0.999), y, attacks="fgsm")
+    moved = x * 0.999
+    pairs = list(zip(moved, y.tolist(), strict=True))
+    numpy = {"x": moved.numpy().astype(np.float64), "y": y.numpy()}
+    for given in (
+        (moved.numpy(), y),
+        (moved.double(), y),
+        ((moved, y),),
+        (pairs,),
+        (DataLoader(pairs, batch_size=3),),
+        (numpy,),
+    ):
+        with pytest.warns(UserWarning, match="images: not of 8 bits: images are rounded") as said:
+            quick(None, *given, attacks="fgsm")
+        assert len(said) == 1
+        assert said[0].filename == __file__
+    with pytest.warns(UserWarning, match="training data: not of 8 bits"):
+        load((moved, y), classes=10)
+    np.savez(tmp_path / "x.npz", images=numpy["x"][:, 0], labels=numpy["y"] % 2)
+    with pytest.warns(UserWarning, match="x.npz: images: not of 8 bits"):
+        load(tmp_path / "x.npz")
+    # Those of 8 bits are as they were, in any type that holds them.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load((x, y), classes=10)
+        load((x.double(), y), classes=10)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        torch.Tensor.int,
+        lambda y: y.to(torch.uint8).numpy(),
+        torch.Tensor.tolist,
+        list,
+        lambda y: np.array(y.tolist(), dtype=object),
+        lambda y: y[:, None],
+    ],
+)
+def test_labels_of_any_integer_type(labels):
+    x, y = images(20)
+    assert torch.equal(quick(None, x, labels(y), attacks="fgsm").images["label"], y)
+    assert torch.equal(load((x, labels(y)), classes=10).train.labels, y)
+
+
+def test_a_path_in_place_of_images():
+    by_path = quick(None, "digits", limit=20, attacks="fgsm")
+    assert by_path.result["data"]["name"] == "digits"
+    assert by_path.robust == quick(None, source="digits", limit=20, attacks="fgsm").robust
 
 
 ORDERS = [
