@@ -210,6 +210,13 @@ def _state_dict(found: Any, path: Path) -> dict[str, Tensor]:
         inner = [name for name in _INNER if tensors(found.get(name))]
         if len(inner) == 1:
             return dict(found[inner[0]])
+        several = inner or [name for name, value in found.items() if tensors(value)]
+        if several:
+            raise ConfigError(
+                f"weights: {path}: expected one state dict, got "
+                f"{', '.join(map(repr, several[:8]))} in a mapping; save the one that is wanted "
+                f"alone: torch.save(torch.load(FILE)[{several[0]!r}], NEW)"
+            )
         held = ", ".join(map(str, list(found)[:8])) or "nothing"
         raise ConfigError(
             f"weights: {path}: expected a state dict, tensors by name, or one below one of "

@@ -23,6 +23,8 @@ QUICK = [
     "--threads", "1",
 ]  # fmt: skip
 
+EMPTY = Centroids().state_dict()
+
 
 @pytest.fixture
 def weights(tmp_path) -> Path:
@@ -178,6 +180,15 @@ def test_weights_as_people_save_them(write, tmp_path):
         (lambda p: p.write_bytes(b"\x00" * 100), "cannot read: damaged, or not of torch.save"),
         (lambda p: torch.save([1, 2], p), "tensors by name, got a list"),
         (lambda p: torch.save({"epoch": 1, "best": 2}, p), "got a mapping of epoch, best"),
+        (
+            lambda p: torch.save({"model": EMPTY, "net": EMPTY, "epoch": 1}, p),
+            r"expected one state dict, got 'model', 'net' in a mapping; save.*\['model'\], NEW",
+        ),
+        (
+            lambda p: torch.save({"generator": EMPTY, "critic": EMPTY}, p),
+            "expected one state dict, got 'generator', 'critic' in a mapping",
+        ),
+        (lambda p: torch.save({"student": EMPTY, "epoch": 1}, p), "got 'student' in a mapping"),
         (lambda p: p.mkdir(), "expected a file of weights, got a folder"),
         (lambda p: None, "expected a file of weights, got no such file"),
         (lambda p: p.with_suffix(".safetensors").write_bytes(b"x"), "damaged or not a safetensors"),
