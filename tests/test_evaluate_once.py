@@ -20,7 +20,7 @@ import fastbandit
 from fastbandit._intervals import wilson
 from fastbandit.config import ConfigError
 from fastbandit.data import DataError, ImageSet, load
-from fastbandit.evaluate import EvaluateConfig, Robustness, RobustnessWarning, evaluate_model
+from fastbandit.evaluate import EvaluateConfig, Robustness, RobustnessWarning, evaluate_model, main
 from fastbandit.runs.progress import Progress
 
 QUICK = {
@@ -190,12 +190,37 @@ def test_standard_asks_the_reference_where_it_is_installed(monkeypatch):
     assert found.cross_check["n"] == round(20 * found.clean)
     assert "reference AutoAttack on" in repr(found)
     few = Centroids(classes=3)
-    assert (
-        fastbandit.evaluate(few, images(20)[0], torch.arange(20) % 3, **settings).cross_check
-        is None
-    )
+    without = fastbandit.evaluate(few, images(20)[0], torch.arange(20) % 3, **settings)
+    assert without.cross_check is None
+    assert "AutoAttack left out: its loss needs 4 classes, the model has 3\n" in repr(without)
+    at_zero = fastbandit.evaluate(fitted(), *images(20), **{**settings, "epsilon": 0})
+    assert "AutoAttack left out: there is no attack at radius 0\n" in repr(at_zero)
+    assert "left out" not in repr(found)
     monkeypatch.setattr("fastbandit.evaluate.config.has_reference", lambda: False)
-    assert fastbandit.evaluate(fitted(), *images(20), **settings).cross_check is None
+    without = fastbandit.evaluate(fitted(), *images(20), **settings)
+    assert without.cross_check is None
+    line = "left out: the package pyautoattack is not installed (extra eval)\n"
+    assert f"reference AutoAttack {line}" in repr(without)
+    # Only where it was asked for.
+    settings = {**settings, "cross_check": "none"}
+    assert "left out" not in repr(fastbandit.evaluate(fitted(), *images(20), **settings))
+
+
+def test_the_command_says_that_the_reference_is_left_out(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("fastbandit.evaluate.config.has_reference", lambda: False)
+    arguments = ["_centroids:fitted", "--epsilon", "0.1", "--attacks", "fgsm", "--limit", "20",
+                 "--checks.images", "0", "--out", str(tmp_path / "e")]  # fmt: skip
+    assert main([*arguments, "--cross-check", "auto"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("cross-check  left out: the package pyautoattack is not installed") == 1
+
+
+def test_how_many_checks_passed_and_how_many_were_not_made(found):
+    assert "verdict: ok (7 checks passed)\n" in repr(found)
+    bare = quick(attacks="fgsm", checks={"images": 0})
+    assert "verdict: ok (1 check passed, 7 not made: no image was classified correctly" in (
+        repr(bare)
+    )
 
 
 def test_images_of_another_size_are_brought_to_one():

@@ -27,11 +27,17 @@ _INFERENCE = (
 def with_autograd(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Decorator: ``function`` runs outside ``torch.inference_mode()``, where gradients exist.
 
-    Tensors that were made in inference mode stay as they are: see :func:`normal`.
+    Tensors that were made in inference mode stay as they are: see :func:`normal`. Within a
+    transform of ``torch.func``, where values are not known, it raises a ValueError.
     """
 
     @functools.wraps(function)
     def outside(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            raise ValueError(
+                "attacks and evaluations: expected a call outside of torch.func's transforms "
+                "(vmap, grad, jvp), got one within; they take a batch of images by themselves"
+            )
         if not torch.is_inference_mode_enabled():
             return function(*args, **kwargs)
         # Leaving inference mode would also end a no_grad around it.
@@ -106,10 +112,15 @@ def attack_mode(
     """
     train = bn_mode == "train"
     used = list(model.modules() if modules is None else modules)
+    # A frozen script has no mode any more: it computes what it was frozen as.
+    used = [module for module in used if hasattr(module, "training")]
     modes = [(module, module.training) for module in used]
     tracking = [m for m in used if isinstance(m, _BatchNorm) and m.track_running_stats]
     learning = [
-        p for p in (model.parameters() if parameters is None else parameters) if p.requires_grad
+        p
+        for p in (model.parameters() if parameters is None else parameters)
+        # What is computed from another, as in a copy of a script, has no flag of its own.
+        if p.requires_grad and p.is_leaf
     ]
     for parameter in learning:
         if parameter.is_inference():
@@ -428,8 +439,16 @@ class Oracle:
                 logits = self._call(self._copy(point), exact=False)
                 filled = (self._fill(column[part]) for column in columns)
                 losses = self.value(loss, logits, *filled)
-                # Of the sum: the gradient of one image does not depend on the others' number.
-                (gradient,) = torch.autograd.grad(losses.sum(), point)
+                gradient = None
+                if losses.requires_grad:
+                    # Of the sum: that of one image does not depend on the others' number.
+                    (gradient,) = torch.autograd.grad(losses.sum(), point, allow_unused=True)
+            if gradient is None:
+                raise ValueError(
+                    "model: expected logits with a gradient for the images, got none: they are "
+                    "computed without autograd (no_grad, detach, quantised layers, other "
+                    "libraries); only black-box attacks such as square need none"
+                )
             found.append((logits.detach()[:n], losses.detach()[:n], gradient))
         if len(found) == 1:
             return found[0]

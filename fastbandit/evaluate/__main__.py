@@ -151,6 +151,8 @@ class EvaluateCommand(Command[EvaluateConfig]):
                 f"ours alone {check['fooled_by_ours_alone']}, the reference alone "
                 f"{check['fooled_by_reference_alone']}: {check['verdict']}"
             )
+        if left_out := result.get("cross_check_left_out"):  # not in files of older versions
+            print(f"cross-check  left out: {left_out}")
         print(f"suspicion: {result['suspicion']['verdict']}")
         for one in result["suspicion"]["checks"]:
             print(f"  {one['verdict']:10} {one['name']}: {one['detail']}")

@@ -65,6 +65,7 @@ def begun(
 ) -> Iterator[Evaluation]:
     """An evaluation of which nothing is known yet, and torch as it runs in; arguments as of
     :func:`evaluate_model`. It has no folder; its configuration is the resolved one."""
+    asked = config.cross_check
     subject, config = prepare(model, config)
     check_group_device(config.device, group)
     device = torch.device(config.device) if group is None else group.device
@@ -78,8 +79,12 @@ def begun(
         surrogate = None
         if config.transfer_from is not None:
             other = load_subject(config.transfer_from)
+            stack.enter_context(borrowed(other))
             surrogate = (place(other.network, config, device), other.facts)
-        yield Evaluation(config, subject, source, device, None, group, surrogate)
+        evaluation = Evaluation(config, subject, source, device, None, group, surrogate)
+        if config.cross_check != asked:
+            evaluation.reference_left_out = "the package pyautoattack is not installed (extra eval)"
+        yield evaluation
 
 
 def measure(
