@@ -91,7 +91,7 @@ def _named(code: str) -> Any:
             raise ConfigError(f"model: {module_name}: its import fails: {error}") from error
         raise ConfigError(
             f"model: {module_name}: no such module, looked for in {folder} and in the installed "
-            f"packages"
+            "packages; run the command in the folder that holds it, or name that in PYTHONPATH"
         ) from None
     except Exception as error:
         raise ConfigError(

@@ -124,4 +124,4 @@ def test_the_algorithm_as_printed_is_the_command_of_its_page():
     assert by_default.final.network_epochs > 0
     # Off unless asked for.
     assert (by_default.parameters, by_default.macs, by_default.final.tournament) == (None, None, 0)
-    assert (by_default.rewards, by_default.supernet.epochs) == ("supernet", 0)
+    assert (by_default.rewards, by_default.supernet.epochs) == ("shared", 0)

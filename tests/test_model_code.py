@@ -239,3 +239,19 @@ def test_weights_beside_a_file_are_refused(weights, capsys):
     assert "expected beside code of your own" in capsys.readouterr().err
     assert main(["--epsilon", "0.1"]) == 1
     assert "or my_package.my_module:make_model" in capsys.readouterr().err
+
+
+def test_what_came_from_python_goes_on_from_python(tmp_path, capsys):
+    """The command says so, and how; images and model of a program are in no folder."""
+    settings = {"epsilon": 0.1, "preset": None, "attacks": "fgsm", "checks": {"images": 0},
+                "progress": False, "out": tmp_path / "e"}  # fmt: skip
+    x = torch.rand(4, 1, 8, 8).mul(255).round().div(255)
+    fastbandit.evaluate("_centroids:fitted", x, torch.arange(4), **settings)
+    assert main(["--resume", str(tmp_path / "e")]) == 1
+    error = capsys.readouterr().err
+    assert "e: its images came from Python; call fastbandit.evaluate (or" in error
+    fastbandit.evaluate(fitted(), source="digits", limit=4, **settings | {"out": tmp_path / "f"})
+    assert main(["--resume", str(tmp_path / "f")]) == 1
+    error = capsys.readouterr().err
+    assert "f: its model came from Python; call fastbandit.evaluate (or" in error
+    assert f"out='{tmp_path / 'f'}'" in error

@@ -22,6 +22,7 @@ from fastbandit.distributed import Group
 from fastbandit.evaluate.config import PRESETS, EvaluateConfig
 from fastbandit.evaluate.estimate import dry_run
 from fastbandit.evaluate.result import RESULT
+from fastbandit.evaluate.robustness import CUSTOM
 from fastbandit.evaluate.run import evaluate_model
 from fastbandit.evaluate.subject import prepare
 from fastbandit.model_code import ModelCode, names_code
@@ -202,13 +203,19 @@ def _stored(folder: Path) -> tuple[ModelCode | str, EvaluateConfig]:
     if not isinstance(identity, dict):
         raise RunError(f"{folder}: expected the folder of an evaluation")
     config = merge(EvaluateConfig(), plain, f"{folder}/config.yaml")
+    if config.data == CUSTOM and not os.path.lexists(CUSTOM):
+        raise RunError(
+            f"{folder}: its images came from Python; call fastbandit.evaluate (or evaluate_model) "
+            f"with them again, out={str(folder)!r}, to go on"
+        )
     if identity.get("code") is not None:
         weights = identity.get("weights")
         place = None if weights is None else Path(os.path.normpath(folder / weights))
         return ModelCode(str(identity["code"]), place), config
     if identity.get("file") is None:
         raise RunError(
-            f"{folder}: its model came from Python; call evaluate_model with it again to go on"
+            f"{folder}: its model came from Python; call fastbandit.evaluate (or evaluate_model) "
+            f"with it again, out={str(folder)!r}, to go on"
         )
     return os.path.normpath(folder / identity["file"]), config
 
