@@ -308,6 +308,7 @@ def test_images_that_are_not_of_8_bits_are_said_to_be_rounded(tmp_path):
         warnings.simplefilter("error")
         load((x, y), classes=10)
         load((x.double(), y), classes=10)
+        load((x.half(), y), classes=10)
 
 
 @pytest.mark.parametrize(

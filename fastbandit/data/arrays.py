@@ -87,7 +87,9 @@ def as_uint8(values: np.ndarray, where: str) -> tuple[np.ndarray, float]:
     scaled = values.astype(np.float64) * 255
     levels = np.rint(scaled)
     scaled -= levels
-    return levels.astype(np.uint8), float(np.abs(scaled).max(initial=0.0)) / 255
+    moved = float(np.abs(scaled).max(initial=0.0)) / 255
+    # In half precision k / 255 itself is a little beside it.
+    return levels.astype(np.uint8), moved if moved > np.finfo(values.dtype).eps / 2 else 0.0
 
 
 def say_rounded(part: Part) -> None:

@@ -28,6 +28,8 @@ __all__ = ["from_python", "images_of", "labels_of"]
 IMAGES = ("image", "img", "images", "x", "pixel_values")
 LABELS = ("label", "labels", "y", "target")
 _ARRAYS = (torch.Tensor, np.ndarray)
+# Those that numpy has.
+_FLOATS = (torch.float16, torch.float32, torch.float64)
 
 
 def images_of(source: Any, where: str, fit: Fit = AS_IS) -> ImageSet:
@@ -109,7 +111,7 @@ def _numpy(value: Any, where: str) -> np.ndarray:
     with reading(where, "numbers"):
         if isinstance(value, torch.Tensor):
             value = value.detach().cpu()
-            if value.is_floating_point() and value.dtype != torch.float64:
+            if value.is_floating_point() and value.dtype not in _FLOATS:
                 value = value.to(torch.float32)
             return value.numpy()
         return np.asarray(value)
