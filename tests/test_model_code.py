@@ -13,7 +13,8 @@ from torch import nn
 
 import fastbandit
 from fastbandit.config import ConfigError
-from fastbandit.evaluate import main
+from fastbandit.evaluate import __main__ as evaluate
+from fastbandit.evaluate import evaluate_model, main
 from fastbandit.model_code import ModelCode, load_weights, names_code, read_weights
 from fastbandit.models import load_model
 from fastbandit.runs.tensors import CheckpointError
@@ -255,3 +256,33 @@ def test_what_came_from_python_goes_on_from_python(tmp_path, capsys):
     error = capsys.readouterr().err
     assert "f: its model came from Python; call fastbandit.evaluate (or" in error
     assert f"out='{tmp_path / 'f'}'" in error
+
+
+def test_the_same_command_goes_on_without_a_folder_too(tmp_path, monkeypatch, capsys):
+    """Of code without a file of weights nothing is beside that the folder could be in."""
+    monkeypatch.chdir(tmp_path)
+    arguments = ["_centroids:fitted", *QUICK, "--json"]
+    assert main(arguments) == 0
+    (folder,) = Path("runs").iterdir()
+    first = json.loads(capsys.readouterr().out)
+    assert first["evaluation"] == str(folder)
+    (folder / "evaluation.json").unlink()  # as if it had been stopped before its end
+    assert main(arguments) == 0
+    shown = capsys.readouterr()
+    assert "evaluation goes on" in shown.err
+    again = json.loads(shown.out)["results"][0]
+    assert again["worst_case"] == first["results"][0]["worst_case"]
+    assert list(Path("runs").iterdir()) == [folder]
+    # A finished one stays, and so does an unfinished one of a model that answers otherwise.
+    assert main(arguments) == 0
+    (second,) = set(Path("runs").iterdir()) - {folder}
+    (second / "evaluation.json").unlink()
+    model = fitted()
+    model.factor = 3.0
+    config = evaluate.parse([*arguments, "--device", "cpu"]).config
+    found, _ = evaluate_model(model, config)
+    (other,) = set(Path("runs").iterdir()) - {folder, second}
+    assert found.name == other.name
+    (found / "evaluation.json").unlink()
+    model.factor = 5.0
+    assert evaluate_model(model, config)[0] not in (folder, second, other)

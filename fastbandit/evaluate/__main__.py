@@ -47,7 +47,9 @@ class Options(RunOptions):
     preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """settings to start from: quick (seconds), standard, digits, mnist, cifar10"""
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
-    """folder of the result; default: evaluation-<norm>-<epsilon> beside the model"""
+    """folder of the result; default: evaluation-<norm>-<epsilon> beside the model or its weights;
+    of code without a file of weights, an unfinished one of this evaluation below runs/, else a new
+    one there"""
     resume: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """go on with the evaluation in this folder, with the model and configuration stored there"""
     force: bool = False
