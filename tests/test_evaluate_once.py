@@ -257,6 +257,7 @@ def test_other_settings_by_name():
         (lambda x, y: (x, y + 10), {}, ConfigError, "expected labels from 0 to below 10"),
         (lambda x, y: (x, "abc"), {}, DataError, "integers or text, got str"),
         (lambda x, y: (x, 3), {}, DataError, "integers or text, got int"),
+        (lambda x, y: (x, ["1", 2] * 4), {}, DataError, "all integers or all text, got both"),
         (lambda x, y: (x, [[1], [2, 3]]), {}, DataError, r"not labels \[N\]"),
         (lambda x, y: (x, y > 3), {}, DataError, "expected integer labels.*got bool"),
         (lambda x, y: (None, y), {"source": "digits"}, ConfigError, "beside images, got no images"),

@@ -103,6 +103,9 @@ def labels_of(labels: Any, where: str) -> np.ndarray | torch.Tensor:
     with reading(where, "labels [N]"):
         if column:
             labels = [x.tolist() if isinstance(x, torch.Tensor) else x for x in labels]
+            if len({isinstance(x, str) for x in labels}) > 1:
+                # Of an array all would become text.
+                raise DataError(f"{where}: expected labels all integers or all text, got both")
         return np.asarray(labels)
 
 
