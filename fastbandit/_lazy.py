@@ -1,4 +1,4 @@
-"""Packages whose names are imported when they are first asked for.
+"""Packages whose names and modules are imported when they are first asked for.
 
 ``python -m fastbandit.search`` imports the package before its ``__main__``, which has to choose how
 OpenMP's threads wait before anything loads torch.
@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 __all__ = ["lazy"]
 
 
-def lazy(package: str, names: Mapping[str, str]) -> Callable[[str], Any]:
+def lazy(
+    package: str, names: Mapping[str, str], modules: Collection[str] = ()
+) -> Callable[[str], Any]:
     """The ``__getattr__`` of a package.
 
     Args:
         package: its ``__name__``.
         names: of each public name, the module of the package that defines it.
+        modules: those of the package that need no import of their own.
     """
 
     def get(name: str) -> Any:
+        if name in modules:
+            return importlib.import_module(f"{package}.{name}")
         if name not in names:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(f"{package}.{names[name]}"), name)

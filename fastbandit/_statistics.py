@@ -5,6 +5,7 @@ The rank tests and the quantiles of F are SciPy's (extra ``study``), loaded wher
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -57,6 +58,7 @@ def standard_error(values: Sequence[float]) -> float:
     return statistics.stdev(values) / math.sqrt(len(values))
 
 
+@functools.lru_cache(maxsize=1024)
 def student_t(share: float, freedom: float) -> float:
     """Quantile of Student's t distribution, for 0.5 <= share < 1, by integration and bisection."""
     if not 0.5 <= share < 1 or freedom < 1:

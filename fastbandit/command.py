@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Ty
 
 import tyro
 
+from fastbandit._latest import command_of, last_written, newest
 from fastbandit._output import flushed, lasting_streams
 from fastbandit._program import examples, program
 from fastbandit._suggest import did_you_mean, with_hint
@@ -140,6 +141,11 @@ class Command(ABC, Generic[C]):
         folder = getattr(request.options, "resume", None)
         if folder is None:
             return request
+        named = newest(folder, self._own, f"a folder of {self.name}", ConfigError)
+        if named is not None:
+            folder = str(named)
+            options = dataclasses.replace(request.options, resume=folder)
+            request = dataclasses.replace(request, options=options)
         stored = self.stored(Path(folder))
         # Whatever else is asked for must agree with what is stored, or it is refused.
         if request.config not in (self.config(), stored):
@@ -149,6 +155,9 @@ class Command(ABC, Generic[C]):
         if request.out is not None and Path(request.out) != Path(folder):
             raise ConfigError("--resume and --out name different folders; give one of them")
         return dataclasses.replace(request, config=stored, out=folder)
+
+    def _own(self, folder: Path) -> Path | None:
+        return last_written(folder) if command_of(folder) == self.name else None
 
     def resolved(self, request: Request[C]) -> Any:
         """The configuration with every ``auto`` replaced by what it means here."""

@@ -210,7 +210,8 @@ def _difference(network: nn.Module, run: Any, shape: Sequence[int]) -> float:
 @dataclass(frozen=True)
 class _Command:
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """a model file, or the folder of a retraining run, whose best model is taken"""
+    """a model file, or the folder of a retraining run, whose best model is taken
+    (runs/latest: of the newest run with a model)"""
     format: Literal["onnx", "torch"] = "onnx"
     """onnx, or torch for torch.export.load"""
     out: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None

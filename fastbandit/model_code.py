@@ -7,6 +7,7 @@ takes.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import os
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from fastbandit._suggest import did_you_mean
 from fastbandit.config import ConfigError
 
-__all__ = ["ModelCode", "load_weights", "names_code", "read_weights", "torch_file"]
+__all__ = ["ModelCode", "load_weights", "names_code", "read_weights", "torch_file", "with_weights"]
 
 _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 # Under these names training scripts keep the state dict beside other things.
@@ -62,13 +63,18 @@ class ModelCode:
             ConfigError: no such code, or it makes no model.
             ValueError: the weights cannot be read or do not fit.
         """
-        model = _made(self.code)
+        found = _named(self.code)
+        if isinstance(found, nn.Module):
+            # Of the module that defines it, which keeps its own weights.
+            return found if self.weights is None else with_weights(found, self.weights)
+        model = _made(found, self.code)
         if self.weights is not None:
             load_weights(model, self.weights)
         return model
 
 
-def _made(code: str) -> nn.Module:
+def _named(code: str) -> Any:
+    """What ``module:name`` names."""
     if _NAME.fullmatch(code) is None:
         raise ConfigError(
             f"model: expected code such as my_package.my_module:make_model, got {code!r}"
@@ -85,7 +91,7 @@ def _made(code: str) -> nn.Module:
             raise ConfigError(f"model: {module_name}: its import fails: {error}") from error
         raise ConfigError(
             f"model: {module_name}: no such module, looked for in {folder} and in the installed "
-            f"packages"
+            "packages; run the command in the folder that holds it, or name that in PYTHONPATH"
         ) from None
     except Exception as error:
         raise ConfigError(
@@ -98,8 +104,11 @@ def _made(code: str) -> nn.Module:
                 f"model: {code}: {module_name} has no {name!r}{did_you_mean(name, known)}"
             )
         found = getattr(found, name)
-    if isinstance(found, nn.Module):
-        return found
+    return found
+
+
+def _made(found: Any, code: str) -> nn.Module:
+    """What ``found`` returns when it is called."""
     if not callable(found):
         raise ConfigError(
             f"model: {code}: expected a torch.nn.Module or a function that returns one, got a "
@@ -201,6 +210,13 @@ def _state_dict(found: Any, path: Path) -> dict[str, Tensor]:
         inner = [name for name in _INNER if tensors(found.get(name))]
         if len(inner) == 1:
             return dict(found[inner[0]])
+        several = inner or [name for name, value in found.items() if tensors(value)]
+        if several:
+            raise ConfigError(
+                f"weights: {path}: expected one state dict, got "
+                f"{', '.join(map(repr, several[:8]))} in a mapping; save the one that is wanted "
+                f"alone: torch.save(torch.load(FILE)[{several[0]!r}], NEW)"
+            )
         held = ", ".join(map(str, list(found)[:8])) or "nothing"
         raise ConfigError(
             f"weights: {path}: expected a state dict, tensors by name, or one below one of "
@@ -209,6 +225,23 @@ def _state_dict(found: Any, path: Path) -> dict[str, Tensor]:
     raise ConfigError(
         f"weights: {path}: expected a state dict, tensors by name, got a {type(found).__name__}"
     )
+
+
+def with_weights(model: nn.Module, path: str | Path) -> nn.Module:
+    """A copy of ``model`` with a file of weights.
+
+    Raises:
+        ConfigError: it cannot be copied, or as of :func:`load_weights`.
+    """
+    try:
+        copied = copy.deepcopy(model)
+    except Exception as error:
+        raise ConfigError(
+            f"weights: expected a model that can be copied, got {type(model).__name__} "
+            f"({str(error) or type(error).__name__}); load them into it beforehand"
+        ) from None
+    load_weights(copied, path)
+    return copied
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:

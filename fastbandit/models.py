@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
+import shlex
+import warnings
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +20,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastbandit._files import plain_file, write_atomic
+from fastbandit._files import MEGABYTE, FileError, plain_file, read_text, write_atomic
+from fastbandit._latest import newest
 from fastbandit.genotype import Genotype
 from fastbandit.model_code import torch_file
 from fastbandit.nn.network import Network
@@ -41,8 +46,6 @@ __all__ = [
 BEST, LAST = "model-best.safetensors", "model-last.safetensors"
 
 _KIND = "network"
-#: In place of a folder's name: the newest one.
-_LATEST = "latest"
 _OWN = (
     "a model of your own is named by its code, and its weights beside: "
     "python -m fastbandit.evaluate my_package.my_module:make_model --weights FILE"
@@ -124,11 +127,7 @@ def find_model(path: str | Path) -> Path:
         FileError: in the folder, a link or a pipe is in its place.
     """
     path = Path(path)
-    if path.name == _LATEST and not os.path.lexists(path):
-        found = [file for folder in path.parent.glob("*/") if (file := _model_in(folder))]
-        if not found:
-            raise RunError(f"{path}: expected a folder with a model in {path.parent}, got none")
-        return max(found, key=lambda file: file.stat().st_mtime_ns)
+    path = newest(path, _model_in, "a folder with a model", RunError) or path
     if path.is_file():
         return path
     if not path.is_dir():
@@ -213,8 +212,52 @@ def save_network(network: Network, path: str | Path) -> Path:
         data=data,
         training=training,
     )
-    write_atomic(path.with_suffix(".md"), _card(network, path.name, data, training))
+    _write_card(path.with_suffix(".md"), _card(network, path.name, data, training))
     return path
+
+
+#: Ends a card, with the checksum of what is above it: what was edited since is nobody's to replace.
+_SEAL = re.compile(r"<!-- fastbandit ([0-9a-f]{8}) -->\n\Z")
+
+
+def _write_card(file: Path, text: str) -> None:
+    """Write the page about a model, in place of one that was written here and of no other file."""
+    if os.path.lexists(file):
+        try:
+            found = read_text(plain_file(file), MEGABYTE)
+        except FileError:
+            found = ""
+        seal = _SEAL.search(found)
+        if seal is None or seal[1] != _checksum(found[: seal.start()]):
+            warnings.warn(
+                f"{file}: kept: it is not, or not as, save wrote it; the page about the model is "
+                "not written",
+                stacklevel=4,
+            )
+            return
+    write_atomic(file, f"{text}<!-- fastbandit {_checksum(text)} -->\n")
+
+
+def _checksum(text: str) -> str:
+    return f"{zlib.crc32(text.encode()):08x}"
+
+
+def _how_to_evaluate(name: str, data: dict[str, Any], training: dict[str, Any]) -> str:
+    """The command that measures a model; words for what its file does not say."""
+    from fastbandit.data.published import PUBLISHED
+    from fastbandit.data.readers import EMBEDDED
+
+    images, threat = data.get("name"), training.get("threat")
+    known = images in (EMBEDDED, *PUBLISHED)
+    radius = threat.get("epsilon") if isinstance(threat, dict) else None
+    parts = ["fastbandit evaluate", shlex.quote(name), "--preset standard"]
+    parts.append(f"--data {images if known else 'DATA'}")
+    parts.append(f"--epsilon {radius or 'EPSILON'}")
+    if isinstance(threat, dict) and threat.get("norm") == "l2":
+        parts.append("--norm l2")
+    words = [] if known else ["DATA for its images, a folder or file"]
+    words += [] if radius else ["EPSILON for a radius such as 8/255"]
+    return f"`{' '.join(parts)}`" + (f", with {' and '.join(words)}" if words else "") + "."
 
 
 def _card(network: Network, name: str, data: dict[str, Any], training: dict[str, Any]) -> str:
@@ -238,7 +281,7 @@ def _card(network: Network, name: str, data: dict[str, Any], training: dict[str,
         f"| | |\n| --- | --- |\n{rows}\n\n"
         f"```python\nimport fastbandit\n\nnetwork = fastbandit.load({name!r})\n"
         "classes = network.predict(images)\n```\n\n"
-        f"How robust it is: `fastbandit evaluate {name} --preset standard`.\n"
+        f"How robust it is: {_how_to_evaluate(name, data, training)}\n\n"
     )
 
 

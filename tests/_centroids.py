@@ -44,5 +44,10 @@ def no_model() -> str:
     return "weights"
 
 
-ready = fitted()
+def misfit() -> nn.Module:
+    """For other images."""
+    return nn.Linear(3, 10)
+
+
+ready, held = fitted(), Centroids()
 number = 3

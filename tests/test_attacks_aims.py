@@ -1,5 +1,8 @@
 """Attacks towards a class, without labels, with other losses; and the standard AutoAttack."""
 
+from fractions import Fraction
+
+import numpy as np
 import pytest
 import torch
 from _centroids import Centroids, fitted
@@ -9,7 +12,9 @@ from torch import nn
 from fastbandit import attacks
 from fastbandit.attacks import APGD, APGDT, FGSM, MIFGSM, PGD, AutoAttack, Ensemble, Square
 from fastbandit.attacks._losses import LOSSES, dlr, other_less_own
-from fastbandit.attacks._model import cross_entropy
+from fastbandit.attacks._model import Oracle, cross_entropy
+from fastbandit.attacks._reference import ReferenceAutoAttack
+from fastbandit.attacks.ball import Ball
 
 EPSILON = 0.25
 TARGETED = {
@@ -38,8 +43,16 @@ def test_a_targeted_attack_reaches_the_class_and_an_untargeted_one_does_not(name
     # One class for all; the labels are needed for nothing.
     sevens = TARGETED[name](model, x, None, target=7)
     assert (model(sevens).argmax(1) == 7).sum() > (model(x).argmax(1) == 7).sum() + 2
-    few = torch.tensor([7] * 60)
-    assert torch.equal(sevens, TARGETED[name](model, x, None, target=few))
+    for same in (
+        torch.tensor([7] * 60),
+        torch.tensor([7] * 60, dtype=torch.uint8),
+        torch.tensor(7, dtype=torch.int32),
+        np.int16(7),
+        np.array(7),
+    ):
+        assert torch.equal(sevens, TARGETED[name](model, x, None, target=same))
+    # Labels of any integer type, as of images that are evaluated.
+    assert torch.equal(TARGETED[name](model, x, y), TARGETED[name](model, x, y.to(torch.uint8)))
 
 
 def test_a_targeted_step_is_the_step_down_the_target_s_loss():
@@ -106,8 +119,11 @@ def test_saturated_logits_need_a_loss_without_their_scale():
         (lambda m, x, y: attacks.pgd(m, x, y, target=y), ValueError, "other classes than"),
         (lambda m, x, y: attacks.pgd(m, x, target=10), ValueError, "expected classes below"),
         (lambda m, x, y: attacks.pgd(m, x, target=-1), ValueError, "target: expected classes, 0"),
-        (lambda m, x, y: attacks.pgd(m, x, target=y[:2]), ValueError, "target: expected int64"),
+        (lambda m, x, y: attacks.pgd(m, x, target=y[:2]), ValueError, "target: expected integers"),
         (lambda m, x, y: attacks.pgd(m, x, target="7"), TypeError, "target: expected a class"),
+        (lambda m, x, y: attacks.pgd(m, x, target=y[0] + 0.5), TypeError, "got torch.float32"),
+        (lambda m, x, y: attacks.pgd(m, x, target=np.True_), TypeError, "got a numpy.bool"),
+        (lambda m, x, y: attacks.pgd(m, x, target=2**64), ValueError, "target: expected a class"),
         (lambda m, x, y: APGDT(m)(x, y, target=7), ValueError, "APGDT aims at classes of"),
         (lambda m, x, y: Ensemble(m)(x, y, target=7), ValueError, "Ensemble aims at classes"),
         (lambda m, x, y: AutoAttack(m)(x, y, index=y), ValueError, "index: expected None"),
@@ -136,6 +152,26 @@ def test_radius_zero_and_square_of_the_class_form():
     )
 
 
+def test_the_reference_built_by_hand():
+    """In an evaluation it is one question about each image."""
+    pytest.importorskip("pyautoattack")
+    ball = Ball("linf", Fraction(1, 10))
+    standard = ReferenceAutoAttack(10, "0.2")
+    assert standard.describe(ball).startswith("AutoAttack standard (APGD-CE, ")
+    assert standard.passes() == (100 + 900 + 1800 + 5000, 100 + 900 + 900)
+    few = ReferenceAutoAttack(10, "0.2", targets=3)
+    assert few.describe(ball).startswith("AutoAttack standard with 3 targets (APGD-CE, ")
+    assert few.facts(ball)["targets"] == 3
+    assert few.passes() == (100 + 300 + 600 + 5000, 100 + 300 + 300)
+    assert ReferenceAutoAttack(5, "0.2").describe(ball).startswith("AutoAttack standard (APGD-CE")
+    with pytest.raises(ValueError, match="classes: expected a whole number >= 4"):
+        ReferenceAutoAttack(3, "0.2")
+    model, (x, y) = fitted(), images(4)
+    wrong = ReferenceAutoAttack(7, "0.2")
+    with Oracle(model) as oracle, pytest.raises(ValueError, match="classes: expected 10, the mod"):
+        wrong.run(oracle, x, y, torch.arange(4), 0, ball)
+
+
 def test_autoattack_is_the_reference_image_by_image(monkeypatch):
     """All four parts; the name belongs to no ensemble without FAB-T."""
     theirs = pytest.importorskip("pyautoattack")
@@ -162,6 +198,18 @@ def test_autoattack_is_the_reference_image_by_image(monkeypatch):
     three = Centroids(classes=3)
     with pytest.raises(ValueError, match="expected 4 classes or more for the reference's DLR"):
         AutoAttack(three)(x, y % 3)
+    # Every setting takes effect or is refused.
+    assert not torch.equal(AutoAttack(model, eps=0.1, seed=6)(x, y, batch_size=20), found)
+    assert not torch.equal(AutoAttack(model, eps=0.1, seed=5, n_classes=3)(x, y), found)
+    moved = AutoAttack(model, "L2", eps=0.3)(x, y) - x
+    assert 0.29 < moved.flatten(1).norm(dim=1).max() < 0.3001
+    for settings, message in (
+        ({"norm": "L1"}, "norm: expected"),
+        ({"n_classes": 1}, "targets: expected a whole number >= 1"),
+        ({"seed": -1}, "seed: expected a whole number >= 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            AutoAttack(model, eps=0.1, **settings)(x, y)
     monkeypatch.setattr("fastbandit.attacks._reference.has_reference", lambda: False)
     with pytest.raises(ImportError, match=r"\(extra eval\); Ensemble is APGD-CE"):
         AutoAttack(model)(x, y)

@@ -404,10 +404,11 @@ def test_an_answer_that_is_no_logits_is_refused(after, error, message):
     [
         (lambda y: y * 0 - 100, ValueError, "labels: expected classes, 0 or more, got -100"),
         (lambda y: y * 0 + 4, ValueError, "labels: expected classes below 4.*got 4"),
-        (lambda y: y.int(), ValueError, r"labels: expected int64.*got torch.int32"),
-        (lambda y: y[:, None], ValueError, r"labels: expected int64 of shape \[8\]"),
-        (lambda y: y.numpy(), TypeError, "labels: expected an int64 tensor.*got a numpy.ndarray"),
-        (lambda y: y.tolist(), TypeError, "labels: expected an int64 tensor.*got a list"),
+        (lambda y: y.double(), ValueError, r"labels: expected integers.*got torch.float64"),
+        (lambda y: y > 1, ValueError, r"labels: expected integers.*got torch.bool"),
+        (lambda y: y[:, None], ValueError, r"labels: expected integers of shape \[8\]"),
+        (lambda y: y.numpy(), TypeError, "labels: expected an integer tensor.*got a numpy.ndarray"),
+        (lambda y: y.tolist(), TypeError, "labels: expected an integer tensor.*got a list"),
     ],
 )
 def test_labels_that_are_no_classes_are_refused(labels, error, message):

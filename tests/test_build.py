@@ -37,6 +37,13 @@ def setup_py() -> ModuleType:
     return module
 
 
+def test_the_page_names_the_instruction_sets_that_are_built(setup_py, monkeypatch):
+    monkeypatch.setattr(setup_py.platform, "machine", lambda: "x86_64")
+    row = re.search(r"^\| `FASTBANDIT_CPU` .*$", (ROOT / "docs/install.md").read_text(), re.M)
+    assert row is not None
+    assert re.findall(r"`([^`]+)`", row[0])[1:] == setup_py.instruction_sets("binary.cpp")
+
+
 def fake_torch(folder: Path, version: str = "2.13.0", cuda: str | None = None) -> Path:
     root = folder / "torch"
     header = root / "include/torch/csrc/stable/library.h"

@@ -1,7 +1,9 @@
 """The console command, the ends of help texts, and what is said of a wrong value."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -104,3 +106,22 @@ def test_hints():
     assert with_hint(message) == f"{message}; did you mean two?"
     for other in ("expected 1 to 3, got 'two'", "a: expected one of one, two, got 7", "two"):
         assert with_hint(other) == other
+
+
+def test_the_algorithm_as_printed_is_the_command_of_its_page():
+    page = (Path(__file__).parents[1] / "docs/search.md").read_text()
+    (command,) = re.findall(
+        r"(?s)As printed, it is\n\n```\npython -m fastbandit.search (.*?)```", page
+    )
+    config = search.parse(command.replace("\\\n", " ").split()).config
+    assert config.bandit.rounds == 3
+    assert config.attack.clip == "none"
+    assert not config.guard.enabled
+    assert (config.final.tune_epochs, config.final.network_epochs) == (0, 0)
+    assert not config.final.reference
+    by_default = search.parse([]).config
+    assert (by_default.bandit.rounds, by_default.final.tune_epochs) == (1, 3)
+    assert by_default.final.network_epochs > 0
+    # Off unless asked for.
+    assert (by_default.parameters, by_default.macs, by_default.final.tournament) == (None, None, 0)
+    assert (by_default.rewards, by_default.supernet.epochs) == ("shared", 0)

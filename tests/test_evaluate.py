@@ -495,12 +495,33 @@ def test_a_module_that_cannot_be_copied(tmp_path):
     with pytest.raises(RuntimeError, match="deepcopy"):
         copy.deepcopy(net)
     net.train()
+    net[1].weight.grad = torch.zeros_like(net[1].weight)
+    before = placed(net)
     assert dry_run(net, configure(**FEW))["images"] == 150
-    assert net.training
+    assert placed(net) == before
     net(images(4)[0])
+    before = placed(net)
     _, result = evaluate_model(net, configure(**FEW), tmp_path / "out")
     assert result["fast_copy"] is None
-    assert net.training
+    assert placed(net) == before
+
+
+def placed(net) -> list:
+    """Where every tensor of a module is and how it is laid out, and the modes."""
+    tensors = [*net.parameters(), *net.buffers()]
+    tensors += [p.grad for p in net.parameters() if p.grad is not None]
+    places = [(id(t), t.data_ptr(), t.stride(), t.device) for t in tensors]
+    return [*places, *(module.training for module in net.modules())]
+
+
+def test_a_model_of_the_callers_stays_as_it_was(tmp_path):
+    net = normalised().train()
+    net[3].eval()
+    before = placed(net)
+    dry_run(net, configure(**FEW))
+    assert placed(net) == before
+    evaluate_model(net, configure(**FEW), tmp_path / "out")
+    assert placed(net) == before
 
 
 def test_sign_test():

@@ -20,7 +20,7 @@ import fastbandit
 from fastbandit._intervals import wilson
 from fastbandit.config import ConfigError
 from fastbandit.data import DataError, ImageSet, load
-from fastbandit.evaluate import EvaluateConfig, Robustness, RobustnessWarning, evaluate_model
+from fastbandit.evaluate import EvaluateConfig, Robustness, RobustnessWarning, evaluate_model, main
 from fastbandit.runs.progress import Progress
 
 QUICK = {
@@ -190,12 +190,37 @@ def test_standard_asks_the_reference_where_it_is_installed(monkeypatch):
     assert found.cross_check["n"] == round(20 * found.clean)
     assert "reference AutoAttack on" in repr(found)
     few = Centroids(classes=3)
-    assert (
-        fastbandit.evaluate(few, images(20)[0], torch.arange(20) % 3, **settings).cross_check
-        is None
-    )
+    without = fastbandit.evaluate(few, images(20)[0], torch.arange(20) % 3, **settings)
+    assert without.cross_check is None
+    assert "AutoAttack left out: its loss needs 4 classes, the model has 3\n" in repr(without)
+    at_zero = fastbandit.evaluate(fitted(), *images(20), **{**settings, "epsilon": 0})
+    assert "AutoAttack left out: there is no attack at radius 0\n" in repr(at_zero)
+    assert "left out" not in repr(found)
     monkeypatch.setattr("fastbandit.evaluate.config.has_reference", lambda: False)
-    assert fastbandit.evaluate(fitted(), *images(20), **settings).cross_check is None
+    without = fastbandit.evaluate(fitted(), *images(20), **settings)
+    assert without.cross_check is None
+    line = "left out: the package pyautoattack is not installed (extra eval)\n"
+    assert f"reference AutoAttack {line}" in repr(without)
+    # Only where it was asked for.
+    settings = {**settings, "cross_check": "none"}
+    assert "left out" not in repr(fastbandit.evaluate(fitted(), *images(20), **settings))
+
+
+def test_the_command_says_that_the_reference_is_left_out(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("fastbandit.evaluate.config.has_reference", lambda: False)
+    arguments = ["_centroids:fitted", "--epsilon", "0.1", "--attacks", "fgsm", "--limit", "20",
+                 "--checks.images", "0", "--out", str(tmp_path / "e")]  # fmt: skip
+    assert main([*arguments, "--cross-check", "auto"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("cross-check  left out: the package pyautoattack is not installed") == 1
+
+
+def test_how_many_checks_passed_and_how_many_were_not_made(found):
+    assert "verdict: ok (7 checks passed)\n" in repr(found)
+    bare = quick(attacks="fgsm", checks={"images": 0})
+    assert "verdict: ok (1 check passed, 7 not made: no image was classified correctly" in (
+        repr(bare)
+    )
 
 
 def test_images_of_another_size_are_brought_to_one():
@@ -230,7 +255,15 @@ def test_other_settings_by_name():
         (lambda x, y: (x - 0.5, y), {}, DataError, "normalised beforehand, that is a layer"),
         (lambda x, y: (x[:-1], y), {}, DataError, "as many labels as images, got 7 images and 8"),
         (lambda x, y: (x, y + 10), {}, ConfigError, "expected labels from 0 to below 10"),
-        (lambda x, y: (x, "abc"), {}, TypeError, "labels: expected integers"),
+        (lambda x, y: (x, "abc"), {}, DataError, "integers or text, got str"),
+        (lambda x, y: (x, 3), {}, DataError, "integers or text, got int"),
+        (lambda x, y: (x, ["1", 2] * 4), {}, DataError, "all integers or all text, got both"),
+        (lambda x, y: (x, [[1], [2, 3]]), {}, DataError, r"not labels \[N\]"),
+        (lambda x, y: (x, y > 3), {}, DataError, "expected integer labels.*got bool"),
+        (lambda x, y: (None, y), {"source": "digits"}, ConfigError, "beside images, got no images"),
+        (lambda x, y: ("digits", y), {}, ConfigError, "got the path 'digits', which is passed al"),
+        (lambda x, y: (x, y), {"data": "digits"}, ConfigError, "data: expected in place of images"),
+        (lambda x, y: (), {"source": "a", "data": "digits"}, ConfigError, "data: expected"),
         (lambda x, y: (x, list("abcdefgh")), {}, DataError, "integer labels, as the model"),
         (lambda x, y: (x, y), {"preset": "standart"}, ConfigError, "did you mean standard"),
         (lambda x, y: (x, y), {"atacks": "fgsm"}, ConfigError, "did you mean attacks"),
@@ -247,12 +280,59 @@ def test_what_cannot_be_evaluated_is_said(arguments, settings, error, message):
         fastbandit.evaluate(model, *arguments(x, y), **{**QUICK, **settings})
 
 
-def test_images_that_are_not_of_8_bits_are_said_to_be_rounded():
+def test_images_that_are_not_of_8_bits_are_said_to_be_rounded(tmp_path):
     x, y = images(8)
     with pytest.warns(UserWarning, match="rounded to 1/255, which moves pixels by up to 0.00"):
         quick(None, x * 0.999, y, attacks="fgsm")
-    with pytest.warns(UserWarning, match="rounded to 1/255"):
-        quick(None, x.numpy() * np.float32(0.999), y, attacks="fgsm")
+    moved = x * 0.999
+    pairs = list(zip(moved, y.tolist(), strict=True))
+    numpy = {"x": moved.numpy().astype(np.float64), "y": y.numpy()}
+    for given in (
+        (moved.numpy(), y),
+        (moved.double(), y),
+        ((moved, y),),
+        (pairs,),
+        (DataLoader(pairs, batch_size=3),),
+        (numpy,),
+    ):
+        with pytest.warns(UserWarning, match="images: not of 8 bits: images are rounded") as said:
+            quick(None, *given, attacks="fgsm")
+        assert len(said) == 1
+        assert said[0].filename == __file__
+    with pytest.warns(UserWarning, match="training data: not of 8 bits"):
+        load((moved, y), classes=10)
+    np.savez(tmp_path / "x.npz", images=numpy["x"][:, 0], labels=numpy["y"] % 2)
+    with pytest.warns(UserWarning, match="x.npz: images: not of 8 bits"):
+        load(tmp_path / "x.npz")
+    # Those of 8 bits are as they were, in any type that holds them.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load((x, y), classes=10)
+        load((x.double(), y), classes=10)
+        load((x.half(), y), classes=10)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        torch.Tensor.int,
+        lambda y: y.to(torch.uint8).numpy(),
+        torch.Tensor.tolist,
+        list,
+        lambda y: np.array(y.tolist(), dtype=object),
+        lambda y: y[:, None],
+    ],
+)
+def test_labels_of_any_integer_type(labels):
+    x, y = images(20)
+    assert torch.equal(quick(None, x, labels(y), attacks="fgsm").images["label"], y)
+    assert torch.equal(load((x, labels(y)), classes=10).train.labels, y)
+
+
+def test_a_path_in_place_of_images():
+    by_path = quick(None, "digits", limit=20, attacks="fgsm")
+    assert by_path.result["data"]["name"] == "digits"
+    assert by_path.robust == quick(None, source="digits", limit=20, attacks="fgsm").robust
 
 
 ORDERS = [

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import pkgutil
 import subprocess
 import sys
 
@@ -68,6 +70,26 @@ def test_a_lower_instruction_set_can_be_asked_for(isa):
 
 def test_importing_the_package_does_not_import_torch():
     code = "import fastbandit, sys; assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("package", ["fastbandit", "fastbandit.nn"])
+def test_modules_are_reached_without_an_import_of_theirs(package):
+    """Each in a process that has loaded no other, and all that are there."""
+    found = importlib.import_module(package)
+    known = [one.name for one in pkgutil.iter_modules(found.__path__)]
+    public = {name for name in known if not name.startswith("_")} - {"command", "darts_text"}
+    assert set(found._MODULES) == public
+    assert public <= set(dir(found))
+    code = (
+        f"import fastbandit, sys; p = {package}\n"
+        "for name in p._MODULES: assert getattr(p, name) is sys.modules[p.__name__ + '.' + name]\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_public_names_are_reached_without_an_import_of_their_module():
+    code = "import fastbandit; fastbandit.nn.Network; fastbandit.attacks.pgd; fastbandit.load"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -1,8 +1,10 @@
 """A model of one's own on the command line: its code, and its weights."""
 
 import json
+import threading
 from pathlib import Path
 
+import _centroids
 import pytest
 import torch
 from _centroids import Centroids, fitted
@@ -11,7 +13,8 @@ from torch import nn
 
 import fastbandit
 from fastbandit.config import ConfigError
-from fastbandit.evaluate import main
+from fastbandit.evaluate import __main__ as evaluate
+from fastbandit.evaluate import evaluate_model, main
 from fastbandit.model_code import ModelCode, load_weights, names_code, read_weights
 from fastbandit.models import load_model
 from fastbandit.runs.tensors import CheckpointError
@@ -20,6 +23,8 @@ QUICK = [
     "--limit", "40", "--epsilon", "0.1", "--attacks", "fgsm", "--checks.images", "0",
     "--threads", "1",
 ]  # fmt: skip
+
+EMPTY = Centroids().state_dict()
 
 
 @pytest.fixture
@@ -97,6 +102,31 @@ def test_from_python_too(weights):
     assert torch.equal(model.linear.weight, before)
 
 
+def test_a_model_that_a_module_holds_stays_as_it_was(weights):
+    held = _centroids.held.train()
+    before = held.linear.weight.clone()
+    found = fastbandit.evaluate(
+        "_centroids:held", source="digits", weights=weights, limit=30, epsilon="0.1", preset=None,
+        attacks="fgsm", progress=False, checks={"images": 0},
+    )  # fmt: skip
+    assert found.clean > 0.7
+    assert held.training
+    assert torch.equal(held.linear.weight, before)
+
+
+def test_weights_for_a_model_that_cannot_be_copied(weights):
+    model = Centroids()
+    model.lock = threading.Lock()
+    with pytest.raises(ConfigError, match="expected a model that can be copied, got Centroids"):
+        fastbandit.evaluate(model, source="digits", weights=weights, epsilon=0.1)
+    _centroids.held.lock = model.lock
+    try:
+        with pytest.raises(ConfigError, match=r"copied.*load them into it beforehand"):
+            ModelCode("_centroids:held", weights).load()
+    finally:
+        del _centroids.held.lock
+
+
 @pytest.mark.parametrize(
     ("code", "message"),
     [
@@ -151,6 +181,15 @@ def test_weights_as_people_save_them(write, tmp_path):
         (lambda p: p.write_bytes(b"\x00" * 100), "cannot read: damaged, or not of torch.save"),
         (lambda p: torch.save([1, 2], p), "tensors by name, got a list"),
         (lambda p: torch.save({"epoch": 1, "best": 2}, p), "got a mapping of epoch, best"),
+        (
+            lambda p: torch.save({"model": EMPTY, "net": EMPTY, "epoch": 1}, p),
+            r"expected one state dict, got 'model', 'net' in a mapping; save.*\['model'\], NEW",
+        ),
+        (
+            lambda p: torch.save({"generator": EMPTY, "critic": EMPTY}, p),
+            "expected one state dict, got 'generator', 'critic' in a mapping",
+        ),
+        (lambda p: torch.save({"student": EMPTY, "epoch": 1}, p), "got 'student' in a mapping"),
         (lambda p: p.mkdir(), "expected a file of weights, got a folder"),
         (lambda p: None, "expected a file of weights, got no such file"),
         (lambda p: p.with_suffix(".safetensors").write_bytes(b"x"), "damaged or not a safetensors"),
@@ -201,3 +240,49 @@ def test_weights_beside_a_file_are_refused(weights, capsys):
     assert "expected beside code of your own" in capsys.readouterr().err
     assert main(["--epsilon", "0.1"]) == 1
     assert "or my_package.my_module:make_model" in capsys.readouterr().err
+
+
+def test_what_came_from_python_goes_on_from_python(tmp_path, capsys):
+    """The command says so, and how; images and model of a program are in no folder."""
+    settings = {"epsilon": 0.1, "preset": None, "attacks": "fgsm", "checks": {"images": 0},
+                "progress": False, "out": tmp_path / "e"}  # fmt: skip
+    x = torch.rand(4, 1, 8, 8).mul(255).round().div(255)
+    fastbandit.evaluate("_centroids:fitted", x, torch.arange(4), **settings)
+    assert main(["--resume", str(tmp_path / "e")]) == 1
+    error = capsys.readouterr().err
+    assert "e: its images came from Python; call fastbandit.evaluate (or" in error
+    fastbandit.evaluate(fitted(), source="digits", limit=4, **settings | {"out": tmp_path / "f"})
+    assert main(["--resume", str(tmp_path / "f")]) == 1
+    error = capsys.readouterr().err
+    assert "f: its model came from Python; call fastbandit.evaluate (or" in error
+    assert f"out='{tmp_path / 'f'}'" in error
+
+
+def test_the_same_command_goes_on_without_a_folder_too(tmp_path, monkeypatch, capsys):
+    """Of code without a file of weights nothing is beside that the folder could be in."""
+    monkeypatch.chdir(tmp_path)
+    arguments = ["_centroids:fitted", *QUICK, "--json"]
+    assert main(arguments) == 0
+    (folder,) = Path("runs").iterdir()
+    first = json.loads(capsys.readouterr().out)
+    assert first["evaluation"] == str(folder)
+    (folder / "evaluation.json").unlink()  # as if it had been stopped before its end
+    assert main(arguments) == 0
+    shown = capsys.readouterr()
+    assert "evaluation goes on" in shown.err
+    again = json.loads(shown.out)["results"][0]
+    assert again["worst_case"] == first["results"][0]["worst_case"]
+    assert list(Path("runs").iterdir()) == [folder]
+    # A finished one stays, and so does an unfinished one of a model that answers otherwise.
+    assert main(arguments) == 0
+    (second,) = set(Path("runs").iterdir()) - {folder}
+    (second / "evaluation.json").unlink()
+    model = fitted()
+    model.factor = 3.0
+    config = evaluate.parse([*arguments, "--device", "cpu"]).config
+    found, _ = evaluate_model(model, config)
+    (other,) = set(Path("runs").iterdir()) - {folder, second}
+    assert found.name == other.name
+    (found / "evaluation.json").unlink()
+    model.factor = 5.0
+    assert evaluate_model(model, config)[0] not in (folder, second, other)

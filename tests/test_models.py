@@ -2,6 +2,9 @@
 
 import dataclasses
 import os
+import re
+import shlex
+import warnings
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from torch import nn
 import fastbandit
 from fastbandit.config import ConfigError
 from fastbandit.evaluate import EvaluateConfig
+from fastbandit.evaluate import __main__ as evaluate
 from fastbandit.genotype import Genotype
 from fastbandit.models import (
     BEST,
@@ -23,6 +27,7 @@ from fastbandit.models import (
 from fastbandit.nn.network import Network
 from fastbandit.runs.tensors import CheckpointError, RunError, save_tensors
 from fastbandit.search import SearchConfig
+from fastbandit.threat import ThreatModel
 
 GENOTYPE = Genotype.published("ABANDIT_CIFAR_2")
 ARCHITECTURE = Architecture(2, 5, 3, 2, denoise_blocks=True, gabor="released", bn_eps=2e-3)
@@ -156,6 +161,15 @@ def test_a_loaded_network_predicts_and_saves_itself(tmp_path):
     card = path.with_suffix(".md").read_text()
     assert "fastbandit.load('mine.safetensors')" in card
     assert first.genotype.hash[:12] in card
+    # Saved again it is replaced; notes of somebody's, or its own with notes in it, are not.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        network.save(path)
+    for notes in ("My notes.\n", card.replace("# mine", "# Mine"), ""):
+        path.with_suffix(".md").write_text(notes)
+        with pytest.warns(UserWarning, match=r"mine\.md: kept: it is not, or not as, save wrote"):
+            network.save(path)
+        assert path.with_suffix(".md").read_text() == notes
     with pytest.raises(ValueError, match=r"expected a file name that ends in .safetensors"):
         network.save(tmp_path / "mine.pt")
     # One that was never trained, too.
@@ -165,6 +179,28 @@ def test_a_loaded_network_predicts_and_saves_itself(tmp_path):
     loaded = fastbandit.load(tmp_path / "f.safetensors")
     grey = torch.rand(2, 1, 8, 8)
     assert torch.equal(loaded(grey), fresh.eval()(grey))
+
+
+@pytest.mark.parametrize(
+    ("data", "training", "command"),
+    [
+        ({}, {}, "--data DATA --epsilon EPSILON`, with DATA for its images, a folder or file and"),
+        ({"name": "digits"}, {"threat": ThreatModel(epsilon="0.2").to_dict()},
+         "--data digits --epsilon 0.2`."),
+        ({"name": "mnist"}, {"threat": ThreatModel(norm="l2", epsilon="1.5").to_dict()},
+         "--data mnist --epsilon 1.5 --norm l2`."),
+        ({"name": "birds"}, {"threat": None}, "--data DATA --epsilon EPSILON`, with DATA for"),
+    ],
+)  # fmt: skip
+def test_the_command_of_a_card_is_one(data, training, command, tmp_path):
+    network = ARCHITECTURE.build(GENOTYPE)
+    network.about = {"data": data, "training": training}
+    card = network.save(tmp_path / "my net.safetensors").with_suffix(".md").read_text()
+    assert command in card
+    (line,) = re.findall("`fastbandit evaluate (.*)`", card)
+    request = evaluate.parse(shlex.split(line.replace("EPSILON", "0.1")))
+    assert request.options.model == "my net.safetensors"
+    assert request.config.attacks == EvaluateConfig.preset("standard").attacks
 
 
 def test_the_newest_run_with_a_model(tmp_path):

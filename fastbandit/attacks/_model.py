@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastbandit.threat import parse_whole
+from fastbandit.threat import parse_whole, plain_number
 
 LARGEST_SEED = 2**63 - 1
 _BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -27,11 +27,17 @@ _INFERENCE = (
 def with_autograd(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Decorator: ``function`` runs outside ``torch.inference_mode()``, where gradients exist.
 
-    Tensors that were made in inference mode stay as they are: see :func:`normal`.
+    Tensors that were made in inference mode stay as they are: see :func:`normal`. Within a
+    transform of ``torch.func``, where values are not known, it raises a ValueError.
     """
 
     @functools.wraps(function)
     def outside(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            raise ValueError(
+                "attacks and evaluations: expected a call outside of torch.func's transforms "
+                "(vmap, grad, jvp), got one within; they take a batch of images by themselves"
+            )
         if not torch.is_inference_mode_enabled():
             return function(*args, **kwargs)
         # Leaving inference mode would also end a no_grad around it.
@@ -52,7 +58,8 @@ def kind(value: object) -> str:
         return "None"
     cls = type(value)
     home = "" if cls.__module__ == "builtins" else f"{cls.__module__.split('.')[0]}."
-    return f"a {home}{cls.__qualname__}"
+    name = f"{home}{cls.__qualname__}"
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def _check_tensor(value: object, name: str, expected: str) -> None:
@@ -105,10 +112,15 @@ def attack_mode(
     """
     train = bn_mode == "train"
     used = list(model.modules() if modules is None else modules)
+    # A frozen script has no mode any more: it computes what it was frozen as.
+    used = [module for module in used if hasattr(module, "training")]
     modes = [(module, module.training) for module in used]
     tracking = [m for m in used if isinstance(m, _BatchNorm) and m.track_running_stats]
     learning = [
-        p for p in (model.parameters() if parameters is None else parameters) if p.requires_grad
+        p
+        for p in (model.parameters() if parameters is None else parameters)
+        # What is computed from another, as in a copy of a script, has no flag of its own.
+        if p.requires_grad and p.is_leaf
     ]
     for parameter in learning:
         if parameter.is_inference():
@@ -132,25 +144,33 @@ def attack_mode(
             parameter.requires_grad_(True)
 
 
-def check_labels(images: Tensor, labels: Tensor, name: str = "labels") -> None:
-    """Refuse labels that do not belong to ``images``. Reads a number back from the device.
+def checked_labels(images: Tensor, labels: Tensor, name: str = "labels") -> Tensor:
+    """The labels of ``images`` as int64 [N]. Reads a number back from the device.
 
     That a label is below the number of classes is checked with the model's first answer.
 
     Raises:
         TypeError: not a tensor.
-        ValueError: not int64, another number, another device, or below 0.
+        ValueError: not of an integer type, another number, another device, or below 0.
     """
-    _check_tensor(labels, name, f"an int64 tensor of shape [{images.shape[0]}]")
-    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+    _check_tensor(labels, name, f"an integer tensor of shape [{images.shape[0]}]")
+    if not _integers(labels) or labels.shape != images.shape[:1]:
         raise ValueError(
-            f"{name}: expected int64 of shape [{images.shape[0]}], "
+            f"{name}: expected integers of shape [{images.shape[0]}], "
             f"got {labels.dtype} of shape {list(labels.shape)}"
         )
+    labels = normal(labels).to(torch.int64)
     if labels.device != images.device:
         raise ValueError(f"{name}: expected on {images.device} as the images, got {labels.device}")
     if len(labels) and (least := int(labels.min())) < 0:
         raise ValueError(f"{name}: expected classes, 0 or more, got {least}")
+    return labels
+
+
+def _integers(values: Tensor) -> bool:
+    """Whether the type of ``values`` is one of integers, bool apart."""
+    other = values.is_floating_point() or values.is_complex() or values.dtype == torch.bool
+    return not other
 
 
 def check_answer(answer: object, images: Tensor) -> Tensor:
@@ -237,28 +257,21 @@ def aimed(
     asked = Oracle(model, batch_size=batch_size, bn_mode=bn_mode)
     check_images(images)
     if labels is not None:
-        check_labels(images, labels)
+        labels = checked_labels(images, labels)
     ids = check_index(images, index)
     images = normal(images.detach())
     if target is not None:
-        if not isinstance(target, Tensor):
-            if isinstance(target, bool) or not isinstance(target, int):
-                raise TypeError(
-                    f"target: expected a class or a tensor of them, got {type(target).__name__}"
-                )
-            target = images.new_full((len(images),), target, dtype=torch.int64)
-        check_labels(images, target, "target")
-        if labels is not None and bool((labels == target).any()):
+        judged = checked_labels(images, _for_all(target, len(images), images.device), "target")
+        if labels is not None and bool((labels == judged).any()):
             raise ValueError(
                 "target: expected other classes than the labels, got the label of "
-                f"{int((labels == target).sum())} of {len(images)} images"
+                f"{int((labels == judged).sum())} of {len(images)} images"
             )
-        judged = normal(target)
     elif labels is None:
         with asked:
             judged = asked.logits(images).argmax(1) if len(images) else ids
     else:
-        judged = normal(labels)
+        judged = labels
     return (
         images,
         judged,
@@ -271,6 +284,19 @@ def aimed(
             targeted=target is not None,
         ),
     )
+
+
+def _for_all(target: object, n: int, device: torch.device) -> Tensor:
+    """The class of each image, where one is given for all; a scalar of numpy or torch, too."""
+    if isinstance(target, Tensor) and target.dim():
+        return target
+    number = plain_number(target)
+    if not isinstance(number, int):
+        got = target.dtype if isinstance(target, Tensor) else kind(target)
+        raise TypeError(f"target: expected a class or a tensor of them, got {got}")
+    if number > LARGEST_SEED:
+        raise ValueError(f"target: expected a class, got {number}")
+    return torch.full((n,), number, dtype=torch.int64, device=device)
 
 
 #: Loss of each image, [n], from the logits [n, K] and columns that belong to the images.
@@ -413,8 +439,16 @@ class Oracle:
                 logits = self._call(self._copy(point), exact=False)
                 filled = (self._fill(column[part]) for column in columns)
                 losses = self.value(loss, logits, *filled)
-                # Of the sum: the gradient of one image does not depend on the others' number.
-                (gradient,) = torch.autograd.grad(losses.sum(), point)
+                gradient = None
+                if losses.requires_grad:
+                    # Of the sum: that of one image does not depend on the others' number.
+                    (gradient,) = torch.autograd.grad(losses.sum(), point, allow_unused=True)
+            if gradient is None:
+                raise ValueError(
+                    "model: expected logits with a gradient for the images, got none: they are "
+                    "computed without autograd (no_grad, detach, quantised layers, other "
+                    "libraries); only black-box attacks such as square need none"
+                )
             found.append((logits.detach()[:n], losses.detach()[:n], gradient))
         if len(found) == 1:
             return found[0]

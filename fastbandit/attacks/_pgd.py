@@ -462,7 +462,7 @@ def pgd(
 
     Args:
         model: returns logits [N, classes] for images in [0, 1].
-        images: [N, C, H, W], floating point in [0, 1]. labels: [N] int64; None: what the model
+        images: [N, C, H, W], floating point in [0, 1]. labels: [N] integers; None: what the model
             predicts for the images.
         epsilon, step_size, steps, random_start, norm, lower, upper, bn_mode: see
             :class:`fastbandit.threat.ThreatModel`. Numbers may also be scalars of numpy and
@@ -472,7 +472,7 @@ def pgd(
             iterate repeats; much faster, and never a weaker attack. Otherwise the last iterate.
         loss: what is maximised: ``"ce"``, cross-entropy; ``"dlr"``, the difference of logits ratio
             (three classes or more); ``"margin"``, the largest other logit less the label's.
-        target: of a targeted attack, the class that the model shall answer, [N] int64 or one for
+        target: of a targeted attack, the class that the model shall answer, [N] integers or one for
             all; the loss of that class is minimised, and the labels are not used.
         seed, index: the random start of image i is drawn from (seed, index[i]) alone, so the same
             images get the same start in any batch; index: [N] int64, default 0..N-1.

@@ -45,6 +45,15 @@ class ReferenceAutoAttack(Attack):
     targets: int = 9
     """classes that its targeted attacks aim at; all others where there are fewer"""
 
+    def __post_init__(self) -> None:
+        parse_whole(self.classes, "classes", FEWEST_CLASSES)
+        parse_whole(self.targets, "targets", 1)
+
+    @property
+    def aimed_at(self) -> int:
+        """Classes that its targeted attacks aim at, of this model."""
+        return min(self.targets, self.classes - 1)
+
     @classmethod
     def of_release(cls, classes: int) -> ReferenceAutoAttack:
         """That of the package that is installed.
@@ -64,6 +73,9 @@ class ReferenceAutoAttack(Attack):
     ) -> AttackResult:
         from pyautoattack import AutoAttack
 
+        found = oracle.logits(images[:1], exact=True).shape[1]
+        if found != self.classes:
+            raise ValueError(f"classes: expected {found}, the model's outputs, got {self.classes}")
         device = images.device
         attack = AutoAttack(
             oracle.exact,
@@ -73,8 +85,7 @@ class ReferenceAutoAttack(Attack):
             seed=seed % 2**31,
             device=device,
         )
-        targets = min(self.targets, self.classes - 1)
-        attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = targets
+        attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = self.aimed_at
         # It seeds torch's own generator.
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             adversarial, _ = attack.run_standard_evaluation(
@@ -84,18 +95,21 @@ class ReferenceAutoAttack(Attack):
         return AttackResult(adversarial, misclassified(logits, labels) & finite_images(adversarial))
 
     def passes(self) -> tuple[float, float]:
-        # 100 steps, 9 targets of 100, FAB-T with 9 targets of 100, 5,000 queries.
-        return 100 + 900 + 1800 + 5000, 100 + 900 + 900
+        # 100 steps, as many for each target, FAB-T with as many again, 5,000 queries.
+        steps = 100 * self.aimed_at
+        return 100 + steps + 2 * steps + 5000, 100 + steps + steps
 
     def describe(self, ball: Ball) -> str:
+        # All other classes, up to nine, are the standard.
+        few = "" if self.aimed_at >= min(9, self.classes - 1) else f" with {self.aimed_at} targets"
         return (
-            f"AutoAttack standard (APGD-CE, APGD-T, FAB-T, Square), pyautoattack {self.release}, "
-            f"{ball.describe()}"
+            f"AutoAttack standard{few} (APGD-CE, APGD-T, FAB-T, Square), pyautoattack "
+            f"{self.release}, {ball.describe()}"
         )
 
     def facts(self, ball: Ball) -> dict[str, Any]:
         package = {"package": "pyautoattack", "version": self.release}
-        return {**package, "norm": ball.norm, "attacks": "standard"}
+        return {**package, "norm": ball.norm, "attacks": "standard", "targets": self.aimed_at}
 
 
 @with_autograd
@@ -141,6 +155,7 @@ def autoattack(
         raise TypeError(f"images: expected float32 for the reference, got {images.dtype}")
     if not ball.epsilon or not len(images):
         return images.clone()
+    targets = parse_whole(targets, "targets", 1)
     with oracle:
         classes = oracle.logits(images[:1]).shape[1]
         if classes < FEWEST_CLASSES:
@@ -148,7 +163,5 @@ def autoattack(
                 f"model: expected {FEWEST_CLASSES} classes or more for the reference's DLR loss, "
                 f"got {classes}"
             )
-        attack = ReferenceAutoAttack(
-            classes, version("pyautoattack"), parse_whole(targets, "targets", 1)
-        )
+        attack = ReferenceAutoAttack(classes, version("pyautoattack"), targets)
         return attack.run(oracle, images, labels, ids, seed, ball).adversarial

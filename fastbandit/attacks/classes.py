@@ -62,8 +62,8 @@ class _Attack:
         """The adversarial images.
 
         Args:
-            images: [N, C, H, W] in [0, 1]; labels: [N] int64, or None: what the model predicts.
-            target: of a targeted attack, the class that the model shall answer, [N] int64 or one
+            images: [N, C, H, W] in [0, 1]; labels: [N] integers, or None: what the model predicts.
+            target: of a targeted attack, the class that the model shall answer, [N] integers or one
                 for all.
             index: ids of the images, which key the random numbers; default 0..N-1.
             batch_size: images in one call of the model; None for all.

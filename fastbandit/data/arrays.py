@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ import torch
 
 from fastbandit.data.sets import DataError, DataSource, ImageSet, digest_of
 
+# A float image of 8 bits is k / 255 up to rounding; more than this is another image.
+_ROUNDING = 1e-4
 # Images whose brightest pixel is below this were very likely stored on another scale.
 DIM = 32
 
@@ -21,13 +24,15 @@ class Part:
     """The training or the test images of a source: uint8 ``[N, C, H, W]``, integers ``[N]``.
 
     ``where`` is what a message calls them; ``names`` are those of the classes, where the labels
-    were given as text.
+    were given as text. ``moved`` is by how much the largest change of a pixel, in [0, 1], stored as
+    8 bits.
     """
 
     images: np.ndarray
     labels: np.ndarray
     where: str
     names: tuple[str, ...] = ()
+    moved: float = 0.0
 
 
 @contextmanager
@@ -51,16 +56,19 @@ def reading(where: object, kind: str) -> Iterator[None]:
         ) from error
 
 
-def as_uint8(values: np.ndarray, where: str) -> np.ndarray:
-    """Return pixels as uint8: integers 0 .. 255 as they are, floats in [0, 1] as round(255 x).
+def as_uint8(values: np.ndarray, where: str) -> tuple[np.ndarray, float]:
+    """Pixels as uint8: integers 0 .. 255 as they are, floats in [0, 1] as round(255 x).
+
+    Returns:
+        them, and how far the pixel is moved that is moved most, in [0, 1].
 
     Raises:
         DataError: a NaN, a value out of range, or pixels that are neither; names the first image.
     """
     if values.dtype == np.uint8:
-        return values
+        return values, 0.0
     if values.dtype == np.bool_:
-        return values.astype(np.uint8) * np.uint8(255)
+        return values.astype(np.uint8) * np.uint8(255), 0.0
     if values.dtype.kind not in "iuf":
         raise DataError(f"{where}: expected images of uint8 or float in [0, 1], got {values.dtype}")
     high = 1.0 if values.dtype.kind == "f" else 255
@@ -74,9 +82,33 @@ def as_uint8(values: np.ndarray, where: str) -> np.ndarray:
             f"{where}: image {position[0]}: expected values in [0, 1] (float) or 0 .. 255 "
             f"(integer), got {values[position]} as {values.dtype}; {hint}"
         )
-    if values.dtype.kind == "f":
-        return np.rint(values.astype(np.float64) * 255).astype(np.uint8)
-    return values.astype(np.uint8)
+    if values.dtype.kind != "f":
+        return values.astype(np.uint8), 0.0
+    scaled = values.astype(np.float64) * 255
+    levels = np.rint(scaled)
+    scaled -= levels
+    moved = float(np.abs(scaled).max(initial=0.0)) / 255
+    # In half precision k / 255 itself is a little beside it.
+    return levels.astype(np.uint8), moved if moved > np.finfo(values.dtype).eps / 2 else 0.0
+
+
+def say_rounded(part: Part) -> None:
+    """Warn where storing 8 bits for each channel makes other images of these."""
+    if part.moved > _ROUNDING:
+        warnings.warn(
+            f"{part.where}: not of 8 bits: images are rounded to 1/255, which moves pixels by up "
+            f"to {part.moved:.2g}; accuracies may differ a little from those of the images as they "
+            "are",
+            stacklevel=_outside(),
+        )
+
+
+def _outside() -> int:
+    """The ``stacklevel`` for a caller of this function of who called the package."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith("fastbandit"):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def as_nchw(values: np.ndarray, where: str) -> np.ndarray:
@@ -130,6 +162,9 @@ def as_labels(values: np.ndarray, where: str) -> np.ndarray:
     """Return labels ``[N]`` (or ``[N, 1]``) of any integer type as int64 ``[N]``."""
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
+    if values.dtype == object and all(type(x) is int or isinstance(x, np.integer) for x in values):
+        with reading(where, "labels of 64 bits"):
+            values = np.asarray([int(x) for x in values], np.int64)
     if values.ndim != 1 or values.dtype.kind not in "iu":
         hint = "; for labels in one-hot form pass their argmax" if values.ndim == 2 else ""
         raise DataError(
@@ -252,6 +287,8 @@ def assemble(
     if test is not None:
         _check(test, count, train.images.shape[1:])
     for part in (train, test):
+        if part is not None:
+            say_rounded(part)
         if part is not None and (brightest := int(part.images.max())) < DIM:
             warnings.warn(
                 f"{part.where}: the brightest pixel is {brightest} of 255; is the scale right?",

@@ -15,18 +15,21 @@ from fastbandit.data.arrays import (
     as_uint8,
     numbered,
     reading,
+    say_rounded,
     tensor_as_nchw,
 )
 from fastbandit.data.encoded import Decoder
 from fastbandit.data.fitting import AS_IS, Fit
 from fastbandit.data.sets import DataError, ImageSet
 
-__all__ = ["from_python", "images_of"]
+__all__ = ["from_python", "images_of", "labels_of"]
 
 # What columns, and the entries of a Dataset's items, are called.
 IMAGES = ("image", "img", "images", "x", "pixel_values")
 LABELS = ("label", "labels", "y", "target")
 _ARRAYS = (torch.Tensor, np.ndarray)
+# Those that numpy has.
+_FLOATS = (torch.float16, torch.float32, torch.float64)
 
 
 def images_of(source: Any, where: str, fit: Fit = AS_IS) -> ImageSet:
@@ -41,6 +44,7 @@ def images_of(source: Any, where: str, fit: Fit = AS_IS) -> ImageSet:
             f"{where}: expected integer labels, as the model counts its classes, got text such as "
             f"{part.names[0]!r}"
         )
+    say_rounded(part)
     images = torch.from_numpy(np.require(part.images, requirements=["C", "W"]))
     return ImageSet(images, torch.from_numpy(np.require(part.labels, np.int64, ["C", "W"])))
 
@@ -60,13 +64,9 @@ def from_python(source: Any, where: str, names: Sequence[str] = (), fit: Fit = A
     """
     if isinstance(source, ImageSet):
         return Part(_numpy(source.images, where), _numpy(source.labels, where), where)
-    if (
-        isinstance(source, (tuple, list))
-        and len(source) == 2
-        and all(isinstance(item, _ARRAYS) for item in source)
-    ):
+    if isinstance(source, (tuple, list)) and len(source) == 2 and isinstance(source[0], _ARRAYS):
         values, given = source
-        return _pair(values, given, where, names)
+        return _pair(values, labels_of(given, where), where, names)
     if isinstance(source, DataLoader):
         return _from_loader(source, where, names, fit)
     if hasattr(source, "columns") and hasattr(source, "iloc"):
@@ -87,12 +87,34 @@ def from_python(source: Any, where: str, names: Sequence[str] = (), fit: Fit = A
     return _from_items(_items(source, where), where, names, fit)
 
 
+def labels_of(labels: Any, where: str) -> np.ndarray | torch.Tensor:
+    """A tensor or an array of labels: as it is, or made of a sequence or a column.
+
+    Raises:
+        DataError: it is none of these.
+    """
+    if isinstance(labels, _ARRAYS):
+        return labels
+    column = isinstance(labels, Sequence) and not isinstance(labels, str | bytes)
+    if not column and not hasattr(labels, "__array__"):
+        raise DataError(
+            f"{where}: expected labels [N], integers or text, got {type(labels).__name__}"
+        )
+    with reading(where, "labels [N]"):
+        if column:
+            labels = [x.tolist() if isinstance(x, torch.Tensor) else x for x in labels]
+            if len({isinstance(x, str) for x in labels}) > 1:
+                # Of an array all would become text.
+                raise DataError(f"{where}: expected labels all integers or all text, got both")
+        return np.asarray(labels)
+
+
 def _numpy(value: Any, where: str) -> np.ndarray:
     """Return a tensor or array as an array; numpy has no bfloat16, so floats become float32."""
     with reading(where, "numbers"):
         if isinstance(value, torch.Tensor):
             value = value.detach().cpu()
-            if value.is_floating_point() and value.dtype != torch.float64:
+            if value.is_floating_point() and value.dtype not in _FLOATS:
                 value = value.to(torch.float32)
             return value.numpy()
         return np.asarray(value)
@@ -102,7 +124,8 @@ def _pair(images: Any, labels: Any, where: str, names: Sequence[str]) -> Part:
     values = _numpy(images, where)
     layout = tensor_as_nchw if isinstance(images, torch.Tensor) else as_nchw
     numbers, classes = numbered(_numpy(labels, where), where, names)
-    return Part(as_uint8(layout(values, where), where), numbers, where, classes)
+    pixels, moved = as_uint8(layout(values, where), where)
+    return Part(pixels, numbers, where, classes, moved)
 
 
 def _named(found: Mapping[str, Any], known: Sequence[str], what: str, where: str) -> str:
@@ -120,8 +143,7 @@ def _from_columns(columns: Mapping[str, Any], where: str, names: Sequence[str], 
     images = columns[_named(columns, IMAGES, "column of images", where)]
     labels = columns[_named(columns, LABELS, "column of labels", where)]
     if isinstance(images, _ARRAYS):
-        labels = labels if isinstance(labels, _ARRAYS) else np.asarray(labels)
-        return _pair(images, labels, where, names)
+        return _pair(images, labels_of(labels, where), where, names)
     if len(images) != len(labels):
         raise DataError(
             f"{where}: expected as many labels as images, got {len(images)} images and "
@@ -155,6 +177,7 @@ def _from_items(
 ) -> Part:
     images: list[np.ndarray] = []
     labels: list[Any] = []
+    moved = 0.0
     decode: Decoder | None = None
     for here, image, label in items:
         if isinstance(image, Mapping) and "bytes" in image:
@@ -175,7 +198,8 @@ def _from_items(
                     f"{list(values.shape)}"
                 )
             layout = tensor_as_nchw if isinstance(image, torch.Tensor) else as_nchw
-            chw = as_uint8(layout(values[None], here), here)[0]
+            (chw,), change = as_uint8(layout(values[None], here), here)
+            moved = max(moved, change)
             chw = fit.array(chw, here) if fit else chw
         if images and chw.shape != images[0].shape:
             raise DataError(
@@ -189,7 +213,7 @@ def _from_items(
     with reading(where, "labels of 64 bits"):
         text = isinstance(labels[0], str)
         numbers, classes = numbered(np.asarray(labels, None if text else np.int64), where, names)
-        return Part(np.stack(images), numbers, where, classes)
+        return Part(np.stack(images), numbers, where, classes, moved)
 
 
 def _label(label: Any, here: str, before: Sequence[Any]) -> Any:
@@ -214,6 +238,7 @@ def _from_loader(loader: DataLoader[Any], where: str, names: Sequence[str], fit:
             collate_fn=loader.collate_fn,
         )
     parts: list[tuple[np.ndarray, np.ndarray]] = []
+    moved = 0.0
     for i, batch in enumerate(loader):
         here = f"{where}: batch {i}"
         if isinstance(batch, Mapping):
@@ -228,7 +253,8 @@ def _from_loader(loader: DataLoader[Any], where: str, names: Sequence[str], fit:
             )
         values = _numpy(images, here)
         layout = tensor_as_nchw if isinstance(images, torch.Tensor) else as_nchw
-        pixels = as_uint8(layout(values, here), here)
+        pixels, change = as_uint8(layout(values, here), here)
+        moved = max(moved, change)
         if fit:
             pixels = np.stack([fit.array(image, here) for image in pixels])
         parts.append((pixels, _numpy(labels, here)))
@@ -240,4 +266,4 @@ def _from_loader(loader: DataLoader[Any], where: str, names: Sequence[str], fit:
     if not parts:
         raise DataError(f"{where}: expected batches of images, got none")
     numbers, classes = numbered(np.concatenate([labels for _, labels in parts]), where, names)
-    return Part(np.concatenate([images for images, _ in parts]), numbers, where, classes)
+    return Part(np.concatenate([images for images, _ in parts]), numbers, where, classes, moved)

@@ -128,8 +128,8 @@ def load(
     3 channels only if they are last is refused.
 
     Images are integers 0 .. 255, float in [0, 1] or bool (black and white); floats are stored as
-    round(255 x). Encoded images have 8 bits for each channel or fewer, no transparent pixel and one
-    frame; their EXIF orientation is applied.
+    round(255 x), with a warning where that moves pixels. Encoded images have 8 bits for each
+    channel or fewer, no transparent pixel and one frame; their EXIF orientation is applied.
 
     Links are followed; pipes and devices are refused. A compressed file may unpack to 200 times its
     size, or to 256 MiB if that is more; see :mod:`fastbandit.data.files`.
@@ -474,7 +474,8 @@ def _npz_part(
             raise DataError(f"{path}: expected the array {one} beside {other}, got none")
     where = f"{path}: {images}"
     numbers, classes = numbered(arrays[labels], f"{path}: {labels}", names)
-    return Part(as_uint8(as_nchw(arrays[images], where), where), numbers, where, classes)
+    pixels, moved = as_uint8(as_nchw(arrays[images], where), where)
+    return Part(pixels, numbers, where, classes, moved)
 
 
 def _unpack_all(

@@ -22,6 +22,7 @@ from fastbandit.distributed import Group
 from fastbandit.evaluate.config import PRESETS, EvaluateConfig
 from fastbandit.evaluate.estimate import dry_run
 from fastbandit.evaluate.result import RESULT
+from fastbandit.evaluate.robustness import CUSTOM
 from fastbandit.evaluate.run import evaluate_model
 from fastbandit.evaluate.subject import prepare
 from fastbandit.model_code import ModelCode, names_code
@@ -38,15 +39,17 @@ class Options(RunOptions):
     """What to do with the configuration; none of it changes a result."""
 
     model: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = None
-    """a model file, the folder of a retraining run, or code of your own that makes one:
-    my_package.my_module:make_model"""
+    """a model file, the folder of a retraining run (runs/latest: the newest run with a model), or
+    code of your own that makes one: my_package.my_module:make_model"""
     weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """weights of a model of your own: .safetensors, or .pt of torch.save(model.state_dict(), FILE)
     """
     preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """settings to start from: quick (seconds), standard, digits, mnist, cifar10"""
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
-    """folder of the result; default: evaluation-<norm>-<epsilon> beside the model"""
+    """folder of the result; default: evaluation-<norm>-<epsilon> beside the model or its weights;
+    of code without a file of weights, an unfinished one of this evaluation below runs/, else a new
+    one there"""
     resume: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """go on with the evaluation in this folder, with the model and configuration stored there"""
     force: bool = False
@@ -151,6 +154,8 @@ class EvaluateCommand(Command[EvaluateConfig]):
                 f"ours alone {check['fooled_by_ours_alone']}, the reference alone "
                 f"{check['fooled_by_reference_alone']}: {check['verdict']}"
             )
+        if left_out := result.get("cross_check_left_out"):  # not in files of older versions
+            print(f"cross-check  left out: {left_out}")
         print(f"suspicion: {result['suspicion']['verdict']}")
         for one in result["suspicion"]["checks"]:
             print(f"  {one['verdict']:10} {one['name']}: {one['detail']}")
@@ -200,13 +205,19 @@ def _stored(folder: Path) -> tuple[ModelCode | str, EvaluateConfig]:
     if not isinstance(identity, dict):
         raise RunError(f"{folder}: expected the folder of an evaluation")
     config = merge(EvaluateConfig(), plain, f"{folder}/config.yaml")
+    if config.data == CUSTOM and not os.path.lexists(CUSTOM):
+        raise RunError(
+            f"{folder}: its images came from Python; call fastbandit.evaluate (or evaluate_model) "
+            f"with them again, out={str(folder)!r}, to go on"
+        )
     if identity.get("code") is not None:
         weights = identity.get("weights")
         place = None if weights is None else Path(os.path.normpath(folder / weights))
         return ModelCode(str(identity["code"]), place), config
     if identity.get("file") is None:
         raise RunError(
-            f"{folder}: its model came from Python; call evaluate_model with it again to go on"
+            f"{folder}: its model came from Python; call fastbandit.evaluate (or evaluate_model) "
+            f"with it again, out={str(folder)!r}, to go on"
         )
     return os.path.normpath(folder / identity["file"]), config
 

@@ -85,7 +85,8 @@ class _General(Config):
     cross_check_limit: int | None = None
     """only on the first so many correctly classified images"""
     transfer_from: str | None = None
-    """a second model whose adversarial images are tried on this one"""
+    """a second model whose adversarial images are tried on this one: a model file, the folder of a
+    retraining run, or code that makes it with its weights, my_package.my_module:make_model"""
     transfer_attacks: str = "mifgsm,pgd-20"
     """attacks on that second model"""
     examples: Annotated[int, at_least(0)] = 32

@@ -10,14 +10,10 @@ import torch
 from torch import nn
 
 from fastbandit.attacks._model import Oracle, cross_entropy, with_autograd
-from fastbandit.data import load_data
 from fastbandit.evaluate.config import EvaluateConfig
-from fastbandit.evaluate.grid import Evaluation
-from fastbandit.evaluate.run import memory_enough_for
-from fastbandit.evaluate.subject import evaluating, fast_copy, place, prepare
+from fastbandit.evaluate.run import begun, memory_enough_for
 from fastbandit.model_code import ModelCode
 from fastbandit.runs.environment import peak_memory_mb
-from fastbandit.runs.session import torch_settings
 from fastbandit.training.cost import synchronise
 
 __all__ = ["dry_run"]
@@ -31,16 +27,8 @@ def dry_run(model: nn.Module | ModelCode | str | Path, config: EvaluateConfig) -
         ``images``; ``seconds_forward`` and ``seconds_backward`` of one image; ``seconds_most``, if
         no image ever fell, and ``seconds_clean``; ``peak_memory_mb``.
     """
-    subject, config = prepare(model, config)
-    device = torch.device(config.device)
-    with (
-        torch_settings(config.threads, bool(config.deterministic)),
-        memory_enough_for(config),
-        evaluating(subject.network),  # a caller's own module comes back in its mode
-    ):
-        subject.network = place(subject.network, config, device)
-        subject.fast = fast_copy(subject.network)
-        current = Evaluation(config, subject, load_data(config), device, None, None, None)
+    with memory_enough_for(config), begun(model, config) as current:
+        subject, config, device = current.subject, current.config, current.device
         few = torch.arange(min(config.batch_size, current.n))
         x, y = current.pixels(few), current.labels[few].to(device)
         times = {}

@@ -26,6 +26,7 @@ from fastbandit.runs.environment import derive_seed
 from fastbandit.runs.folder import RunFolder
 from fastbandit.runs.tensors import CheckpointError, RunError
 from fastbandit.threat import ThreatModel
+from fastbandit.training import is_out_of_memory
 
 # One call of an attack takes so many batches: enough to keep batches full as images fall, few
 # enough that little is lost when the process is killed.
@@ -92,6 +93,31 @@ class AttackGrid:
         return remaining.nonzero()[:, 0]
 
 
+def classes_of(network: nn.Module, image: Tensor, what: str = "model") -> int:
+    """The classes that a network answers with, for one image [1, C, H, W]; its first call.
+
+    Args:
+        what: what messages call it.
+
+    Raises:
+        ConfigError: it fails on the image. Others: see :func:`check_answer`.
+    """
+    with Oracle(network) as oracle:
+        try:
+            return oracle.logits(image).shape[1]
+        except (RuntimeError, AssertionError, AttributeError, LookupError) as error:
+            if is_out_of_memory(error):
+                raise
+            weights = next((p for p in network.parameters() if p.is_floating_point()), None)
+            hint = ""
+            if weights is not None and weights.dtype != torch.float32:
+                hint = f"; its weights are {weights.dtype}, model.float() makes them float32"
+            raise ConfigError(
+                f"{what}: it fails on images float32 [N, {', '.join(map(str, image.shape[1:]))}]: "
+                f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}{hint}"
+            ) from error
+
+
 class Evaluation:
     """An evaluation in progress: what is known so far, and how it goes to disk and back."""
 
@@ -141,15 +167,24 @@ class Evaluation:
         transfer = []
         if surrogate is not None:
             network, facts = surrogate
+            classes_of(network, self.pixels(torch.arange(1)), "transfer_from")
             transfer = [
-                on_another(plan, network, facts["file"] or "another model")
+                on_another(plan, network, facts["file"] or facts["code"])
                 for plan in config.transfer_plans(main)
             ]
         self.grids["transfer"] = begin(transfer, every=True)
         reference = []
-        if config.cross_check != "none" and main.epsilon:
+        # Why the reference is not asked though it was to be; None where it was not.
+        self.reference_left_out: str | None = None
+        if config.cross_check != "none":
             classes = self._classes()
-            if config.cross_check == "autoattack" or classes >= FEWEST_CLASSES:
+            if not main.epsilon:
+                self.reference_left_out = "there is no attack at radius 0"
+            elif config.cross_check == "auto" and classes < FEWEST_CLASSES:
+                self.reference_left_out = (
+                    f"its loss needs {FEWEST_CLASSES} classes, the model has {classes}"
+                )
+            else:
                 reference = [reference_plan(main.ball, classes)]
         self.grids["reference"] = begin(reference, every=True)
         self.example_ids = torch.empty(0, dtype=torch.int64)
@@ -159,9 +194,7 @@ class Evaluation:
         self._saved = -math.inf
 
     def _classes(self) -> int:
-        # The first answer, with the checks of Oracle.
-        with Oracle(self.model) as oracle:
-            return oracle.logits(self.pixels(torch.arange(1))).shape[1]
+        return classes_of(self.model, self.pixels(torch.arange(1)))
 
     def _check_shapes(self) -> None:
         channels = self.subject.facts["architecture"].get("in_channels")

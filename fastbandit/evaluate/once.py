@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,25 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from fastbandit._suggest import did_you_mean
-from fastbandit.attacks._model import kind, with_autograd
+from fastbandit.attacks._model import with_autograd
 from fastbandit.config import ConfigError, merge
 from fastbandit.data import DataSource, ImageSet
 from fastbandit.data.fitting import Fit
-from fastbandit.data.objects import images_of
+from fastbandit.data.objects import images_of, labels_of
 from fastbandit.data.sets import digest_of
 from fastbandit.evaluate.config import PRESETS, EvaluateConfig
 from fastbandit.evaluate.result import outcome_of
 from fastbandit.evaluate.robustness import CUSTOM, Robustness, RobustnessWarning
 from fastbandit.evaluate.run import begun, evaluate_model, measure
-from fastbandit.model_code import ModelCode, load_weights, names_code
+from fastbandit.model_code import ModelCode, names_code, with_weights
 from fastbandit.runs.progress import Progress
 from fastbandit.runs.tensors import load_tensors
 from fastbandit.threat import plain_number
 
 __all__ = ["evaluate"]
 
-# A float image of 8 bits is k / 255 up to rounding; more than this is another image.
-_ROUNDING = 1e-4
 # From a warning in `evaluate` to who called it: the decorator and the callable module lie between.
 _CALLER = 4
 # These presets name data and radius.
@@ -64,6 +61,7 @@ def evaluate(
         source: in place of them: a map-style Dataset or a DataLoader of (image, label), an
             :class:`~fastbandit.data.ImageSet`, a :class:`~fastbandit.data.DataSource`, or what
             ``--data`` takes, of which the test images are taken (``split="train"``: the others).
+            It may also be passed in place of the images, without labels.
         weights: a file of the state dict for ``model``, ``.safetensors`` or ``.pt``.
         epsilon: radius, for images in [0, 1]: ``"8/255"``; ``"auto"``: the one that a model file
             says it was trained for.
@@ -89,15 +87,9 @@ def evaluate(
         RobustnessWarning: a check says that the figures are not to be trusted.
         UserWarning: float images that are not of 8 bits are rounded to 1/255.
     """
-    if isinstance(source, str | Path):
-        found, settings = None, {**settings, "data": str(source)}
-    else:
-        fit = Fit(settings.get("image_size"), settings.get("image_color"))
-        found = _source(images, labels, source, fit)
+    found = _source(images, labels, source, settings)
     if found is not None:
-        settings = {**settings, "data": found.name}
-    elif images is not None:
-        raise ConfigError("source: expected in place of images and labels, got both")
+        settings = {**settings, "data": found if isinstance(found, str) else found.name}
     elif "data" not in settings and preset not in _WITH_DATA:
         raise ConfigError(
             "images: expected images and labels, or source=: a Dataset, a DataLoader or a path "
@@ -111,12 +103,13 @@ def evaluate(
     if not progress:
         shown = Progress.silent()
     path: Path | None = None
+    given = found if isinstance(found, DataSource) else None
     if out is None:
-        with begun(subject, config, found) as current:
+        with begun(subject, config, given) as current:
             result = measure(current, shown)
             outcome, facts = outcome_of(current)
     else:
-        path, result = evaluate_model(subject, config, out, progress=shown, source=found)
+        path, result = evaluate_model(subject, config, out, progress=shown, source=given)
         outcome, facts = load_tensors(path / "images.safetensors", "images")
     robustness = Robustness(result, outcome, list(facts["attacks"]), path)
     if robustness.verdict != "ok":
@@ -155,9 +148,7 @@ def _configuration(
 
 def _with_weights(model: Any, weights: str | Path) -> nn.Module | ModelCode:
     if isinstance(model, nn.Module):
-        model = copy.deepcopy(model)
-        load_weights(model, weights)
-        return model
+        return with_weights(model, weights)
     if isinstance(model, str) and names_code(model):
         return ModelCode(model, Path(weights))
     raise ConfigError(
@@ -166,8 +157,10 @@ def _with_weights(model: Any, weights: str | Path) -> nn.Module | ModelCode:
     )
 
 
-def _source(images: Any, labels: Any, source: Any, fit: Fit) -> DataSource | None:
-    """The images, or None: those that the settings name."""
+def _source(
+    images: Any, labels: Any, source: Any, settings: Mapping[str, Any]
+) -> DataSource | str | None:
+    """The images, what ``--data`` would name them by, or None: those that the settings name."""
     if images is None and labels is not None:
         raise ConfigError("labels: expected beside images, got no images")
     if images is not None and source is not None:
@@ -179,49 +172,32 @@ def _source(images: Any, labels: Any, source: Any, fit: Fit) -> DataSource | Non
                 "DataLoader of (image, label) is passed alone"
             )
         images, source = None, images
+    if source is None and images is None:
+        return None
+    if "data" in settings:
+        raise ConfigError(
+            f"data: expected in place of images and source, got {settings['data']!r} beside them"
+        )
+    if isinstance(source, str | Path):
+        return str(source)
     if isinstance(source, DataSource):
         return source
     if source is not None:
+        fit = Fit(settings.get("image_size"), settings.get("image_color"))
         return _of_images(images_of(source, "images", fit))
-    if images is not None:
-        labels = _as_array(labels, "labels")
-        if isinstance(images, Sequence) and not isinstance(images, str):
-            images = torch.stack(list(images)) if _all_tensors(images) else np.stack(list(images))
-        found = _of_images(images_of((images, labels), "images"))
-        _say_rounded(images)
-        return found
-    return None
+    if isinstance(images, str | Path):
+        raise ConfigError(
+            f"images: expected tensors or arrays beside labels, got the path {str(images)!r}, "
+            "which is passed alone: its labels are read with it"
+        )
+    labels = labels_of(labels, "images")
+    if isinstance(images, Sequence):
+        images = torch.stack(list(images)) if _all_tensors(images) else np.stack(list(images))
+    return _of_images(images_of((images, labels), "images"))
 
 
 def _all_tensors(values: Sequence[Any]) -> bool:
     return len(values) > 0 and all(isinstance(value, Tensor) for value in values)
-
-
-def _as_array(labels: Any, where: str) -> Any:
-    if isinstance(labels, Tensor | np.ndarray):
-        return labels
-    if isinstance(labels, Sequence) and not isinstance(labels, str | bytes):
-        return np.asarray([int(x) if isinstance(x, Tensor) else x for x in labels])
-    raise TypeError(f"{where}: expected integers [N], got {kind(labels)}")
-
-
-def _say_rounded(images: Any) -> None:
-    """Warn where storing 8 bits for each channel makes other images of these."""
-    if isinstance(images, np.ndarray):
-        if images.dtype.kind != "f":
-            return
-        images = torch.from_numpy(images.astype(np.float32))
-    if not isinstance(images, Tensor) or not images.is_floating_point() or not images.numel():
-        return
-    grey = images.detach().float() * 255
-    moved = float((grey - grey.round()).abs().amax()) / 255
-    if moved > _ROUNDING:
-        warnings.warn(
-            f"images: not of 8 bits: they are rounded to 1/255, which moves pixels by up to "
-            f"{moved:.2g}; accuracies may differ a little from those of the images as they are",
-            UserWarning,
-            stacklevel=_CALLER + 2,
-        )
 
 
 def _of_images(images: ImageSet) -> DataSource:

@@ -135,18 +135,17 @@ def reference_plan(ball: Ball, classes: int) -> Plan:
     Raises:
         ConfigError: it is not installed, or cannot handle so few classes.
     """
-    try:
-        attack = ReferenceAutoAttack.of_release(classes)
-    except ImportError:
-        raise ConfigError(
-            "cross_check: autoattack needs the package pyautoattack; install the extra eval"
-        ) from None
     if classes < FEWEST_CLASSES:
         raise ConfigError(
             f"cross_check: expected {FEWEST_CLASSES} classes or more for the reference's DLR loss, "
             f"got {classes}"
         )
-    return Plan.of(attack, ball)
+    try:
+        return Plan.of(ReferenceAutoAttack.of_release(classes), ball)
+    except ImportError:
+        raise ConfigError(
+            "cross_check: autoattack needs the package pyautoattack; install the extra eval"
+        ) from None
 
 
 def same_logits(copied: Tensor, exact: Tensor) -> Tensor:

@@ -283,6 +283,7 @@ def finish(evaluation: Evaluation) -> dict[str, Any]:
         if evaluation.subject.fast is None
         else {"used": evaluation.fast is not None, "differs": evaluation.differing},
         "cross_check": cross_check,
+        "cross_check_left_out": evaluation.reference_left_out,
         "transfer": _transfer(evaluation),
         "robustbench": _robustbench(evaluation, results[0], cross_check),
         "cost": {

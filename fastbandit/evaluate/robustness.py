@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from fastbandit._identity import ROUNDING, Fingerprint
+from fastbandit.evaluate.sanity import NO_SAMPLE
 from fastbandit.threat import NORM_NAMES
 
 __all__ = ["CUSTOM", "Robustness", "RobustnessWarning"]
@@ -186,10 +187,10 @@ class Robustness:
                 f"{check['fooled_by_ours_alone']}, the reference alone "
                 f"{check['fooled_by_reference_alone']}"
             )
-        passed = sum(check["verdict"] == "ok" for check in self.checks)
+        if left_out := self.result.get("cross_check_left_out"):  # not in files of older versions
+            notes.append(f"reference AutoAttack left out: {left_out}")
         notes.append(
-            f"verdict: {self.verdict}"
-            + (f" ({passed} checks passed)" if self.verdict == "ok" else "")
+            f"verdict: {self.verdict}" + (f" ({self._passed()})" if self.verdict == "ok" else "")
         )
         notes += [f"  {reason}" for reason in self.reasons]
         model, cost = self.result["model"], self.result["cost"]
@@ -198,6 +199,13 @@ class Robustness:
             f"{cost['seconds_total']:.1f} s on {cost['device']}"
         )
         return notes
+
+    def _passed(self) -> str:
+        """How many checks found nothing, and how many were not made for want of images."""
+        passed = sum(check["verdict"] == "ok" for check in self.checks)
+        left = sum(check["detail"] == NO_SAMPLE for check in self.checks)
+        said = f"{passed} check{'' if passed == 1 else 's'} passed"
+        return said if not left else f"{said}, {left} not made: {NO_SAMPLE}"
 
     def _title(self) -> str:
         data = self.result["data"]

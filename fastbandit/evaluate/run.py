@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from fastbandit.distributed import Group
 from fastbandit.evaluate.config import EvaluateConfig
 from fastbandit.evaluate.grid import Evaluation, OtherModelError
 from fastbandit.evaluate.result import RESULT, finish
-from fastbandit.evaluate.subject import Subject, evaluating, fast_copy, load_subject, place, prepare
+from fastbandit.evaluate.subject import Subject, borrowed, fast_copy, load_subject, place, prepare
 from fastbandit.model_code import ModelCode
 from fastbandit.runs.environment import derive_seed, environment
 from fastbandit.runs.folder import RunFiles, RunFolder
@@ -50,10 +50,11 @@ def memory_enough_for(config: EvaluateConfig) -> Iterator[None]:
         ) from error
 
 
-def _default_path(subject: Subject, config: EvaluateConfig, root: Path) -> Path:
+def _default_path(subject: Subject, config: EvaluateConfig) -> Path | None:
+    """Beside the files of the model; None where it has none."""
     beside = subject.file or subject.weights
     if beside is None:
-        return RunFolder.fresh_path(root, config.name)
+        return None
     return beside.parent / f"evaluation-{config.norm}-{config.epsilon.replace('/', '-')}"
 
 
@@ -66,29 +67,26 @@ def begun(
 ) -> Iterator[Evaluation]:
     """An evaluation of which nothing is known yet, and torch as it runs in; arguments as of
     :func:`evaluate_model`. It has no folder; its configuration is the resolved one."""
+    asked = config.cross_check
     subject, config = prepare(model, config)
     check_group_device(config.device, group)
     device = torch.device(config.device) if group is None else group.device
-    if isinstance(model, nn.Module):
-        # Some modules cannot be copied; then the caller's own is moved.
-        try:
-            subject.network = copy.deepcopy(model)
-        except (RuntimeError, TypeError):
-            subject.network = model
     with torch_settings(config.threads, bool(config.deterministic)), ExitStack() as stack:
         # float32 is what the model decides in, whatever the caller computes in.
         stack.enter_context(torch.autocast(device.type, enabled=False))
-        if isinstance(model, nn.Module):
-            # What is attached to a module may call the caller's own modules from within the copy.
-            stack.enter_context(evaluating(model))
+        stack.enter_context(borrowed(subject))
         subject.network = place(subject.network, config, device)
         subject.fast = fast_copy(subject.network)
         source = load_data(config, source)
         surrogate = None
         if config.transfer_from is not None:
             other = load_subject(config.transfer_from)
+            stack.enter_context(borrowed(other))
             surrogate = (place(other.network, config, device), other.facts)
-        yield Evaluation(config, subject, source, device, None, group, surrogate)
+        evaluation = Evaluation(config, subject, source, device, None, group, surrogate)
+        if config.cross_check != asked:
+            evaluation.reference_left_out = "the package pyautoattack is not installed (extra eval)"
+        yield evaluation
 
 
 def measure(
@@ -129,7 +127,8 @@ def evaluate_model(
             mode; it is known by its weights and by its logits at 32 fixed images.
         config: the settings; see :class:`EvaluateConfig`.
         out: the folder of the result; None: ``evaluation-<norm>-<epsilon>`` beside the model file
-            or the weights, or a new folder below ``root`` where there is neither.
+            or the weights; where there is neither, that of an unfinished evaluation of the same
+            model and configuration below ``root``, else a new one there.
         force: replace what a finished or a different evaluation left there.
         progress: where progress is shown; None shows none.
         group: the processes that share the work, each of them calling this function; None: this
@@ -145,25 +144,43 @@ def evaluate_model(
         TypeError: the model is none, or its answer is no tensor of floating-point logits.
         OSError: a file could not be written; the evaluation goes on from its last checkpoint.
     """
-    with ExitStack() as stack:
-        current = stack.enter_context(begun(model, config, source, group))
-        subject, config, source = current.subject, current.config, current.source
-        path = Path(out) if out is not None else _default_path(subject, config, Path(root))
-        identity = {"model": subject.identity(path), "data_digest": source.digest}
-        if current.surrogate is not None:
-            identity["transfer_digest"] = current.surrogate[1]["digest"]
-        session = Session(config, group=group)
-        stack.enter_context(
-            session.open(
-                FILES,
-                path,
-                root=root,
-                name=config.name,
-                force=force,
-                progress=progress,
-                identity=identity,
-            )
-        )
+    with begun(model, config, source, group) as current:
+        path = Path(out) if out is not None else _default_path(current.subject, current.config)
+        run = partial(_in_folder, current, root=Path(root), force=force, progress=progress)
+        try:
+            return run(path)
+        except OtherModelError:
+            # An unfinished evaluation that was found below the root, of a model that is another by
+            # its answers alone. Several processes cannot begin anew by themselves.
+            if path is not None or group is not None:
+                raise
+            return run(RunFolder.fresh_path(Path(root), current.config.name))
+
+
+def _in_folder(
+    current: Evaluation,
+    path: Path | None,
+    *,
+    root: Path,
+    force: bool,
+    progress: Progress | None,
+) -> tuple[Path, dict[str, Any]]:
+    """Evaluate to the end in the folder ``path``, or where :meth:`Session.open` says for None."""
+    subject, config, group = current.subject, current.config, current.group
+    # The files of a model that has any are named relative to its folder.
+    identity = {"model": subject.identity(path or root), "data_digest": current.source.digest}
+    if current.surrogate is not None:
+        identity["transfer_digest"] = current.surrogate[1]["digest"]
+    session = Session(config, group=group)
+    with session.open(
+        FILES,
+        path,
+        root=root,
+        name=config.name,
+        force=force,
+        progress=progress,
+        identity=identity,
+    ):
         folder = current.folder = session.folder
         if folder is not None and folder.finished:
             current.check_result(folder.result())
@@ -174,7 +191,8 @@ def evaluate_model(
             digest = derive_seed(0, subject.facts["digest"])
             group.check_same("the model", torch.tensor(digest))
             session.share(current)
-            group.check_same("the data", torch.tensor(derive_seed(0, source.digest, current.n)))
+            digest = derive_seed(0, current.source.digest, current.n)
+            group.check_same("the data", torch.tensor(digest))
         found = measure(current, session.progress, session.path, resumed=resumed)
         result: dict[str, Any] = session.broadcast(found)
         return session.path, result

@@ -221,7 +221,7 @@ CHECKS = (
 )
 
 _VERDICTS = {True: "suspicious", False: "ok", None: "skipped"}
-_NO_SAMPLE = "no image was classified correctly, or --checks.images is 0"
+NO_SAMPLE = "no image was classified correctly, or --checks.images is 0"
 
 
 def judge(evidence: Evidence) -> dict[str, Any]:
@@ -229,7 +229,7 @@ def judge(evidence: Evidence) -> dict[str, Any]:
     checks = []
     for check in CHECKS:
         skipped = check.needs_sample and not evidence.n
-        found, detail = (None, _NO_SAMPLE) if skipped else check.finding(evidence)
+        found, detail = (None, NO_SAMPLE) if skipped else check.finding(evidence)
         checks.append({"name": check.name, "verdict": _VERDICTS[found], "detail": detail})
     bad = any(check["verdict"] == "suspicious" for check in checks)
     return {"verdict": "suspicious" if bad else "ok", "checks": checks}

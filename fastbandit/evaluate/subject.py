@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fastbandit import ops
 from fastbandit._identity import Fingerprint
 from fastbandit.attacks._model import Oracle, kind
+from fastbandit.config import ConfigError
 from fastbandit.model_code import ModelCode, names_code
 from fastbandit.models import Model, find_model, load_model
 from fastbandit.nn.frozen import FrozenBatchNorm, freeze
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Subject",
-    "evaluating",
+    "borrowed",
     "fast_copy",
     "load_subject",
     "place",
@@ -85,6 +86,8 @@ def module_digest(model: nn.Module) -> str:
     for name, tensor in sorted(tensors.items()):
         if not isinstance(tensor, Tensor):
             continue
+        if tensor.is_meta:
+            raise ConfigError(f"model: {name}: expected weights, got a tensor on the device meta")
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().data)
@@ -151,7 +154,7 @@ def prepare(
         )
     subject = load_subject(model)
     config = config.resolve(subject.training)
-    if config.transfer_from is not None:
+    if config.transfer_from is not None and not names_code(config.transfer_from):
         # As it will be found again, whatever else the folder holds by then.
         config = dataclasses.replace(config, transfer_from=str(find_model(config.transfer_from)))
     return subject, config
@@ -186,29 +189,77 @@ def take_fingerprint(network: nn.Module, probes: Tensor) -> Fingerprint:
 
 
 def place(network: nn.Module, config: EvaluateConfig, device: torch.device) -> nn.Module:
-    """The network on the device in the asked layout; one from a file may be changed in place."""
+    """The network on the device in the asked layout; it is changed in place."""
     network = network.to(device)
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return network.eval()
+    return _to_evaluation(network)
+
+
+def _to_evaluation(model: nn.Module) -> nn.Module:
+    # A program of torch.export refuses: it computes what it was exported as.
+    with suppress(NotImplementedError):
+        model.eval()
+    return model
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def borrowed(subject: Subject) -> Iterator[None]:
+    """``subject.network`` as one that may be moved and changed within the context.
+
+    A module of the caller's is copied; one that cannot be copied is used itself, and put back.
+    """
+    own = subject.network
+    if subject.file is not None:
+        yield
+        return
+    with ExitStack() as stack:
+        try:
+            # With autograd the weights in a copy of a script would be computed from its own.
+            with torch.no_grad():
+                subject.network = copy.deepcopy(own)
+        except Exception:  # whatever a module's own way to be copied raises
+            stack.enter_context(_put_back(own))
+        # What is attached to a module may call the caller's own modules from within the copy.
+        stack.enter_context(_evaluating(own))
+        yield
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
     """Every module of ``model`` in evaluation mode within the context, and back."""
-    modes = [(module, module.training) for module in model.modules()]
+    modes = [(module, module.training) for module in model.modules() if hasattr(module, "training")]
     try:
-        model.eval()
+        _to_evaluation(model)
         yield
     finally:
         for module, training in modes:
             module.training = training
 
 
+@contextmanager
+def _put_back(model: nn.Module) -> Iterator[None]:
+    """Parameters, their gradients and buffers of ``model`` as before, after the context."""
+    held = [(m, dict(m._parameters), dict(m._buffers)) for m in model.modules()]
+    tensors = [(p, p.data, p.grad) for p in model.parameters()]
+    gradients = [(grad, grad.data) for _, _, grad in tensors if grad is not None]
+    try:
+        yield
+    finally:
+        for module, parameters, buffers in held:
+            module._parameters.update(parameters)
+            module._buffers.update(buffers)
+        for parameter, data, grad in tensors:
+            parameter.data, parameter.grad = data, grad
+        for grad, data in gradients:
+            grad.data = data
+
+
 def fast_copy(network: nn.Module) -> nn.Module | None:
     """A copy with frozen batch norms; None where it would be no faster, or none can be made."""
     try:
-        copied = freeze(copy.deepcopy(network))
-    except (RuntimeError, TypeError):
+        with torch.no_grad():
+            copied = freeze(copy.deepcopy(network))
+    except Exception:  # whatever a module's own way to be copied raises
         return None
     return copied if any(type(m) is FrozenBatchNorm for m in copied.modules()) else None

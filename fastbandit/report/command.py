@@ -14,7 +14,7 @@ import tyro
 from fastbandit._files import write_atomic
 from fastbandit._program import examples, program
 from fastbandit.command import guard
-from fastbandit.report.folders import collect
+from fastbandit.report.folders import collect, named_run
 from fastbandit.report.matching import Collection
 from fastbandit.report.page import make_joint_page, make_page
 from fastbandit.report.reading import ReportError
@@ -35,6 +35,7 @@ def write_report(
     Args:
         run_dir: the run folder, or several: of searches, retraining runs and evaluations.
             Evaluations below the folder of a retraining run are found by themselves.
+            ``runs/latest`` is the run there that wrote last.
         out: file to write; default ``report.html`` in the run folder, and for several in the
             current folder.
         summary: what summary.json (evaluation.json) of the first folder is going to hold, for a
@@ -48,7 +49,7 @@ def write_report(
         OSError: the file cannot be written; an older one is left as it was.
     """
     folders = [run_dir] if isinstance(run_dir, (str, os.PathLike)) else list(run_dir)
-    paths = [Path(folder) for folder in folders]
+    paths = [named_run(Path(folder)) for folder in folders]
     if not paths:
         raise ReportError("write_report: run_dir: expected at least one run folder, got none")
     return _write(collect(paths, summary), _target(paths, out))
@@ -76,8 +77,9 @@ def _write(found: Collection, target: Path) -> Path:
 @dataclass(frozen=True)
 class _Command:
     run: tyro.conf.Positional[tuple[Path, ...]]
-    """run folders, as python -m fastbandit.search, .retrain and .evaluate write them; evaluations
-    below a retraining run's folder are found by themselves"""
+    """run folders, as python -m fastbandit.search, .retrain and .evaluate write them
+    (runs/latest: the one that wrote last); evaluations below a retraining run's folder are found by
+    themselves"""
     out: Path | None = None
     """file to write; default: report.html in the run folder, for several in the current folder"""
     json: bool = False
@@ -94,8 +96,9 @@ def _run(arguments: Sequence[str] | None) -> int:
     )
     if not command.run:
         raise ReportError("RUN: expected at least one run folder, got none")
-    found = collect(command.run)
-    path = _write(found, _target(command.run, command.out))
+    folders = [named_run(folder) for folder in command.run]
+    found = collect(folders)
+    path = _write(found, _target(folders, command.out))
     alone = len(found.runs) == 1
     notes = [
         note if alone else f"{run.key} ({run.label}): {note}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastbandit._files import FileError, plain_file, read_sealed
+from fastbandit._latest import command_of, last_written, newest
 from fastbandit.report.evaluation import EVALUATION, Evaluation, read_evaluation
 from fastbandit.report.html import get
 from fastbandit.report.matching import Collection, match, name_runs
@@ -15,7 +16,7 @@ from fastbandit.report.reading import Folder, ReportError, without_folder
 from fastbandit.report.retraining import Retraining, read_retraining
 from fastbandit.report.search import Run, read_run
 
-__all__ = ["collect", "read_folder"]
+__all__ = ["collect", "named_run", "read_folder"]
 
 # Evaluations are looked for so many levels below a retraining run, among so many folders.
 _DEEPEST, _MOST_FOLDERS = 8, 10_000
@@ -58,6 +59,15 @@ def _command(folder: Path) -> str:
     return "retrain" if any(folder.glob("model-*.safetensors")) else "search"
 
 
+def named_run(folder: Path) -> Path:
+    """``folder``, or in place of one such as ``runs/latest`` the run there that wrote last.
+
+    Raises:
+        ReportError: there is no run.
+    """
+    return newest(folder, last_written, "a run folder", ReportError) or folder
+
+
 def read_folder(folder: Path, summary: Mapping[str, Any] | None = None) -> Folder:
     """A run of any command, finished or not.
 
@@ -69,11 +79,7 @@ def read_folder(folder: Path, summary: Mapping[str, Any] | None = None) -> Folde
     """
     if not folder.is_dir():
         return read_run(folder, summary)
-    try:
-        command = get(read_sealed(plain_file(folder / "env.json")), "command")
-    except FileError:
-        command = None
-    if command == "study":
+    if command_of(folder) == "study":
         raise ReportError(
             f"{folder}: the folder of a study: its page is {folder / 'study.html'}; give the runs "
             "in its folder searches"

@@ -355,7 +355,9 @@ def _transfer(value: Any) -> str:
                 get(attack, "interval"), where="", notes=notes,
             )  # fmt: skip
             origin = get(entry, "from")
-            name = get(origin, "file") if isinstance(origin, Mapping) else origin
+            name = origin
+            if isinstance(origin, Mapping):
+                name = get(origin, "file") or get(origin, "code")
             lines.append(
                 [
                     f'<span class="fold">{show(name)}</span>',

@@ -21,7 +21,7 @@ from fastbandit.distributed import Group
 from fastbandit.genotype import Genotype
 from fastbandit.retrain.config import PRESETS, RetrainConfig
 from fastbandit.retrain.estimate import dry_run
-from fastbandit.retrain.genotypes import search_settings, with_genotype
+from fastbandit.retrain.genotypes import named_run, search_settings, with_genotype
 from fastbandit.retrain.loop import retrain
 from fastbandit.runs.progress import Progress
 
@@ -61,7 +61,7 @@ class RetrainCommand(Command[RetrainConfig]):
         settings = {} if file is None else read_config_file(file)
         # The run folder gives defaults, so it is looked for before they are known.
         parsed = self.parse(arguments, RetrainConfig()).config.genotype
-        where = str(parsed or settings.get("genotype", ""))
+        where = named_run(str(parsed or settings.get("genotype", "")))
         of_run = search_settings(where)
         if preset is None and of_run.get("name") in PRESETS:
             preset = of_run["name"]

@@ -81,7 +81,8 @@ class RetrainConfig(TrainingConfig):
     train_portion: Annotated[float, SHARE] = 0.9
     """share of the training images that train the weights; the rest chooses the best epoch"""
     genotype: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="GENOTYPE|RUN|NAME")] = ""
-    """a genotype file, the folder of a search or the name of a published genotype"""
+    """a genotype file, the folder of a search (runs/latest: of the newest) or the name of a
+    published genotype"""
     genotype_hash: str | None = None
     """what the genotype must be; filled in from the file"""
     init_channels: Annotated[int | None, at_least(1)] = 16

@@ -7,21 +7,42 @@ from pathlib import Path
 from typing import Any
 
 from fastbandit._files import plain_file
+from fastbandit._latest import command_of, newest
 from fastbandit.config import ConfigError
 from fastbandit.genotype import Genotype, GenotypeError
 from fastbandit.retrain.config import RetrainConfig
 from fastbandit.runs.folder import RunFolder
 from fastbandit.runs.tensors import RunError
 
-__all__ = ["check_genotype", "find_genotype", "search_settings", "with_genotype"]
+__all__ = ["check_genotype", "find_genotype", "named_run", "search_settings", "with_genotype"]
+
+
+def named_run(where: str) -> str:
+    """``where``, with the name of the newest search in place of ``runs/latest``.
+
+    Raises:
+        GenotypeError: there is no finished search.
+    """
+    if not where:
+        return where
+    what = "the folder of a finished search"
+    return str(newest(where, _found_by_search, what, GenotypeError) or where)
+
+
+def _found_by_search(folder: Path) -> Path | None:
+    file = folder / "genotype.json"
+    # A retraining keeps its genotype, too, but the same command again means the same search.
+    return file if file.is_file() and command_of(folder) in (None, "search") else None
 
 
 def find_genotype(where: str) -> Genotype:
-    """The genotype of a file, of a run folder or of a published name.
+    """The genotype of a file, of a run folder (``runs/latest``: the newest search there) or of a
+    published name.
 
     Raises:
         GenotypeError: there is none, or it is damaged.
     """
+    where = named_run(where)
     path = Path(where)
     if where and path.is_dir():
         if not (path / "genotype.json").is_file():
@@ -56,6 +77,9 @@ def with_genotype(
     config: RetrainConfig, genotype: Genotype | None
 ) -> tuple[RetrainConfig, Genotype]:
     """The genotype that a configuration means, and the configuration with its hash."""
+    if genotype is None:
+        # By its own name: there will be newer ones.
+        config = dataclasses.replace(config, genotype=named_run(config.genotype))
     found = find_genotype(config.genotype) if genotype is None else genotype
     if config.genotype_hash not in (None, found.hash):
         raise ConfigError(

@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import csv
 import io
-import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastbandit._statistics import standard_error, student_t
+from fastbandit._statistics import mean_interval, standard_error
 from fastbandit.config import ConfigError
 from fastbandit.runs.environment import derive_seed
 from fastbandit.study.pieces import Pieces
@@ -48,17 +47,6 @@ class Setting:
     kind: str
     entry: str
     rho: float | None
-
-
-@cache
-def _quantile(n: int) -> float:
-    return student_t(0.975, n - 1)
-
-
-def _interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and 95 % interval of two values or more, as ``mean_interval`` has them."""
-    mean, half = statistics.fmean(values), _quantile(len(values)) * standard_error(values)
-    return mean, mean - half, mean + half
 
 
 def settings(config: TabularConfig) -> Iterator[Setting]:
@@ -185,7 +173,7 @@ def _rows(
         used = {**used, "kind": setting.kind, "entry": setting.entry}
         known = pieces.done("tabular", used)
         found = pieces.get("tabular", used, make)
-        mean, low, high = _interval(found["accuracy"])
+        mean, low, high = mean_interval(found["accuracy"])
         rho = "" if setting.rho is None else f", rho {setting.rho:g}"
         log(
             f"tabular {count} cells, budget {budget}: {setting.entry}{rho}: {100 * mean:.2f} "
@@ -206,7 +194,7 @@ def _rows(
 
     def row(setting: Setting, found: Mapping[str, Any], cost: Mapping[str, int]) -> dict[str, Any]:
         values = found["accuracy"]
-        mean, low, high = _interval(values)
+        mean, low, high = mean_interval(values)
         total = (
             cost["supernets"] * config.supernet_cost
             + cost["short_trainings"] * config.short_cost
@@ -214,8 +202,8 @@ def _rows(
         )
         number = max(1, round(total / config.short_cost))
         others = best_among(number)
-        gains = _interval([value - random for value in values])
-        less = _interval([a - b for a, b in zip(values, others, strict=True)])
+        gains = mean_interval([value - random for value in values])
+        less = mean_interval([a - b for a, b in zip(values, others, strict=True)])
         return {
             "cells": count, "budget": budget, "kind": setting.kind, "entry": setting.entry,
             "rho": setting.rho, "n": len(values), "mean": mean,
@@ -279,7 +267,7 @@ def _largest(
 ) -> dict[str, Any]:
     one = Setting("baseline", "largest", None)
     found = piece(one, lambda: world.largest(seeds))
-    mean, low, high = _interval(found["accuracy"])
+    mean, low, high = mean_interval(found["accuracy"])
     return {"mean": mean, "low": low, "high": high, "parameters": found["parameters"]}
 
 
