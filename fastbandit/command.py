@@ -25,6 +25,7 @@ from fastbandit._suggest import did_you_mean, with_hint
 from fastbandit.config import Config, ConfigError, merge, read_config_file, to_plain
 
 if TYPE_CHECKING:
+    from fastbandit.callbacks import Callback
     from fastbandit.distributed import Group
     from fastbandit.runs.progress import Progress
 
@@ -33,6 +34,7 @@ __all__ = [
     "CommonOptions",
     "Request",
     "RunOptions",
+    "TrainingOptions",
     "base_config",
     "guard",
     "take_option",
@@ -71,6 +73,28 @@ class RunOptions(CommonOptions):
     """fetch the images that --data names (mnist, fashion-mnist, cifar10) where they are not yet"""
     dry_run: bool = False
     """measure a few steps, print memory and time that the run will take, and stop"""
+
+
+@dataclass(frozen=True)
+class TrainingOptions(RunOptions):
+    """Options of a command that trains for epochs."""
+
+    callbacks: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = ()
+    """who is told of the epochs: csv (metrics.csv in the run folder), tensorboard, mlflow, wandb,
+    or code of your own, my_package.my_module:MyCallback"""
+
+    def made(self) -> list[Callback]:
+        """The callbacks.
+
+        Raises:
+            ConfigError: there is none of a name, or its library is not installed.
+        """
+        from fastbandit.callbacks.named import make
+
+        try:
+            return make(self.callbacks)
+        except ValueError as error:
+            raise ConfigError(f"--{error}") from error
 
 
 @dataclass(frozen=True)

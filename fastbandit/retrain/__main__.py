@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import tyro
 
 from fastbandit._files import plain_file
-from fastbandit.command import Command, Request, RunOptions, preset_settings, take_option
+from fastbandit.command import Command, Request, TrainingOptions, preset_settings, take_option
 from fastbandit.config import merge, read_config_file
 from fastbandit.distributed import Group
 from fastbandit.genotype import Genotype
@@ -29,7 +29,7 @@ __all__ = ["main", "parse"]
 
 
 @dataclass(frozen=True)
-class Options(RunOptions):
+class Options(TrainingOptions):
     """What to do with the configuration; none of it changes a result."""
 
     preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
@@ -83,6 +83,7 @@ class RetrainCommand(Command[RetrainConfig]):
             force=request.options.force,
             progress=progress,
             group=group,
+            callbacks=request.options.made(),
             genotype=_genotype(request),
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastbandit._version import __version__
+from fastbandit.callbacks import Callback
 from fastbandit.data import DataSource
 from fastbandit.distributed import Group, Team
 from fastbandit.genotype import Genotype
@@ -449,6 +450,7 @@ def retrain(
     group: Group | None = None,
     source: DataSource | None = None,
     genotype: Genotype | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> tuple[Path, dict[str, Any]]:
     """Train the network of a genotype to the end, or go on with a run that was interrupted.
 
@@ -464,6 +466,7 @@ def retrain(
             those that ``config.data`` names. To go on with a run, give the same images again:
             their digest is stored and compared.
         genotype: the architecture; None: that which ``config.genotype`` names.
+        callbacks: are told of the epochs (:mod:`fastbandit.callbacks`).
 
     Returns:
         The run folder and its summary; of a finished run of the same configuration in ``out``
@@ -476,7 +479,7 @@ def retrain(
         OSError: a file could not be written; the run goes on from its last checkpoint.
     """
     config, genotype = with_genotype(config.resolve(), genotype)
-    session = Session(config, group=group)
+    session = Session(config, group=group, callbacks=callbacks)
     check_group_device(config.device, group)
     # Before there is a run folder: what cannot be is said and leaves nothing behind.
     Graphs(config.graphs, torch.device(config.device), processes=session.processes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from fastbandit.callbacks.base import Callback, RunInfo
 from fastbandit.config import ConfigError, to_plain
 from fastbandit.distributed import Group
 from fastbandit.runs.environment import derive_seed, environment, run_id
@@ -149,10 +150,18 @@ class Session:
         folder: where files go; None on a process that writes none, and without a run folder.
         group: all processes of the run; None where there is one.
         progress: where progress is shown.
+
+    Args:
+        callbacks: are told of the run, in the first process alone.
     """
 
-    def __init__(self, config: Any, *, group: Group | None = None) -> None:
+    def __init__(
+        self, config: Any, *, group: Group | None = None, callbacks: Sequence[Callback] = ()
+    ) -> None:
         self.config, self.group = config, group
+        self._callbacks = tuple(callbacks) if self.is_main else ()
+        self._told: RunInfo | None = None
+        self._epochs: list[dict[str, Any]] = []
         self.path = Path()
         self.folder: RunFolder | None = None
         self.progress = Progress.silent()
@@ -208,7 +217,11 @@ class Session:
         self.path = path or RunFolder.fresh_path(Path(root), name)
         with RunFolder.open(self.path, plain, force=force, files=files) as folder:
             self.folder = folder
-            yield
+            try:
+                yield
+            except BaseException as error:
+                self._tell_error(error)
+                raise
 
     def finished(self, splits: dict[str, Any] | None = None) -> dict[str, Any] | None:
         """The stored result of a run that is finished, on every process; None if it is not.
@@ -277,7 +290,25 @@ class Session:
             digest = derive_seed(0, json.dumps(splits))
             self.group.check_same("the data", torch.tensor(digest))
             self.share(job)
+        if folder is not None and self._callbacks:
+            log = folder.path / "metrics.jsonl"
+            done = log.read_bytes().count(b"\n") if resumed and log.is_file() else 0
+            config = json.loads(json.dumps(to_plain(self.config)))
+            self._told = RunInfo(folder.files.command, folder.path, self.run_id, config, done)
+            for one in self._callbacks:
+                one.on_start(self._told)
         return resumed
+
+    def _tell_error(self, error: BaseException) -> None:
+        """Tell all callbacks, whatever one of them raises: the user has to see ``error``."""
+        told, self._told = self._told, None
+        if told is None:
+            return
+        for one in self._callbacks:
+            try:
+                one.on_error(told, error)
+            except Exception as failed:
+                self.progress.note(f"{type(one).__name__}.on_error: {failed}")
 
     def share(self, job: Resumable) -> None:
         """Give every process the first one's state and the folder's path."""
@@ -292,11 +323,19 @@ class Session:
         """Add lines to a log; see :meth:`RunFolder.append`."""
         if self.folder is not None:
             self.folder.append(name, *values)
+            if name == "metrics.jsonl" and self._callbacks:
+                self._epochs += values
 
     def save(self, job: Resumable) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint, and tell of the epochs that it holds."""
         if self.folder is not None:
             self.folder.save_checkpoint(*job.state())
+        epochs, self._epochs = self._epochs, []
+        for metrics in epochs:
+            for one in self._callbacks:
+                assert self._told is not None
+                # A copy: nothing that one does with it is seen by the next.
+                one.on_epoch(self._told, dict(metrics))
 
     def finish(self, summary: dict[str, Any] | None) -> dict[str, Any]:
         """Write the result, which makes the run finished; returns it on every process.
@@ -306,6 +345,9 @@ class Session:
         """
         if self.folder is not None and summary is not None:
             self.folder.write_json(self.folder.files.result, summary)
+            if self._told is not None:
+                for one in self._callbacks:
+                    one.on_end(self._told, dict(summary))
         result: dict[str, Any] = self.broadcast(summary)
         return result
 

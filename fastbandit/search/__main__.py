@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 import tyro
 
-from fastbandit.command import Command, Request, RunOptions, base_config, take_option
+from fastbandit.command import Command, Request, TrainingOptions, base_config, take_option
 from fastbandit.config import ConfigError, merge
 from fastbandit.distributed import Group
 from fastbandit.runs.processes import cores
@@ -31,7 +31,7 @@ __all__ = ["main", "parse"]
 
 
 @dataclass(frozen=True)
-class Options(RunOptions):
+class Options(TrainingOptions):
     """What to do with the configuration; none of it changes a result."""
 
     preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
@@ -78,6 +78,7 @@ class SearchCommand(Command[SearchConfig]):
             force=request.options.force,
             progress=progress,
             group=group,
+            callbacks=request.options.made(),
             trial=self.trial,
             processes=self._processes(request),
         )

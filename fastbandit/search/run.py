@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fastbandit.callbacks import Callback
 from fastbandit.config import ConfigError
 from fastbandit.data import DataSource
 from fastbandit.distributed import Group
@@ -48,6 +50,7 @@ def search(
     source: DataSource | None = None,
     trial: MakeTrial = Adversarial,
     processes: int = 1,
+    callbacks: Sequence[Callback] = (),
 ) -> tuple[Path, dict[str, Any]]:
     """Run a search to its end, or go on with one that was interrupted.
 
@@ -67,6 +70,8 @@ def search(
         processes: networks of the final tournament that are trained at a time, each in a process of
             its own (and on a GPU of its own, as far as there are some). With more than 1 the caller
             keeps its own start below ``if __name__ == "__main__":``.
+        callbacks: are told of the epochs of the search (:mod:`fastbandit.callbacks`), not of those
+            of networks that are trained alone.
 
     Returns:
         The run folder and its summary; of a finished run of the same configuration in ``out``
@@ -78,7 +83,7 @@ def search(
         OSError: a file could not be written; the run goes on from its last checkpoint.
     """
     config = config.resolve()
-    session = Session(config, group=group)
+    session = Session(config, group=group, callbacks=callbacks)
     check_group_device(config.device, group)
     if config.final.tournament and group is not None:
         raise ConfigError(

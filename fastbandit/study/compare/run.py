@@ -32,7 +32,13 @@ from fastbandit.study.compare.protocol import (
     test_images,
 )
 from fastbandit.study.compare.result import csv_text, summarise, training_rows
-from fastbandit.study.compare.stages import check_unseen, open_images, run_arms, seal_networks
+from fastbandit.study.compare.stages import (
+    OPENED,
+    check_unseen,
+    open_images,
+    run_arms,
+    seal_networks,
+)
 from fastbandit.study.outcome import begin, end, stored
 
 if TYPE_CHECKING:
@@ -82,6 +88,11 @@ def compare(
     attack_settings(config, config.compare.pilot.attacks)
     session = Session(config)
     search = config.search.resolve()
+    if out is not None and force and plain_file(Path(out) / OPENED).is_file():
+        raise RunError(
+            f"{Path(out) / OPENED}: --force does not replace a comparison whose test images are "
+            "open, since nothing would say that they were opened before; compare in another --out"
+        )
     if out is not None and not force:
         _adopt(Path(out), config, files, log)
     with (
