@@ -275,7 +275,7 @@ def test_rank_tests_against_scipy(n, m, ties):
     other = (torch.randn(m, generator=generator) + 0.6).tolist()
     if ties:
         first, second, other = ([round(2 * x) for x in xs] for xs in (first, second, other))
-    if n <= 12 or not ties:  # scipy takes the approximation for more pairs with ties
+    if n <= 12 or not ties:  # SciPy's own choice is not exact for more pairs with ties
         assert wilcoxon(first, second) == pytest.approx(stats.wilcoxon(first, second).pvalue)
     if not ties or n * m > 400:
         method = "exact" if n * m <= 400 else "asymptotic"
