@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 import pytest
-from _pages import Page
+from _pages import Page, charts_can_be_scrolled
 from _runs import make_run, read_lines, write_lines
 
 from fastbandit._files import FileError, check_seal
@@ -158,6 +158,10 @@ def test_a_candidate_that_is_none_is_left_out_with_a_note(run, place, value):
     assert "summary.json: tournament.candidates: 1 of 3 are left out" in run.notes[0]
     tournament(run)
     assert len(run.notes) == 1
+
+
+def test_the_chart_can_be_scrolled(run):
+    assert charts_can_be_scrolled(tournament(run))
 
 
 def test_what_is_no_list_of_candidates_is_noted(run):

@@ -12,6 +12,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 import torch
 import yaml
+from _pages import charts_can_be_scrolled
 
 from fastbandit import space
 from fastbandit._files import FileError, check_seal, read_sealed, seal
@@ -783,6 +784,7 @@ def test_whisker_chart_draws_every_value_and_interval():
 def test_page_shows_every_part_and_loads_nothing(finished):
     path, result = finished
     page = (path / "study.html").read_text()
+    assert charts_can_be_scrolled(page)
     for part in PARTS:
         assert f'<section id="{part}">' in page
     charts = re.findall(r"<svg.*?</svg>", page, re.S)

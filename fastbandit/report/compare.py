@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from fastbandit.report.html import document, folded, header, section, table, tile
+from fastbandit.report.html import document, folded, header, section, table, tile, wide
 from fastbandit.report.scatter import Cloud, Strip, scatter_chart, strip_chart
 from fastbandit.report.settings import configuration
 
@@ -133,7 +133,7 @@ def _arms(found: Mapping[str, Any]) -> str:
         "Student. R2 of size: the share of the variance within an arm that a line over log "
         "parameters explains.</p>"
     )
-    body = f"{words}{chart}{_table(heads, rows, 1)}{note}"
+    body = f"{words}{wide(chart)}{_table(heads, rows, 1)}{note}"
     return section("arms", "Robust accuracy by arm", body, "study.json")
 
 
@@ -164,7 +164,7 @@ def _size(found: Mapping[str, Any]) -> str:
             f"variance of robust accuracy over the {size['networks']} networks that are not of one "
             f"operation; Spearman {size['spearman']:.2f} (p = {size['p']:.2g})."
         )
-    body = f"{chart}<p>{escape(words)}</p>"
+    body = f"{wide(chart)}<p>{escape(words)}</p>"
     return section("size", "Size against accuracy", body, "study.json")
 
 

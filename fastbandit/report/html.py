@@ -43,6 +43,7 @@ __all__ = [
     "table",
     "tile",
     "warning",
+    "wide",
 ]
 
 # Characters of a value that is neither text nor a number.
@@ -184,6 +185,11 @@ def table(
     """A table of cells that are HTML already; columns in ``text`` are aligned to the left."""
     cells = [list(map(Markup, row)) for row in rows]
     return _part("table", list(map(Markup, heads)), cells, text, style)
+
+
+def wide(chart: str) -> str:
+    """A chart of the page's width, which is scrolled where that is too small to read it."""
+    return f'<div class="figure wide">{chart}</div>'
 
 
 def pairs(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from fastbandit.report.charts import Points, whisker_chart
-from fastbandit.report.html import document, folded, header, section, table
+from fastbandit.report.html import document, folded, header, section, table, wide
 from fastbandit.report.settings import configuration
 from fastbandit.report.tabular import make_tabular
 
@@ -116,7 +116,7 @@ def _part(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
         for row in rows
     ]
     return (
-        f'<section id="{name}"><h2>{escape(title)}</h2>\n<p>{escape(words)}</p>\n{chart}\n'
+        f'<section id="{name}"><h2>{escape(title)}</h2>\n<p>{escape(words)}</p>\n{wide(chart)}\n'
         f"{folded('The figures', _table(heads, cells, 2))}\n"
         '<p class="source">from study.json; means over seeds, whiskers are 95 % intervals of '
         "Student; p of Wilcoxon's signed-rank test over seeds, not corrected for the number of "
@@ -164,13 +164,15 @@ def _real(found: Mapping[str, Any]) -> str:
         )
         charts.append(
             f"<h3>{name} accuracy</h3>"
-            + whisker_chart(
-                [means, single],
-                labels,
-                title=f"{name} accuracy",
-                x_label="",
-                y_label=f"{name} accuracy, %",
-                joined=False,
+            + wide(
+                whisker_chart(
+                    [means, single],
+                    labels,
+                    title=f"{name} accuracy",
+                    x_label="",
+                    y_label=f"{name} accuracy, %",
+                    joined=False,
+                )
             )
         )
     heads = ["networks", "number", "clean", "95 % interval", "robust", "95 % interval"]

@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from fastbandit.report.charts import Points, whisker_chart
-from fastbandit.report.html import folded, table
+from fastbandit.report.html import folded, table, wide
 
 __all__ = ["make_tabular"]
 
@@ -114,7 +114,7 @@ def _table(found: Mapping[str, Any]) -> str:
         f"cells.{none}"
     )
     return (
-        f"<h3>{escape(_name(found))}</h3>\n<p>{words}</p>\n{_chart(found)}\n"
+        f"<h3>{escape(_name(found))}</h3>\n<p>{words}</p>\n{wide(_chart(found))}\n"
         f"{folded('The figures', _figures(found))}"
     )
 
@@ -151,10 +151,11 @@ def make_tabular(found: Mapping[str, Any]) -> str:
     words = (
         f"Accuracies: column {found['column']} of the table {found['table']['digest'][:12]}, "
         f"{found['table']['operations']} operations on {found['table']['edges']} edges; "
-        f"{found['seeds']:,} seeds. Assumed: a short training has the correlation "
-        f"{told['short_rho']:g} with a full one and costs {told['short_cost']:g} of it (F); a "
-        f"search with shared weights costs {told['supernet_cost']:g} F. rho is the correlation of "
-        f"the reward with the accuracy; noise of a reward {told['noise']:g}, rise over a search "
+        f"{found['seeds']:,} seeds. Assumed: over networks of all sizes a short training has the "
+        f"correlation {told['short_rho']:g} with a full one, less within a budget, and costs "
+        f"{told['short_cost']:g} of it (F); a search with shared weights costs "
+        f"{told['supernet_cost']:g} F, however many paths it only evaluates. rho is the "
+        f"correlation of the reward with the accuracy; noise of a reward {told['noise']:g}, rise over a search "
         f"{told['rise']:g}, T = {told['rounds']}. Best of m: as many random networks within the "
         "budget as cost the same, by short trainings. Parameters: of a cell, in 1x1 convolutions."
     )

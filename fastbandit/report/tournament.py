@@ -18,6 +18,7 @@ from fastbandit.report.html import (
     render,
     run_section,
     share,
+    wide,
 )
 from fastbandit.report.scatter import Cloud, scatter_chart
 from fastbandit.report.search import Run
@@ -143,7 +144,7 @@ def tournament(run: Run) -> str:
         "tournament",
         check=check,
         rho=said,
-        chart=Markup(_chart(entries)),
+        chart=Markup(wide(_chart(entries))),
         heads=[
             *("candidate", "from", "parameters"),
             *(f"robust, rung {i + 1} ({as_text(e)} epochs)" for i, e in enumerate(epochs)),
