@@ -899,6 +899,27 @@ def test_odd_values_anywhere_in_an_evaluation(tmp_path, found, value):
         assert "Traceback" not in text
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("robustbench", [{f"k{i}": i} for i in range(1500)]),
+        ("robustbench", [{f"k{i}": i for i in range(3000)}]),
+        ("cross_check", {f"k{i}": i for i in range(3000)}),
+        ("cost", {"seconds": {f"k{i}": i for i in range(3000)}}),
+    ],
+)
+def test_a_page_does_not_grow_with_what_a_file_lists(tmp_path, found, key, value):
+    folder = make_evaluation(tmp_path / "evaluation", found)
+    changed = {**json.loads((folder / "evaluation.json").read_text()), key: value}
+    text = write_report(folder, tmp_path / "page.html", summary=changed).read_text()
+    page = Page(text)
+    # Every row has two cells or more; a square of 1,500 would have two million.
+    assert sum(len(row) for row in page.rows) < 50_000
+    assert len(page.rows) < 600
+    if key != "cost":
+        assert f"and {len(value) - 200 if len(value) > 1 else 2800:,} more" in page.text
+
+
 def test_any_damage_gives_a_page_or_one_clear_error(source, tmp_path):
     chance = random.Random(0)
     pieces = [b"", b"{", b"\xff", b"null", b"1e999", b"NaN", b'"', b"-1", b"[[]]", b"9" * 30]

@@ -34,7 +34,9 @@ __all__ = [
     "header",
     "interval",
     "pairs",
+    "paragraph",
     "percent",
+    "plain_table",
     "render",
     "run_section",
     "section",
@@ -185,6 +187,16 @@ def table(
     """A table of cells that are HTML already; columns in ``text`` are aligned to the left."""
     cells = [list(map(Markup, row)) for row in rows]
     return _part("table", list(map(Markup, heads)), cells, text, style)
+
+
+def plain_table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
+    """A table of plain text; the first ``left`` columns are aligned to the left."""
+    return _part("table", heads, rows, range(left))
+
+
+def paragraph(words: str) -> str:
+    """A paragraph of plain text."""
+    return _part("paragraph", words)
 
 
 def wide(chart: str) -> str:
