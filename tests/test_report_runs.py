@@ -839,6 +839,15 @@ def test_retraining_that_has_just_begun(tmp_path, found, stop_after):
     assert ("No epoch of a retraining yet" in page.text) == (stop_after == 0)
 
 
+@pytest.mark.parametrize("best", [10**400, 5000, -3, True, "last"])
+def test_a_best_epoch_that_was_not_trained_has_no_mark(run, best):
+    summary = json.loads((run / "summary.json").read_text())
+    summary["best"]["epoch"] = best
+    text = write_report(run, run / "page.html", summary=summary).read_text()
+    section = text[text.index('id="training"') :]
+    assert ">best</text>" not in section[: section.index("</section>")]
+
+
 def test_unfinished_evaluation_below_a_retraining(run):
     (run / "evaluation-linf-8_255" / "evaluation.json").unlink()
     page = read(run, run / "page.html")
