@@ -40,21 +40,19 @@ def _p(value: float | None) -> str:
     return "" if value is None else f"{value:.2g}"
 
 
+def _points(
+    name: str, places: Sequence[int], rows: Sequence[Mapping[str, Any]], style: str
+) -> Points:
+    mean, low, high = ([row[key] for row in rows] for key in ("mean", "low", "high"))
+    return Points(name, places, mean, low, high, style)
+
+
 def _part(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
     title, x_label, words = _PARTS[name]
     possible = [(rows[0]["possible_mean"], "best possible"), (0.0, "chance")]
     y_label = "advantage, sd of an effect"
     if name == "policies":
-        groups = [
-            Points(
-                "policy",
-                range(len(rows)),
-                [row["mean"] for row in rows],
-                [row["low"] for row in rows],
-                [row["high"] for row in rows],
-                "s1",
-            )
-        ]
+        groups = [_points("policy", range(len(rows)), rows, "s1")]
         labels = [row["entry"] for row in rows]
     else:
         labels = list(dict.fromkeys(row["x"] for row in rows))
@@ -66,16 +64,8 @@ def _part(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
         styles |= {entry: free[i % len(free)] for i, entry in enumerate(others)}
         for entry in entries:
             mine = [row for row in rows if row["entry"] == entry]
-            groups.append(
-                Points(
-                    entry,
-                    [labels.index(row["x"]) for row in mine],
-                    [row["mean"] for row in mine],
-                    [row["low"] for row in mine],
-                    [row["high"] for row in mine],
-                    styles[entry],
-                )
-            )
+            places = [labels.index(row["x"]) for row in mine]
+            groups.append(_points(entry, places, mine, styles[entry]))
     chart = whisker_chart(
         groups,
         labels,
