@@ -1,7 +1,7 @@
 """The example of README.md and docs/evaluate.md: from a model to its robust accuracy.
 
-Trains a network of two convolutions against FGSM (epsilon 0.15, four epochs, seed 0) on the embedded
-digits and evaluates it on the first 500 test images::
+Trains a network of two convolutions against FGSM (epsilon 0.15, four epochs, seed 0) on the
+embedded digits and evaluates it on the first 500 test images::
 
     OMP_NUM_THREADS=1 python benchmarks/five_lines.py --out FILE.json
 

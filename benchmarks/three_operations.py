@@ -8,7 +8,11 @@ images that took no part in finding the rule (900 to 1,796)::
 
     python benchmarks/three_operations.py --out FILE.csv --processes 2
 
-An interrupted call goes on: rows of FILE.csv are not trained again.
+An interrupted call goes on: rows of FILE.csv are not trained again. Where all of them are there, it
+only computes the figures::
+
+    python benchmarks/three_operations.py --out \
+        benchmarks/results/cpu-epyc-zen3-2-cores/three-operations.csv
 """
 
 from __future__ import annotations
@@ -19,14 +23,14 @@ import dataclasses
 import io
 import statistics
 import tempfile
-from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fastbandit._files import write_atomic
-from fastbandit._statistics import mann_whitney, welch
+from fastbandit._statistics import mann_whitney, mean_interval, welch, wilcoxon
 from fastbandit.data import DataSource, load
 from fastbandit.retrain.loop import retrain
 from fastbandit.runs.environment import derive_seed
@@ -115,6 +119,41 @@ def train(
     }
 
 
+def figures(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What the rows say: of each arm, and of the difference between networks that are partners."""
+    robust: dict[str, dict[int, list[float]]] = {"rule": {}, "matched": {}}
+    sizes: dict[str, list[int]] = {"rule": [], "matched": []}
+    for row in rows:
+        sizes[row["arm"]].append(int(row["parameters"]))
+        mine = robust[row["arm"]].setdefault(int(row["network"]), [])
+        mine.append(100 * float(row["robust_accuracy"]))
+    # Of a network, the mean of its trainings; partners in the same place.
+    numbers = sorted(robust["rule"].keys() & robust["matched"].keys())
+    means = {arm: [statistics.fmean(found[i]) for i in numbers] for arm, found in robust.items()}
+    lines = []
+    for arm, values in means.items():
+        spread = statistics.stdev(values) if len(values) > 1 else float("nan")
+        lines.append(
+            f"{arm:<8} {statistics.fmean(values):.2f} +- {spread:.2f} %, "
+            f"{statistics.fmean(sizes[arm]):,.0f} parameters"
+        )
+    if len(numbers) < 2:
+        return lines
+    rule, matched = means["rule"], means["matched"]
+    # Rounded, so that equal differences are ties.
+    differences = [round(a - b, 9) for a, b in zip(rule, matched, strict=True)]
+    difference, *paired = mean_interval(differences)
+    _, *unpaired = welch(rule, matched)
+    for name, (low, high), test, p in (
+        ("paired", paired, "Wilcoxon", wilcoxon(differences, [0.0] * len(differences))),
+        ("unpaired", unpaired, "Mann-Whitney", mann_whitney(rule, matched)),
+    ):
+        lines.append(
+            f"difference {difference:+.2f} [{low:+.2f}, {high:+.2f}] {name}, {test} p = {p:.2g}"
+        )
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--networks", type=int, default=16, help="networks of each arm")
@@ -156,19 +195,7 @@ def main() -> None:
     with Workers(arguments.processes) as workers:
         workers.run(calls, done)
 
-    robust: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        robust[row["arm"]][int(row["network"])].append(100 * float(row["robust_accuracy"]))
-    means = {
-        arm: [statistics.fmean(one) for one in found.values()] for arm, found in robust.items()
-    }
-    for arm, values in means.items():
-        size = statistics.fmean(int(row["parameters"]) for row in rows if row["arm"] == arm)
-        spread = statistics.stdev(values) if len(values) > 1 else float("nan")
-        print(f"{arm:<8} {statistics.fmean(values):.2f} +- {spread:.2f} %, {size:,.0f} parameters")
-    difference, low, high = welch(means["rule"], means["matched"])
-    p = mann_whitney(means["rule"], means["matched"])
-    print(f"difference {difference:+.2f} [{low:+.2f}, {high:+.2f}], Mann-Whitney p = {p:.3g}")
+    print("\n".join(figures(rows)))
 
 
 if __name__ == "__main__":

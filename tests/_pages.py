@@ -49,3 +49,9 @@ class Page(HTMLParser):
     @cached_property
     def text(self) -> str:
         return re.sub(r"\s+", " ", " ".join(self.words))
+
+
+def charts_can_be_scrolled(text: str) -> bool:
+    """Whether every chart stands in a figure: on a phone it would shrink until nobody reads it."""
+    charts = re.findall(r'(<div class="figure[^>]*>)?<svg class="chart"', text)
+    return len(charts) > 0 and all(charts)

@@ -7,6 +7,7 @@ import importlib
 import io
 import json
 import re
+import runpy
 import shutil
 import sys
 import tarfile
@@ -314,3 +315,18 @@ def test_an_archive_of_the_program_for_a_gpu(to_csv, tmp_path):
         ("cuda", "abc", "2026")
     }
     assert rows[0]["extra"] == "peak_bytes=7"
+
+
+def test_the_page_has_the_figures_of_the_three_operations():
+    """Of the stored rows; no network is trained for them."""
+    module = runpy.run_path(str(ROOT / "benchmarks" / "three_operations.py"))
+    file = RESULTS / "cpu-epyc-zen3-2-cores" / "three-operations.csv"
+    with file.open(newline="", encoding="utf-8") as opened:
+        rule, matched, paired, unpaired = module["figures"](csv.DictReader(opened))
+    assert rule.split()[1:4] == ["82.81", "+-", "0.67"]
+    assert matched.split()[1:4] == ["83.74", "+-", "0.73"]
+    assert paired == "difference -0.93 [-1.50, -0.36] paired, Wilcoxon p = 0.0045"
+    assert unpaired == "difference -0.93 [-1.44, -0.42] unpaired, Mann-Whitney p = 0.0024"
+    text = " ".join((ROOT / "docs" / "study.md").read_text(encoding="utf-8").split())
+    assert "95 % 0.36 to 1.50, Wilcoxon's signed-rank p = 0.0045" in text
+    assert "0.42 to 1.44, Mann-Whitney p = 0.0024" in text

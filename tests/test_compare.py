@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from _pages import charts_can_be_scrolled
 from _tiny import TINY
 
 from fastbandit import space
@@ -288,6 +289,7 @@ def test_the_protocol_holds_what_decides_the_result(finished):
 def test_page_and_text(finished):
     path, found, _, said = finished
     page = (path / "study.html").read_text()
+    assert charts_can_be_scrolled(page)
     assert found["sha256"] in page
     charts = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
     assert len(charts) == 2

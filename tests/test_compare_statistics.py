@@ -76,6 +76,27 @@ def test_wilcoxon_is_exact_for_few_pairs_with_ties():
     assert wilcoxon([*differences, 5], [0] * 7 + [5]) == pytest.approx(min(1.0, p))
 
 
+@pytest.mark.parametrize(("n", "ties"), [(14, False), (50, False), (51, False), (90, True)])
+def test_wilcoxon_says_itself_which_method_it_takes(n, ties):
+    """Whatever a release of SciPy takes by default."""
+    draw = random.Random(n)
+    differences = [draw.gauss(0.3, 1) for _ in range(n)]
+    if ties:
+        differences = [one for x in differences if (one := round(2 * x))]
+    method = "exact" if n <= 50 else "asymptotic"
+    expected = scipy_stats().wilcoxon(differences, method=method).pvalue
+    assert wilcoxon(differences, [0] * len(differences)) == pytest.approx(expected)
+
+
+def test_wilcoxon_is_exact_for_more_pairs_with_ties():
+    differences = [1, 2, 2, -3, 4, 4, 4, -1, 5, 6, 7, 8, -2, 9, 10, 11, -4]
+    permuted = scipy_stats().PermutationMethod(n_resamples=2**17)
+    expected = scipy_stats().wilcoxon(differences, method=permuted).pvalue
+    assert wilcoxon(differences, [0] * 17) == pytest.approx(expected)
+    approximate = scipy_stats().wilcoxon(differences, method="asymptotic").pvalue
+    assert wilcoxon(differences, [0] * 17) != pytest.approx(approximate, rel=0.01)
+
+
 def test_the_smallest_p_of_a_rank_test():
     # What arithmetic allows 3 against 6, 4 against 6, 5 against 5 networks.
     assert smallest_p(3, 6) == pytest.approx(0.0238, abs=5e-5)

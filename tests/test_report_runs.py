@@ -839,6 +839,15 @@ def test_retraining_that_has_just_begun(tmp_path, found, stop_after):
     assert ("No epoch of a retraining yet" in page.text) == (stop_after == 0)
 
 
+@pytest.mark.parametrize("best", [10**400, 5000, -3, True, "last"])
+def test_a_best_epoch_that_was_not_trained_has_no_mark(run, best):
+    summary = json.loads((run / "summary.json").read_text())
+    summary["best"]["epoch"] = best
+    text = write_report(run, run / "page.html", summary=summary).read_text()
+    section = text[text.index('id="training"') :]
+    assert ">best</text>" not in section[: section.index("</section>")]
+
+
 def test_unfinished_evaluation_below_a_retraining(run):
     (run / "evaluation-linf-8_255" / "evaluation.json").unlink()
     page = read(run, run / "page.html")
@@ -897,6 +906,27 @@ def test_odd_values_anywhere_in_an_evaluation(tmp_path, found, value):
         text = write_report(folder, tmp_path / "page.html", summary=changed).read_text()
         Page(text)
         assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("robustbench", [{f"k{i}": i} for i in range(1500)]),
+        ("robustbench", [{f"k{i}": i for i in range(3000)}]),
+        ("cross_check", {f"k{i}": i for i in range(3000)}),
+        ("cost", {"seconds": {f"k{i}": i for i in range(3000)}}),
+    ],
+)
+def test_a_page_does_not_grow_with_what_a_file_lists(tmp_path, found, key, value):
+    folder = make_evaluation(tmp_path / "evaluation", found)
+    changed = {**json.loads((folder / "evaluation.json").read_text()), key: value}
+    text = write_report(folder, tmp_path / "page.html", summary=changed).read_text()
+    page = Page(text)
+    # Every row has two cells or more; a square of 1,500 would have two million.
+    assert sum(len(row) for row in page.rows) < 50_000
+    assert len(page.rows) < 600
+    if key != "cost":
+        assert f"and {len(value) - 200 if len(value) > 1 else 2800:,} more" in page.text
 
 
 def test_any_damage_gives_a_page_or_one_clear_error(source, tmp_path):

@@ -23,7 +23,13 @@ from fastbandit.study.tabular.models import (
     neighbours,
     ridge_weights,
 )
-from fastbandit.study.tabular.searches import Search, best_of, parse_search, run_search
+from fastbandit.study.tabular.searches import (
+    Search,
+    _untrained,
+    best_of,
+    parse_search,
+    run_search,
+)
 from fastbandit.study.tabular.table import TableError, read_table
 from fastbandit.study.tabular.world import TabularWorld, search
 
@@ -418,6 +424,36 @@ def test_a_tournament_in_rounds(table):
         run_search(how, world(table, count=2), world(table, count=2), seeds)
 
 
+@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_no_network_is_trained_twice(additive, monkeypatch, count, rounds):
+    """Of several cells neither: after a round the model's best are often those of the last one."""
+    made = world(additive, (0, 9), count=count)
+    seeds, trained, short = torch.arange(8), [], TabularWorld.short
+
+    def spy(self, seeds, codes, first):
+        trained.append(codes)
+        return short(self, seeds, codes, first)
+
+    monkeypatch.setattr(TabularWorld, "short", spy)
+    run_search(Search("model", 12, "counts", tournament=6, rounds=rounds), made, made, seeds)
+    assert [len(one[0]) for one in trained] == [12, *[6 // rounds] * rounds]
+    drawn, *chosen = (one.tolist() for one in trained)
+    for i in range(8):
+        before = {tuple(network) for network in drawn[i]}
+        new = [tuple(network) for round_of in chosen for network in round_of[i]]
+        assert len(set(new) - before) == 6
+
+
+def test_a_tournament_trains_fewer_where_fewer_are_left(table):
+    made = world(table, (0, 0), count=1)
+    codes = made.candidates.codes
+    left = _untrained(made, torch.zeros(1, 1, len(codes)), codes[:-2].view(1, -1, 1), 5)
+    assert sorted(left.flatten().tolist()) == codes[-2:].tolist()
+    none = _untrained(made, torch.zeros(1, 1, len(codes)), codes.view(1, -1, 1), 5)
+    assert none.shape == (1, 0, 1)
+
+
 def test_random_mixes(table):
     """Within the budget; and the share of an operation varies more than in uniform draws."""
     budget = world(table, (0, 5), count=4, allowed=table.connected(0))
@@ -472,7 +508,7 @@ def test_a_tournament_by_hand(table, count):
         # Operations that were never seen have equal effects.
         score = made.scores(learnt[i : i + 1]) + 1e-9 * made.chances(seeds[i : i + 1])
         ranked, _ = made.candidates.best(score, 40)
-        new = [n for n in ranked[0].tolist() if count == 2 or tuple(n) not in known][:3]
+        new = [n for n in ranked[0].tolist() if tuple(n) not in known][:3]
         again = made.short(seeds[i : i + 1], torch.tensor([new]), 5)
         everyone = torch.cat([trained[i], torch.tensor(new)])
         winner = everyone[torch.cat([value[i], again[0]]).argmax()]

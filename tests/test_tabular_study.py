@@ -9,6 +9,7 @@ import re
 
 import pytest
 import torch
+from _pages import charts_can_be_scrolled
 from _tables import write_table
 
 from fastbandit._files import read_sealed
@@ -82,6 +83,7 @@ def test_the_command(finished):
         row["entry"] for one in found["tables"] for row in one["rows"]
     ]
     page = (path / "study.html").read_text()
+    assert charts_can_be_scrolled(page)
     assert '<section id="tabular">' in page
     assert page.count("2 cells side by side, budget convolutions=0:1") >= 2
 

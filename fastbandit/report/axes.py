@@ -5,14 +5,31 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from html import escape
+from typing import TypeGuard
 
-__all__ = ["BOLD", "END", "MIDDLE", "REGULAR", "Axes", "Drawing", "number", "tick_labels", "ticks"]
+__all__ = [
+    "BOLD",
+    "END",
+    "MIDDLE",
+    "REGULAR",
+    "Axes",
+    "Drawing",
+    "drawable",
+    "number",
+    "tick_labels",
+    "ticks",
+]
 
 # Widths to leave for a character of 11 px, regular and bold: those of a wide face, since the page
 # takes whatever sans-serif the reader's system has.
 REGULAR, BOLD = 6.6, 7.4
 # Where a text stands: centred on its place, or left of it and centred on its height.
 MIDDLE, END = 'text-anchor="middle"', 'dy=".35em" text-anchor="end"'
+
+
+def drawable(value: float | None) -> TypeGuard[float]:
+    """Whether a chart has a place for it: no NaN, and differences that a number holds."""
+    return value is not None and abs(value) <= 1e100
 
 
 def number(value: float) -> str:
@@ -22,9 +39,10 @@ def number(value: float) -> str:
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """About ``count`` round numbers (1, 2 or 5 times a power of ten) within [low, high]."""
-    if not (math.isfinite(low) and math.isfinite(high)) or high <= low:
-        return [low] if math.isfinite(low) else []
     rough = (high - low) / max(count, 1)
+    # Ends that are nearly the same, or whose distance no number holds, have no round ones between.
+    if not (math.isfinite(rough) and rough > 1e-9 * max(abs(low), abs(high), 1e-290)):
+        return [low] if math.isfinite(low) else []
     power = 10.0 ** math.floor(math.log10(rough))
     step = next((f * power for f in (1, 2, 5) if f * power >= rough * 0.999), 10 * power)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)

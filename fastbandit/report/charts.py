@@ -19,6 +19,7 @@ from fastbandit.report.axes import (
     REGULAR,
     Axes,
     Drawing,
+    drawable,
     number,
     tick_labels,
     ticks,
@@ -99,7 +100,7 @@ class Lane:
 
 
 def _finite(values: Iterable[float | None]) -> list[float]:
-    return [value for value in values if value is not None and math.isfinite(value)]
+    return [value for value in values if drawable(value)]
 
 
 def _end_label(line: Series) -> str:
@@ -214,13 +215,13 @@ def _draw_line(axes: Axes, line: Series, at_x: Callable[[float], float]) -> tupl
     path, pen_down, alone, whiskers = [], False, [], []
     end = (0.0, 0.0)
     for position, (x_value, y_value) in enumerate(zip(line.x, line.y, strict=True)):
-        if y_value is None or not math.isfinite(y_value):
+        if not drawable(y_value):
             pen_down = False
             continue
         end = at_x(x_value), axes.y(y_value)
         point = f"{number(end[0])} {number(end[1])}"
         following = line.y[position + 1] if position + 1 < len(line.y) else None
-        if not pen_down and (following is None or not math.isfinite(following)):
+        if not pen_down and not drawable(following):
             alone.append(point)  # a line of one point would not be seen
         path.append(f"{'L' if pen_down else 'M'}{point}")
         pen_down = True
@@ -460,13 +461,13 @@ def whisker_chart(
         for place, value, below, above in zip(
             group.at, group.value, group.low, group.high, strict=True
         ):
-            if not math.isfinite(value):
+            if not drawable(value):
                 continue
             spot, height_of = axes.left + (place + 0.5) * step + shift, axes.y(value)
             spots.append((spot, height_of))
             x, y = number(spot), number(height_of)
             text = f"{group.name}, {labels[place]}: {value:.3g}"
-            if math.isfinite(below) and math.isfinite(above):
+            if drawable(below) and drawable(above):
                 text += f" ({below:.3g} to {above:.3g})"
                 upper, lower = number(axes.y(above)), number(axes.y(below))
                 cap = f"M{number(spot - 4)}"

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from fastbandit.report.html import document, folded, header, section, table, tile
+from fastbandit.report.html import (
+    document,
+    folded,
+    header,
+    paragraph,
+    plain_table,
+    section,
+    tile,
+    wide,
+)
 from fastbandit.report.scatter import Cloud, Strip, scatter_chart, strip_chart
 from fastbandit.report.settings import configuration
 
@@ -21,11 +30,6 @@ _NAMES = {
     "largest": "largest",
     "one-operation": "one operation",
 }
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
-    cells = ([escape(cell) for cell in row] for row in rows)
-    return table([escape(name) for name in heads], cells, text=range(left))
 
 
 def _points(value: float | None) -> str:
@@ -79,7 +83,7 @@ def _tests(found: Mapping[str, Any]) -> str:
         f"trainings; intervals of the difference of means after Welch. Level "
         f"{found['protocol']['alpha']:g}; margin of non-inferiority {margin:g} points."
     )
-    body = f"{_claims(found)}<p>{escape(words)}</p>{_table(heads, rows, 1) if rows else ''}"
+    body = f"{_claims(found)}{paragraph(words)}{plain_table(heads, rows, 1) if rows else ''}"
     return section("tests", "What was shown", body, "study.json")
 
 
@@ -128,12 +132,12 @@ def _arms(found: Mapping[str, Any]) -> str:
         for arm in found["arms"]
     ]
     words = f'<p class="provenance">{escape(found["attack"])}</p>'
-    note = (
-        "<p>A point is a network, the mean of its trainings; bars are means with 95 % intervals of "
+    note = paragraph(
+        "A point is a network, the mean of its trainings; bars are means with 95 % intervals of "
         "Student. R2 of size: the share of the variance within an arm that a line over log "
-        "parameters explains.</p>"
+        "parameters explains."
     )
-    body = f"{words}{chart}{_table(heads, rows, 1)}{note}"
+    body = f"{words}{wide(chart)}{plain_table(heads, rows, 1)}{note}"
     return section("arms", "Robust accuracy by arm", body, "study.json")
 
 
@@ -164,7 +168,7 @@ def _size(found: Mapping[str, Any]) -> str:
             f"variance of robust accuracy over the {size['networks']} networks that are not of one "
             f"operation; Spearman {size['spearman']:.2f} (p = {size['p']:.2g})."
         )
-    body = f"{chart}<p>{escape(words)}</p>"
+    body = f"{wide(chart)}{paragraph(words)}"
     return section("size", "Size against accuracy", body, "study.json")
 
 
@@ -184,7 +188,7 @@ def _networks(found: Mapping[str, Any]) -> str:
         ]
         for one in found["networks"]
     ]
-    body = folded(f"{len(rows)} networks", _table(heads, rows, 3))
+    body = folded(f"{len(rows)} networks", plain_table(heads, rows, 3))
     return section("networks", "Every network", body, "study.json; every training: compare.csv")
 
 
@@ -203,11 +207,11 @@ def _cost(found: Mapping[str, Any]) -> str:
         ]
         for arm, one in found["cost"].items()
     ]
-    note = (
-        "<p>All networks of an arm together. Passes are batches passed forward and backward, of "
-        "attacks and evaluations too; what the searches trained alone is included.</p>"
+    note = paragraph(
+        "All networks of an arm together. Passes are batches passed forward and backward, of "
+        "attacks and evaluations too; what the searches trained alone is included."
     )
-    return section("cost", "Cost", f"{_table(heads, rows, 1)}{note}", "the runs' cost ledgers")
+    return section("cost", "Cost", f"{plain_table(heads, rows, 1)}{note}", "the runs' cost ledgers")
 
 
 def _pilot(pilot: Mapping[str, Any]) -> str:
@@ -244,11 +248,9 @@ def _pilot(pilot: Mapping[str, Any]) -> str:
         f"Networks of each arm, two-sided level {pilot['level']:g} (the first step of Holm's "
         f"procedure), power {pilot['power']:g}, both arms with the sd of a random network."
     )
-    body = (
-        f"{_table(['pilot', ''], facts, 2)}<p>{escape(words)}</p>{_table(heads, rows, 0)}"
-        if rows
-        else _table(["pilot", ""], facts, 2)
-    )
+    body = plain_table(["pilot", ""], facts, 2)
+    if rows:
+        body += paragraph(words) + plain_table(heads, rows, 0)
     return section("pilot", "Pilot: how many networks an arm needs", body, "pilot.json")
 
 

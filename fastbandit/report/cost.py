@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Any
 
 from fastbandit.report.evaluation import Evaluation
@@ -21,7 +22,7 @@ from fastbandit.report.matching import Collection
 from fastbandit.report.networks import trained_networks
 from fastbandit.report.reading import Folder
 from fastbandit.report.retraining import Retraining
-from fastbandit.report.rows import leaf, results_file, shorten
+from fastbandit.report.rows import MOST_ENTRIES, leaf, results_file, shorten
 from fastbandit.report.search import Run, totals
 
 __all__ = ["joint_cost", "search_cost"]
@@ -50,7 +51,8 @@ def _ledger(run: Folder) -> tuple[dict[str, Any], str]:
     name = results_file(run)
     cost = get(run.summary, "cost")
     if isinstance(cost, Mapping):
-        return dict(cost), name
+        # No step has so many phases; a stranger's ledger may.
+        return dict(islice(pairs(cost), MOST_ENTRIES)), name
     if isinstance(run, Run):
         return {key: value for key, value in totals(run).items() if value is not None}, _SUMMED
     if isinstance(run, Retraining):
@@ -109,7 +111,7 @@ def joint_cost(found: Collection) -> str:
     ):
         if not runs:
             continue
-        ledgers = [(dict(pairs(ledger)), file) for ledger, file in map(_ledger, runs)]
+        ledgers = list(map(_ledger, runs))
         names = list(dict.fromkeys(name for ledger, _ in ledgers for name in ledger))
         if not names:
             body += f"<h3>{title}</h3>{_NOTHING}"

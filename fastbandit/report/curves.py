@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastbandit.report.charts import Series, line_chart
-from fastbandit.report.html import empty, folded, run_section, show, table
+from fastbandit.report.html import empty, folded, run_section, show, table, wide
 from fastbandit.report.search import Run, split_size
 
 __all__ = ["curves"]
@@ -92,7 +92,7 @@ def curves(run: Run) -> str:
         f"<p>Each point is one sampled path{after}, on the validation images{count}. "
         "The reward is what the bandit was credited with. Dotted lines: prunings, with the arms "
         "left on each edge above them.</p>"
-        f'<div class="figure wide">{accuracy}</div>\n'
+        f"{wide(accuracy)}\n"
         f'<div class="pair"><div class="figure">{loss}</div>'
         f'<div class="figure">{rate}</div></div>\n{means}'
     )

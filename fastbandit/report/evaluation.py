@@ -17,7 +17,7 @@ import numpy as np
 
 from fastbandit._files import MEGABYTE, plain_file
 from fastbandit._identity import Fingerprint
-from fastbandit.report.html import finite, get
+from fastbandit.report.html import count, finite, get
 from fastbandit.report.reading import (
     Folder,
     check_config,
@@ -26,7 +26,7 @@ from fastbandit.report.reading import (
     read_optional,
     without_folder,
 )
-from fastbandit.report.shares import Share, count, read_share
+from fastbandit.report.shares import Share, read_share
 from fastbandit.threat import parse_fraction
 
 __all__ = [

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from fastbandit.report.html import (
     as_text,
+    count,
     duration,
     finite,
     get,
@@ -13,6 +14,7 @@ from fastbandit.report.html import (
     percent,
     render,
     run_section,
+    share,
 )
 from fastbandit.report.search import Run, split_size, totals
 
@@ -26,14 +28,18 @@ def accuracy_rows(run: Run) -> list[tuple[str, str, float, int | None, str]]:
         found = get(run.summary, key)
         if not isinstance(found, Mapping):
             continue
-        n = found.get("n")
-        count = n if isinstance(n, int) and not isinstance(n, bool) and n > 0 else None
-        split = str(found.get("split") or key)
+        n, split = count(found.get("n")) or None, as_text(found.get("split") or key)
         for kind in ("clean", "robust"):
-            value = finite(found.get(f"{kind}_accuracy"))
+            stated = found.get(f"{kind}_accuracy")
+            value = share(stated)
             if value is not None:
-                attack = str(found.get("attack") or "") if kind == "robust" else ""
-                rows.append((split, kind, value, count, attack))
+                attack = as_text(found.get("attack") or "") if kind == "robust" else ""
+                rows.append((split, kind, value, n, attack))
+            elif stated is not None:
+                run.note(
+                    f"summary.json: {key}.{kind}_accuracy: expected a number in [0, 1], got "
+                    f"{stated!r:.60}; left out"
+                )
     return rows
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "as_text",
+    "count",
     "document",
     "duration",
     "empty",
@@ -33,15 +34,22 @@ __all__ = [
     "header",
     "interval",
     "pairs",
+    "paragraph",
     "percent",
+    "plain_table",
     "render",
     "run_section",
     "section",
+    "share",
     "show",
     "table",
     "tile",
     "warning",
+    "wide",
 ]
+
+# Characters of a value that is neither text nor a number.
+_LONGEST = 400
 
 # --- text -----------------------------------------------------------------------------------
 
@@ -54,7 +62,11 @@ def as_text(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.6g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    text = str(value)
+    # A list where a word belongs, in a stranger's file, may be of any length.
+    return text if isinstance(value, str) or len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def show(value: Any) -> str:
@@ -81,6 +93,19 @@ def finite(value: Any) -> float | None:
     except OverflowError:
         return None
     return number if math.isfinite(number) else None
+
+
+def count(value: Any) -> int | None:
+    """How many, from a file: a whole number of at most 63 bits; None where it is none."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+        return None
+    return value
+
+
+def share(value: Any) -> float | None:
+    """A number in [0, 1] from a file; None where it is none."""
+    number = finite(value)
+    return None if number is None or not 0 <= number <= 1 else number
 
 
 def duration(seconds: float) -> str:
@@ -164,6 +189,21 @@ def table(
     return _part("table", list(map(Markup, heads)), cells, text, style)
 
 
+def plain_table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
+    """A table of plain text; the first ``left`` columns are aligned to the left."""
+    return _part("table", heads, rows, range(left))
+
+
+def paragraph(words: str) -> str:
+    """A paragraph of plain text."""
+    return _part("paragraph", words)
+
+
+def wide(chart: str) -> str:
+    """A chart of the page's width, which is scrolled where that is too small to read it."""
+    return f'<div class="figure wide">{chart}</div>'
+
+
 def pairs(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Leaves of nested mappings under dotted names."""
     for key, entry in value.items():
@@ -178,7 +218,9 @@ def tile(name: str, value: str, more: str = "") -> str:
 
 
 def interval(value: float, n: int | None) -> str:
-    if n is None or not 0 <= value <= 1:
+    """Wilson's interval of a share of ``n`` images, in words; ``n`` as a file has it."""
+    n = count(n)
+    if not n or share(value) is None:
         return "n not recorded"
     low, high = wilson(value * n, n)
     return f"{100 * low:.2f} to {100 * high:.2f} %"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fastbandit.report.html import finite, get, render, run_section
+from fastbandit.report.html import as_text, count, finite, get, render, run_section, share
 from fastbandit.report.reading import read_optional
 from fastbandit.report.search import Run
 from fastbandit.search.networks import FOLDER, FOUND, REFERENCE, network_name, network_row
@@ -15,6 +15,7 @@ __all__ = ["Trained", "networks", "trained_networks"]
 
 # So many random networks are looked for in the folder of a search that is not finished.
 _MOST = 9
+_MOST_ROWS = 200
 
 
 @dataclass(frozen=True)
@@ -35,30 +36,25 @@ class Trained:
     genotype: str
 
 
-def _whole(value: Any) -> int | None:
-    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    return value if whole else None
-
-
 def _trained(row: Any) -> Trained | None:
     if not isinstance(row, Mapping):
         return None
-    clean, robust = finite(row.get("clean_accuracy")), finite(row.get("robust_accuracy"))
+    clean, robust = share(row.get("clean_accuracy")), share(row.get("robust_accuracy"))
     if clean is None or robust is None or not isinstance(row.get("name"), str):
         return None
     return Trained(
         row["name"],
         clean,
         robust,
-        _whole(row.get("n")) or None,
-        str(row.get("split") or "not recorded"),
-        str(row.get("attack") or ""),
-        _whole(row.get("parameters")),
-        _whole(row.get("macs")),
-        _whole(row.get("epochs")),
+        count(row.get("n")) or None,
+        as_text(row.get("split") or "not recorded"),
+        as_text(row.get("attack") or ""),
+        count(row.get("parameters")),
+        count(row.get("macs")),
+        count(row.get("epochs")),
         finite(row.get("seconds_total")),
-        str(row.get("folder") or ""),
-        str(row.get("genotype_hash") or ""),
+        as_text(row.get("folder") or ""),
+        as_text(row.get("genotype_hash") or ""),
     )
 
 
@@ -80,7 +76,12 @@ def trained_networks(run: Run) -> list[Trained]:
     rows = get(run.summary, "networks")
     if not isinstance(rows, list):
         rows = _so_far(run)
-    known = [one for row in rows if (one := _trained(row)) is not None]
+    known = [one for row in rows[:_MOST_ROWS] if (one := _trained(row)) is not None]
+    if left := len(rows) - len(known):
+        run.note(
+            f"summary.json: networks: {left:,} of {len(rows):,} are left out: expected at most "
+            f"{_MOST_ROWS}, each with a name and two accuracies in [0, 1]"
+        )
     order = {FOUND: 0, REFERENCE: 2}
     return sorted(known, key=lambda one: order.get(one.name, 1))
 
@@ -93,7 +94,7 @@ def networks(run: Run) -> str:
     body = render(
         "networks",
         rows=rows,
-        chance=finite(get(run.summary, "chance")),
+        chance=share(get(run.summary, "chance")),
         splits=dict.fromkeys(one.split for one in rows),
         attacks=dict.fromkeys(one.attack for one in rows if one.attack),
         finished=run.finished,

@@ -10,9 +10,9 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from fastbandit._files import (
     MEGABYTE,
@@ -28,6 +28,7 @@ from fastbandit.bandit.log import Line
 from fastbandit.report.html import get
 
 __all__ = [
+    "EpochNumber",
     "Folder",
     "ReportError",
     "check_config",
@@ -45,6 +46,9 @@ __all__ = [
 _LARGEST_LOG = 64 * MEGABYTE
 _MOST_LINES = 200_000
 _MOST_NOTES = 50  # of one file
+
+#: An epoch's number in a log; a larger one than anybody trains would empty the charts.
+EpochNumber = Annotated[int, Field(ge=0, lt=10_000_000)]
 
 _AnyLine = TypeVar("_AnyLine", bound=Line)
 
@@ -72,6 +76,11 @@ class Folder:
     @property
     def finished(self) -> bool:
         return self.summary is not None and self.summary.get("status") == "finished"
+
+    def note(self, text: str) -> None:
+        """Say once what could not be read: several sections read the same."""
+        if text not in self.notes:
+            self.notes.append(text)
 
 
 def read_optional(run: Folder, name: str) -> dict[str, Any] | None:

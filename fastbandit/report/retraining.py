@@ -12,8 +12,9 @@ from typing import Any
 from pydantic import ConfigDict
 
 from fastbandit.bandit.log import Line
-from fastbandit.report.html import get
+from fastbandit.report.html import count, get
 from fastbandit.report.reading import (
+    EpochNumber,
     Folder,
     check_config,
     genotype_digest,
@@ -22,7 +23,7 @@ from fastbandit.report.reading import (
     read_lines,
     read_optional,
 )
-from fastbandit.report.shares import Share, count, make_share
+from fastbandit.report.shares import Share, make_share
 
 __all__ = ["Epoch", "Retraining", "read_retraining"]
 
@@ -32,7 +33,7 @@ class Epoch(Line):
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False, strict=True)
 
-    epoch: int
+    epoch: EpochNumber
     loss: float | None = None
     train_accuracy: float | None = None
     clean_accuracy: float | None = None

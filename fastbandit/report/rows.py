@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -20,6 +21,7 @@ from fastbandit.report.shares import Share, make_share
 from fastbandit.search.networks import FOUND
 
 __all__ = [
+    "MOST_ENTRIES",
     "Row",
     "data_words",
     "leaf",
@@ -36,6 +38,10 @@ __all__ = [
     "threat_words",
     "with_results",
 ]
+
+
+#: Rows and columns of a table of whatever a file holds.
+MOST_ENTRIES = 200
 
 
 @dataclass(frozen=True)
@@ -260,21 +266,31 @@ def leaf(value: Any) -> str:
 def plain(value: Any, cell: Callable[[Any], str] = leaf) -> str:
     """Plain values as a table: a list of objects with a column for each name.
 
+    What is beyond :data:`MOST_ENTRIES` rows, or as many columns, is left out and said to be.
+
     Args:
         cell: a value as HTML.
     """
     if isinstance(value, Mapping):
+        entries = dict(pairs(value))
         rows = "".join(
             f'<tr><th>{show(name)}</th><td class="wrap">{cell(entry)}</td></tr>'
-            for name, entry in pairs(value)
+            for name, entry in islice(entries.items(), MOST_ENTRIES)
         )
-        return f'<div class="scroll"><table><tbody>{rows}</tbody></table></div>'
+        body = f'<div class="scroll"><table><tbody>{rows}</tbody></table></div>'
+        return body + _left_out(len(entries), "entries")
     if isinstance(value, list) and all(isinstance(entry, Mapping) for entry in value):
-        flat = [dict(pairs(entry)) for entry in value]
-        names = list(dict.fromkeys(name for entry in flat for name in entry))
+        flat = [dict(pairs(entry)) for entry in value[:MOST_ENTRIES]]
+        every = list(dict.fromkeys(name for entry in flat for name in entry))
+        names = every[:MOST_ENTRIES]
         lines = [[cell(entry.get(name, "")) for name in names] for entry in flat]
         text = [
             i for i, name in enumerate(names) if any(isinstance(e.get(name), str) for e in flat)
         ]
-        return table([show(name) for name in names], lines, text=text)
+        body = table([show(name) for name in names], lines, text=text)
+        return body + _left_out(len(value), "rows") + _left_out(len(every), "columns")
     return f"<p>{cell(value)}</p>"
+
+
+def _left_out(count: int, what: str) -> str:
+    return "" if count <= MOST_ENTRIES else f"<p>and {count - MOST_ENTRIES:,} more {what}</p>"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fastbandit.report.axes import BOLD, REGULAR, Axes, number, tick_labels, ticks
+from fastbandit.report.axes import BOLD, REGULAR, Axes, drawable, number, tick_labels, ticks
 
 __all__ = ["Cloud", "Strip", "scatter_chart", "strip_chart"]
 
@@ -49,6 +49,12 @@ def _padded(values: Sequence[float]) -> tuple[float, float]:
     return low - pad, high + pad
 
 
+def _points(cloud: Cloud) -> list[tuple[float, float, str]]:
+    """What can be drawn of it: (x, y, note)."""
+    found = zip(cloud.x, cloud.y, cloud.notes, strict=True)
+    return [(x, y, note) for x, y, note in found if drawable(x) and drawable(y)]
+
+
 def strip_chart(
     strips: Sequence[Strip], *, title: str, y_label: str, width: int = 1080, height: int = 360
 ) -> str:
@@ -63,9 +69,7 @@ def strip_chart(
     Returns:
         An ``<svg>`` element, or a paragraph that says there is nothing to draw yet.
     """
-    values = [
-        y for strip in strips for y in (*strip.values, strip.low, strip.high) if math.isfinite(y)
-    ]
+    values = [y for strip in strips for y in (*strip.values, strip.low, strip.high) if drawable(y)]
     if not values:
         return '<p class="empty">Nothing to draw yet.</p>'
     axes = Axes(title, _padded(values), width=width, height=height, top=12, bottom=44, right=24)
@@ -82,10 +86,14 @@ def strip_chart(
         for position, (value, note) in enumerate(zip(strip.values, strip.notes, strict=True)):
             # In the order of their numbers, from the left, so that none hides another.
             shift = 0.0 if count == 1 else (position / (count - 1) - 1) * room
-            axes.dot(strip.style, number(middle + shift - 8), number(axes.y(value)), 3, note)
+            if drawable(value):
+                axes.dot(strip.style, number(middle + shift - 8), number(axes.y(value)), 3, note)
+        if not drawable(strip.mean):
+            continue
         spot = middle + min(24.0, step / 6)
         y = number(axes.y(strip.mean))
-        if math.isfinite(strip.low) and math.isfinite(strip.high):
+        limits = drawable(strip.low) and drawable(strip.high)
+        if limits:
             top, bottom = number(axes.y(strip.high)), number(axes.y(strip.low))
             cap = f"M{number(spot - 5)}"
             axes.path(
@@ -94,7 +102,7 @@ def strip_chart(
             )
         axes.path(f"line {strip.style}", f"M{number(spot - 9)} {y}h18")
         note = f"{strip.name}: mean {strip.mean:.4g}"
-        if math.isfinite(strip.low):
+        if limits:
             note += f" ({strip.low:.4g} to {strip.high:.4g})"
         axes.dot(strip.style, number(spot), y, 4, note)
     axes.name("", y_label)
@@ -113,7 +121,8 @@ def scatter_chart(
     """Points at x and y, a colour for each group, whose names stand at the right.
 
     Args:
-        clouds: the groups; one without points is left out.
+        clouds: the groups; a point that is no number, or too large to be
+            drawn, is left out, and so is a group without points.
         title: accessible name of the drawing.
         x_label, y_label: axis titles, with the unit.
         width, height: of the view box, in pixels.
@@ -121,13 +130,14 @@ def scatter_chart(
     Returns:
         An ``<svg>`` element, or a paragraph that says there is nothing to draw yet.
     """
-    clouds = [cloud for cloud in clouds if len(cloud.x)]
-    if not clouds:
+    groups = [(cloud, _points(cloud)) for cloud in clouds]
+    groups = [(cloud, points) for cloud, points in groups if points]
+    if not groups:
         return '<p class="empty">Nothing to draw yet.</p>'
-    right = 34 + max(len(cloud.name) for cloud in clouds) * BOLD
-    span = _padded([y for cloud in clouds for y in cloud.y])
+    right = 34 + max(len(cloud.name) for cloud, _ in groups) * BOLD
+    span = _padded([y for _, points in groups for _, y, _ in points])
     axes = Axes(title, span, width=width, height=height, top=12, bottom=44, right=right)
-    low, high = _padded([x for cloud in clouds for x in cloud.x])
+    low, high = _padded([x for _, points in groups for x, _, _ in points])
 
     def at_x(value: float) -> float:
         return axes.left + (value - low) / (high - low) * axes.inner
@@ -142,8 +152,8 @@ def scatter_chart(
         if x - half > taken:
             axes.text("tick", number(x), number(axes.floor + 18), text, 'text-anchor="middle"')
             taken = x + half + 6
-    for place, cloud in enumerate(clouds):
-        for x_value, y_value, note in zip(cloud.x, cloud.y, cloud.notes, strict=True):
+    for place, (cloud, points) in enumerate(groups):
+        for x_value, y_value, note in points:
             axes.dot(cloud.style, number(at_x(x_value)), number(axes.y(y_value)), 3.5, note)
         key_x, key_y = axes.left + axes.inner + 14, axes.top + 12 + 18 * place
         axes.dot(cloud.style, number(key_x), number(key_y), 3.5)

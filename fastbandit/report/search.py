@@ -17,8 +17,9 @@ from fastbandit.bandit import POLICIES, Bandits, BanditSettings
 from fastbandit.bandit.log import LINES, Abandon, BanditLine, End, Line, Sample, Start
 from fastbandit.childparent import ChildParentSample, ChildParentStart, Means
 from fastbandit.report.charts import DIVERGING_STEPS
-from fastbandit.report.html import get
+from fastbandit.report.html import count, get
 from fastbandit.report.reading import (
+    EpochNumber,
     Folder,
     check_config,
     parse,
@@ -36,7 +37,7 @@ _MOST_SAMPLES = 20_000  # 11 arms with T = 300; each is credited again by the po
 
 
 class Metrics(Line):
-    epoch: int
+    epoch: EpochNumber
     phase: str
     arms: int
     loss: float | None = None
@@ -157,16 +158,16 @@ class ArmHistory:
         for line in run.abandons:
             self.life[line.row, line.arm] = line.sample
             self.round[line.row, line.arm] = line.round
-            count = int(self.count[line.sample, line.row, line.arm])
+            times = int(self.count[line.sample, line.row, line.arm])
             mean = float(self.mean[line.sample, line.row, line.arm])
-            same = count == 0 or math.isclose(mean, line.mean, rel_tol=1e-6, abs_tol=1e-9)
-            self.explained &= same and count == line.count
+            same = times == 0 or math.isclose(mean, line.mean, rel_tol=1e-6, abs_tol=1e-9)
+            self.explained &= same and times == line.count
 
     def upper(self, sample: int, row: int) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Eq. 4.12, s_U = m + bonus sqrt(2 ln N / n), after ``sample`` samples; [arms]."""
-        count = self.count[sample, row]
-        bonus = self.bonus * np.sqrt(2 * math.log(max(int(count.sum()), 1)) / np.maximum(count, 1))
-        return np.where(count > 0, self.mean[sample, row] + bonus, np.inf)
+        times = self.count[sample, row]
+        bonus = self.bonus * np.sqrt(2 * math.log(max(int(times.sum()), 1)) / np.maximum(times, 1))
+        return np.where(times > 0, self.mean[sample, row] + bonus, np.inf)
 
     def levels(self, limit: float) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Class of each arm's m against the mean of the arms then alive, [samples, rows, arms].
@@ -197,7 +198,7 @@ def split_size(run: Run, part: str) -> int | None:
         value = get(run.split, part)
     if isinstance(value, list):
         return len(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    return count(value)
 
 
 def totals(run: Run) -> dict[str, float | None]:

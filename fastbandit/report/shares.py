@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastbandit._intervals import wilson
-from fastbandit.report.html import finite
+from fastbandit.report.html import count, finite, share
 
-__all__ = ["Share", "count", "make_share", "read_share"]
+__all__ = ["Share", "make_share", "read_share"]
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,6 @@ class Share:
     computed: bool = False
 
 
-def count(value: Any) -> int | None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
-        return None
-    return value
-
-
 def make_share(
     accuracy: Any, n: Any, correct: Any = None, limits: Any = None, *, where: str, notes: list[str]
 ) -> Share | None:
@@ -42,10 +36,10 @@ def make_share(
         where: file and place, for the notes: a share that is no share, or that is not
             ``correct / n``.
     """
-    value, n, correct = finite(accuracy), count(n) or None, count(correct)
-    if value is None and correct is not None and n is not None and correct <= n:
+    value, n, correct = share(accuracy), count(n) or None, count(correct)
+    if finite(accuracy) is None and correct is not None and n is not None and correct <= n:
         value = correct / n
-    if value is None or not 0 <= value <= 1:
+    if value is None:
         notes.append(f"{where}: accuracy: expected a number in [0, 1], got {accuracy!r:.60}")
         return None
     if correct is not None and n is not None and abs(correct / n - value) > 5e-4:

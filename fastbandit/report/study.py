@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 from fastbandit.report.charts import Points, whisker_chart
-from fastbandit.report.html import document, folded, header, section, table
+from fastbandit.report.html import document, folded, header, paragraph, plain_table, section, wide
 from fastbandit.report.settings import configuration
 from fastbandit.report.tabular import make_tabular
 
@@ -36,15 +36,15 @@ _PARTS = {
 }
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
-    """A table of plain text; the first ``left`` columns are aligned to the left."""
-
-    cells = ([escape(cell) for cell in row] for row in rows)
-    return table([escape(name) for name in heads], cells, text=range(left))
-
-
 def _p(value: float | None) -> str:
     return "" if value is None else f"{value:.2g}"
+
+
+def _points(
+    name: str, places: Sequence[int], rows: Sequence[Mapping[str, Any]], style: str
+) -> Points:
+    mean, low, high = ([row[key] for row in rows] for key in ("mean", "low", "high"))
+    return Points(name, places, mean, low, high, style)
 
 
 def _part(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -52,16 +52,7 @@ def _part(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
     possible = [(rows[0]["possible_mean"], "best possible"), (0.0, "chance")]
     y_label = "advantage, sd of an effect"
     if name == "policies":
-        groups = [
-            Points(
-                "policy",
-                range(len(rows)),
-                [row["mean"] for row in rows],
-                [row["low"] for row in rows],
-                [row["high"] for row in rows],
-                "s1",
-            )
-        ]
+        groups = [_points("policy", range(len(rows)), rows, "s1")]
         labels = [row["entry"] for row in rows]
     else:
         labels = list(dict.fromkeys(row["x"] for row in rows))
@@ -73,16 +64,8 @@ def _part(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
         styles |= {entry: free[i % len(free)] for i, entry in enumerate(others)}
         for entry in entries:
             mine = [row for row in rows if row["entry"] == entry]
-            groups.append(
-                Points(
-                    entry,
-                    [labels.index(row["x"]) for row in mine],
-                    [row["mean"] for row in mine],
-                    [row["low"] for row in mine],
-                    [row["high"] for row in mine],
-                    styles[entry],
-                )
-            )
+            places = [labels.index(row["x"]) for row in mine]
+            groups.append(_points(entry, places, mine, styles[entry]))
     chart = whisker_chart(
         groups,
         labels,
@@ -115,13 +98,12 @@ def _part(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
         ]
         for row in rows
     ]
-    return (
-        f'<section id="{name}"><h2>{escape(title)}</h2>\n<p>{escape(words)}</p>\n{chart}\n'
-        f"{folded('The figures', _table(heads, cells, 2))}\n"
-        '<p class="source">from study.json; means over seeds, whiskers are 95 % intervals of '
-        "Student; p of Wilcoxon's signed-rank test over seeds, not corrected for the number of "
-        "tests</p></section>"
+    figures = folded("The figures", plain_table(heads, cells, 2))
+    source = (
+        "study.json; means over seeds, whiskers are 95 % intervals of Student; p of Wilcoxon's "
+        "signed-rank test over seeds, not corrected for the number of tests"
     )
+    return section(name, title, f"{paragraph(words)}\n{wide(chart)}\n{figures}", source)
 
 
 def _simulated(found: Mapping[str, Any]) -> str:
@@ -137,7 +119,7 @@ def _simulated(found: Mapping[str, Any]) -> str:
         "are better than average ones, in standard deviations of an effect, mean over edges."
     )
     sections = "\n".join(_part(name, rows) for name, rows in parts.items())
-    return f"<p>{escape(words)}</p>\n{sections}"
+    return f"{paragraph(words)}\n{sections}"
 
 
 def _real(found: Mapping[str, Any]) -> str:
@@ -164,13 +146,15 @@ def _real(found: Mapping[str, Any]) -> str:
         )
         charts.append(
             f"<h3>{name} accuracy</h3>"
-            + whisker_chart(
-                [means, single],
-                labels,
-                title=f"{name} accuracy",
-                x_label="",
-                y_label=f"{name} accuracy, %",
-                joined=False,
+            + wide(
+                whisker_chart(
+                    [means, single],
+                    labels,
+                    title=f"{name} accuracy",
+                    x_label="",
+                    y_label=f"{name} accuracy, %",
+                    joined=False,
+                )
             )
         )
     heads = ["networks", "number", "clean", "95 % interval", "robust", "95 % interval"]
@@ -193,15 +177,16 @@ def _real(found: Mapping[str, Any]) -> str:
                 _p(robust["p"].get("printed")),
             ]
         )
-    return (
-        '<section id="real"><h2>Real data: networks trained from scratch</h2>\n'
-        f"<p>Data: {escape(str(found['data']))}. Every network is trained from scratch in the same "
-        f"way. Attack: {escape(found['attack'])}; n = {found['n']:,} test images.</p>\n"
-        f"{''.join(charts)}\n{_table(heads, cells, 1)}\n"
-        '<p class="source">from study.json; intervals of Student over networks; p of the '
-        "Mann-Whitney test on robust accuracies, not corrected for the number of tests</p>"
-        "</section>"
+    words = paragraph(
+        f"Data: {found['data']}. Every network is trained from scratch in the same way. Attack: "
+        f"{found['attack']}; n = {found['n']:,} test images."
     )
+    source = (
+        "study.json; intervals of Student over networks; p of the Mann-Whitney test on robust "
+        "accuracies, not corrected for the number of tests"
+    )
+    body = f"{words}\n{''.join(charts)}\n{plain_table(heads, cells, 1)}"
+    return section("real", "Real data: networks trained from scratch", body, source)
 
 
 def _percent(value: float | None) -> float:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
+from markupsafe import Markup
+
 from fastbandit.report.charts import Points, whisker_chart
-from fastbandit.report.html import folded, table
+from fastbandit.report.html import render, section, wide
 
 __all__ = ["make_tabular"]
 
-_NONE = float("nan")
 _STYLES = ("s1", "s2", "s3", "s4")
 
 
@@ -74,12 +74,13 @@ def _chart(found: Mapping[str, Any]) -> str:
     )
 
 
-def _figures(found: Mapping[str, Any]) -> str:
+def _figures(found: Mapping[str, Any]) -> list[list[str]]:
+    """The head of the table and its rows."""
     heads = ["entry", "rho", "cost", "accuracy, %", "s.e.", "parameters", "over random, points"]
     heads += ["against best of m at equal cost", "m", "", "CPU seconds"]
     lines = [
         [
-            escape(row["entry"]),
+            row["entry"],
             "" if row["rho"] is None else f"{row['rho']:g}",
             _cost(row),
             _percent(row["mean"]),
@@ -102,24 +103,11 @@ def _figures(found: Mapping[str, Any]) -> str:
     for one in found["one_operation"]:
         name, size = f"operation {one['operation']} everywhere", f"{one['parameters']:.1f}"
         lines.append([name, "", "", _percent(one["mean"]), "", size, *blank[1:]])
-    return table([escape(head) for head in heads], lines, text=(0, 2, 9))
+    return [heads, *lines]
 
 
-def _table(found: Mapping[str, Any]) -> str:
-    none = "" if found["one_operation"] else " No network of one operation is within the budget."
-    words = (
-        f"{found['cells_within']:,} different cells; the mean of all networks is "
-        f"{_percent(found['random']['mean'])} %, the best has {_percent(found['best']['mean'])} %. "
-        f"Parameters alone explain {100 * found['size_explains']:.0f} % of the variance between "
-        f"cells.{none}"
-    )
-    return (
-        f"<h3>{escape(_name(found))}</h3>\n<p>{words}</p>\n{_chart(found)}\n"
-        f"{folded('The figures', _figures(found))}"
-    )
-
-
-def _gates(found: Mapping[str, Any]) -> str:
+def _gates(found: Mapping[str, Any]) -> list[list[str]]:
+    """How the recommended search does on each table; the head first."""
     heads = ["networks", "entry", "rho", "over random, points", "", "over best of m, points", "m"]
     lines = []
     for one in found["tables"]:
@@ -128,8 +116,8 @@ def _gates(found: Mapping[str, Any]) -> str:
                 continue
             lines.append(
                 [
-                    escape(_name(one)),
-                    escape(row["entry"]),
+                    _name(one),
+                    row["entry"],
                     "" if row["rho"] is None else f"{row['rho']:g}",
                     _points(row["gain"], row["gain_low"], row["gain_high"]),
                     _verdict(row["gain_low"], row["gain_high"]),
@@ -138,7 +126,7 @@ def _gates(found: Mapping[str, Any]) -> str:
                     _verdict(row["against_best_of_low"], row["against_best_of_high"]),
                 ]
             )
-    return table([*(escape(head) for head in heads), ""], lines, text=(0, 1, 4, 7))
+    return [[*heads, ""], *lines]
 
 
 def make_tabular(found: Mapping[str, Any]) -> str:
@@ -147,21 +135,14 @@ def make_tabular(found: Mapping[str, Any]) -> str:
     Args:
         found: what ``study.json`` holds as ``tabular``.
     """
-    told = found["assumptions"]
-    words = (
-        f"Accuracies: column {found['column']} of the table {found['table']['digest'][:12]}, "
-        f"{found['table']['operations']} operations on {found['table']['edges']} edges; "
-        f"{found['seeds']:,} seeds. Assumed: a short training has the correlation "
-        f"{told['short_rho']:g} with a full one and costs {told['short_cost']:g} of it (F); a "
-        f"search with shared weights costs {told['supernet_cost']:g} F. rho is the correlation of "
-        f"the reward with the accuracy; noise of a reward {told['noise']:g}, rise over a search "
-        f"{told['rise']:g}, T = {told['rounds']}. Best of m: as many random networks within the "
-        "budget as cost the same, by short trainings. Parameters: of a cell, in 1x1 convolutions."
+    tables = [
+        (one, _name(one), Markup(wide(_chart(one))), _figures(one)) for one in found["tables"]
+    ]
+    body = render(
+        "tabular", found=found, told=found["assumptions"], gates=_gates(found), tables=tables
     )
-    tables = "\n".join(_table(one) for one in found["tables"])
-    return (
-        '<section id="tabular"><h2>True accuracies</h2>\n'
-        f"<p>{escape(words)}</p>\n<h3>The recommended search</h3>\n{_gates(found)}\n{tables}\n"
-        '<p class="source">from study.json and tabular.csv; in brackets and as whiskers: 95 % '
-        "intervals of Student over seeds, not corrected for their number</p></section>"
+    source = (
+        "study.json and tabular.csv; in brackets and as whiskers: 95 % intervals of Student over "
+        "seeds, not corrected for their number"
     )
+    return section("tabular", "True accuracies", body, source)

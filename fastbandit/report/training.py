@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastbandit.report.charts import Series, line_chart
-from fastbandit.report.html import empty, finite, get, percent, section, show
+from fastbandit.report.html import count, empty, get, percent, section, share, show, wide
 from fastbandit.report.matching import Collection
 from fastbandit.report.retraining import Epoch
 from fastbandit.report.rows import shorten, sources, style_of
@@ -19,7 +19,7 @@ def _guard(line: Epoch) -> str | None:
     guard = (line.model_extra or {}).get("overfitting")
     if not isinstance(guard, Mapping) or not guard.get("overfitted"):
         return None
-    trained, strong = finite(guard.get("trained")), finite(guard.get("strong"))
+    trained, strong = share(guard.get("trained")), share(guard.get("strong"))
     if trained is None or strong is None:
         return "catastrophic overfitting"
     words = (
@@ -37,7 +37,8 @@ def training(found: Collection) -> str:
     if not runs:
         body = empty("No epoch of a retraining yet.")
         return section("training", "Training", body, sources(found.retrainings, "metrics.jsonl"))
-    span = (0.0, float(max(max(run.planned or 0, run.epochs[-1].epoch + 1) for run in runs)))
+    last = max(max(run.planned or 0, *(line.epoch + 1 for line in run.epochs)) for run in runs)
+    span = (0.0, float(last))
     alone = len(runs) == 1
 
     def lines(field: str, name: str, position: int | None = None) -> list[Series]:
@@ -82,15 +83,15 @@ def training(found: Collection) -> str:
         marks = [
             (float(line.epoch + 1), "guard") for line in runs[0].epochs if _guard(line) is not None
         ]
-        best = get(runs[0].summary, "best", "epoch")
-        if isinstance(best, int) and not isinstance(best, bool):
+        best = count(get(runs[0].summary, "best", "epoch"))
+        if best is not None and best < last:
             marks.append((float(best + 1), "best"))
         fields = ("clean_accuracy", "robust_accuracy", "train_accuracy")
-        wide = chart(series, "Accuracy of each epoch", "accuracy", fields, events=marks)
+        accuracies = chart(series, "Accuracy of each epoch", "accuracy", fields, events=marks)
         body = (
             "<p>Clean and robust: validation images; training: the attacked images that the "
             "weights were trained on.</p>"
-            f'<div class="figure wide">{wide}</div>'
+            f"{wide(accuracies)}"
         )
     else:
         charts = [
@@ -143,6 +144,6 @@ def searches(found: Collection) -> str:
     body = (
         "<p>What each bandit was credited with; every point is another path, so a line tells of "
         f"the shared weights and of chance.</p>"
-        f'<div class="figure wide">{chart}</div>'
+        f"{wide(chart)}"
     )
     return section("rewards", "Searches over each other", body, sources(runs, "bandit.jsonl"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import shutil
 import statistics
@@ -11,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fastbandit._files import plain_file, read_sealed
+from fastbandit._files import plain_file
 from fastbandit._statistics import mann_whitney, mean_interval
 from fastbandit.config import ConfigError, to_plain
 from fastbandit.data import DataSource, load
@@ -19,8 +18,6 @@ from fastbandit.genotype import Genotype
 from fastbandit.retrain.config import RetrainConfig
 from fastbandit.retrain.loop import retrain
 from fastbandit.runs.environment import derive_seed
-from fastbandit.runs.folder import RunFolder
-from fastbandit.runs.tensors import RunError
 from fastbandit.search.config import SearchConfig
 from fastbandit.search.networks import random_genotype, retrain_config
 from fastbandit.search.run import search
@@ -71,21 +68,8 @@ def _slug(text: str) -> str:
 
 
 def _found(path: Path, config: SearchConfig, source: DataSource) -> tuple[Genotype, dict[str, Any]]:
-    """What a search found; searched, or taken from the folder where it is finished."""
-    digest = source.digest
-    if (path / "summary.json").is_file():
-        # As YAML gives it back: lists where the configuration has tuples.
-        wanted = json.loads(json.dumps(to_plain(config.resolve())))
-        if RunFolder.read_config(path) != wanted:
-            raise RunError(f"{path}: holds a search of another configuration; delete it")
-        if (searched := read_sealed(plain_file(path / "split.json"))["digest"]) != digest:
-            raise RunError(
-                f"{path}: holds a search on other data (digest {searched} there, {digest} now); "
-                "delete it"
-            )
-        summary = read_sealed(plain_file(path / "summary.json"))
-    else:
-        _, summary = search(config, path, source=source)
+    """What a search found; a finished one gives its stored result, of other data an error."""
+    _, summary = search(config, path, source=source)
     cost = summary["cost"]
     return Genotype.load(plain_file(path / "genotype.json")), {
         "genotype": summary["genotype_hash"],

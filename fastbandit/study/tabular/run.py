@@ -156,7 +156,9 @@ def _rows(
     }  # fmt: skip
     rewards = {"noise": config.noise, "rise": config.rise, "rounds": config.rounds}
 
-    def piece(setting: Setting, find: Callable[[], Tensor]) -> dict[str, Any]:
+    def piece(
+        setting: Setting, find: Callable[[], Tensor], more: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
         """Accuracies and sizes of the networks that a setting comes to, seed by seed."""
 
         def make() -> dict[str, Any]:
@@ -170,7 +172,7 @@ def _rows(
             }
 
         used = key if setting.rho is None else {**key, **rewards, "rho": setting.rho}
-        used = {**used, "kind": setting.kind, "entry": setting.entry}
+        used = {**used, **(more or {}), "kind": setting.kind, "entry": setting.entry}
         known = pieces.done("tabular", used)
         found = pieces.get("tabular", used, make)
         mean, low, high = mean_interval(found["accuracy"])
@@ -223,7 +225,9 @@ def _rows(
             cost = {"supernets": 1, "short_trainings": 0, "full_trainings": 0}
         else:
             how = parse_search(setting.entry, "tabular.searches")
-            found = piece(setting, partial(run_search, how, inside, outside, seeds))
+            # Pieces of releases that trained a network of several cells twice are another thing.
+            once = {"trained": "once"} if count > 1 and how.kind == "model" else {}
+            found = piece(setting, partial(run_search, how, inside, outside, seeds), once)
             cost = {
                 "supernets": int(how.uses_rewards),
                 "short_trainings": how.short,

@@ -137,6 +137,8 @@ def run_search(
             f"can list; got {world.count} cells"
         )
     number = max(1, wanted.tournament)
+    if world.count > 1 and wanted.tournament:
+        number += wanted.trainings  # so many of the best may be trained already
     size = 2**22 // (wanted.trainings * (wanted.trainings + world.rows * world.table.operations))
     if wanted.features == "neighbours":
         size = min(size, 2**22 // (len(world.candidates.codes) * (wanted.trainings + number)))
@@ -165,16 +167,31 @@ def _with_model(
     each, rest = divmod(wanted.tournament, wanted.rounds)
     for number in range(wanted.rounds):
         scores = _scores(wanted, world, seeds, trained, value)
-        if world.count == 1:
-            # A network of many cells is hardly ever one that was trained.
-            known = torch.zeros(len(seeds), len(world.table.accuracy), dtype=torch.bool)
-            known.scatter_(1, trained.squeeze(-1), True)
-            scores = scores.masked_fill(known[:, None, world.candidates.codes], -torch.inf)
-        chosen, _ = best(scores, each + (number < rest))
+        chosen = _untrained(world, scores, trained, each + (number < rest))
         value = torch.cat([value, world.short(seeds, chosen, trained.shape[1])], 1)
         trained = torch.cat([trained, chosen], 1)
     value = torch.where(world.candidates.contain(trained), value, -torch.inf)
     return _take(trained, value.argmax(-1))
+
+
+def _untrained(world: TabularWorld, scores: Tensor, trained: Tensor, number: int) -> Tensor:
+    """The best networks that were not trained yet, int64 [b, number, count].
+
+    Args:
+        scores: float64 [b, count, m].
+        trained: int64 [b, n, count]; after a round the model's best are often those.
+        number: how many; fewer where a seed has fewer left.
+    """
+    asked = number
+    while True:
+        found, _ = world.candidates.best(scores, asked)
+        known = (found.unsqueeze(2) == trained.unsqueeze(1)).all(-1).any(-1)
+        left = found.shape[1] - int(known.sum(1).max())
+        if left >= number or found.shape[1] < asked:
+            break
+        asked += number - left
+    order = known.int().argsort(dim=1, stable=True)[:, : min(left, number)]
+    return found[torch.arange(len(found)).unsqueeze(1), order]
 
 
 def _scores(
