@@ -271,3 +271,30 @@ def test_flat_and_numbers():
     }
     assert flat(metrics)["a.b.c"] == 1
     assert numbers(metrics) == {"loss": 1.5, "best": 1.0, "a.b.c": 1.0}
+
+
+def test_the_page_works_as_it_stands(tmp_path, monkeypatch):
+    optuna = pytest.importorskip("optuna")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    page = Path(__file__).parents[1] / "docs" / "callbacks.md"
+    first, second = (part.split("```")[0] for part in page.read_text().split("```python\n")[1:])
+    names: dict = {}
+    exec(compile(first, str(page), "exec"), names)
+    with pytest.raises(KeyboardInterrupt):
+        retrain(small(), tmp_path / "run", callbacks=[names["Patience"](0)])
+    assert len(lines(tmp_path / "run")) == 1
+    # The example in full trains three networks of the preset.
+    monkeypatch.chdir(tmp_path)
+    original = RetrainConfig.preset
+    monkeypatch.setattr(
+        RetrainConfig,
+        "preset",
+        classmethod(
+            lambda cls, name, **changes: merge(
+                small(), {"learning_rate": changes["learning_rate"]}, original(name, **changes).name
+            )
+        ),
+    )
+    exec(compile(second, str(page), "exec"), names)
+    assert len(names["study"].trials) == 3
+    assert (tmp_path / "runs" / "trial-0" / "summary.json").is_file()

@@ -36,8 +36,9 @@ class TensorBoard(Callback):
 
     def on_start(self, run: RunInfo) -> None:
         self._close()
+        # Also at the beginning: an earlier run, replaced by --force, may have left its events.
         self._writer = self._make(
-            str(self.folder or run.path / "tensorboard"), purge_step=run.epoch or None
+            str(self.folder or run.path / "tensorboard"), purge_step=run.epoch
         )
         if run.epoch == 0:
             settings = json.dumps(run.config, indent=1, default=str)
