@@ -248,8 +248,8 @@ def test_names_on_the_command_line(tmp_path, monkeypatch, capsys):
     ):
         with pytest.raises(ValueError, match=message):
             make([name])
+    monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match="pip install wandb"):
-        monkeypatch.setitem(sys.modules, "wandb", None)
         make(["wandb"])
     arguments = ["--config", "tiny.json", "--out", "run", "--callbacks", "csv", "my_callbacks:Mine"]
     (tmp_path / "tiny.json").write_text(json.dumps(TINY))

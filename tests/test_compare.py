@@ -315,7 +315,7 @@ def test_a_finished_comparison_is_kept_whatever_the_processes(finished):
     assert (path / "study.json").read_bytes() == before
     with pytest.raises(RunError, match="another configuration"):
         study(small(seed=5), path)
-    with pytest.raises(RunError, match="opened.json: --force does not replace a comparison"):
+    with pytest.raises(RunError, match=r"opened\.json: --force does not replace a comparison"):
         study(small(seed=5), path, force=True)
 
 
