@@ -20,6 +20,7 @@ from fastbandit.nn.cell import concatenate, run_nodes
 from fastbandit.nn.norm import BatchNorm2d, Normalize, reset_running_stats, use_cumulative_average
 from fastbandit.nn.operations import make
 from fastbandit.nn.preprocess import preprocessing
+from fastbandit.nn.signs import shared_signs
 from fastbandit.operations import OperationOptions
 from fastbandit.space import SearchSpace, cell_sequence, get, reduction_cells, widest
 
@@ -239,8 +240,9 @@ class Supernet(nn.Module):
             raise RuntimeError("Supernet: no path is set: call set_path(choice) before forward")
         x = self.stem_bn(self.stem(x))
         before = output = [x]
-        for cell in self.cells:
-            before, output = output, cell(output, before)
+        with shared_signs():
+            for cell in self.cells:
+                before, output = output, cell(output, before)
         return classify(concatenate(output), self.classifier)
 
     def path_modules(self) -> Iterator[nn.Module]:

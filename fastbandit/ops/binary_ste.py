@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fastbandit._modes import autocast_dtype
+from fastbandit._modes import result_dtype
 from fastbandit.ops import _convolution, _linf
 from fastbandit.ops._convolution import Pair
 from fastbandit.ops._register import (
@@ -315,9 +315,13 @@ def _check(
     """Refuse what is wrong with the arguments; stride, padding and dilation as pairs."""
     _linf.check_tensors(_OP, x=x, weight=weight)
     _convolution.check_input(_OP, x)
-    if weight.dtype not in (torch.float32, x.dtype):
-        wider = "" if x.dtype == torch.float32 else f" or {x.dtype} as x"
-        raise TypeError(f"{_OP}: weight: expected torch.float32{wider}, got {weight.dtype}")
+    if weight.dtype not in _linf.FLOAT_TYPES or (
+        weight.dtype == torch.float64 and x.dtype != torch.float64
+    ):
+        raise TypeError(
+            f"{_OP}: weight: expected torch.float32, bfloat16 or float16, or float64 as x, got "
+            f"{weight.dtype}"
+        )
     _linf.check_device(_OP, "weight", weight, "x", x)
     channels, shape = x.shape[1], weight.shape
     check_groups(_OP, groups, channels)
@@ -341,10 +345,6 @@ def _check(
         raise ValueError(f"{_OP}: x: expected at least one row and column, got {tuple(x.shape)}")
     _convolution.check_output(_OP, x, shape[0], kernel, stride, padding, dilation)
     return stride, padding, dilation
-
-
-def _out_dtype(x: Tensor) -> torch.dtype:
-    return autocast_dtype(x) or x.dtype
 
 
 def _compute(x: Tensor, weight: Tensor, *settings: Any) -> Tensor:
@@ -380,7 +380,8 @@ def of_layer(
     if (
         not (
             type(x) is Tensor
-            and x.dtype in (torch.float32, weight.dtype)
+            and x.dtype in _linf.FLOAT_TYPES
+            and (weight.dtype != torch.float64 or x.dtype == torch.float64)
             and x.dim() == 4
             and x.shape[1] == weight.shape[1] * groups
             and x.shape[2] * x.shape[3] > 0
@@ -392,7 +393,7 @@ def of_layer(
         _check(x, weight, stride, padding, dilation, groups, alpha, ste, weight_ste)
     pairs = ([stride] * 2, [padding] * 2, [dilation] * 2)
     plus_one = check_pad(_OP, pad)
-    out_dtype = out_dtype or _out_dtype(x)
+    out_dtype = out_dtype or result_dtype(x)
     needed = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if needed or torch.compiler.is_compiling() or differentiated_by_torch():
         return _compute(x, weight, *pairs, groups, alpha, ste, weight_ste, plus_one, out_dtype)
@@ -420,7 +421,8 @@ def binary_conv2d_ste(
 
     Args:
         x: [N, C, H, W], float32, float64, bfloat16 or float16, any strides; N may be 0.
-        weight: [C_out, C / groups, kh, kw], the latent weights: float32, or the dtype of x.
+        weight: [C_out, C / groups, kh, kw], the latent weights: float32, bfloat16 or float16, or
+            float64 where x is.
         stride, padding, dilation: an int, or two for height and width.
         groups: 1 or C, a filter for each channel (then C_out = C).
         alpha: the scale of a filter: the mean magnitude of its weights (``filter``), that of all
@@ -455,4 +457,4 @@ def binary_conv2d_ste(
     )
     plus_one = check_pad(_OP, pad)
     estimators = (alpha, ste, weight_ste, plus_one)
-    return _compute(x, weight, stride, padding, dilation, groups, *estimators, _out_dtype(x))
+    return _compute(x, weight, stride, padding, dilation, groups, *estimators, result_dtype(x))
