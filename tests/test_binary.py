@@ -495,6 +495,25 @@ def test_a_cell_reads_the_two_before_it():
     )
 
 
+def test_a_supernet_has_both_kinds_of_cells():
+    """Two cells would both halve the map, and half of the edges would have no cell."""
+    for cells in (1, 2):
+        with pytest.raises(ValueError, match="Supernet: cells: expected at least 3"):
+            Supernet("binary8", in_channels=1, classes=3, channels=4, cells=cells)
+        with pytest.raises(ValueError, match="cells: expected 3 or more"):
+            space.get("binary8", cells=cells)
+    assert space.get("binary8").least_cells == 3
+    assert space.get("robust9").least_cells == 6
+    for types in range(1, 6):
+        shortest = space.get("binary8", cell_types=types).least_cells
+        for cells in range(shortest, 9):
+            net = Supernet(
+                space.get("binary8", nodes=1, cell_types=types),
+                in_channels=1, classes=3, channels=1, cells=cells,
+            )  # fmt: skip
+            assert set(net.cell_type) == set(range(types))
+
+
 def test_supernet_and_network_of_two_inputs_agree():
     """The path of a supernet is the network of its genotype."""
     torch.manual_seed(0)
