@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["autocast_dtype", "may_keep"]
+__all__ = ["autocast_dtype", "may_keep", "result_dtype"]
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
@@ -19,6 +19,11 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     if not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device)
+
+
+def result_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of what a convolution makes of x: that of autocast, else that of x."""
+    return autocast_dtype(x) or x.dtype
 
 
 def may_keep() -> bool:

@@ -164,12 +164,10 @@ class SearchSpace:
             raise ValueError(
                 f"search space {self.name!r}: inputs: expected 1 or 2, got {self.inputs}"
             )
-        # A chain of fewer than three cells has no normal cell beside a reduction cell.
-        least = 3 if (self.inputs, self.cell_types) == (2, 2) else self.cell_types
-        if self.chain is not None and self.chain < least:
+        if self.chain is not None and self.chain < self.least_cells:
             raise ValueError(
-                f"search space {self.name!r}: cells: expected {least} or more in the chain, so "
-                f"that each of {self.cell_types} types is there, got {self.chain}"
+                f"search space {self.name!r}: cells: expected {self.least_cells} or more in the "
+                f"chain, so that each of {self.cell_types} types is there, got {self.chain}"
             )
 
     @cached_property
@@ -180,6 +178,12 @@ class SearchSpace:
         """
         nodes = range(self.inputs, self.inputs + self.nodes)
         return tuple((source, node) for node in nodes for source in range(node))
+
+    @property
+    def least_cells(self) -> int:
+        """Cells of the shortest chain that has each type: three for normal and reduction cells, as
+        both of two would halve the map."""
+        return 3 if (self.inputs, self.cell_types) == (2, 2) else self.cell_types
 
     @property
     def cells(self) -> int:

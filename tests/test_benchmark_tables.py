@@ -9,8 +9,10 @@ import json
 import re
 import runpy
 import shutil
+import statistics
 import sys
 import tarfile
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -181,6 +183,24 @@ def test_images_per_second_of_threads_that_wait_in_the_documentation():
     for row in waiting:
         low, middle, high = (f"{float(row[name]):.0f}" for name in ("q1", "median", "q3"))
         assert f"| {middle} ({low} to {high}) |" in text
+
+
+def test_simulated_searches_of_1_bit_networks_in_the_documentation():
+    found = defaultdict(list)
+    for row in rows_of(RESULTS / "child-parent" / "simulation.csv"):
+        found[row["rule"]].append(float(row["survivors"]))
+    assert {len(searches) for searches in found.values()} == {150}
+    text = (ROOT / "docs" / "binary.md").read_text(encoding="utf-8")
+    lines = re.findall(
+        r"^\| ((?:printed|penalty|carry), beta .+) \| ([\d./ ]+) \|$", text, re.MULTILINE
+    )
+    said = {}
+    for rules, values in lines:
+        kind, betas, *rest = re.fullmatch(r"(\w+), beta ([\d./ ]+)(, T = 1)?", rules).groups("")
+        for beta, value in zip(betas.split(" / "), values.split(" / "), strict=True):
+            said[f"{kind}, beta {beta}{rest[0]}"] = float(value)
+    means = {rule: statistics.mean(searches) for rule, searches in found.items()}
+    assert said == pytest.approx(means, abs=0.0051)
 
 
 def test_files_that_are_named_exist():

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import copy
+import importlib
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastbandit import ops, space
+from fastbandit import _native, ops, space
 from fastbandit.genotype import Genotype
-from fastbandit.nn import binary
+from fastbandit.nn import signs as signs_module
 from fastbandit.nn.binary import (
     BinaryConv2d,
     BinaryConvBN,
     BinaryDepthwiseConv2d,
     BinarySepConv,
+    PackedConv2d,
     PackedConvBN,
     PackedSepConv,
     clamp_latents,
@@ -25,10 +27,14 @@ from fastbandit.nn.binary import (
     use_full_precision,
     use_surrogate,
 )
+from fastbandit.nn.frozen import freeze
 from fastbandit.nn.network import Network
 from fastbandit.nn.norm import BatchNorm2d
 from fastbandit.nn.supernet import Supernet
 from fastbandit.operations import OperationOptions
+
+binary_conv2d = importlib.import_module("fastbandit.ops.binary_conv2d")
+binary_ste = importlib.import_module("fastbandit.ops.binary_ste")
 
 PDARTS = """Genotype(normal=[('skip_connect', 0), ('dil_conv_3x3', 1), ('skip_connect', 0),
 ('sep_conv_3x3', 1), ('sep_conv_3x3', 1), ('sep_conv_3x3', 3), ('sep_conv_3x3', 0),
@@ -282,7 +288,7 @@ def test_a_node_is_packed_once(monkeypatch):
     network = trained(Network(everywhere("bin_sep_conv_3x3"), in_channels=1, classes=3, channels=4))
     packed, calls = pack(network), []
     real = ops.pack_sign
-    monkeypatch.setattr(binary.ops, "pack_sign", lambda x: calls.append(x.shape) or real(x))
+    monkeypatch.setattr(signs_module.ops, "pack_sign", lambda x: calls.append(x.shape) or real(x))
     packed(torch.rand(2, 1, 8, 8))
     # Of each cell nodes 0 to 4; and what is preprocessed: of twelve inputs two have stride 2 and
     # real weights, and three are the stem's one map. Where both cells after it read an output, its
@@ -290,19 +296,175 @@ def test_a_node_is_packed_once(monkeypatch):
     assert len(calls) == 6 * 5 + 12 - 2 - 2
 
 
-def test_a_written_map_is_packed_again():
-    x = torch.randn(1, 3, 2, 2)
-    first = binary._bits(x)
-    assert binary._bits(x) is first
-    x.neg_()
-    assert torch.equal(binary._bits(x), ops.pack_sign(x))
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_written_map_is_packed_again(inference):
+    """A caller's buffer, read anew at each call; within a network a map that changed."""
+    with torch.inference_mode(inference):
+        packed, x = BinaryConv2d(3, 4, 1).freeze(), torch.randn(1, 3, 2, 2)
+        first = packed(x)
+        for write in (lambda: x.neg_(), lambda: x.data.neg_()):
+            write()
+            assert torch.equal(packed(x), -first)
+            write()
+            assert torch.equal(packed(x), first)
+    with signs_module.shared_signs():
+        x = torch.randn(1, 3, 2, 2)
+        bits = signs_module.packed_signs(x)
+        assert signs_module.packed_signs(x) is bits
+        x.neg_()
+        assert torch.equal(signs_module.packed_signs(x), ops.pack_sign(x))
 
 
-def test_the_parent_is_not_packed():
-    network = Network(random_genotype(), in_channels=1, classes=3, channels=4)
-    use_full_precision(network, True)
-    with pytest.raises(RuntimeError, match="pack: expected the child"):
-        pack(network)
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_change_of_the_weights_is_seen_at_once(frozen, mode):
+    """Nothing of the layer is kept from one call to the next; a packed copy keeps what it had."""
+    layer = BinarySepConv(3, 4)
+    layer(torch.randn(5, 4, 6, 6))
+    layer.eval()
+    if frozen:
+        freeze(layer)
+    x = torch.randn(2, 4, 6, 6)
+    packed, before = pack(layer), layer(x).detach()
+    assert torch.equal(packed(x), before)
+    changes = (
+        lambda: layer.pointwise.weight.neg_(),
+        lambda: layer.depthwise.weight.data.neg_(),
+        lambda: layer.bn1.running_mean.add_(3),
+        lambda: layer.bn2.weight.mul_(-2),
+        lambda: setattr(layer.pointwise, "weight", nn.Parameter(torch.randn(4, 4, 1, 1))),
+    )
+    for change in changes:
+        with torch.no_grad():
+            change()
+        with mode():
+            after = layer(x).clone()
+        assert not torch.equal(after, before)
+        assert torch.equal(pack(layer)(x), after)
+        assert torch.equal(packed(x), packed(x.clone()))
+        before = after
+
+
+@pytest.mark.parametrize("options", [{}, {"pre_bn": True}])
+def test_what_is_packed_refuses_a_gradient(options):
+    options = OperationOptions(**options)
+    x = torch.randn(2, 4, 5, 5)
+    for layer in (
+        BinaryConv2d(4, 5, 3, options=options),
+        BinaryDepthwiseConv2d(4, 3, options=options),
+        BinaryConvBN(4, 5, options=options),
+        BinarySepConv(3, 4, options=options),
+    ):
+        layer(x)
+        packed = layer.freeze()
+        assert torch.equal(packed(x), layer.eval()(x).detach())
+        assert not packed(x).requires_grad
+        leaf = x.clone().requires_grad_()
+        with pytest.raises(RuntimeError, match=r"^Packed\w+: expected an input without gradient"):
+            packed(leaf)
+        with torch.no_grad():
+            assert torch.equal(packed(leaf), packed(x))
+        with pytest.raises(RuntimeError, match="expected evaluation mode"):
+            packed.train()(x)
+    network = pack(trained(Network(random_genotype(), in_channels=1, classes=3, channels=4)))
+    with pytest.raises(RuntimeError, match="expected an input without gradient"):
+        network(torch.rand(2, 1, 8, 8, requires_grad=True))
+
+
+def test_lone_layers_are_packed():
+    """By themselves, in a module of the user's, and one that stands at two places."""
+    layer = BinaryConv2d(4, 4, 3)
+    once = pack(layer)
+    assert type(once) is PackedConv2d
+    stack = nn.Sequential(layer, BatchNorm2d(4), nn.Sequential(layer, BinaryConvBN(4, 4))).eval()
+    packed, x = pack(stack), torch.randn(2, 4, 6, 6)
+    assert [type(one) for one in packed] == [PackedConv2d, BatchNorm2d, nn.Sequential]
+    assert packed[0] is packed[2][0]
+    assert type(packed[2][1]) is PackedConvBN
+    assert torch.equal(packed(x), stack(x).detach())
+    assert type(stack[0]) is BinaryConv2d
+    use_full_precision(layer, True)
+    with pytest.raises(RuntimeError, match="expected the child"):
+        layer.freeze()
+
+
+def test_what_is_attached_to_a_layer_acts():
+    """A hook, a replaced norm, a class of the user's: in evaluation, and where it is packed."""
+
+    class Own(BinaryConvBN):
+        def forward(self, x):
+            return -super().forward(x)
+
+    def doubled(module, args, y):
+        return 2 * y
+
+    x = torch.randn(2, 4, 6, 6)
+    for kind in ("block", "norm hook", "conv hook", "norm", "class"):
+        block = Own(4, 4) if kind == "class" else BinaryConvBN(4, 4)
+        conv, norm = copy.deepcopy(block.conv).eval(), copy.deepcopy(block.bn).eval()
+        if kind == "norm":
+            block.bn = norm = nn.GroupNorm(1, 4)
+        if kind in ("block", "norm hook", "conv hook"):
+            hooked = {"block": block, "norm hook": block.bn, "conv hook": block.conv}[kind]
+            hooked.register_forward_hook(doubled)
+        sums = conv(x) * (2 if kind == "conv hook" else 1)
+        expected = norm(sums) * {"block": 2, "norm hook": 2, "class": -1}.get(kind, 1)
+        block.eval()
+        torch.testing.assert_close(block(x), expected)
+        torch.testing.assert_close(pack(nn.Sequential(block))(x), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("options", [{}, {"pre_bn": True, "alpha": "none"}])
+def test_half_precision_and_autocast(dtype, options):
+    """Packed as it is, under autocast, of a map and of a network in that precision."""
+    genotype = random_genotype(**options)
+    network = trained(Network(genotype, in_channels=1, classes=3, channels=4, cells=3))
+    x = torch.rand(3, 1, 8, 8)
+    with torch.no_grad():
+        with torch.autocast("cpu", dtype):
+            expected = network(x)
+            assert torch.equal(pack(network)(x), expected)
+        half = copy.deepcopy(network).to(dtype)
+        y = half(x.to(dtype))
+        assert y.dtype == dtype
+        assert torch.equal(pack(half)(x.to(dtype)), y)
+        assert pack(network).to(dtype)(x.to(dtype)).dtype == dtype
+    # Sums past 256 and 2,048 are no numbers of these types; batch norm is of the sums themselves.
+    layer = BinaryConvBN(4097, 2)
+    layer(torch.randn(2, 4097, 2, 2))
+    layer.eval()
+    map_ = torch.randn(2, 4097, 2, 2).to(dtype)
+    expected = layer(map_.float())
+    assert torch.equal(layer(map_), expected.to(dtype))
+    with torch.autocast("cpu", dtype):
+        assert torch.equal(layer(map_.float()), expected.to(dtype))
+        assert torch.equal(layer.freeze()(map_), expected.to(dtype))
+
+
+def test_layers_take_the_short_way(monkeypatch):
+    """No public checks of a map of the usual form; one that does not fit is refused by name."""
+
+    def refused(*args, **kwargs):
+        raise AssertionError("the long way")
+
+    layers = [BinaryConv2d(4, 5, 3), BinaryDepthwiseConv2d(4, 5, 2), BinarySepConv(3, 4)]
+    x = torch.randn(2, 4, 6, 6)
+    for layer in layers:
+        layer(x)
+        packed = layer.eval().freeze()
+        with monkeypatch.context() as patched:
+            patched.setattr(binary_ste, "_check", refused)
+            if "cpu" in _native.served:
+                patched.setattr(binary_conv2d, "check_bits", refused)
+            for map_ in (x, x.clone().requires_grad_()):
+                assert layer(map_).requires_grad
+            with torch.no_grad():
+                assert torch.equal(layer(x), packed(x))
+        with pytest.raises(ValueError, match=r"binary_conv2d_ste: (weight|groups): expected"):
+            layer(torch.randn(2, 5, 6, 6))
+        with pytest.raises(TypeError, match="binary_conv2d_ste: x: expected float32"):
+            layer(torch.ones(2, 4, 6, 6).int())
 
 
 # -- Two inputs -----------------------------------------------------------------------------------
@@ -331,6 +493,25 @@ def test_a_cell_reads_the_two_before_it():
     assert not torch.equal(
         torch.cat(network.cells[2]([second], 0.0, [torch.zeros_like(first)]), 1), third
     )
+
+
+def test_a_supernet_has_both_kinds_of_cells():
+    """Two cells would both halve the map, and half of the edges would have no cell."""
+    for cells in (1, 2):
+        with pytest.raises(ValueError, match="Supernet: cells: expected at least 3"):
+            Supernet("binary8", in_channels=1, classes=3, channels=4, cells=cells)
+        with pytest.raises(ValueError, match="cells: expected 3 or more"):
+            space.get("binary8", cells=cells)
+    assert space.get("binary8").least_cells == 3
+    assert space.get("robust9").least_cells == 6
+    for types in range(1, 6):
+        shortest = space.get("binary8", cell_types=types).least_cells
+        for cells in range(shortest, 9):
+            net = Supernet(
+                space.get("binary8", nodes=1, cell_types=types),
+                in_channels=1, classes=3, channels=1, cells=cells,
+            )  # fmt: skip
+            assert set(net.cell_type) == set(range(types))
 
 
 def test_supernet_and_network_of_two_inputs_agree():

@@ -294,3 +294,18 @@ def test_object_files_that_stay_are_not_compiled_again(tmp_path):
     # Those that include torch, and the facts of the build where they can be compiled.
     assert rest.count("compile") - sources[""] in (0, 1)
     assert set(again) == {"link"}
+
+
+def test_a_kernel_ends_the_instruction_set_that_it_began():
+    """clang refuses a source that leaves its attributes on; gcc, which builds here, does not."""
+    kernels = sorted((ROOT / "csrc" / "cpu" / "kernels").glob("*.cpp"))
+    assert len(kernels) > 3
+    for kernel in kernels:
+        lines = kernel.read_text(encoding="utf-8").split("\n")
+        assert lines[-2:] == ['#include "cpu/simd/end.h"', ""], kernel
+    begun, ended = (
+        (ROOT / "csrc" / "cpu" / "simd" / name).read_text(encoding="utf-8")
+        for name in ("simd.h", "end.h")
+    )
+    assert begun.count("#pragma clang attribute push") == 3  # of which one is taken
+    assert ended.count("#pragma clang attribute pop") == 1

@@ -475,6 +475,7 @@ def test_unconfirmed_by_hand(denied, total, verdict):
         queries=1,
         transfer=None,
         unconfirmed=(denied, total),
+        fallen=torch.empty(0, dtype=torch.bool),
         fixed=(0, 32),
     )
     found = judge(evidence)
@@ -627,7 +628,7 @@ def test_print_config_and_dry_run(model, capsys):
     measured = dry_run(model, configure())
     assert measured["images"] == 90
     assert measured["seconds_most"] > measured["seconds_clean"] > 0
-    assert set(PRESETS) == {"quick", "standard", "digits", "mnist", "cifar10"}
+    assert set(PRESETS) == {"quick", "standard", "binary", "digits", "mnist", "cifar10"}
     for name, preset in PRESETS.items():
         merge(EvaluateConfig(), preset, name)
 

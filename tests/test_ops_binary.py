@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from _processes import Process
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -208,6 +210,9 @@ LARGE = [
     (1, 64, 64, 33, 31, 3, 2, 1, 1, True),
     (3, 16, 16, 40, 12, 3, 1, 2, 2, True),
     (1, 320, 320, 2, 3, 5, 1, 4, 2, True),
+    # Beyond the table, in parts that end within a tap; a part for each few of many taps.
+    (1, 130, 70, 5, 6, 23, 1, 11, 1, False),
+    (1, 1, 3, 9, 4, 257, 1, 128, 1, False),
 ]
 
 
@@ -229,6 +234,33 @@ def test_exact_sums_of_large_shapes(device, case):
             weight_bits = ops.pack_sign(weight.transpose(0, 1) if depthwise else weight)
         y = ops.binary_conv2d(bits, weight_bits, channels, kernel_size=k, **settings)
         assert torch.equal(y.double(), sums(x, weight, settings, "zero"))
+
+
+LARGE_FILTER = """
+import resource
+import torch
+from fastbandit import ops
+
+bits = ops.pack_sign(torch.ones(1, 1, 4, 8))
+weight = torch.zeros(1, 1001, 1001, 1, dtype=torch.int64)
+weight[0, 500, 500] = 1
+small = weight[:, 400:601, 400:601].contiguous()
+ops.binary_conv2d(bits, small, 1, kernel_size=201, padding=100)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+y = ops.binary_conv2d(bits, weight, 1, kernel_size=1001, padding=500)
+assert y.unique().tolist() == [-30.0]
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.skipif("cpu" not in _native.served, reason="needs the CPU kernels")
+def test_the_memory_of_a_thread_does_not_grow_with_the_filter():
+    """The weights take 8 MB and as prepared eight times as much; for each of 32 pixels a copy of
+    the map's words and of their mask would take 500."""
+    process = Process("-c", LARGE_FILTER, environment=os.environ | {"FASTBANDIT_CPU": "baseline"})
+    result = process.wait()
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) < 150
 
 
 @pytest.mark.skipif("cpu" not in _native.served, reason="needs the CPU kernels")

@@ -85,13 +85,44 @@ def test_many_channels_and_layouts(device, ste):
             torch.testing.assert_close(got, grad * SLOPES[ste](x))
 
 
-def test_what_is_not_a_number_is_minus_one_and_lies_outside(device):
-    for ste in ("poly", "clip"):
-        x = torch.tensor([torch.nan, torch.inf, -torch.inf], device=device, requires_grad=True)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_what_is_not_finite_has_a_sign_and_no_gradient(device, dtype):
+    """NaN is -1 and lies outside; ``identity`` alone looks at no value."""
+    points = [torch.nan, torch.inf, -torch.inf, 0.0, -0.0]
+    for ste in ESTIMATORS:
+        x = torch.tensor(points, device=device, dtype=dtype, requires_grad=True)
         y = ops.sign_ste(x, ste=ste)
-        assert y.tolist() == [-1, 1, -1]
+        assert y.tolist() == [-1, 1, -1, 1, 1]
         y.sum().backward()
-        assert x.grad.tolist() == [0, 0, 0]
+        assert x.grad.tolist()[:3] == ([1, 1, 1] if ste == "identity" else [0, 0, 0])
+        assert (x.grad[3:] > 0).all()
+
+        def function(x: Tensor, ste: str = ste) -> Tensor:
+            return ops.sign_ste(x, ste=ste)
+
+        # In torch's operations: the same signs, and 0 for every estimator.
+        x = x.detach()
+        y, tangent = torch.func.jvp(function, (x,), (torch.ones_like(x),))
+        assert y.tolist() == [-1, 1, -1, 1, 1]
+        assert tangent.tolist()[:3] == [0, 0, 0]
+        y, back = torch.func.vjp(function, x)
+        assert y.tolist() == [-1, 1, -1, 1, 1]
+        assert back(torch.ones_like(x))[0].tolist()[:3] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("ste", ESTIMATORS)
+def test_what_is_not_finite_in_an_exported_program(ste):
+    class Layer(torch.nn.Module):
+        def forward(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+            return ops.sign_ste(x, ste=ste), ops.binary_conv2d_ste(x, weight, ste=ste)
+
+    x = torch.tensor([torch.nan, torch.inf, -torch.inf, -0.0, 2.0, -2.0]).view(1, 6, 1, 1)
+    weight = torch.randn(3, 6, 1, 1)
+    weight[0, 0] = 0.0
+    program = torch.export.export(Layer(), (x, weight), strict=False).module()
+    for one, other in zip(program(x, weight), Layer()(x, weight), strict=True):
+        assert other.isfinite().all()
+        assert torch.equal(one, other)
 
 
 # --- what is kept for backward --------------------------------------------------------------------
@@ -121,16 +152,49 @@ def test_bits_that_are_kept_for_each_value(device):
     weight = torch.randn(8, 128, 3, 3, device=device, requires_grad=True)
     deep = torch.randn(128, 1, 3, 3, device=device, requires_grad=True)
     values = x.numel()
-    for ste, most, own in (("clip", 2, True), ("identity", 1, True), ("poly", 0, False)):
-        for call in (
-            lambda s=ste: ops.binary_conv2d_ste(x, weight, padding=1, ste=s),
-            lambda s=ste: ops.binary_conv2d_ste(x, deep, padding=1, groups=128, ste=s),
-        ):
-            found = kept(call)
-            # An own tensor that is kept is not x itself; what is kept beside the leaves is bits.
-            assert any(t.data_ptr() == x.data_ptr() for t in found) is not own
-            assert bits_of(found, (x, weight, deep)) == most * values
-        assert bits_of(kept(lambda s=ste: ops.sign_ste(x, ste=s)), (x,)) == most // 2 * values
+    # Bits for the gradients of both, of the map alone, of the weight alone; x itself for the map.
+    for ste, both, of_x, itself in (
+        ("clip", 2, 1, False),
+        ("identity", 1, 0, False),
+        ("poly", 0, 0, True),
+        ("tanh", 0, 0, True),
+    ):
+        for w, groups in ((weight, 1), (deep, 128)):
+            for map_, filters, most in (
+                (x, w, both),
+                (x, w.detach(), of_x),
+                (x.detach(), w, 1),
+            ):
+                found = kept(
+                    lambda m=map_, f=filters, s=ste, g=groups: ops.binary_conv2d_ste(
+                        m, f, padding=1, groups=g, ste=s
+                    )
+                )
+                # What is kept beside the arguments is bits.
+                assert bits_of(found, (x, w)) == most * values
+                assert any(t.data_ptr() == x.data_ptr() for t in found) is (
+                    itself and map_.requires_grad
+                )
+        assert bits_of(kept(lambda s=ste: ops.sign_ste(x, ste=s)), (x,)) == of_x * values
+
+
+def test_without_a_gradient_no_mask_is_made(device, monkeypatch):
+    """A map's signs are packed for the product, and nothing else is."""
+    calls: list[Any] = []
+    real = module.kept_of
+    for place in (module, importlib.import_module("fastbandit.ops.sign_ste")):
+        monkeypatch.setattr(place, "kept_of", lambda *a: calls.append(a[1]) or real(*a))
+    x = torch.randn(2, 8, 4, 4, device=device, requires_grad=True)
+    weight = torch.randn(4, 8, 1, 1, device=device, requires_grad=True)
+    with torch.no_grad():
+        ops.binary_conv2d_ste(x, weight, ste="clip")
+        ops.sign_ste(x, ste="clip")
+    ops.binary_conv2d_ste(x.detach(), weight, ste="clip")
+    ops.sign_ste(x.detach(), ste="clip")
+    assert calls == []
+    ops.binary_conv2d_ste(x, weight, ste="clip")
+    ops.sign_ste(x, ste="clip")
+    assert calls == ["clip", "clip"]
 
 
 # --- binary_conv2d_ste ----------------------------------------------------------------------------
@@ -208,6 +272,10 @@ def test_values_and_gradients(device, case):
             ops.binary_conv2d_ste(x.detach(), weight, **settings, **estimators), weight, grad
         )
         assert torch.equal(alone, got[1])
+        (alone,) = torch.autograd.grad(
+            ops.binary_conv2d_ste(x, weight.detach(), **settings, **estimators), x, grad
+        )
+        assert torch.equal(alone, got[0])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -23,9 +23,14 @@ Isa isa();
 const char* isa_name(Isa isa);
 
 #if defined(__x86_64__)
+#if defined(__clang__)  // a word that it does not know makes it ignore all of them
+#define FB_VECTOR_WIDTH ""
+#else
+#define FB_VECTOR_WIDTH ",prefer-vector-width=512"
+#endif
 #define FB_TARGET_AVX512                                                                      \
   __attribute__((target(                                                                      \
-      "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi2,prefer-vector-width=512")))
+      "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi2" FB_VECTOR_WIDTH)))
 #define FB_TARGET_AVX2 __attribute__((target("avx2,fma,f16c,bmi2")))
 
 namespace detail {

@@ -45,7 +45,8 @@ class Options(RunOptions):
     """weights of a model of your own: .safetensors, or .pt of torch.save(model.state_dict(), FILE)
     """
     preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """settings to start from: quick (seconds), standard, digits, mnist, cifar10"""
+    """settings to start from: quick (seconds), standard, binary (1-bit networks), digits, mnist,
+    cifar10"""
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """folder of the result; default: evaluation-<norm>-<epsilon> beside the model or its weights;
     of code without a file of weights, an unfinished one of this evaluation below runs/, else a new

@@ -13,6 +13,7 @@ from fastbandit.attacks._square import QUERIES
 from fastbandit.attacks.registry import ATTACKS, SECTIONS
 from fastbandit.config import LATER, SEED, Config, ConfigError, Radius, at_least
 from fastbandit.evaluate.plans import Plan, attack_plans
+from fastbandit.evaluate.signs import SURROGATES
 from fastbandit.runs.session import resolve_device
 from fastbandit.threat import ThreatModel, format_fraction, parse_fraction
 
@@ -62,6 +63,10 @@ class _General(Config):
     attacks: Annotated[
         str, tyro.conf.arg(help=f"attacks in this order, with commas, of {', '.join(ATTACKS)}")
     ] = "fgsm,mifgsm,pgd-7,pgd-20,pgd-40,pgd-100,apgd-ce,apgd-t,square"
+    surrogates: Annotated[str, LATER] = ""
+    """for a 1-bit network, with commas: the derivatives of the sign that each gradient attack is
+    run through, of poly, clip, tanh, identity; parent: made on the network in full precision;
+    none given: the derivative that the network was trained with"""
     attack_all: bool = False
     """attack every image with every attack, for a table as in papers; the worst case is the same
     kind of number, at a multiple of the time"""
@@ -129,6 +134,18 @@ class EvaluateConfig(_WithAttacks):
         for setting in ("attacks", "transfer_attacks"):
             self._plans(setting, threat)
         self.sweep()
+        names = self.surrogate_names()
+        for name in names:
+            if name not in SURROGATES or names.count(name) > 1:
+                raise ConfigError(
+                    f"surrogates: expected names of {', '.join(SURROGATES)}, each once, with "
+                    f"commas between them, got {self.surrogates!r}"
+                )
+
+    def surrogate_names(self) -> list[str]:
+        """Those of :attr:`surrogates`."""
+        texts = self.surrogates.split(",") if self.surrogates.strip() else []
+        return [text.strip() for text in texts]
 
     def sweep(self) -> list[ThreatModel]:
         """The further radii, ascending, each once."""
@@ -198,6 +215,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "cross_check": "auto",
         "cross_check_limit": 128,
         "checks": {"images": 256, "steps": 100, "queries": 500},
+    },
+    # For 1-bit networks: one run through one derivative of the sign finds too little.
+    "binary": {
+        "attacks": "pgd-50,apgd-ce,square",
+        "surrogates": "poly,tanh,parent",
+        "pgd": {"restarts": 5},
+        "square": {"queries": 1000},
     },
     "digits": {"data": "digits", "epsilon": "0.2", "pgd": {"step_size": "0.02"}},
     "mnist": {

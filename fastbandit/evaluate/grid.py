@@ -21,6 +21,7 @@ from fastbandit.distributed import Group
 from fastbandit.evaluate.config import EvaluateConfig
 from fastbandit.evaluate.plans import Plan, clean_plan, on_another, reference_plan
 from fastbandit.evaluate.sanity import sanity_plans
+from fastbandit.evaluate.signs import has_signs, of_signs, surrogates_plan
 from fastbandit.evaluate.subject import Subject, probe_images, take_fingerprint
 from fastbandit.runs.environment import derive_seed
 from fastbandit.runs.folder import RunFolder
@@ -32,6 +33,10 @@ from fastbandit.training import is_out_of_memory
 # enough that little is lost when the process is killed.
 _BATCHES = 4
 _SECONDS_BETWEEN_CHECKPOINTS = 2.0
+
+
+# Images that the batch norms of a 1-bit network's parent are estimated from.
+_OF_PARENT = 256
 
 
 class OtherModelError(RunError):
@@ -151,9 +156,12 @@ class Evaluation:
         def begin(plans: list[Plan], *, every: bool) -> AttackGrid:
             return AttackGrid.begin(plans, n, every=every)
 
+        first = torch.arange(min(n, _OF_PARENT))
         self.grids = {"clean": begin([clean_plan(subject.fast)], every=True)}
         for number, threat in enumerate(self.threats):
             plans = config.plans(threat)
+            if surrogates := config.surrogate_names():
+                plans = of_signs(plans, surrogates, self.model, self.pixels(first))
             self.grids[f"radius{number}"] = begin(plans, every=config.attack_all)
         checks = []
         if config.checks.images:
@@ -163,6 +171,8 @@ class Evaluation:
                 steps=config.checks.steps,
                 queries=config.checks.queries,
             )
+            if has_signs(self.model):
+                checks.append(surrogates_plan(main.ball, steps=config.checks.steps))
         self.grids["checks"] = begin(checks, every=True)
         transfer = []
         if surrogate is not None:

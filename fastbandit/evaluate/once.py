@@ -65,10 +65,10 @@ def evaluate(
         weights: a file of the state dict for ``model``, ``.safetensors`` or ``.pt``.
         epsilon: radius, for images in [0, 1]: ``"8/255"``; ``"auto"``: the one that a model file
             says it was trained for.
-        preset: settings to start from: ``"quick"`` (seconds), ``"standard"``, ``"digits"``,
-            ``"mnist"``, ``"cifar10"``, or None. Standard: the attacks of the standard AutoAttack
-            without FAB-T on all images, and on 128 of those classified correctly the reference
-            AutoAttack itself where pyautoattack is installed.
+        preset: settings to start from: ``"quick"`` (seconds), ``"standard"``, ``"binary"`` (1-bit
+            networks), ``"digits"``, ``"mnist"``, ``"cifar10"``, or None. Standard: the
+            attacks of the standard AutoAttack without FAB-T on all images, and on 128 of those
+            classified correctly the reference AutoAttack itself where pyautoattack is installed.
         out: a folder for the result, in which an evaluation that was interrupted goes on; None:
             nothing is written.
         progress: whether to show progress on standard error.

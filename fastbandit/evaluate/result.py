@@ -119,6 +119,7 @@ def sanity(evaluation: Evaluation) -> dict[str, Any]:
             queries=config.checks.queries,
             transfer=_transfer_against_white_box(evaluation),
             unconfirmed=_unconfirmed(evaluation),
+            fallen=evaluation.grids["radius0"].any_success()[sample],
             fixed=(fingerprint.randomised, len(fingerprint.logits)),
         )
     )

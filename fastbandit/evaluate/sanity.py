@@ -92,6 +92,7 @@ class Evidence:
     unconfirmed: of the images classified correctly, those that stand though the copy of the network
         that was attacked called one of their points adversarial, and their number; None where the
         network itself was attacked.
+    fallen: of the sample, those that the attacks of the evaluation fool, bool [n].
     fixed: of the fixed images that the model is known by: those whose logits differ between two
         passes, number.
     """
@@ -103,6 +104,7 @@ class Evidence:
     queries: int
     transfer: tuple[int, int, int] | None
     unconfirmed: tuple[int, int] | None
+    fallen: Tensor
     fixed: tuple[int, int]
 
     def count(self, key: str) -> int:
@@ -199,6 +201,15 @@ def successes_are_not_confirmed(evidence: Evidence) -> Finding:
     )
 
 
+def other_derivatives_beat_the_attacks(evidence: Evidence) -> Finding:
+    found, fallen = evidence.answers["surrogates"], evidence.fallen
+    alone, other = int((found & ~fallen).sum()), int((fallen & ~found).sum())
+    return _exceeds_by_more_than_chance(alone, other), (
+        f"PGD-{evidence.steps} through three derivatives of the sign alone fools {alone} of "
+        f"{evidence.n}, the attacks of this evaluation alone {other}"
+    )
+
+
 @dataclass(frozen=True)
 class Check:
     """name: of what a sound evaluation shows. finding: looks for the opposite."""
@@ -220,6 +231,9 @@ CHECKS = (
     Check("successes confirmed", successes_are_not_confirmed, needs_sample=False),
 )
 
+#: Of networks that compute with signs only.
+OF_SIGNS = Check("other derivatives of the sign not above", other_derivatives_beat_the_attacks)
+
 _VERDICTS = {True: "suspicious", False: "ok", None: "skipped"}
 NO_SAMPLE = "no image was classified correctly, or --checks.images is 0"
 
@@ -227,7 +241,7 @@ NO_SAMPLE = "no image was classified correctly, or --checks.images is 0"
 def judge(evidence: Evidence) -> dict[str, Any]:
     """The verdict of each check, and of all."""
     checks = []
-    for check in CHECKS:
+    for check in (*CHECKS, OF_SIGNS) if "surrogates" in evidence.answers else CHECKS:
         skipped = check.needs_sample and not evidence.n
         found, detail = (None, NO_SAMPLE) if skipped else check.finding(evidence)
         checks.append({"name": check.name, "verdict": _VERDICTS[found], "detail": detail})

@@ -14,24 +14,29 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastbandit import ops
+from fastbandit._modes import result_dtype
 from fastbandit.nn.blocks import conv_weight
 from fastbandit.nn.cell import concatenate
+from fastbandit.nn.frozen import is_plain_norm
 from fastbandit.nn.norm import BatchNorm2d
+from fastbandit.nn.shortcuts import Plain
+from fastbandit.nn.signs import packed_signs
 from fastbandit.operations import OperationOptions
-from fastbandit.ops.binary_ste import pack_weight, weight_scale
+from fastbandit.ops.binary_ste import of_layer, pack_weight, weight_scale
 
 __all__ = [
     "BinaryConv2d",
     "BinaryConvBN",
     "BinaryDepthwiseConv2d",
     "BinarySepConv",
+    "PackedConv2d",
     "PackedConvBN",
     "PackedSepConv",
     "clamp_latents",
@@ -40,6 +45,11 @@ __all__ = [
     "use_full_precision",
     "use_surrogate",
 ]
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of scales and shifts, in which sums are scaled: float32, or float64 for that."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 class BinaryConv2d(nn.Module):
@@ -82,6 +92,10 @@ class BinaryConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.real(x) if self.full_precision else self.binary(x, self.alpha)
 
+    def freeze(self) -> nn.Module:
+        """The layer on bits, for evaluation; see :func:`pack`."""
+        return PackedConv2d(self)
+
     def real(self, x: Tensor) -> Tensor:
         """The parent: the latents on ReLU(x)."""
         if self.groups > 1:
@@ -97,9 +111,15 @@ class BinaryConv2d(nn.Module):
             F.relu(x), self.weight, None, self.stride, self.padding, self.dilation, self.groups
         )
 
-    def binary(self, x: Tensor, alpha: Any) -> Tensor:
-        """The child, with a scale of this kind; ``none`` gives the integers."""
-        return ops.binary_conv2d_ste(
+    def binary(
+        self, x: Tensor, alpha: Literal["filter", "layer", "none"], dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """The child, with a scale of this kind; ``none`` gives the integers.
+
+        Args:
+            dtype: of the result; None: as autocast says, else that of x.
+        """
+        return of_layer(
             x,
             self.weight,
             stride=self.stride,
@@ -110,6 +130,7 @@ class BinaryConv2d(nn.Module):
             ste=self.ste,
             weight_ste=self.weight_ste,
             pad=self.pad,
+            out_dtype=dtype,
         )
 
     @property
@@ -120,7 +141,9 @@ class BinaryConv2d(nn.Module):
     def scale(self) -> Tensor:
         """alpha of each filter, [C_out]."""
         alpha = weight_scale(self.weight, self.alpha)
-        return self.weight.new_ones(len(self.weight)) if alpha is None else alpha
+        if alpha is not None:
+            return alpha
+        return self.weight.new_ones(len(self.weight), dtype=_wide(self.weight.dtype))
 
 
 class BinaryDepthwiseConv2d(BinaryConv2d):
@@ -137,31 +160,57 @@ class BinaryDepthwiseConv2d(BinaryConv2d):
         super().__init__(channels, channels, kernel_size, stride, dilation, channels, options)
 
 
+_is_conv, _is_depthwise = Plain(BinaryConv2d), Plain(BinaryDepthwiseConv2d)
+
+
+def _is_plain_conv(conv: nn.Module) -> bool:
+    return _is_conv(conv) or _is_depthwise(conv)
+
+
 def _affine(conv: BinaryConv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Scale and shift of the integer sums: alpha and batch norm with its running statistics."""
+    """Scale and shift of the integer sums: alpha and batch norm with its running statistics.
+
+    Made anew at each call, so a change of weights or statistics is never missed.
+    """
     if getattr(norm, "moves", None) is not None:
         norm.moves.make()  # type: ignore[union-attr, operator]
     mean, variance = norm.running_mean, norm.running_var
-    assert mean is not None
-    assert variance is not None
+    if mean is None or variance is None:
+        raise RuntimeError("pack: expected batch norms with running statistics, got one without")
     factor = (variance.double() + norm.eps).rsqrt()
     if norm.weight is not None:
         factor = factor * norm.weight.double()
     shift = -mean.double() * factor
     if norm.bias is not None:
         shift = shift + norm.bias.double()
-    return (factor * conv.scale().double()).to(mean.dtype), shift.to(mean.dtype)
+    dtype = _wide(mean.dtype)
+    return (factor * conv.scale().double()).to(dtype), shift.to(dtype)
+
+
+def _foldable(conv: BinaryConv2d, norm: nn.Module) -> bool:
+    """Whether ``norm`` of ``conv`` is a scale and a shift of the integer sums."""
+    if norm.training or conv.full_precision or getattr(norm, "running_mean", None) is None:
+        return False
+    # A compiler or exporter looks on through patched modules. It is shown the same arithmetic.
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        hooked = any(layer._forward_hooks or layer._forward_pre_hooks for layer in (conv, norm))
+        return isinstance(norm, nn.BatchNorm2d) and not hooked
+    return _is_plain_conv(conv) and is_plain_norm(norm)
 
 
 def _normalized(conv: BinaryConv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
-    """``norm`` of ``conv``; in evaluation mode of the child as the packed layer computes it."""
-    if norm.training or conv.full_precision or norm.running_mean is None:
+    """``norm`` of ``conv``; in evaluation mode of the child as the packed layer computes it.
+
+    That is in float32 at least: rounded to half precision, a small value could lose its sign.
+    """
+    if not _foldable(conv, norm):
         y: Tensor = norm(conv(x))
         return y
     scale, shift = _affine(conv, norm)
-    y = conv.binary(x, "none")
+    dtype = _wide(x.dtype)
+    y = conv.binary(x, "none", dtype)
     # Two operations, so that no fused one rounds once where the packed layer rounds twice.
-    return scale.to(y.dtype).view(-1, 1, 1) * y + shift.to(y.dtype).view(-1, 1, 1)
+    return scale.to(dtype).view(-1, 1, 1) * y + shift.to(dtype).view(-1, 1, 1)
 
 
 class BinaryConvBN(nn.Module):
@@ -196,7 +245,7 @@ class BinaryConvBN(nn.Module):
         joined = x if isinstance(x, Tensor) else concatenate(x)
         if self.pre_bn:
             return F.relu(self.conv(self.bn(joined)))
-        return _normalized(self.conv, self.bn, joined)
+        return _normalized(self.conv, self.bn, joined).to(result_dtype(joined))
 
     def freeze(self) -> nn.Module:
         """The layer on bits, for evaluation; see :func:`pack`."""
@@ -233,11 +282,12 @@ class BinarySepConv(nn.Module):
         self.bn2 = BatchNorm2d(channels, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
+        dtype = result_dtype(x)
         if self.pre_bn:
             x = _normalized(self.depthwise, self.bn2, self.bn1(x))
-            return F.relu(self.pointwise(x))
+            return F.relu(self.pointwise(x)).to(dtype)
         x = _normalized(self.depthwise, self.bn1, x)
-        return _normalized(self.pointwise, self.bn2, x)
+        return _normalized(self.pointwise, self.bn2, x).to(dtype)
 
     def freeze(self) -> nn.Module:
         """The layer on bits, for evaluation; see :func:`pack`."""
@@ -293,29 +343,29 @@ def clamp_latents(weights: Sequence[Tensor]) -> None:
 # --- Packed ---------------------------------------------------------------------------------------
 
 
-def _bits(x: Tensor) -> Tensor:
-    """The packed signs of a map, made once for all that ask: a node of a cell has many edges."""
-    version = 0 if x.is_inference() else x._version
-    kept: tuple[int, Tensor] | None = getattr(x, "_packed_signs", None)
-    if kept is None or kept[0] != version:
-        kept = (version, ops.pack_sign(x.detach()))
-        x._packed_signs = kept  # type: ignore[attr-defined]
-    return kept[1]
-
-
 class _Packed(nn.Module):
-    """What the packed layers have in common: 1-bit convolutions as bits and settings, by name."""
+    """What the packed layers have in common: 1-bit convolutions as bits and settings, by name.
+
+    They have no gradient and are for evaluation only.
+
+    Raises:
+        RuntimeError: in a call, of an input that requires grad, or in training mode.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._settings: dict[str, dict[str, Any]] = {}
+        self.training = False
 
     def _keep(self, name: str, conv: BinaryConv2d) -> None:
+        if conv.full_precision:
+            raise RuntimeError("pack: expected the child, got a layer with full_precision set")
         groups = conv.groups
         self.register_buffer(f"{name}_bits", pack_weight(conv.weight.detach(), groups))
         self._settings[name] = {
             "channels": conv.weight.shape[0] if groups > 1 else conv.weight.shape[1],
-            "kernel_size": tuple(conv.weight.shape[2:]),
+            # One number: only with such does the op take its short way.
+            "kernel_size": conv.weight.shape[2],
             "stride": conv.stride,
             "padding": conv.padding,
             "dilation": conv.dilation,
@@ -323,10 +373,51 @@ class _Packed(nn.Module):
             "pad": conv.pad,
         }
 
-    def _compute(self, name: str, bits: Tensor, **more: Any) -> Tensor:
+    def _keep_affine(self, scale: Tensor | None, shift: Tensor | None) -> None:
+        self.register_buffer("scale", None if scale is None else scale.detach())
+        self.register_buffer("shift", None if shift is None else shift.detach())
+
+    def _bits(self, x: Tensor) -> Tensor:
+        kind = type(self).__name__
+        if self.training:
+            raise RuntimeError(f"{kind}: expected evaluation mode, got training mode")
+        if x.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError(
+                f"{kind}: expected an input without gradient, got one that requires grad: a packed "
+                "layer has none (attack or train the network it was packed from, whose logits are "
+                "the same, or call this one under torch.no_grad())"
+            )
+        return packed_signs(x)
+
+    def _convolve(self, name: str, bits: Tensor, **more: Any) -> Tensor:
         return ops.binary_conv2d(
             bits, getattr(self, f"{name}_bits"), **self._settings[name], **more
         )
+
+    def _scaled(self, name: str, bits: Tensor, dtype: torch.dtype) -> Tensor:
+        # A module that was cast to half precision is one with rounded scales.
+        scale, shift = (
+            one.to(_wide(one.dtype)) if isinstance(one, Tensor) else None
+            for one in (self.scale, self.shift)
+        )
+        return self._convolve(name, bits, scale=scale, bias=shift, out_dtype=dtype)
+
+
+def _norm_of(layer: nn.BatchNorm2d) -> nn.BatchNorm2d:
+    """A copy for evaluation of the batch norm before a sign."""
+    return copy.deepcopy(layer).eval().requires_grad_(False)
+
+
+class PackedConv2d(_Packed):
+    """:class:`BinaryConv2d` for evaluation: bits of the weights, and a scale."""
+
+    def __init__(self, layer: BinaryConv2d) -> None:
+        super().__init__()
+        self._keep("conv", layer)
+        self._keep_affine(weight_scale(layer.weight, layer.alpha), None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._scaled("conv", self._bits(x), result_dtype(x))
 
 
 class PackedConvBN(_Packed):
@@ -337,17 +428,15 @@ class PackedConvBN(_Packed):
         self.pre_bn = layer.pre_bn
         self._keep("conv", layer.conv)
         if self.pre_bn:
-            self.bn = layer.bn
-            scale, shift = layer.conv.scale().detach(), None
+            self.bn = _norm_of(layer.bn)
+            self._keep_affine(weight_scale(layer.conv.weight, layer.conv.alpha), None)
         else:
-            scale, shift = (one.detach() for one in _affine(layer.conv, layer.bn))
-        self.register_buffer("scale", scale)
-        self.register_buffer("shift", shift)
+            self._keep_affine(*_affine(layer.conv, layer.bn))
 
     def forward(self, x: Tensor | Sequence[Tensor]) -> Tensor:
         joined = x if isinstance(x, Tensor) else concatenate(x)
-        bits = _bits(self.bn(joined) if self.pre_bn else joined)
-        y = self._compute("conv", bits, scale=self.scale, bias=self.shift, out_dtype=joined.dtype)
+        bits = self._bits(self.bn(joined) if self.pre_bn else joined)
+        y = self._scaled("conv", bits, result_dtype(joined))
         return F.relu(y) if self.pre_bn else y
 
 
@@ -363,32 +452,63 @@ class PackedSepConv(_Packed):
         self._keep("depthwise", layer.depthwise)
         self._keep("pointwise", layer.pointwise)
         if self.pre_bn:
-            self.bn = layer.bn1
+            self.bn = _norm_of(layer.bn1)
             first = _affine(layer.depthwise, layer.bn2)
-            scale, shift = layer.pointwise.scale().detach(), None
+            self._keep_affine(weight_scale(layer.pointwise.weight, layer.pointwise.alpha), None)
         else:
             first = _affine(layer.depthwise, layer.bn1)
-            scale, shift = (one.detach() for one in _affine(layer.pointwise, layer.bn2))
+            self._keep_affine(*_affine(layer.pointwise, layer.bn2))
         threshold, flip = ops.sign_threshold(
             first[0].detach(), first[1].detach(), layer.depthwise.taps
         )
         self.register_buffer("threshold", threshold)
         self.register_buffer("flip", flip)
-        self.register_buffer("scale", scale)
-        self.register_buffer("shift", shift)
 
     def forward(self, x: Tensor) -> Tensor:
-        bits = _bits(self.bn(x) if self.pre_bn else x)
-        bits = self._compute("depthwise", bits, threshold=(self.threshold, self.flip))
-        y = self._compute("pointwise", bits, scale=self.scale, bias=self.shift, out_dtype=x.dtype)
+        bits = self._bits(self.bn(x) if self.pre_bn else x)
+        bits = self._convolve("depthwise", bits, threshold=(self.threshold, self.flip))
+        y = self._scaled("pointwise", bits, result_dtype(x))
         return F.relu(y) if self.pre_bn else y
 
 
+_is_conv_bn, _is_sep_conv = Plain(BinaryConvBN), Plain(BinarySepConv)
+
+
+def _replaceable(layer: nn.Module) -> bool:
+    """Whether the packed layer computes all that ``layer`` does, hooks and replaced parts too."""
+    if _is_conv_bn(layer):
+        return _is_plain_conv(layer.conv) and (layer.pre_bn or _foldable(layer.conv, layer.bn))
+    if _is_sep_conv(layer):
+        last = _is_plain_conv(layer.pointwise)
+        if layer.pre_bn:
+            return last and _foldable(layer.depthwise, layer.bn2)
+        return _foldable(layer.depthwise, layer.bn1) and _foldable(layer.pointwise, layer.bn2)
+    return _is_plain_conv(layer)
+
+
+def _replaced(module: nn.Module, known: dict[nn.Module, nn.Module]) -> nn.Module:
+    """``module`` with its 1-bit layers packed; one that stands at several places, once."""
+    if module not in known:
+        known[module] = module
+        if _replaceable(module):
+            known[module] = module.freeze()  # type: ignore[operator]
+        # What is left of a 1-bit block is called by its own forward, with its own layers.
+        elif not isinstance(module, BinaryConvBN | BinarySepConv):
+            for name, child in module._modules.items():
+                if child is not None:
+                    setattr(module, name, _replaced(child, known))
+    return known[module]
+
+
 def pack(network: nn.Module) -> nn.Module:
-    """A copy of ``network`` for evaluation whose 1-bit layers hold bits.
+    """A copy of ``network``, or of a single layer, for evaluation whose 1-bit layers hold bits.
 
     Its logits are those of ``network`` in evaluation mode, bit for bit, where the rest of the two
-    computes the same. A node of a cell is packed once for all its edges.
+    computes the same. A node of a cell is packed once for all its edges. A 1-bit layer to which
+    something is attached (a hook, a forward of its own) stays as it is.
+
+    A change of the weights afterwards does not reach the copy. It has no gradient: an input that
+    requires grad is refused.
 
     Raises:
         RuntimeError: ``network`` is the parent.
@@ -396,8 +516,4 @@ def pack(network: nn.Module) -> nn.Module:
     if any(layer.full_precision for layer in _layers(network)):
         raise RuntimeError("pack: expected the child, got a network with full_precision set")
     packed = copy.deepcopy(network).eval()
-    for module in list(packed.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, BinaryConvBN | BinarySepConv):
-                setattr(module, name, child.freeze())
-    return packed.requires_grad_(False)
+    return _replaced(packed, {}).requires_grad_(False)

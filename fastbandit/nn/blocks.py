@@ -29,6 +29,7 @@ __all__ = [
     "DilatedConv2d",
     "ReluConvBN",
     "Residual",
+    "Signed",
     "classify",
     "conv_block",
     "conv_weight",
@@ -54,7 +55,28 @@ def sign_weight(weight: Tensor) -> Tensor:
     return ops.sign_ste(weight, ste="clip") * weight.detach().abs().mean()
 
 
-class DepthwiseConv2d(nn.Module):
+class Signed(nn.Module):
+    """A layer whose convolutions may have 1-bit weights, see :func:`sign_weight`.
+
+    Args:
+        sign: they have.
+    """
+
+    def __init__(self, sign: bool) -> None:
+        super().__init__()
+        self.sign = sign
+
+    def used(self, weight: Tensor) -> Tensor:
+        """What the layer computes with in place of ``weight``."""
+        return sign_weight(weight) if self.sign else weight
+
+    @property
+    def signed(self) -> tuple[nn.Parameter, ...]:
+        """The weights whose signs the layer computes with."""
+        return tuple(p for p in self.parameters(recurse=False) if p.dim() == 4) if self.sign else ()
+
+
+class DepthwiseConv2d(Signed):
     """ReLU, then a depthwise k x k convolution with 'same' padding, as one op.
 
     Output: [N, C, ceil(H / stride), ceil(W / stride)]. ``kernel_size`` is odd. With ``sign`` the
@@ -69,24 +91,15 @@ class DepthwiseConv2d(nn.Module):
         dilation: int = 1,
         sign: bool = False,
     ) -> None:
-        super().__init__()
-        self.stride, self.dilation, self.sign = stride, dilation, sign
+        super().__init__(sign)
+        self.stride, self.dilation = stride, dilation
         self.padding = dilation * (kernel_size // 2)
         self.weight = conv_weight(channels, 1, kernel_size)
-
-    @property
-    def signed(self) -> tuple[nn.Parameter, ...]:
-        """The weights whose signs the layer computes with."""
-        return (self.weight,) if self.sign else ()
-
-    def used(self) -> Tensor:
-        """What the layer computes with."""
-        return sign_weight(self.weight) if self.sign else self.weight
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.depthwise_conv2d(
             x,
-            self.used(),
+            self.used(self.weight),
             stride=self.stride,
             padding=self.padding,
             dilation=self.dilation,
@@ -130,7 +143,7 @@ def conv_block(
     return computed(
         xs,
         pointwise,
-        depthwise=depthwise.used(),
+        depthwise=depthwise.used(depthwise.weight),
         stride=stride,
         padding=depthwise.padding,
         dilation=depthwise.dilation,
@@ -169,7 +182,7 @@ def normalization(norm: nn.Module, x: Tensor | Sequence[Tensor], stride: int = 1
     return {"norm": norm}
 
 
-class ReluConvBN(nn.Module):
+class ReluConvBN(Signed):
     """ReLU - 1x1 convolution - batch norm: brings the input of a cell to its width.
 
     Takes the input as one map or as several that are meant side by side, as a cell gives them.
@@ -179,19 +192,12 @@ class ReluConvBN(nn.Module):
     def __init__(
         self, in_channels: int, out_channels: int, affine: bool, sign: bool = False
     ) -> None:
-        super().__init__()
-        self.sign = sign
+        super().__init__(sign)
         self.weight = conv_weight(out_channels, in_channels, 1)
         self.bn = BatchNorm2d(out_channels, affine=affine)
 
-    @property
-    def signed(self) -> tuple[nn.Parameter, ...]:
-        """The weights whose signs the layer computes with."""
-        return (self.weight,) if self.sign else ()
-
     def forward(self, x: Tensor | Sequence[Tensor]) -> Tensor:
-        weight = sign_weight(self.weight) if self.sign else self.weight
-        return conv_block(x, weight, self.bn)
+        return conv_block(x, self.used(self.weight), self.bn)
 
 
 class DilatedConv2d(nn.Module):

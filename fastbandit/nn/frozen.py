@@ -18,7 +18,7 @@ from fastbandit._modes import may_keep
 from fastbandit.nn.norm import is_batch_norm
 from fastbandit.nn.shortcuts import Plain
 
-__all__ = ["FrozenBatchNorm", "freeze"]
+__all__ = ["FrozenBatchNorm", "foldable", "freeze", "is_plain_norm"]
 
 
 @dataclass
@@ -131,6 +131,11 @@ class FrozenBatchNorm(nn.BatchNorm2d):
 
 
 _is_torch_batch_norm, _is_frozen = Plain(nn.BatchNorm2d), Plain(FrozenBatchNorm)
+
+
+def is_plain_norm(norm: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
+    """Whether a call of ``norm`` is batch norm of this package or of torch and nothing else."""
+    return is_batch_norm(norm) or _is_frozen(norm) or _is_torch_batch_norm(norm)
 
 
 def foldable(norm: nn.Module) -> TypeGuard[FrozenBatchNorm]:

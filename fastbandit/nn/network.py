@@ -17,6 +17,7 @@ from fastbandit.nn.denoise import DenoiseBlock
 from fastbandit.nn.norm import BatchNorm2d, Normalize, set_eps
 from fastbandit.nn.operations import Identity, make
 from fastbandit.nn.preprocess import preprocessing
+from fastbandit.nn.signs import shared_signs
 from fastbandit.operations import OperationOptions
 from fastbandit.space import cell_sequence, reduction_cells
 
@@ -361,13 +362,14 @@ class Network(nn.Module):
         second: Tensor | None = None
         x = F.relu(self.stem(self.stem_bn(x))) if self.residual else self.stem_bn(self.stem(x))
         before = output = [x]
-        for index, cell in enumerate(self.cells):
-            before, output = output, cell(output, drop_path_prob, before)
-            if str(index) in self.denoise_blocks:
-                output = [self.denoise_blocks[str(index)](concatenate(output))]
-            if with_auxiliary and index == self.auxiliary_index:
-                assert self.auxiliary is not None
-                output = [concatenate(output)]
-                second = self.auxiliary(output[0])
+        with shared_signs():
+            for index, cell in enumerate(self.cells):
+                before, output = output, cell(output, drop_path_prob, before)
+                if str(index) in self.denoise_blocks:
+                    output = [self.denoise_blocks[str(index)](concatenate(output))]
+                if with_auxiliary and index == self.auxiliary_index:
+                    assert self.auxiliary is not None
+                    output = [concatenate(output)]
+                    second = self.auxiliary(output[0])
         logits = classify(concatenate(output), self.classifier)
         return logits if second is None else (logits, second)

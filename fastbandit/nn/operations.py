@@ -43,10 +43,10 @@ from fastbandit.nn.binary import BinaryConvBN, BinarySepConv
 from fastbandit.nn.blocks import (
     DepthwiseConv2d,
     DilatedConv2d,
+    Signed,
     conv_block,
     conv_weight,
     normalization,
-    sign_weight,
 )
 from fastbandit.nn.cell import concatenate
 from fastbandit.nn.denoise import DenoiseBlock
@@ -105,28 +105,7 @@ class Zero(nn.Module):
         return x[:, :, :: self.stride, :: self.stride].masked_fill(everywhere, 0.0)
 
 
-class _Signed(nn.Module):
-    """A layer whose convolutions may have 1-bit weights.
-
-    Args:
-        sign: they have.
-    """
-
-    def __init__(self, sign: bool) -> None:
-        super().__init__()
-        self.sign = sign
-
-    def used(self, weight: Tensor) -> Tensor:
-        """What the layer computes with in place of ``weight``."""
-        return sign_weight(weight) if self.sign else weight
-
-    @property
-    def signed(self) -> tuple[nn.Parameter, ...]:
-        """The weights whose signs the layer computes with."""
-        return tuple(p for p in self.parameters(recurse=False) if p.dim() == 4) if self.sign else ()
-
-
-class Downsample(_Signed):
+class Downsample(Signed):
     """``skip_connect`` at stride 2.
 
     ReLU, two 1x1 convolutions of stride 2 to half of the channels each, the second on the input
@@ -185,7 +164,7 @@ class SepConv(nn.Module):
         return self.bn2(F.conv2d(x, self.weight, padding=self.padding))
 
 
-class SepConvM(_Signed):
+class SepConvM(Signed):
     """Twice (ReLU, depthwise k x k, 1x1 convolution, BN): the separable convolution of DARTS."""
 
     def __init__(
@@ -204,7 +183,7 @@ class SepConvM(_Signed):
         return conv_block(x, self.used(self.pointwise2), self.bn2, self.depthwise2)
 
 
-class DilConv(_Signed):
+class DilConv(Signed):
     """ReLU, depthwise k x k of dilation 2, 1x1 convolution, BN: the form of DARTS."""
 
     def __init__(

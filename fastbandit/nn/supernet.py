@@ -20,6 +20,7 @@ from fastbandit.nn.cell import concatenate, run_nodes
 from fastbandit.nn.norm import BatchNorm2d, Normalize, reset_running_stats, use_cumulative_average
 from fastbandit.nn.operations import make
 from fastbandit.nn.preprocess import preprocessing
+from fastbandit.nn.signs import shared_signs
 from fastbandit.operations import OperationOptions
 from fastbandit.space import SearchSpace, cell_sequence, get, reduction_cells, widest
 
@@ -114,7 +115,7 @@ class Supernet(nn.Module):
         in_channels: channels of the images.
         classes: logits.
         channels: C of the first cell.
-        cells: cells in the chain, at least the number of cell types, each with weights of its own;
+        cells: cells in the chain, at least ``space.least_cells``, each with weights of its own;
             :func:`~fastbandit.space.cell_sequence` says of which type each is. Default: one of each
             type, or 6 where cells have two inputs. With the name of a space with one input and
             fewer than six cells, there are that many types.
@@ -164,10 +165,10 @@ class Supernet(nn.Module):
                 "Supernet: residual: expected False, as a search has no residual cells"
             )
         cells = space.cells if cells is None else cells
-        if cells < space.cell_types:
+        if cells < space.least_cells:
             raise ValueError(
-                f"Supernet: cells: expected at least the {space.cell_types} cell types of the "
-                f"search space, got {cells}"
+                f"Supernet: cells: expected at least {space.least_cells}, so that each of the "
+                f"{space.cell_types} cell types of the search space is there, got {cells}"
             )
         self.space = space
         self.reductions = reduction_cells(cells)
@@ -239,8 +240,9 @@ class Supernet(nn.Module):
             raise RuntimeError("Supernet: no path is set: call set_path(choice) before forward")
         x = self.stem_bn(self.stem(x))
         before = output = [x]
-        for cell in self.cells:
-            before, output = output, cell(output, before)
+        with shared_signs():
+            for cell in self.cells:
+                before, output = output, cell(output, before)
         return classify(concatenate(output), self.classifier)
 
     def path_modules(self) -> Iterator[nn.Module]:

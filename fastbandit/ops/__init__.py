@@ -25,7 +25,7 @@ from fastbandit.ops.bandit import (
 from fastbandit.ops.batch_norm import batch_norm
 from fastbandit.ops.binary_conv2d import binary_conv2d, sign_threshold
 from fastbandit.ops.binary_pack import pack_sign, unpack_sign
-from fastbandit.ops.binary_ste import binary_conv2d_ste, sign_ste
+from fastbandit.ops.binary_ste import binary_conv2d_ste
 from fastbandit.ops.conv_block import conv_block
 from fastbandit.ops.depthwise_conv2d import depthwise_conv2d
 from fastbandit.ops.dilated_conv2d import dilated_conv2d
@@ -34,6 +34,7 @@ from fastbandit.ops.gabor import gabor_conv2d, gabor_filters
 from fastbandit.ops.max_pool2d import max_pool2d
 from fastbandit.ops.pgd_step import pgd_step_, pgd_step_normalize_
 from fastbandit.ops.random_start import random_start
+from fastbandit.ops.sign_ste import sign_ste
 
 __all__ = [
     "augment_images",

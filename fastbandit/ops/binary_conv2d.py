@@ -33,6 +33,12 @@ def signs_of_weight(weight_bits: Tensor, channels: int, groups: int) -> Tensor:
     return weight.transpose(0, 1) if groups > 1 else weight
 
 
+def pad_plus_one(x: Tensor, padding: Sequence[int]) -> tuple[Tensor, Sequence[int]]:
+    """The map with +1 around it, and the padding that is left to a convolution: none."""
+    top, left = padding
+    return F.pad(x, (left, left, top, top), value=1.0), (0, 0)
+
+
 def integer_conv2d(
     x: Tensor,  # +1 and -1
     weight: Tensor,  # +1 and -1
@@ -44,8 +50,7 @@ def integer_conv2d(
 ) -> Tensor:
     """F.conv2d of integers in float32 or float64: exact."""
     if plus_one:
-        x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]), value=1.0)
-        padding = (0, 0)
+        x, padding = pad_plus_one(x, padding)
     # A library that multiplies in another domain (Winograd, FFT) is off by less than one half.
     return exact_conv2d(x, weight, stride, padding, dilation, groups).round()
 

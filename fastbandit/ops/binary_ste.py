@@ -1,4 +1,4 @@
-"""Signs with a gradient: straight-through estimators, and a convolution of signs for training."""
+"""A convolution of signs with a gradient, for training."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from fastbandit._modes import autocast_dtype
+from fastbandit._modes import result_dtype
 from fastbandit.ops import _convolution, _linf
 from fastbandit.ops._convolution import Pair
 from fastbandit.ops._register import (
@@ -26,183 +25,37 @@ from fastbandit.ops.binary_conv2d import (
     check_sum,
     conv,
     exact_conv2d,
+    pad_plus_one,
 )
-from fastbandit.ops.binary_pack import pack, unpack, words_of
+from fastbandit.ops.binary_pack import pack, unpack
 from fastbandit.ops.depthwise_conv2d import _backward_input, _backward_weight
+from fastbandit.ops.sign_ste import (
+    ESTIMATORS,
+    Estimator,
+    check_choice,
+    differentiable_sign,
+    kept_of,
+    sign,
+    through,
+)
 
-__all__ = ["binary_conv2d_ste", "sign_ste", "weight_scale"]
+__all__ = ["binary_conv2d_ste", "of_layer", "weight_scale"]
 
-Estimator = Literal["poly", "clip", "tanh", "identity"]
 WeightEstimator = Literal["clip", "scaled", "identity"]
 Scale = Literal["filter", "layer", "none"]
 
-ESTIMATORS = ("poly", "clip", "tanh", "identity")
 WEIGHT_ESTIMATORS = ("clip", "scaled", "identity")
 SCALES = ("filter", "layer", "none")
 
-_SLOPE = 2.0  # of the hyperbolic tangent at 0
-
-
-# --- Estimators -----------------------------------------------------------------------------------
-
-
-def _sign(x: Tensor) -> Tensor:
-    """+1 where x >= 0, else -1, in the dtype of x."""
-    return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
-
-
-def _surrogate(x: Tensor, ste: str) -> Tensor:
-    """The function whose derivative stands for that of the sign."""
-    if ste == "identity":
-        return x
-    if ste == "tanh":
-        return (_SLOPE * x).tanh()
-    x = torch.where(x.isnan(), -1.0, x).clamp(-1, 1)
-    return x if ste == "clip" else x * (2 - x.abs())
-
-
-def _slope(x: Tensor, ste: str) -> Tensor:
-    """The derivative of :func:`_surrogate`; NaN lies outside."""
-    if ste == "tanh":
-        return _SLOPE * (1 - (_SLOPE * x).tanh().square())
-    magnitude = x.abs()
-    return torch.where(magnitude <= 1, 2 - 2 * magnitude, 0.0)
-
-
-def _differentiable_sign(x: Tensor, ste: str) -> Tensor:
-    """The sign with the derivatives of the surrogate, in torch's operations."""
-    smooth = _surrogate(x, ste)
-    return _sign(x.detach()) + (smooth - smooth.detach())
-
-
-def _inside(x: Tensor) -> Tensor:
-    """1 - |x|: not below 0 exactly where |x| <= 1, whatever the dtype rounds."""
-    return 1 - x.abs()
-
-
-def _packed(x: Tensor, ste: str) -> Tensor:
-    """What ``clip`` keeps of x: a bit for each value; nothing for the others."""
-    if ste == "clip" and x.shape[1] > 0:
-        return below_autograd(pack, _inside(x.detach()), None)
-    return torch.empty((x.shape[0], *x.shape[2:], 0), dtype=torch.int64, device=x.device)
-
-
-def _through(grad: Tensor, x: Tensor | None, mask: Tensor | None, ste: str) -> Tensor:
-    """The gradient of the sign's input from that of its output."""
-    if ste == "identity":
-        return grad
-    if mask is not None:
-        kept = below_autograd(
-            unpack, mask, grad.shape[1], grad.dtype, _convolution.memory_format(grad)
-        )
-        return torch.where(kept > 0, grad, 0.0)
-    assert x is not None
-    slope = _slope(x.to(_linf.compute_dtype(x.dtype)), ste)
-    return grad * slope.to(grad.dtype)
-
-
-# --- sign_ste -------------------------------------------------------------------------------------
-
-
-def _sign_reference(
-    x: Tensor,  # [N, C, H, W]
-    ste: str,
-) -> tuple[Tensor, Tensor]:
-    if differentiated_by_torch():
-        y = _differentiable_sign(x, ste)
-    else:
-        y = _convolution.in_layout(_sign(x), _convolution.memory_format(x))
-    return y, _packed(x, ste)
-
-
-def _sign_fake(x: Tensor, ste: str) -> tuple[Tensor, Tensor]:
-    n, channels, height, width = x.shape
-    y = torch.empty(
-        x.shape, dtype=x.dtype, device=x.device, memory_format=_convolution.memory_format(x)
-    )
-    words = words_of(channels) if ste == "clip" else 0
-    return y, torch.empty((n, height, width, words), dtype=torch.int64, device=x.device)
-
-
-class _SignSte(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, ste: str) -> tuple[Tensor, Tensor]:
-        y, mask = below_autograd(_sign_op, x, ste)
-        # A derivative that is 0 or 1 is a bit; another one is a function of the value.
-        ctx.save_for_backward(
-            x if ste in ("poly", "tanh") else None, mask if ste == "clip" else None
-        )
-        ctx.ste = ste
-        ctx.mark_non_differentiable(mask)
-        ctx.set_materialize_grads(False)
-        return y, mask
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, None]:
-        refuse_second_derivative("sign_ste", grad)
-        if grad is None:
-            return None, None
-        x, mask = ctx.saved_tensors
-        return _through(grad, x, mask, ctx.ste), None
-
-
-_sign_op = define(
-    "sign_ste",
-    "(Tensor x, str ste) -> (Tensor, Tensor)",
-    _sign_reference,
-    _sign_fake,
-    autograd=_SignSte,
-)
-
-
-def _check_choice(op: str, name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{op}: {name}: expected one of {', '.join(choices)}, got {value!r}")
-
-
-def sign_ste(x: Tensor, *, ste: Estimator = "poly") -> Tensor:
-    """The sign, with the gradient of a smoother function; differentiable once.
-
-    +1 where x >= 0 (-0.0 too), else -1 (NaN too). The gradient is multiplied by the derivative of
-
-    - ``poly``: a piecewise quadratic, 2 - 2 |x| for |x| <= 1, else 0 (Liu et al., "Bi-Real Net",
-      arXiv 1808.00278, Eq. 7);
-    - ``clip``: x clamped to [-1, 1], 1 for |x| <= 1, else 0 (Courbariaux et al., "Binarized Neural
-      Networks", arXiv 1602.02830, Eq. 4);
-    - ``tanh``: tanh(2 x), 2 (1 - tanh(2 x)^2);
-    - ``identity``: x, 1.
-
-    For backward ``clip`` keeps a bit for each value and ``identity`` nothing; the derivatives of
-    ``poly`` and ``tanh`` are functions of the value, so they keep x. In forward mode and under the
-    transforms of torch.func the derivatives are those of the smoother function.
-
-    Args:
-        x: any shape; float32, float64, bfloat16 or float16, any strides.
-        ste: one of those above.
-
-    Returns:
-        +1 and -1 in the shape and dtype of x; channels-last if x is.
-
-    Raises:
-        TypeError: x is no tensor, or its dtype is not one of those above.
-        ValueError: another ``ste``.
-        RuntimeError: a second derivative is asked for.
-    """
-    op = "sign_ste"
-    _linf.check_tensors(op, x=x)
-    if x.dtype not in _linf.FLOAT_TYPES:
-        raise TypeError(f"{op}: x: expected float32, float64, bfloat16 or float16, got {x.dtype}")
-    _check_choice(op, "ste", ste, ESTIMATORS)
-    if torch.compiler.is_exporting() or forward_mode():
-        return _differentiable_sign(x, ste)
-    if x.dim() != 4:
-        flat: Tensor = _sign_op(x.reshape(1, -1, 1, 1), ste)[0]
-        return flat.view(x.shape)
-    y: Tensor = _sign_op(x, ste)[0]
-    return y
-
 
 # --- binary_conv2d_ste ----------------------------------------------------------------------------
+
+
+def _mean_size(weight: Tensor, alpha: str) -> Tensor:
+    """The mean magnitude of each filter's weights, or for each that of all weights: [C_out]."""
+    if alpha == "layer":
+        return weight.abs().mean().expand(weight.shape[0])
+    return weight.abs().mean((1, 2, 3))
 
 
 def weight_scale(weight: Tensor, alpha: str) -> Tensor | None:
@@ -210,12 +63,10 @@ def weight_scale(weight: Tensor, alpha: str) -> Tensor | None:
 
     ``filter``: the mean magnitude of the filter's weights; ``layer``: that of all weights.
     """
-    weight = weight.detach().to(_linf.compute_dtype(weight.dtype))
     if alpha == "none":
         return None
-    if alpha == "layer":
-        return weight.abs().mean().expand(weight.shape[0]).contiguous()
-    return weight.abs().mean((1, 2, 3))
+    weight = weight.detach()
+    return _mean_size(weight.to(_linf.compute_dtype(weight.dtype)), alpha).contiguous()
 
 
 def pack_weight(weight: Tensor, groups: int) -> Tensor:
@@ -237,19 +88,17 @@ def _twin(
 ) -> Tensor:
     """The op in torch's operations, with all their derivatives."""
     dtype = _linf.compute_dtype(x.dtype)
-    signs = _differentiable_sign(x.to(dtype), ste)
+    signs = differentiable_sign(x.to(dtype), ste)
     latent = weight.to(dtype)
-    binary = _differentiable_sign(latent, "identity" if weight_ste == "identity" else "clip")
+    binary = differentiable_sign(latent, "identity" if weight_ste == "identity" else "clip")
     if plus_one:
-        signs = F.pad(signs, (padding[1], padding[1], padding[0], padding[0]), value=1.0)
-        padding = (0, 0)
+        signs, padding = pad_plus_one(signs, padding)
     # Not rounded to integers, which would have no derivative; a library that is not exact here
     # serves no transform.
     y = exact_conv2d(signs, binary, stride, padding, dilation, groups)
     scale = weight_scale(latent, alpha)
     if scale is not None and weight_ste == "scaled":
-        size = latent.abs()
-        scale = size.mean().expand(len(latent)) if alpha == "layer" else size.mean((1, 2, 3))
+        scale = _mean_size(latent, alpha)
     return affine(y, scale, None, out_dtype)
 
 
@@ -344,43 +193,41 @@ class _BinaryConv2dSte(torch.autograd.Function):
         y, bits = _packed_conv(
             x, weight, stride, padding, dilation, groups, alpha, plus_one, out_dtype
         )
-        # Of each value of x two bits, its sign and whether it lies inside; or x itself.
-        whole = ste in ("poly", "tanh")
-        ctx.save_for_backward(
-            weight,
-            x if whole else None,
-            None if whole else bits,
-            _packed(x, ste) if ste == "clip" else None,
-        )
+        # For the gradient of x a bit of each of its values, whether it lies inside, or x itself;
+        # for that of the weight the sign of each.
+        whole, mask = kept_of(x, ste) if ctx.needs_input_grad[0] else (None, None)
+        signs = bits if whole is None and ctx.needs_input_grad[1] else None
+        ctx.save_for_backward(weight, whole, mask, signs)
         ctx.conv = (stride, padding, dilation, groups, plus_one)
         ctx.estimators = (alpha, ste, weight_ste)
-        ctx.x = (x.dtype, _convolution.memory_format(x))
+        ctx.x = (x.shape, x.dtype, _convolution.memory_format(x))
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative("binary_conv2d_ste", grad)
-        weight, x, bits, mask = ctx.saved_tensors
+        weight, x, mask, bits = ctx.saved_tensors
         alpha, ste, weight_ste = ctx.estimators
-        dtype, layout = ctx.x
-        channels = weight.shape[1] if ctx.conv[3] == 1 else weight.shape[0]
-        if x is not None:
-            signs = _sign(x).to(grad.dtype)
-        else:
-            signs = below_autograd(unpack, bits, channels, grad.dtype, layout)
-        scale = weight_scale(weight, alpha)
-        binary = _sign(weight)
-        filters = binary if scale is None else binary * scale.view(-1, 1, 1, 1)
+        shape, dtype, layout = ctx.x
         wanted = (
             ctx.needs_input_grad[0],
             ctx.needs_input_grad[1] and _convolution.gradient_wanted(ctx, 1),
         )
+        if not wanted[1]:  # the gradient of x asks for the shape alone
+            signs = torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=layout)
+        elif x is not None:
+            signs = sign(x).to(grad.dtype)
+        else:
+            signs = below_autograd(unpack, bits, shape[1], grad.dtype, layout)
+        scale = weight_scale(weight, alpha)
+        binary = sign(weight)
+        filters = binary if scale is None else binary * scale.view(-1, 1, 1, 1)
         grad_signs, grad_binary = _conv_backward(
             grad, signs, filters.to(grad.dtype), ctx.conv, wanted
         )
         grad_x = grad_weight = None
         if wanted[0]:
-            grad_x = _through(grad_signs, x, mask, ste).to(dtype)
+            grad_x = through(grad_signs, x, mask, ste).to(dtype)
         if wanted[1]:
             grad_weight = _weight_gradient(
                 grad_binary.to(scale.dtype if scale is not None else weight.dtype),
@@ -404,8 +251,7 @@ def _conv_backward(
     rows, columns = signs.shape[2:]
     top, left = padding
     if plus_one:
-        signs = F.pad(signs, (left, left, top, top), value=1.0)
-        padding = (0, 0)
+        signs, padding = pad_plus_one(signs, padding)
     grad_signs: Any
     grad_filters: Any
     if groups == 1:
@@ -435,8 +281,7 @@ def _weight_gradient(
     if weight_ste == "clip" or scale is None:
         return through
     # alpha is a mean of magnitudes, whose derivative is the sign.
-    binary = torch.where(weight >= 0, 1.0, -1.0).to(grad.dtype)
-    along = grad * binary
+    along = grad * sign(weight).to(grad.dtype)
     mean = along.mean((1, 2, 3), keepdim=True)
     if alpha == "layer":
         mean = along.mean()
@@ -451,6 +296,108 @@ _conv_ste = define(
     _conv_fake,
     autograd=_BinaryConv2dSte,
 )
+
+
+_OP = "binary_conv2d_ste"
+
+
+def _check(
+    x: Tensor,
+    weight: Tensor,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    alpha: str,
+    ste: str,
+    weight_ste: str,
+) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    """Refuse what is wrong with the arguments; stride, padding and dilation as pairs."""
+    _linf.check_tensors(_OP, x=x, weight=weight)
+    _convolution.check_input(_OP, x)
+    if weight.dtype not in _linf.FLOAT_TYPES or (
+        weight.dtype == torch.float64 and x.dtype != torch.float64
+    ):
+        raise TypeError(
+            f"{_OP}: weight: expected torch.float32, bfloat16 or float16, or float64 as x, got "
+            f"{weight.dtype}"
+        )
+    _linf.check_device(_OP, "weight", weight, "x", x)
+    channels, shape = x.shape[1], weight.shape
+    check_groups(_OP, groups, channels)
+    expected = f"(C_out, {channels}, kh, kw)" if groups == 1 else f"({channels}, 1, kh, kw)"
+    if (
+        len(shape) != 4
+        or shape[1] * groups != channels
+        or (groups > 1 and shape[0] != channels)
+        or min(shape) < 1
+    ):
+        raise ValueError(f"{_OP}: weight: expected shape {expected}, got {tuple(shape)}")
+    stride = _convolution.pair(_OP, "stride", stride, 1)
+    padding = _convolution.pair(_OP, "padding", padding, 0)
+    dilation = _convolution.pair(_OP, "dilation", dilation, 1)
+    check_choice(_OP, "alpha", alpha, SCALES)
+    check_choice(_OP, "ste", ste, ESTIMATORS)
+    check_choice(_OP, "weight_ste", weight_ste, WEIGHT_ESTIMATORS)
+    kernel = (shape[2], shape[3])
+    check_sum(_OP, shape[1] * kernel[0] * kernel[1])
+    if x.shape[2] < 1 or x.shape[3] < 1:
+        raise ValueError(f"{_OP}: x: expected at least one row and column, got {tuple(x.shape)}")
+    _convolution.check_output(_OP, x, shape[0], kernel, stride, padding, dilation)
+    return stride, padding, dilation
+
+
+def _compute(x: Tensor, weight: Tensor, *settings: Any) -> Tensor:
+    """The op of arguments that were checked."""
+    if torch.compiler.is_exporting() or forward_mode():
+        return _twin(x, weight, *settings)
+    y: Tensor = _conv_ste(x, weight, *settings)
+    return y
+
+
+def of_layer(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    stride: int,
+    padding: int,
+    dilation: int,
+    groups: int,
+    alpha: Scale,
+    ste: Estimator,
+    weight_ste: WeightEstimator,
+    pad: Literal["zero", "plus_one"],
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """:func:`binary_conv2d_ste` with the settings of a layer, which are known to be right.
+
+    The checks would take longer than the op on a small map. A map that is not of the usual form
+    goes through them.
+
+    Args:
+        out_dtype: of the result; None: as autocast says, else the dtype of x.
+    """
+    if (
+        not (
+            type(x) is Tensor
+            and x.dtype in _linf.FLOAT_TYPES
+            and (weight.dtype != torch.float64 or x.dtype == torch.float64)
+            and x.dim() == 4
+            and x.shape[1] == weight.shape[1] * groups
+            and x.shape[2] * x.shape[3] > 0
+            and x.device == weight.device
+            and 2 * padding == dilation * (weight.shape[2] - 1) == dilation * (weight.shape[3] - 1)
+        )
+        or torch.compiler.is_compiling()
+    ):
+        _check(x, weight, stride, padding, dilation, groups, alpha, ste, weight_ste)
+    pairs = ([stride] * 2, [padding] * 2, [dilation] * 2)
+    plus_one = check_pad(_OP, pad)
+    out_dtype = out_dtype or result_dtype(x)
+    needed = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    if needed or torch.compiler.is_compiling() or differentiated_by_torch():
+        return _compute(x, weight, *pairs, groups, alpha, ste, weight_ste, plus_one, out_dtype)
+    return _packed_conv(x, weight, *pairs, groups, alpha, plus_one, out_dtype)[0]
 
 
 def binary_conv2d_ste(
@@ -474,7 +421,8 @@ def binary_conv2d_ste(
 
     Args:
         x: [N, C, H, W], float32, float64, bfloat16 or float16, any strides; N may be 0.
-        weight: [C_out, C / groups, kh, kw], the latent weights: float32, or the dtype of x.
+        weight: [C_out, C / groups, kh, kw], the latent weights: float32, bfloat16 or float16, or
+            float64 where x is.
         stride, padding, dilation: an int, or two for height and width.
         groups: 1 or C, a filter for each channel (then C_out = C).
         alpha: the scale of a filter: the mean magnitude of its weights (``filter``), that of all
@@ -504,38 +452,9 @@ def binary_conv2d_ste(
     Source: Rastegari et al., "XNOR-Net", arXiv 1603.05279, Eqs. (6) and (11); *Binary Neural
     Networks*, section 4.3.
     """
-    op = "binary_conv2d_ste"
-    _linf.check_tensors(op, x=x, weight=weight)
-    _convolution.check_input(op, x)
-    if weight.dtype not in (torch.float32, x.dtype):
-        wider = "" if x.dtype == torch.float32 else f" or {x.dtype} as x"
-        raise TypeError(f"{op}: weight: expected torch.float32{wider}, got {weight.dtype}")
-    _linf.check_device(op, "weight", weight, "x", x)
-    channels, shape = x.shape[1], weight.shape
-    check_groups(op, groups, channels)
-    expected = f"(C_out, {channels}, kh, kw)" if groups == 1 else f"({channels}, 1, kh, kw)"
-    if (
-        len(shape) != 4
-        or shape[1] * groups != channels
-        or (groups > 1 and shape[0] != channels)
-        or min(shape) < 1
-    ):
-        raise ValueError(f"{op}: weight: expected shape {expected}, got {tuple(shape)}")
-    stride = _convolution.pair(op, "stride", stride, 1)
-    padding = _convolution.pair(op, "padding", padding, 0)
-    dilation = _convolution.pair(op, "dilation", dilation, 1)
-    _check_choice(op, "alpha", alpha, SCALES)
-    _check_choice(op, "ste", ste, ESTIMATORS)
-    _check_choice(op, "weight_ste", weight_ste, WEIGHT_ESTIMATORS)
-    plus_one = check_pad(op, pad)
-    kernel = (shape[2], shape[3])
-    check_sum(op, shape[1] * kernel[0] * kernel[1])
-    if x.shape[2] < 1 or x.shape[3] < 1:
-        raise ValueError(f"{op}: x: expected at least one row and column, got {tuple(x.shape)}")
-    _convolution.check_output(op, x, shape[0], kernel, stride, padding, dilation)
-    arguments = (stride, padding, dilation, groups, alpha, ste, weight_ste, plus_one)
-    out_dtype = autocast_dtype(x) or x.dtype
-    if torch.compiler.is_exporting() or forward_mode():
-        return _twin(x, weight, *arguments, out_dtype)
-    y: Tensor = _conv_ste(x, weight, *arguments, out_dtype)
-    return y
+    stride, padding, dilation = _check(
+        x, weight, stride, padding, dilation, groups, alpha, ste, weight_ste
+    )
+    plus_one = check_pad(_OP, pad)
+    estimators = (alpha, ste, weight_ste, plus_one)
+    return _compute(x, weight, stride, padding, dilation, groups, *estimators, result_dtype(x))

@@ -73,23 +73,29 @@ constexpr int64_t kCountBlock = 32;
 constexpr int kCountGroup = kIsa == Isa::avx512vpopcntdq ? 4 : 1;
 constexpr int kCountPixels = kIsa == Isa::avx512vpopcntdq ? 4 : 2;
 constexpr int64_t kCountFilters = kCountGroup * kCountLanes;
+// Words of a filter that are counted at once; a larger filter is worked through in parts, so that the
+// memory of a thread does not grow with it: 36 pixels of these, twice, are 576 KiB.
+constexpr int64_t kCountWords = 1024;
 
 struct CountPlan {
   SignBlocks blocks;
   int64_t words, groups, rows;  // words of a filter; groups of filters; pixels with those to spare
+  int64_t part;                 // words of a part
 
   explicit CountPlan(const SignConv& p) : blocks(p, kCountBlock) {
     words = p.taps() * p.words;
     groups = (p.filters + kCountFilters - 1) / kCountFilters;
     rows = blocks.size + kCountPixels;
+    part = std::min(words, kCountWords);
   }
-  int64_t mask_at() const { return rows * words * 8; }
+  int64_t mask_at() const { return rows * part * 8; }
   int64_t sums_at() const { return 2 * mask_at(); }
   int64_t counts_at() const { return sums_at() + (rows * 4 + 63) / 64 * 64; }
   // Bits come a word at a time, so the counts of 64 filters are kept.
   int64_t bytes() const { return counts_at() + rows * kWordBits * 4; }
 };
 
+// As large as the weights, with the filters rounded up to whole groups.
 inline int64_t count_prepared_bytes(const SignConv& p) {
   const CountPlan plan(p);
   return plan.groups * kCountFilters * plan.words * 8;
@@ -113,40 +119,56 @@ inline void count_prepare(const SignConv& p, void* prepared) {
 
 // ---- pixels --------------------------------------------------------------------------------------
 
-// The words under the taps of each pixel, and what of them counts. True where a tap is padded.
+// The words [first, last) of those under the taps of each pixel, and what of them counts. True where
+// a tap is padded.
 inline bool write_words(const SignConv& p, const CountPlan& plan, int64_t begin, int64_t end,
-                        uint64_t* words, uint64_t* masks, int32_t* sums) {
-  const uint64_t last = last_word_mask(p.channels);
+                        int64_t first, int64_t last, uint64_t* words, uint64_t* masks) {
+  const uint64_t end_mask = last_word_mask(p.channels);
+  const int64_t first_tap = first / p.words, last_tap = (last - 1) / p.words;
+  const int64_t first_row = first_tap / p.kernel_w, first_column = first_tap % p.kernel_w;
   bool padded = false;
   for_pixels(p, begin, end, [&](int64_t n, int64_t y, int64_t x, int64_t at)
                                 __attribute__((always_inline)) {
-    uint64_t* to = words + at * plan.words;
-    uint64_t* mask = masks + at * plan.words;
-    int64_t inside = 0;
-    for (int64_t i = 0; i < p.kernel_h; ++i) {
+    uint64_t* to = words + at * plan.part;
+    uint64_t* mask = masks + at * plan.part;
+    for (int64_t tap = first_tap, i = first_row, j = first_column; tap <= last_tap; ++tap) {
       const int64_t row = y * p.stride_h - p.pad_h + i * p.dilation_h;
-      for (int64_t j = 0; j < p.kernel_w; ++j) {
-        const int64_t column = x * p.stride_w - p.pad_w + j * p.dilation_w;
-        const bool lies = row >= 0 && row < p.h && column >= 0 && column < p.w;
-        const uint64_t* const from = p.bits + ((n * p.h + row) * p.w + column) * p.words;
-        inside += lies;
-        for (int64_t word = 0; word < p.words; ++word) {
-          const uint64_t all = word + 1 == p.words ? last : ~uint64_t{0};
-          *to++ = lies ? from[word] & all : p.plus_one ? all : 0;
-          *mask++ = lies || p.plus_one ? ~uint64_t{0} : 0;
-        }
+      const int64_t column = x * p.stride_w - p.pad_w + j * p.dilation_w;
+      if (++j == p.kernel_w) j = 0, ++i;
+      const bool lies = row >= 0 && row < p.h && column >= 0 && column < p.w;
+      const uint64_t* const from = p.bits + ((n * p.h + row) * p.w + column) * p.words;
+      padded = padded || !(lies || p.plus_one);
+      const int64_t start = std::max<int64_t>(0, first - tap * p.words);
+      const int64_t stop = std::min(p.words, last - tap * p.words);
+      for (int64_t word = start; word < stop; ++word) {
+        const uint64_t all = word + 1 == p.words ? end_mask : ~uint64_t{0};
+        *to++ = lies ? from[word] & all : p.plus_one ? all : 0;
+        *mask++ = lies || p.plus_one ? ~uint64_t{0} : 0;
       }
     }
-    if (p.plus_one) inside = p.taps();
-    padded = padded || inside < p.taps();
-    sums[at] = static_cast<int32_t>(inside * p.channels);
   });
   return padded;
 }
 
+// The sums of each pixel where nothing differs: the taps inside the map.
+inline void write_sums(const SignConv& p, int64_t begin, int64_t end, int32_t* sums) {
+  for_pixels(p, begin, end, [&](int64_t, int64_t y, int64_t x, int64_t at)
+                                __attribute__((always_inline)) {
+    int64_t inside = p.taps();
+    if (!p.plus_one) {
+      int64_t first_row, last_row, first_column, last_column;
+      inside_taps(y * p.stride_h - p.pad_h, p.kernel_h, p.dilation_h, p.h, first_row, last_row);
+      inside_taps(x * p.stride_w - p.pad_w, p.kernel_w, p.dilation_w, p.w, first_column,
+                  last_column);
+      inside = (last_row - first_row) * (last_column - first_column);
+    }
+    sums[at] = static_cast<int32_t>(inside * p.channels);
+  });
+}
+
 template <bool kMasked>
 FB_INLINE void count_words(int64_t count, const uint64_t* words, const uint64_t* masks,
-                           int64_t row, const uint64_t* weights, uint32_t* counts,
+                           int64_t row, const uint64_t* weights, bool further, uint32_t* counts,
                            int64_t counts_row) {
   constexpr int G = kCountGroup, P = kCountPixels;
   WordVec sum[G][P];
@@ -172,7 +194,16 @@ FB_INLINE void count_words(int64_t count, const uint64_t* words, const uint64_t*
   FB_UNROLL
   for (int i = 0; i < P; ++i) {
     FB_UNROLL
-    for (int g = 0; g < G; ++g) store_counts(counts + i * counts_row + g * kCountLanes, sum[g][i]);
+    for (int g = 0; g < G; ++g) {
+      uint32_t* const to = counts + i * counts_row + g * kCountLanes;
+      if (!further) {
+        store_counts(to, sum[g][i]);
+        continue;
+      }
+      uint32_t part[kCountLanes];
+      store_counts(part, sum[g][i]);
+      for (int lane = 0; lane < kCountLanes; ++lane) to[lane] += part[lane];
+    }
   }
 }
 
@@ -188,19 +219,27 @@ inline void count_run(const SignConv& p, const void* prepared, void* memory, int
   constexpr int64_t kGroups = kWordBits / kCountFilters;  // of the filters whose counts are kept
   for (int64_t block = from; block < to; ++block) {
     const int64_t begin = plan.blocks.begin(block), pixels = plan.blocks.end(block) - begin;
-    const bool padded = write_words(p, plan, begin, begin + pixels, words, masks, sums);
+    write_sums(p, begin, begin + pixels, sums);
+    bool padded = false;
     for (int64_t group = 0; group < plan.groups; group += kGroups) {
       const int64_t stop = std::min(plan.groups, group + kGroups);
-      for (int64_t g = group; g < stop; ++g) {
-        const uint64_t* const weights = panel + g * kCountFilters * plan.words;
-        for (int64_t at = 0; at < pixels; at += kCountPixels) {
-          uint32_t* const kept = counts + at * kWordBits + (g - group) * kCountFilters;
-          if (padded)
-            count_words<true>(plan.words, words + at * plan.words, masks + at * plan.words,
-                              plan.words, weights, kept, kWordBits);
-          else
-            count_words<false>(plan.words, words + at * plan.words, masks, plan.words, weights,
-                               kept, kWordBits);
+      for (int64_t first = 0; first < plan.words; first += plan.part) {
+        const int64_t last = std::min(plan.words, first + plan.part);
+        // Those of a filter in one part serve all filters.
+        if (group == 0 || plan.part < plan.words)
+          padded = write_words(p, plan, begin, begin + pixels, first, last, words, masks);
+        for (int64_t g = group; g < stop; ++g) {
+          const uint64_t* const weights = panel + (g * plan.words + first) * kCountFilters;
+          for (int64_t at = 0; at < pixels; at += kCountPixels) {
+            uint32_t* const kept = counts + at * kWordBits + (g - group) * kCountFilters;
+            const int64_t place = at * plan.part;
+            if (padded)
+              count_words<true>(last - first, words + place, masks + place, plan.part, weights,
+                                first > 0, kept, kWordBits);
+            else
+              count_words<false>(last - first, words + place, masks, plan.part, weights, first > 0,
+                                 kept, kWordBits);
+          }
         }
       }
       const int64_t first = group * kCountFilters;

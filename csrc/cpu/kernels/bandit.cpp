@@ -333,3 +333,5 @@ const BanditKernels& kernels_for<BanditKernels, FB_ISA::kIsa>() {
 }
 
 }  // namespace fastbandit::cpu
+
+#include "cpu/simd/end.h"

@@ -30,3 +30,5 @@ const SignKernels& kernels_for<SignKernels, FB_ISA::kIsa>() {
 }
 
 }  // namespace fastbandit::cpu
+
+#include "cpu/simd/end.h"

@@ -52,3 +52,5 @@ const ConvKernels& kernels_for<ConvKernels, FB_ISA::kIsa>() {
 }
 
 }  // namespace fastbandit::cpu
+
+#include "cpu/simd/end.h"

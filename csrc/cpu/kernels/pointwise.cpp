@@ -201,3 +201,5 @@ const PointwiseKernels& kernels_for<PointwiseKernels, FB_ISA::kIsa>() {
 }
 
 }  // namespace fastbandit::cpu
+
+#include "cpu/simd/end.h"

@@ -108,3 +108,5 @@ const PoolKernels& kernels_for<PoolKernels, FB_ISA::kIsa>() {
 }
 
 }  // namespace fastbandit::cpu
+
+#include "cpu/simd/end.h"

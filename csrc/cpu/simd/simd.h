@@ -6,7 +6,7 @@
 // lives in the namespace of that name, so that the same templates can be linked together once per set.
 // The instruction set is chosen by a pragma here rather than by compiler flags: standard headers
 // are read before it, so no inline function of the standard library is compiled for a CPU that the
-// program may not run on.
+// program may not run on. A source ends with cpu/simd/end.h.
 #pragma once
 
 #include <algorithm>
@@ -29,24 +29,25 @@
 #include <immintrin.h>
 #endif
 
-#if defined(FB_ISA_AVX512VPOPCNTDQ) && !defined(__clang__)
+#if defined(__clang__)
+// One push for all: of two target attributes clang takes the first. cpu/simd/end.h pops it.
+#if defined(FB_ISA_AVX512VPOPCNTDQ)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vpopcntdq,avx2,fma,f16c"))), apply_to = function)
+#elif defined(FB_ISA_AVX512)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), apply_to = function)
+#elif defined(FB_ISA_AVX2)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#endif
+#else
+#if defined(FB_ISA_AVX512VPOPCNTDQ)
 #pragma GCC target("avx512vpopcntdq")
-#elif defined(FB_ISA_AVX512VPOPCNTDQ)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512vpopcntdq"))), apply_to = function)
 #endif
 #if defined(FB_ISA_AVX512)
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), apply_to = function)
-#else
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 // The compiler's own header starts some intrinsics from an undefined vector on purpose.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
-#endif
 #elif defined(FB_ISA_AVX2)
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
-#else
 #pragma GCC target("avx2,fma,f16c")
 #endif
 #endif
