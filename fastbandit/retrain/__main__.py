@@ -22,8 +22,9 @@ from fastbandit.genotype import Genotype
 from fastbandit.retrain.config import PRESETS, RetrainConfig
 from fastbandit.retrain.estimate import dry_run
 from fastbandit.retrain.genotypes import named_run, search_settings, with_genotype
-from fastbandit.retrain.loop import retrain
+from fastbandit.retrain.loop import FILES, retrain
 from fastbandit.runs.progress import Progress
+from fastbandit.runs.training import FREE
 
 __all__ = ["main", "parse"]
 
@@ -48,6 +49,12 @@ class RetrainCommand(Command[RetrainConfig]):
     config = RetrainConfig
     options = Options
     presets = PRESETS
+    files = FILES
+    # Neither epsilon nor the selection, by which the best weights so far were chosen.
+    free = (
+        *FREE, "epochs", "schedule", "warmup", "method", "replays", "beta", "drop_path_prob",
+        "auxiliary_weight", "attack.steps", "attack.step_size", "attack.random_start",
+    )  # fmt: skip
     description = (
         "Train the network of a genotype from scratch, adversarially. ABANDIT_MNIST_NORMAL_1 is a "
         "published one to begin with: with nothing else said it is trained on the embedded digits, "

@@ -17,6 +17,7 @@ from fastbandit.training.cuda_graphs import Choice
 from fastbandit.training.overfitting import GuardConfig, OverfittingGuard
 
 __all__ = [
+    "FREE",
     "DataSplit",
     "TrainingConfig",
     "load_momenta",
@@ -26,6 +27,15 @@ __all__ = [
     "split_data",
     "training_loader",
 ]
+
+
+#: Settings of training to which the state of a run does not belong: a run that is forked may have
+#: others.
+FREE = (
+    *("name", "device", "threads", "deterministic", "batch_size", "evaluation_batch_size"),
+    *("learning_rate", "momentum", "weight_decay", "grad_clip", "crop_padding", "flip"),
+    *("cutout_length", "precision", "graphs", "guard", "final"),
+)
 
 
 @dataclass(frozen=True)

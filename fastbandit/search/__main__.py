@@ -21,11 +21,12 @@ from fastbandit.config import ConfigError, merge
 from fastbandit.distributed import Group
 from fastbandit.runs.processes import cores
 from fastbandit.runs.progress import Progress
+from fastbandit.runs.training import FREE
 from fastbandit.search.adversarial import Adversarial
 from fastbandit.search.config import PRESETS, SearchConfig
 from fastbandit.search.estimate import dry_run
 from fastbandit.search.networks import REFERENCE, network_name
-from fastbandit.search.run import search
+from fastbandit.search.run import FILES, search
 
 __all__ = ["main", "parse"]
 
@@ -51,6 +52,9 @@ class SearchCommand(Command[SearchConfig]):
     config = SearchConfig
     options = Options
     presets = PRESETS
+    files = FILES
+    # Not the attack: its rewards are already in the means.
+    free = (*FREE, "learning_rate_min")
     #: What trains and scores a path, a :class:`~fastbandit.search.trial.Trial`.
     trial: ClassVar[type[Any]] = Adversarial
     description = (
