@@ -25,9 +25,7 @@ from fastbandit._suggest import did_you_mean, with_hint
 from fastbandit.config import Config, ConfigError, merge, read_config_file, to_plain
 
 if TYPE_CHECKING:
-    from fastbandit.callbacks import Callback
     from fastbandit.distributed import Group
-    from fastbandit.runs.folder import RunFiles
     from fastbandit.runs.progress import Progress
 
 __all__ = [
@@ -35,7 +33,6 @@ __all__ = [
     "CommonOptions",
     "Request",
     "RunOptions",
-    "TrainingOptions",
     "base_config",
     "guard",
     "take_option",
@@ -77,31 +74,6 @@ class RunOptions(CommonOptions):
 
 
 @dataclass(frozen=True)
-class TrainingOptions(RunOptions):
-    """Options of a command that trains for epochs."""
-
-    fork: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
-    """go on from the last epoch of this run with other settings, in a folder of its own (--out);
-    all other settings are those of the run"""
-    callbacks: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = ()
-    """who is told of the epochs: csv (metrics.csv in the run folder), tensorboard, mlflow, wandb,
-    or code of your own, my_package.my_module:MyCallback"""
-
-    def made(self) -> list[Callback]:
-        """The callbacks.
-
-        Raises:
-            ConfigError: there is none of a name, or its library is not installed.
-        """
-        from fastbandit.callbacks.named import make
-
-        try:
-            return make(self.callbacks)
-        except ValueError as error:
-            raise ConfigError(f"--{error}") from error
-
-
-@dataclass(frozen=True)
 class Request(Generic[C]):
     """What a command line asks for."""
 
@@ -120,10 +92,6 @@ class Command(ABC, Generic[C]):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     #: What the folder is called in the JSON output.
     folder_key: ClassVar[str] = "run"
-    #: What it writes.
-    files: ClassVar[RunFiles]
-    #: Settings that may differ from those of a run that is forked.
-    free: ClassVar[tuple[str, ...]] = ()
     #: Whether torchrun may start it.
     several_processes: ClassVar[bool] = True
 
@@ -169,9 +137,6 @@ class Command(ABC, Generic[C]):
         Raises:
             ConfigError: ``--resume`` beside settings or a folder that are not those stored.
         """
-        fork = take_option(arguments, "fork") if hasattr(self.options, "fork") else None
-        if fork is not None:
-            return self._forked(fork, arguments)
         request: Request[C] = self.parse(arguments)
         folder = getattr(request.options, "resume", None)
         if folder is None:
@@ -191,43 +156,20 @@ class Command(ABC, Generic[C]):
             raise ConfigError("--resume and --out name different folders; give one of them")
         return dataclasses.replace(request, config=stored, out=folder)
 
-    def _forked(self, fork: str, arguments: Sequence[str]) -> Request[C]:
-        """The request of ``--fork``: the settings stored there, and those that are given."""
-        for name in ("resume", "preset", "config"):
-            if take_option(arguments, name) is not None:
-                raise ConfigError(
-                    f"--fork takes its settings from {fork}: expected the others as flags of their "
-                    f"own, got --{name}"
-                )
-        folder = newest(fork, self._own, f"a folder of {self.name}", ConfigError) or Path(fork)
-        request = self.parse(arguments, self.stored(folder))
-        options = dataclasses.replace(request.options, fork=str(folder))
-        return dataclasses.replace(request, options=options)
-
-    def fork(self, request: Request[C], files: RunFiles) -> Request[C]:
-        """Make the folder that ``--fork`` asks for, unless it is there and goes on; names it."""
-        from fastbandit.runs.folder import RunFolder
-        from fastbandit.runs.fork import fork
-
-        source = Path(request.options.fork)
-        plain = json.loads(json.dumps(to_plain(self.resolved(request))))
-        if request.out is not None:
-            path = Path(request.out)
-            begun = (path / "config.yaml").is_file() and RunFolder.read_config(path) == plain
-        else:
-            found = RunFolder.find_unfinished(Path("runs"), plain, files.result)
-            begun = found is not None and not found.samefile(source)
-            path = found if found and begun else RunFolder.fresh_path(Path("runs"), "fork")
-        if not begun:
-            fork(source, path, plain, files, self.free)
-        return dataclasses.replace(request, out=str(path))
-
     def _own(self, folder: Path) -> Path | None:
         return last_written(folder) if command_of(folder) == self.name else None
 
     def resolved(self, request: Request[C]) -> Any:
         """The configuration with every ``auto`` replaced by what it means here."""
         return request.config
+
+    def begin(self, request: Request[C], arguments: Sequence[str], many: bool) -> Request[C] | None:
+        """What precedes the run; None where that was all.
+
+        Args:
+            many: this is one of several processes of torchrun.
+        """
+        return request
 
     # The same for all.
 
@@ -295,13 +237,10 @@ class Command(ABC, Generic[C]):
             else:
                 self.show_estimate(estimate)
             return 0
-        if getattr(options, "fork", None) is not None:
-            if many:
-                raise ConfigError(
-                    "--fork: expected one process; stop it after an epoch, and --resume its folder "
-                    "by torchrun"
-                )
-            request = self.fork(request, self.files)
+        begun = self.begin(request, arguments, many)
+        if begun is None:
+            return 0
+        request = begun
         if not many:
             path, result = self.run(request, Progress(), None)
         else:

@@ -36,6 +36,7 @@ from fastbandit.report.rows import (
     sizes,
     with_results,
 )
+from fastbandit.report.seeds import groups, seeds
 from fastbandit.report.settings import joint_configuration, joint_environment
 from fastbandit.report.training import searches, training
 
@@ -205,6 +206,7 @@ def _several(found: Collection) -> bool:
 #: (anchor, title in the navigation, function, when it is shown) in the order of the page.
 SECTIONS = (
     ("results", "Results", _headline, lambda found: True),
+    ("seeds", "Seeds", seeds, lambda found: bool(groups(found))),
     ("runs", "Runs", _lineage, lambda found: True),
     ("robustness", "Robustness", robustness, lambda found: True),
     ("checks", "Suspicion checks", checks, lambda found: bool(found.evaluations)),

@@ -15,14 +15,16 @@ from typing import Annotated, Any
 import tyro
 
 from fastbandit._files import plain_file
-from fastbandit.command import Command, Request, TrainingOptions, preset_settings, take_option
+from fastbandit.command import Request, preset_settings, take_option
+from fastbandit.command_training import TrainingCommand, TrainingOptions
 from fastbandit.config import merge, read_config_file
 from fastbandit.distributed import Group
 from fastbandit.genotype import Genotype
 from fastbandit.retrain.config import PRESETS, RetrainConfig
 from fastbandit.retrain.estimate import dry_run
 from fastbandit.retrain.genotypes import named_run, search_settings, with_genotype
-from fastbandit.retrain.loop import FILES, retrain
+from fastbandit.retrain.loop import FILES, retrain, run_job
+from fastbandit.runs.processes import Call
 from fastbandit.runs.progress import Progress
 from fastbandit.runs.training import FREE
 
@@ -42,7 +44,7 @@ class Options(TrainingOptions):
     """train and validate a few batches, print memory and time that all will take, and stop"""
 
 
-class RetrainCommand(Command[RetrainConfig]):
+class RetrainCommand(TrainingCommand[RetrainConfig]):
     """Train the network of a genotype."""
 
     name = "retrain"
@@ -93,6 +95,14 @@ class RetrainCommand(Command[RetrainConfig]):
             callbacks=request.options.made(),
             genotype=_genotype(request),
         )
+
+    def job(self, request: Request[RetrainConfig], name: str) -> Call:
+        arguments = (request.config, request.out, request.options.force, _genotype(request))
+        return Call(name, run_job, arguments)
+
+    def figures(self, result: dict[str, Any]) -> dict[str, float]:
+        found = result["test"] or result["best"]
+        return {"clean": found["clean_accuracy"], "robust": found["robust_accuracy"]}
 
     def estimate(self, request: Request[RetrainConfig]) -> dict[str, Any]:
         return dry_run(request.config, genotype=_genotype(request))

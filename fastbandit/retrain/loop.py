@@ -494,6 +494,14 @@ def retrain(
             return session.path, _train(setup, session) if done is None else done
 
 
+def run_job(
+    config: RetrainConfig, out: str | None, force: bool, genotype: Genotype | None
+) -> dict[str, Any]:
+    """:func:`retrain`, as a call of another process."""
+    path, summary = retrain(config, out, force=force, genotype=genotype)
+    return {"run": str(path), "result": summary}
+
+
 def _train(setup: Setup, session: Session) -> dict[str, Any]:
     config, genotype, progress = setup.config, setup.genotype, session.progress
     current = Retraining(setup, session)

@@ -16,17 +16,18 @@ from typing import Annotated, Any, ClassVar
 import torch
 import tyro
 
-from fastbandit.command import Command, Request, TrainingOptions, base_config, take_option
+from fastbandit.command import Request, base_config, take_option
+from fastbandit.command_training import TrainingCommand, TrainingOptions
 from fastbandit.config import ConfigError, merge
 from fastbandit.distributed import Group
-from fastbandit.runs.processes import cores
+from fastbandit.runs.processes import Call, cores
 from fastbandit.runs.progress import Progress
 from fastbandit.runs.training import FREE
 from fastbandit.search.adversarial import Adversarial
 from fastbandit.search.config import PRESETS, SearchConfig
 from fastbandit.search.estimate import dry_run
-from fastbandit.search.networks import REFERENCE, network_name
-from fastbandit.search.run import FILES, search
+from fastbandit.search.networks import FOUND, REFERENCE, network_name
+from fastbandit.search.run import FILES, run_job, search
 
 __all__ = ["main", "parse"]
 
@@ -45,7 +46,7 @@ class Options(TrainingOptions):
     for each core, or for each GPU"""
 
 
-class SearchCommand(Command[SearchConfig]):
+class SearchCommand(TrainingCommand[SearchConfig]):
     """Search for an architecture."""
 
     name = "search"
@@ -98,6 +99,18 @@ class SearchCommand(Command[SearchConfig]):
             # A GPU that is named by its number is one.
             return torch.cuda.device_count() if device.index is None else 1
         return request.config.threads or cores()
+
+    def job(self, request: Request[SearchConfig], name: str) -> Call:
+        return Call(name, run_job, (request.config, request.out, request.options.force))
+
+    def figures(self, result: dict[str, Any]) -> dict[str, float]:
+        for row in result["networks"]:
+            if row["name"] == FOUND:
+                return {"clean": row["clean_accuracy"], "robust": row["robust_accuracy"]}
+        # Without one that was trained from scratch.
+        found = result["test"] or result["final"]
+        names = {"clean": "shared, clean", "robust": "shared, robust"}
+        return {text: found[f"{name}_accuracy"] for name, text in names.items()}
 
     def estimate(self, request: Request[SearchConfig]) -> dict[str, Any]:
         return dry_run(request.config, self._processes(request))

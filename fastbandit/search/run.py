@@ -124,6 +124,12 @@ def search(
             return session.path, done
 
 
+def run_job(config: SearchConfig, out: str | None, force: bool) -> dict[str, Any]:
+    """:func:`search`, as a call of another process."""
+    path, summary = search(config, out, force=force)
+    return {"run": str(path), "result": summary}
+
+
 def _search(setup: Setup, session: Session, trial: MakeTrial, workers: Workers) -> dict[str, Any]:
     current, config, progress = SearchRun(setup, session, trial), setup.config, session.progress
     graphs = current.engine.graphs
