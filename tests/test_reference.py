@@ -42,5 +42,11 @@ def test_it_is_built_without_a_warning_and_has_every_public_name(tmp_path):
         # What autodoc could not read, or napoleon took for something else.
         assert "Annotated[" not in page
         assert not re.search(r"(?:Args|Returns|Raises):\s*<", page)
-    config = (tmp_path / "api" / "fastbandit.search.html").read_text(encoding="utf-8")
-    assert "images in a mini-batch" in config  # the text of an inherited field
+    # Of settings: inherited ones, and those of files where an f-string in an annotation hid them.
+    for module, words in (
+        ("search", "images in a mini-batch"),
+        ("bandit", "lambda, the weight of the new accuracy"),
+        ("evaluate", "adversarial images to keep"),
+    ):
+        page = (tmp_path / "api" / f"fastbandit.{module}.html").read_text(encoding="utf-8")
+        assert words in page, module
