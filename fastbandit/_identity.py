@@ -45,8 +45,8 @@ def _differing(
 class Fingerprint:
     """What a model says to fixed images.
 
-    logits: float32 [n, K]. randomised: of how many of the images two passes differ by more than
-    rounding.
+    logits: float32 [n, K].
+    randomised: of how many of the images two passes differ by more than rounding.
     """
 
     logits: np.ndarray[Any, np.dtype[np.float32]]

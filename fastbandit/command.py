@@ -264,7 +264,8 @@ def check_choices(name: str, kinds: Sequence[type[Any]], arguments: Sequence[str
     All other mistakes are left to the parser.
 
     Args:
-        name: the program, as messages call it. kinds: dataclasses of options and settings.
+        name: the program, as messages call it.
+        kinds: dataclasses of options and settings.
 
     Raises:
         SystemExit: with status 2, as the parser ends on a value that is no choice.

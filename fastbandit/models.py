@@ -191,7 +191,7 @@ def load(path: str | Path) -> Network:
         path: as of :func:`find_model`; ``"runs/latest"`` is the newest one.
 
     Raises:
-        As :func:`load_model`.
+        RunError, CheckpointError: as :func:`load_model`.
     """
     return load_model(path).network
 

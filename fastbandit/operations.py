@@ -26,7 +26,9 @@ __all__ = [
     "without_defaults",
 ]
 
+#: The mean of the denoising block.
 DenoiseKind = Literal["dot", "gaussian", "mean", "median"]
+#: The parameterisation of the Gabor filters: ours, or that of the released code.
 GaborKind = Literal["pixels", "released"]
 
 #: Options that a file holds only where they are not at their default: they came after the format.

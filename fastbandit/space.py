@@ -39,6 +39,7 @@ __all__ = [
     "widest",
 ]
 
+#: Names of the cell types, in their order.
 CELL_NAMES = "abcdefghijklmnopqrstuvwxyz"
 
 _GENERAL = (
@@ -63,6 +64,7 @@ _ROBUST = ("gab_filt_3x3", "dtp_blok_3x3")
 
 # A 1x1 depthwise convolution only scales channels; dil_conv_1x1 keeps it so that every arm of the
 # light spaces has the one composition.
+#: The operations of each space by its name, those of 1-bit networks too.
 SPACES: dict[str, tuple[str, ...]] = {
     "general7": _GENERAL,
     "robust8": (*_GENERAL, "gab_filt_3x3"),

@@ -268,15 +268,18 @@ def apgd_ce(
     """APGD (Croce and Hein, ICML 2020) on the cross-entropy; parameter-free but for its length.
 
     Args:
-        steps: 100 in the standard evaluation. loss: ``"ce"``; ``"dlr"``, the difference of logits
-            ratio (three classes or more); ``"margin"``, the largest other logit less the label's.
-        Others as :func:`fastbandit.attacks.pgd`.
+        steps: 100 in the standard evaluation.
+        loss: ``"ce"``; ``"dlr"``, the difference of logits ratio (three classes or more);
+            ``"margin"``, the largest other logit less the label's.
+
+    Other arguments as of :func:`fastbandit.attacks.pgd`.
 
     Returns:
         For an image that fell, the first iterate that fooled the model; else that of largest loss.
 
     Raises:
-        As :func:`fastbandit.attacks.pgd`; ValueError for ``"dlr"`` with two classes.
+        ValueError, TypeError: as :func:`fastbandit.attacks.pgd`; ValueError also for ``"dlr"`` with
+            two classes.
     """
     ball = check_radius(norm, epsilon)
     steps, restarts = parse_whole(steps, "steps", 1), parse_whole(restarts, "restarts", 1)
@@ -306,7 +309,8 @@ def apgd_t(
 
     Args:
         targets: most likely other classes to try; all of them where there are fewer.
-        Others as :func:`apgd_ce`; the targets are its own, so there is no ``target``.
+
+    Other arguments as of :func:`apgd_ce`; the targets are its own, so there is no ``target``.
     """
     ball = check_radius(norm, epsilon)
     steps, restarts = parse_whole(steps, "steps", 1), parse_whole(restarts, "restarts", 1)

@@ -19,7 +19,8 @@ def words(seed: int, index: Tensor, count: int, offset: int | Tensor) -> Tensor:
     """``count`` random words of 32 bits for each image, int64 [N, count].
 
     Args:
-        seed: in [0, 2^63). index: ids of the images, int64 [N].
+        seed: in [0, 2^63).
+        index: ids of the images, int64 [N].
         offset: number of the draw, in [0, 2^32).
     """
     quarter = torch.arange((count + 3) // 4, device=index.device)

@@ -462,8 +462,8 @@ def pgd(
 
     Args:
         model: returns logits [N, classes] for images in [0, 1].
-        images: [N, C, H, W], floating point in [0, 1]. labels: [N] integers; None: what the model
-            predicts for the images.
+        images: [N, C, H, W], floating point in [0, 1].
+        labels: [N] integers; None: what the model predicts for the images.
         epsilon, step_size, steps, random_start, norm, lower, upper, bn_mode: see
             :class:`fastbandit.threat.ThreatModel`. Numbers may also be scalars of numpy and
             tensors without dimensions.

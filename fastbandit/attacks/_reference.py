@@ -130,13 +130,16 @@ def autoattack(
     What it returns is what the reference returns for these batches and this seed.
 
     Args:
-        images: float32. targets: classes that APGD-T and FAB-T aim at.
+        images: float32.
+        targets: classes that APGD-T and FAB-T aim at.
         index: None: its random numbers belong to a batch, not to an image.
-        Others as :func:`fastbandit.attacks.apgd_ce`.
+
+    Other arguments as of :func:`fastbandit.attacks.apgd_ce`.
 
     Raises:
         ImportError: pyautoattack is not installed.
-        As :func:`fastbandit.attacks.pgd`; ValueError for a model of fewer than four classes.
+        ValueError, TypeError: as :func:`fastbandit.attacks.pgd`; ValueError also for a model of
+            fewer than four classes.
     """
     if not has_reference():
         raise ImportError(

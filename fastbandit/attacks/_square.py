@@ -267,10 +267,11 @@ def square(
     """The Square attack in the L-infinity or the L2 ball; it asks the model, never its gradient.
 
     Args:
-        images: [N, C, H, W], at least 3 x 3 in L2. queries: forward passes for each image, 5,000
-            in the standard AutoAttack.
+        images: [N, C, H, W], at least 3 x 3 in L2.
+        queries: forward passes for each image, 5,000 in the standard AutoAttack.
         share: of the pixels, in the first square; the paper's p, 0.8 in AutoAttack.
-        Others as :func:`fastbandit.attacks.apgd_ce`.
+
+    Other arguments as of :func:`fastbandit.attacks.apgd_ce`.
 
     Returns:
         For an image that fell, what fooled the model; else the query of smallest margin.

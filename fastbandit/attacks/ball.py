@@ -98,7 +98,8 @@ class Ball:
     """The perturbations that an attack may choose: those of norm ``epsilon`` within the bounds.
 
     Args:
-        norm: ``"linf"`` or ``"l2"``. radius: epsilon, exact where the threat model is.
+        norm: ``"linf"`` or ``"l2"``.
+        radius: epsilon, exact where the threat model is.
         lower, upper: bounds of x + delta; None for none.
 
     Attributes:

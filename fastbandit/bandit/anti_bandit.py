@@ -65,7 +65,7 @@ class AntiBandit(Bandits):
         count: int64 [rows, arms], n.
         alive: bool [rows, arms].
 
-        These three are the state itself, not copies: read them, do not write.
+    These three are the state itself, not copies: read them, do not write.
 
     Raises:
         ValueError: an argument out of its range; for an unknown policy, the known ones.

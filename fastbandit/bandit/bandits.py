@@ -91,7 +91,7 @@ class Bandits:
         count: int64 [..., rows, arms], n.
         alive: bool [..., rows, arms].
 
-        These three are the state itself, not copies: read them, do not write.
+    These three are the state itself, not copies: read them, do not write.
 
     Raises:
         ValueError: a setting out of its range; for an unknown policy, the known ones; a budget that

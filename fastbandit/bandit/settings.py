@@ -39,13 +39,17 @@ def _list_policies() -> str:
     )
 
 
+# Not written in the annotation: Sphinx cannot parse an f-string there, and leaves out all fields.
+_POLICY = Doc(f"how arms are sampled and abandoned: {_list_policies()}; see docs/study.md")
+
+
 @dataclass(frozen=True)
 class BanditSettings:
     """The bandit on every edge (Eqs. 4.9 to 4.13)."""
 
     policy: Annotated[
         str,
-        Doc(f"how arms are sampled and abandoned: {_list_policies()}; see docs/study.md"),
+        _POLICY,
     ] = "printed"
     rate: float = 0.7
     """lambda, the weight of the new accuracy in an arm's running performance"""

@@ -102,7 +102,7 @@ class ChildParent:
         count: int64 [rows, arms], scores that it is the mean of.
         alive: bool [rows, arms].
 
-        These three are the state itself, not copies: read them, do not write.
+    These three are the state itself, not copies: read them, do not write.
 
     Raises:
         ValueError: an argument out of its range.

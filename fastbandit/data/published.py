@@ -35,7 +35,9 @@ _LARGEST = 512 << 20  # bytes of a file
 class Published:
     """A data set as it is published.
 
-    title: its name. address: where its files are. files: MD5 of each file that is fetched.
+    title: its name.
+    address: where its files are.
+    files: MD5 of each file that is fetched.
     members: of an archive, the files that are needed; empty where files are taken as they are.
     """
 
@@ -120,7 +122,8 @@ def download(
     """Fetch a published data set to the cache, if it is not there.
 
     Args:
-        name: of :data:`PUBLISHED`. address: a mirror to fetch from, ending in ``/``.
+        name: of :data:`PUBLISHED`.
+        address: a mirror to fetch from, ending in ``/``.
         say: is told what is fetched.
 
     Returns:

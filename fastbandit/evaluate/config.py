@@ -38,6 +38,10 @@ class ChecksConfig:
     """of the black-box attack"""
 
 
+# Not written in the annotation: Sphinx cannot parse an f-string there, and leaves out all fields.
+_NAMES = tyro.conf.arg(help=f"attacks in this order, with commas, of {', '.join(ATTACKS)}")
+
+
 @dataclass(frozen=True)
 class _General(Config):
     """The settings that are no attack's."""
@@ -60,9 +64,9 @@ class _General(Config):
     """radius, for images in [0, 1]; write 8/255 as 8/255; auto: the model's training radius"""
     epsilons: str = ""
     """further radii for a sweep, with commas: 0,2/255,8/255"""
-    attacks: Annotated[
-        str, tyro.conf.arg(help=f"attacks in this order, with commas, of {', '.join(ATTACKS)}")
-    ] = "fgsm,mifgsm,pgd-7,pgd-20,pgd-40,pgd-100,apgd-ce,apgd-t,square"
+    attacks: Annotated[str, _NAMES] = (
+        "fgsm,mifgsm,pgd-7,pgd-20,pgd-40,pgd-100,apgd-ce,apgd-t,square"
+    )
     surrogates: Annotated[str, LATER] = ""
     """for a 1-bit network, with commas: the derivatives of the sign that each gradient attack is
     run through, of poly, clip, tanh, identity; parent: made on the network in full precision;

@@ -83,7 +83,8 @@ def attack_plans(
     """The attacks that ``names`` asks for, in this order.
 
     Args:
-        names: one name or more, with commas between them. setting: what messages call them.
+        names: one name or more, with commas between them.
+        setting: what messages call them.
         settings: the attacks' settings by section.
 
     Raises:

@@ -12,7 +12,7 @@ Parameters at C channels, with affine batch norms (2 C each); counted by a test:
 ======================== ================================================================
 operation                parameters
 ======================== ================================================================
-max_pool_3x3, avg_...    2 C; none without pool_bn
+max/avg_pool_3x3         2 C; none without pool_bn
 skip_connect             none; at stride 2: C^2 + 2 C
 zero                     none
 conv_kxk                 k^2 C^2 + 2 C

@@ -428,8 +428,8 @@ def binary_conv2d_ste(
         alpha: the scale of a filter: the mean magnitude of its weights (``filter``), that of all
             weights (``layer``), or 1 (``none``).
         ste: the derivative that stands for that of the sign of x, see :func:`sign_ste`.
-        weight_ste: the same for the weights: ``clip``, alpha g where |w| <= 1, else 0, with alpha
-            as a constant; ``scaled``, the same plus the derivative of alpha, sign(w)
+        weight_ste: the same for the weights: ``clip``, alpha g where ``|w| <= 1``, else 0, with
+            alpha as a constant; ``scaled``, the same plus the derivative of alpha, sign(w)
             mean(g sign(w)); ``identity``, alpha g. g is the gradient of the filter
             ``alpha sign(w)``.
         pad: what lies around the map of signs, ``zero`` or ``plus_one``.

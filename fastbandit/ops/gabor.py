@@ -462,7 +462,8 @@ def gabor_conv2d(
         ``H_out = (H + 2 padding - dilation (k - 1) - 1) // stride + 1``; channels-last if x is.
 
     Raises:
-        As :func:`gabor_filters`; ValueError also where the kernel does not fit.
+        TypeError, RuntimeError: as :func:`gabor_filters`.
+        ValueError: likewise, and where the kernel does not fit.
     """
     op = "gabor_conv2d"
     check_tensors(op, x=x)

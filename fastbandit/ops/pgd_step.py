@@ -225,7 +225,7 @@ def pgd_step_normalize_(
         [N, C, H, W] in ``out_dtype``.
 
     Raises:
-        As :func:`pgd_step_`, for all arguments.
+        TypeError, ValueError, RuntimeError: as :func:`pgd_step_`, for all arguments.
     """
     op = "pgd_step_normalize_"
     _check_step(op, delta, grad, image, step_size, epsilon, lower, upper)

@@ -129,10 +129,10 @@ def sign_ste(x: Tensor, *, ste: Estimator = "poly") -> Tensor:
 
     +1 where x >= 0 (-0.0 too), else -1 (NaN too). The gradient is multiplied by the derivative of
 
-    - ``poly``: a piecewise quadratic, 2 - 2 |x| for |x| <= 1, else 0 (Liu et al., "Bi-Real Net",
-      arXiv 1808.00278, Eq. 7);
-    - ``clip``: x clamped to [-1, 1], 1 for |x| <= 1, else 0 (Courbariaux et al., "Binarized Neural
-      Networks", arXiv 1602.02830, Eq. 4);
+    - ``poly``: a piecewise quadratic, ``2 - 2 |x|`` for ``|x| <= 1``, else 0 (Liu et al.,
+      "Bi-Real Net", arXiv 1808.00278, Eq. 7);
+    - ``clip``: x clamped to [-1, 1], 1 for ``|x| <= 1``, else 0 (Courbariaux et al.,
+      "Binarized Neural Networks", arXiv 1602.02830, Eq. 4);
     - ``tanh``: tanh(2 x), 2 (1 - tanh(2 x)^2);
     - ``identity``: x, 1.
 
