@@ -14,6 +14,7 @@ from fastbandit._version import __version__
 if TYPE_CHECKING:
     from fastbandit import attacks as attacks
     from fastbandit import bandit as bandit
+    from fastbandit import callbacks as callbacks
     from fastbandit import childparent as childparent
     from fastbandit import config as config
     from fastbandit import data as data
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 _MODULES = (
     "attacks",
     "bandit",
+    "callbacks",
     "childparent",
     "config",
     "data",

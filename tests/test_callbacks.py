@@ -9,7 +9,7 @@ import types
 from pathlib import Path
 
 import pytest
-from _tiny import TINY
+from _tiny import TINY, small_space
 
 from fastbandit.callbacks import Callback, Csv, make
 from fastbandit.callbacks.base import flat, numbers
@@ -110,7 +110,8 @@ def test_all_hear_of_an_error_whatever_one_of_them_does(tmp_path):
     assert first.calls[-1] == second.calls[-1] == ("error", "ZeroDivisionError")
 
 
-def test_a_search_tells_of_all_its_phases(tmp_path):
+def test_a_search_tells_of_all_its_phases(tmp_path, monkeypatch):
+    small_space(monkeypatch)
     told = Told()
     config = merge(SearchConfig(), TINY, "tiny")
     path, _ = search(config, tmp_path / "run", callbacks=[told, Csv()])
@@ -235,6 +236,7 @@ def test_names_on_the_command_line(tmp_path, monkeypatch, capsys):
         "        (run.path / 'mine.txt').write_text(summary['status'])\n"
         "number = 3\n"
     )
+    small_space(monkeypatch)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     assert isinstance(make(["csv"])[0], Csv)

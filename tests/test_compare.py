@@ -742,11 +742,13 @@ def test_image_ranges():
 
 
 def test_command_line(capsys):
-    status = main(["--preset", "compare-digits", "--dry-run", "--json"])
+    # The budget of the preset is one of its space.
+    budget = ["--search.parameters", ":1M"]
+    status = main(["--preset", "compare-digits", *budget, "--dry-run", "--json"])
     plan = json.loads(capsys.readouterr().out)
     assert status == 0
-    # Three arms of 16, the largest, and the three operations of this file's space.
-    assert (plan["searches"], plan["networks"], plan["trainings"]) == (16, 52, 104)
+    # Three arms of 12, the largest, and the three operations of this file's space.
+    assert (plan["searches"], plan["networks"], plan["trainings"]) == (12, 40, 80)
     assert main(["--preset", "smoke", "--until", "pilot"]) == 1
     assert "--until: expected a comparison" in capsys.readouterr().err
     assert {"compare-digits", "compare-fashion", "compare-smoke"} <= set(PRESETS)

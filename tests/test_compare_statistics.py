@@ -89,12 +89,12 @@ def test_wilcoxon_says_itself_which_method_it_takes(n, ties):
 
 
 def test_wilcoxon_is_exact_for_more_pairs_with_ties():
-    differences = [1, 2, 2, -3, 4, 4, 4, -1, 5, 6, 7, 8, -2, 9, 10, 11, -4]
-    permuted = scipy_stats().PermutationMethod(n_resamples=2**17)
+    differences = [1, 2, 2, -3, 4, 4, 4, -1, 5, 6, 7, -2]
+    permuted = scipy_stats().PermutationMethod(n_resamples=2**12)
     expected = scipy_stats().wilcoxon(differences, method=permuted).pvalue
-    assert wilcoxon(differences, [0] * 17) == pytest.approx(expected)
+    assert wilcoxon(differences, [0] * 12) == pytest.approx(expected)
     approximate = scipy_stats().wilcoxon(differences, method="asymptotic").pvalue
-    assert wilcoxon(differences, [0] * 17) != pytest.approx(approximate, rel=0.01)
+    assert wilcoxon(differences, [0] * 12) != pytest.approx(approximate, rel=0.01)
 
 
 def test_the_smallest_p_of_a_rank_test():

@@ -240,7 +240,7 @@ def test_errors():
     assert net.path == (0,) * 60
     with pytest.raises(ValueError, match="channels: expected >= 1, got 0"):
         small(channels=0)
-    with pytest.raises(ValueError, match=r"at least the 6 cell types .* got 5"):
+    with pytest.raises(ValueError, match=r"cells: .* at least 6, .* the 6 cell types .* got 5"):
         small(get("robust9"), cells=5)
     with pytest.raises(ValueError, match="nodes: expected 4"):
         small(get("robust9"), nodes=3)

@@ -20,6 +20,7 @@ _MODULES = (
     "operations",
     "preprocess",
     "shortcuts",
+    "signs",
     "supernet",
 )
 
