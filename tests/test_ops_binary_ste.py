@@ -267,15 +267,16 @@ def test_values_and_gradients(device, case):
         got = torch.autograd.grad(y, (x, weight), grad)
         for one, other in zip(got, torch.autograd.grad(expected, (x, weight), grad), strict=True):
             torch.testing.assert_close(one, other)
-        # One of the two alone.
+        # One of the two alone; not to the bit, since PyTorch's own convolution, which the reference
+        # is made of, may take another algorithm for one gradient than for both.
         (alone,) = torch.autograd.grad(
             ops.binary_conv2d_ste(x.detach(), weight, **settings, **estimators), weight, grad
         )
-        assert torch.equal(alone, got[1])
+        torch.testing.assert_close(alone, got[1])
         (alone,) = torch.autograd.grad(
             ops.binary_conv2d_ste(x, weight.detach(), **settings, **estimators), x, grad
         )
-        assert torch.equal(alone, got[0])
+        torch.testing.assert_close(alone, got[0])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
