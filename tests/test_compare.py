@@ -382,6 +382,25 @@ def test_another_setting_after_the_freeze_is_refused_by_name(copy, changes, fiel
     assert study(small(), copy)[1]["compare"]["stage"] == "opened"  # it goes on as it was
 
 
+def test_a_setting_that_came_later_had_its_default(copy):
+    """A protocol of an older version lacks it, and goes on; another value is another protocol."""
+    stored = read_sealed(copy / protocol.FILE)
+    found = stored["protocol"]
+    del found["attack"]["settings"]["surrogates"]
+    del found["search"]["settings"]["final"]["tournament"]
+    stored = {**stored, "sha256": protocol.protocol_sha256(found)}
+    (copy / protocol.FILE).write_text(json.dumps(seal(stored)))
+    assert protocol.freeze(copy, protocol.make_protocol(small(), pilot(copy))).protocol == found
+    with pytest.raises(RunError, match=r"search\.settings\.final\.tournament differs: 0 there, 4"):
+        protocol.freeze(
+            copy, protocol.make_protocol(small(search={"final": {"tournament": 4}}), pilot(copy))
+        )
+
+
+def pilot(path: Path) -> dict:
+    return read_sealed(path / "pilot.json")
+
+
 def unfreeze(path: Path) -> None:
     """Make the folder one whose pilot alone is done."""
     (path / protocol.FILE).unlink()

@@ -284,7 +284,7 @@ def freeze(folder: Path, protocol: dict[str, Any]) -> Frozen:
     """
     stored = read_frozen(folder)
     if stored is not None:
-        differs = difference(stored.protocol, protocol)
+        differs = difference(_completed(stored.protocol), protocol)
         if differs is not None:
             name, then, now = differs
             raise RunError(
@@ -302,6 +302,31 @@ def freeze(folder: Path, protocol: dict[str, Any]) -> Frozen:
     }
     write_atomic(folder / FILE, json.dumps(seal(content), indent=1, allow_nan=False) + "\n")
     return Frozen(protocol, sha256)
+
+
+def _completed(protocol: dict[str, Any]) -> dict[str, Any]:
+    """The same with the settings that came later, which had their defaults then."""
+    found: dict[str, Any] = json.loads(json.dumps(protocol))
+    for part, config in (
+        ("search", SearchConfig()),
+        ("training", RetrainConfig()),
+        ("attack", EvaluateConfig()),
+    ):
+        defaults = json.loads(json.dumps(dataclasses.asdict(config)))
+        section = found.get(part)
+        if isinstance(section, dict) and isinstance(section.get("settings"), dict):
+            section["settings"] = _filled(defaults, section["settings"])
+    return found
+
+
+def _filled(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """``given``, with the entries of ``defaults`` that it lacks, at every depth."""
+    inner = {
+        key: _filled(defaults[key], value)
+        for key, value in given.items()
+        if isinstance(value, dict) and isinstance(defaults.get(key), dict)
+    }
+    return {**defaults, **given, **inner}
 
 
 def difference(then: Any, now: Any, name: str = "") -> tuple[str, str, str] | None:
