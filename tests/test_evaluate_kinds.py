@@ -62,6 +62,21 @@ def plain():
     return nn.Sequential(model, nn.Linear(10, 10)).eval()
 
 
+def test_what_follows_a_program_without_modes_has_its_own(plain):
+    """Its train and eval raise: without care the dropout after it would go on."""
+    model = nn.Sequential(exported(plain, images(20)[0]), nn.Dropout(0.9))
+    found = evaluate(model)
+    assert torch.equal(found.images["clean_correct"], evaluate(plain).images["clean_correct"])
+    assert model[1].training
+
+    class Raises(nn.Sequential):
+        def eval(self):
+            raise NotImplementedError("mine")
+
+    with pytest.raises(NotImplementedError, match="mine"):
+        evaluate(Raises(*plain))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_model_in_another_form(kind, plain):
     with warnings.catch_warnings():

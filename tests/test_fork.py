@@ -13,6 +13,7 @@ from test_callbacks import small as retraining
 
 from fastbandit._files import read_sealed
 from fastbandit.bandit import replay
+from fastbandit.config import merge
 from fastbandit.retrain import __main__ as retrain_command
 from fastbandit.retrain import retrain
 from fastbandit.runs.folder import RunFolder
@@ -65,6 +66,19 @@ def test_it_does_not_matter_when_the_other_settings_are_those_of_then(begun):
         [[line[name] for name in names] for line in metrics(parent / one)] for one in ("a", "b")
     )
     assert first == second
+    origin = read_sealed(parent / "b" / "env.json")["forked_from"]
+    assert origin["run_id"] == read_sealed(parent / "a" / "summary.json")["run_id"]
+
+
+def test_a_genotype_that_is_gone_is_that_of_the_run(begun, monkeypatch):
+    parent = begun.parent
+    (parent / "mine.json").write_bytes((begun / "genotype.json").read_bytes())
+    config = merge(retraining(), {"genotype": "mine.json"}, "test")
+    with pytest.raises(KeyboardInterrupt):
+        retrain(config, "c", callbacks=[Told(stop=0)])
+    (parent / "mine.json").unlink()
+    assert retrain_command.main(["--fork", "c", "--batch-size", "4", "--out", "d"]) == 0
+    assert len(metrics(parent / "d")) == 4
 
 
 def test_an_interrupted_fork_is_found_again(begun, monkeypatch):

@@ -13,18 +13,20 @@ from _tiny import TINY, small_space
 from test_callbacks import small
 
 from fastbandit.command_training import TrainingOptions
-from fastbandit.config import ConfigError, to_plain
+from fastbandit.config import ConfigError, merge, to_plain
 from fastbandit.report import write_report
 from fastbandit.retrain import __main__ as retrain_command
+from fastbandit.retrain import retrain
 from fastbandit.runs import processes
 from fastbandit.search import __main__ as search_command
 
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory):
-    """Folder and JSON output of a retraining with three seeds, run twice."""
+    """The folder of a retraining with three seeds."""
     folder = tmp_path_factory.mktemp("seeds")
     (folder / "small.json").write_text(json.dumps(to_plain(small(2))))
+    assert retrain_command.main(flags(folder, "--seeds", "0-1,5")) == 0
     return folder
 
 
@@ -67,8 +69,12 @@ def test_the_report_has_them_all(three, tmp_path):
         assert f"{100 * value:.2f} %" in section
     mean, sd = 100 * statistics.fmean(robust), 100 * statistics.stdev(robust)
     assert f"{mean:.2f} ± {sd:.2f} %" in section
-    # Of one seed, or of two configurations, there is no such section.
+    # Of one seed, or of two networks, there is no such section.
     page = write_report(folders[:1], out=tmp_path / "one.html").read_text()
+    assert 'id="seeds"' not in page
+    config = merge(small(2), {"seed": 9, "genotype": "ABANDIT_CIFAR_1"}, "other")
+    other, _ = retrain(config, tmp_path / "other")
+    page = write_report([folders[0], other], out=tmp_path / "two.html").read_text()
     assert 'id="seeds"' not in page
 
 

@@ -46,7 +46,7 @@ class MLflow(Callback):
             self._run = str(found.get("run_id")) if isinstance(found, dict) else ""
             if not self._run:
                 raise FileError(f"{path}: expected the name of a run of MLflow, got none")
-            client.set_terminated(self._run, "RUNNING")
+            client.update_run(self._run, status="RUNNING")
             return
         known = client.get_experiment_by_name(self.experiment)
         number = known.experiment_id if known else client.create_experiment(self.experiment)

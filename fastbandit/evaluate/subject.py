@@ -7,13 +7,14 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from fastbandit import ops
 from fastbandit._identity import Fingerprint
@@ -197,9 +198,18 @@ def place(network: nn.Module, config: EvaluateConfig, device: torch.device) -> n
 
 
 def _to_evaluation(model: nn.Module) -> nn.Module:
-    # A program of torch.export refuses: it computes what it was exported as.
-    with suppress(NotImplementedError):
-        model.eval()
+    """The model in evaluation mode, but for programs of torch.export in it: they have no modes."""
+    try:
+        return model.eval()
+    except NotImplementedError:
+        # Such a program computes what it was exported as, and its train and eval raise this. The
+        # modules after it have not been reached.
+        exported = [m for m in model.modules() if isinstance(m, GraphModule) and "eval" in vars(m)]
+        if not exported:
+            raise
+    for module in model.modules():
+        if not any(module is one for one in exported):
+            module.training = False
     return model
 
 

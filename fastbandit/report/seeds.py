@@ -25,8 +25,8 @@ def groups(found: Collection) -> list[list[Folder]]:
         for run in runs:
             if not run.finished or _accuracies(run) is None:
                 continue
-            # The genotypes of searches are what their seeds have found.
-            left_out = ("seed", "name", "genotype", "genotype_hash")
+            # Where a genotype was found decides nothing; its hash stays.
+            left_out = ("seed", "name", "genotype")
             rest = {key: value for key, value in run.config.items() if key not in left_out}
             key = json.dumps([kind, rest], sort_keys=True, default=str)
             known.setdefault(key, []).append(run)

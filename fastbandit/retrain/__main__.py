@@ -150,10 +150,12 @@ class RetrainCommand(TrainingCommand[RetrainConfig]):
 
 
 def _genotype(request: Request[RetrainConfig]) -> Genotype | None:
-    """The genotype stored in the folder of ``--resume``; None where there is none yet."""
-    if request.options.resume is None:
+    """The genotype stored in the folder of ``--resume`` or ``--fork``; None where there is none
+    yet."""
+    folder = request.options.resume or request.options.fork
+    if folder is None:
         return None
-    file = Path(request.options.resume) / "genotype.json"
+    file = Path(folder) / "genotype.json"
     # Killed before it was stored: then it is where it was found.
     return Genotype.load(plain_file(file)) if file.is_file() else None
 

@@ -330,7 +330,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "final": {"steps": 2, "step_size": "0.1"},
         },
     },
-    # Two hours of two cores: networks small enough that 12 searches and two arms of 12 fit. Test
+    # Networks so small that 12 searches and two arms of 12 fit into an afternoon of two cores. Test
     # images 0 to 899 were looked at before, by whoever chose this recipe; the rest is for the end.
     # The budget is about the mean size of random networks, so that nothing can win by its size.
     "compare-digits": {

@@ -247,7 +247,8 @@ def check_unseen(config: StudyConfig, work: Work) -> None:
     """
     first, end = test_images(config)
     for key in work.pieces.keys("attacked"):
-        seen = key["images"] or [0, end]
+        # None: all of them, or a piece of an older version, which does not say it.
+        seen = key.get("images") or [0, end]
         if seen[0] < end and first < seen[1]:
             raise RunError(
                 f"{work.folder}: compare.test: expected test images that nobody has looked at, "
