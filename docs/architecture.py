@@ -26,7 +26,7 @@ PARTS = {
     "_graphs": "training",
     "_inputs": "training",
 }
-WIDTH, BOX, HEIGHT, GAP, STEP = 960, 104, 30, 22, 74
+WIDTH, BOX, HEIGHT, GAP, STEP = 960, 138, 30, 16, 74
 
 Graph = dict[str, set[str]]
 
