@@ -117,7 +117,7 @@ def compare(
 def _stages(config: StudyConfig, folder: RunFolder, work: Work, until: Stage) -> dict[str, Any]:
     path, log = folder.path, work.log
     assert config.data is not None
-    drawn = Chance(config.search_of(config.compare.policy, 0), closed(config.data))
+    drawn = Chance(config.search_of(config.compare.policy, 0), closed(config.data, config.search))
     pilot = _frozen_pilot(config, folder)
     if pilot is None:
         pilot = run_pilot(config, drawn, work)
