@@ -24,7 +24,7 @@ from fastbandit.runs.processes import Call, cores
 from fastbandit.runs.progress import Progress
 from fastbandit.runs.training import FREE
 from fastbandit.search.adversarial import Adversarial
-from fastbandit.search.config import PRESETS, SearchConfig
+from fastbandit.search.config import PRESETS, RECOMMENDED, SearchConfig
 from fastbandit.search.estimate import dry_run
 from fastbandit.search.networks import FOUND, REFERENCE, network_name
 from fastbandit.search.run import FILES, run_job, search
@@ -65,11 +65,14 @@ class SearchCommand(TrainingCommand[SearchConfig]):
 
     def base(self, arguments: Sequence[str]) -> SearchConfig:
         base = base_config(self.default(), PRESETS, arguments)
-        # Of images of one's own nothing is left out unasked.
-        given = ("preset", "config", "resume", "data")
-        if all(take_option(arguments, name) is None for name in given):
-            base = merge(base, PRESETS["digits"], "preset digits")
-        return base
+        if all(take_option(arguments, name) is None for name in ("preset", "config", "resume")):
+            if take_option(arguments, "data") is None:
+                base = merge(base, PRESETS["digits"], "preset digits")
+            else:  # of images of one's own nothing is left out unasked
+                base = merge(base, RECOMMENDED, "the recommended search")
+        # The parameters of a preset's policy are none of another one.
+        policy = take_option(arguments, "bandit.policy")
+        return base if policy is None else merge(base, {"bandit": {"policy": policy}}, "--bandit")
 
     def resolved(self, request: Request[SearchConfig]) -> SearchConfig:
         return request.config.resolve()
