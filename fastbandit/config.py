@@ -321,8 +321,8 @@ def merge(config: T, changes: Mapping[str, Any], where: str, prefix: str = "") -
         except ValidationError as error:
             message = error.errors()[0]["msg"]
             raise ConfigError(f"{where}: {prefix}{name}: {message}, got {value!r}") from None
-    for parameter, owner in getattr(config, "belongs", ()):
-        if updates.get(owner, getattr(config, owner)) != getattr(config, owner):
+    for parameter, owner in getattr(type(config), "belongs", ()):
+        if owner in updates and updates[owner] != getattr(config, owner):
             (field,) = (one for one in dataclasses.fields(config) if one.name == parameter)
             updates.setdefault(parameter, field.default)
     result: T = dataclasses.replace(config, **updates)  # type: ignore[type-var]

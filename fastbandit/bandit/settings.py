@@ -47,7 +47,7 @@ _POLICY = Doc(f"how arms are sampled and abandoned: {_list_policies()}; see docs
 class BanditSettings:
     """The bandit on every edge (Eqs. 4.9 to 4.13)."""
 
-    #: Settings that belong to the value of another: they fall away where that changes.
+    #: Settings that fall away where another changes (fastbandit.config.merge).
     belongs: ClassVar[tuple[tuple[str, str], ...]] = (("mixes", "policy"),)
 
     policy: Annotated[

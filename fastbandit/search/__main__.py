@@ -70,9 +70,7 @@ class SearchCommand(TrainingCommand[SearchConfig]):
                 base = merge(base, PRESETS["digits"], "preset digits")
             else:  # of images of one's own nothing is left out unasked
                 base = merge(base, RECOMMENDED, "the recommended search")
-        # The parameters of a preset's policy are none of another one.
-        policy = take_option(arguments, "bandit.policy")
-        return base if policy is None else merge(base, {"bandit": {"policy": policy}}, "--bandit")
+        return base
 
     def resolved(self, request: Request[SearchConfig]) -> SearchConfig:
         return request.config.resolve()

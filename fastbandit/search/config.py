@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from fastbandit import space as spaces
 from fastbandit.bandit import POLICIES, AntiBandit, BanditSettings
@@ -88,6 +88,12 @@ _SUPERNET, _ALONE = SupernetConfig(), AloneConfig()
 @dataclass(frozen=True)
 class SearchConfig(BinarySettings, TrainingConfig):
     """Everything that decides the result of a search. Its hash is the run's id."""
+
+    #: Settings that fall away where another changes: a budget is one of a space and its width, and
+    #: there is one.
+    belongs: ClassVar[tuple[tuple[str, str], ...]] = tuple(
+        ("parameters", owner) for owner in ("space", "layers", "init_channels", "macs")
+    )
 
     seed: Annotated[int, SEED] = 0
     """decides everything random: weights, split, order, attacks, bandit"""
@@ -326,6 +332,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # The search of the comparison on the digits, and networks trained from scratch after it.
     "digits": _recommended(
         layers=2,
+        parameters="17k:23k",
         train_limit=2400,
         attack={"epsilon": "0.1"},
         bandit={"rounds": 1},
