@@ -789,6 +789,22 @@ def test_hostile_text_is_escaped(source, tmp_path):
         }, tag  # fmt: skip
 
 
+def test_why_the_reference_was_left_out_is_said(run):
+    value = evaluation(run)
+    file = next(run.glob("*/evaluation.json"))
+    told = "no cross-check with the reference AutoAttack"
+    assert told not in read(run, run / "page.html").text
+    value["cross_check"], value["cross_check_left_out"] = None, "<b>pyautoattack</b> is missing"
+    write_json(file, value)
+    page = read(run, run / "page.html")
+    assert f"{told}: <b>pyautoattack</b> is missing." in page.text
+    # Neither a file of an older version nor one that says nonsense.
+    for other in (None, "", 3, ["x"]):
+        value["cross_check_left_out"] = other
+        write_json(file, value)
+        assert told not in read(run, run / "page.html").text
+
+
 def test_attacks_that_all_met_every_image_are_told_apart(run):
     cumulative = "each only on the images that were still classified rightly"
     own = "so each accuracy is that attack's own"
