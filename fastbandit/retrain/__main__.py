@@ -104,14 +104,23 @@ class RetrainCommand(TrainingCommand[RetrainConfig]):
         found = result["test"] or result["best"]
         return {"clean": found["clean_accuracy"], "robust": found["robust_accuracy"]}
 
-    def estimate(self, request: Request[RetrainConfig]) -> dict[str, Any]:
-        return dry_run(request.config, genotype=_genotype(request))
+    def estimate(self, request: Request[RetrainConfig], progress: Progress) -> dict[str, Any]:
+        return dry_run(request.config, genotype=_genotype(request), progress=progress)
 
     def show_estimate(self, result: dict[str, Any]) -> None:
+        print(f"data               {result['data']}")
         print(f"network            {result['parameters']:,} parameters, {result['macs']:,} MACs")
         print(f"epochs             {result['epochs']}")
-        print(f"peak memory        {result['peak_memory_mb']:.0f} MiB")
+        print(
+            f"peak memory        {result['peak_memory_mb']:.0f} MiB"
+            + (", extrapolated from smaller batches" if result["memory_extrapolated"] else "")
+        )
         print(f"seconds per epoch  {result['seconds_per_epoch']:.2f}")
+        print(f"attack at the end  {result['test_attack']}")
+        print(
+            f"measured           {result['images_measured']} of {result['batch_size']} images in "
+            "a batch"
+        )
         print(
             f"all of it          about {result['seconds_total'] / 60:.1f} minutes on "
             f"{result['device']}, {result['threads']} CPU threads"

@@ -112,16 +112,19 @@ class SearchCommand(TrainingCommand[SearchConfig]):
         names = {"clean": "shared, clean", "robust": "shared, robust"}
         return {text: found[f"{name}_accuracy"] for name, text in names.items()}
 
-    def estimate(self, request: Request[SearchConfig]) -> dict[str, Any]:
-        return dry_run(request.config, self._processes(request))
+    def estimate(self, request: Request[SearchConfig], progress: Progress) -> dict[str, Any]:
+        return dry_run(request.config, self._processes(request), progress)
 
     def show_estimate(self, result: dict[str, Any]) -> None:
         minutes = result["seconds_total"] / 60
-        print(f"space {result['space']}: {result['parameters']:,} parameters in the supernet")
-        print(f"epochs               {result['epochs']}")
+        tuning = f", and {result['epochs_tuning']} of tuning" if result["epochs_tuning"] else ""
+        print(f"data                 {result['data']}")
+        print(f"space                {result['space']}: {result['parameters']:,} parameters")
+        print(f"epochs               {result['epochs']}, each of another path{tuning}")
         print(
             f"peak memory          {result['peak_memory_mb']:.0f} MiB "
             f"(widest path {result['peak_memory_mb_widest']:.0f})"
+            + (", extrapolated from smaller batches" if result["memory_extrapolated"] else "")
         )
         print(
             f"seconds per epoch    {result['seconds_per_epoch']:.2f} "
@@ -129,14 +132,19 @@ class SearchCommand(TrainingCommand[SearchConfig]):
         )
         if result["networks"]:
             print(
-                f"trained from scratch {result['networks']} networks, "
-                f"{result['seconds_network']:.0f} seconds each"
+                f"trained from scratch {result['networks']} networks, {result['network_epochs']} "
+                f"epochs each, {result['seconds_network']:.0f} seconds each"
             )
         if result["trainings_alone"]:
             print(
                 f"trained alone        {result['trainings_alone']} networks to score paths and in "
                 f"the tournament, {result['seconds_alone']:.0f} seconds in all"
             )
+        print(f"attack at the end    {result['test_attack']}")
+        print(
+            f"measured             {result['paths_measured']} of {result['paths']} paths, "
+            f"{result['images_measured']} of {result['batch_size']} images in a batch"
+        )
         print(
             f"whole command        about {minutes:.1f} minutes on {result['device']}, "
             f"{result['threads']} CPU threads"

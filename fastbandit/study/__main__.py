@@ -72,7 +72,7 @@ class StudyCommand(Command[StudyConfig]):
             request.config, request.out, force=options.force, until=options.until, log=_log
         )
 
-    def estimate(self, request: Request[StudyConfig]) -> dict[str, Any]:
+    def estimate(self, request: Request[StudyConfig], progress: Progress) -> dict[str, Any]:
         return _plan(request.config)
 
     def show_estimate(self, result: dict[str, Any]) -> None:
