@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from fastbandit._program import program
 from fastbandit.command import Command, Request, RunOptions
 from fastbandit.config import ConfigError, merge
 from fastbandit.distributed import Group
@@ -164,6 +165,7 @@ class EvaluateCommand(Command[EvaluateConfig]):
         print(f"suspicion: {result['suspicion']['verdict']}")
         for one in result["suspicion"]["checks"]:
             print(f"  {one['verdict']:10} {one['name']}: {one['detail']}")
+        print(f"next: {program('report')} {path}   (a page about it)")
         print(f"evaluation: {path / RESULT}")
 
 

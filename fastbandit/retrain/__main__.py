@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import tyro
 
 from fastbandit._files import plain_file
+from fastbandit._program import program
 from fastbandit.command import Request, preset_settings, take_option
 from fastbandit.command_training import TrainingCommand, TrainingOptions
 from fastbandit.config import merge, read_config_file
@@ -140,7 +141,7 @@ class RetrainCommand(TrainingCommand[RetrainConfig]):
         for name in ("best", "last"):
             found = result[name]
             print(
-                f"{name}, epoch {found['epoch']:<4} validation  clean "
+                f"{name}, epoch {found['epoch'] + 1:<4} validation  clean "
                 f"{100 * found['clean_accuracy']:.2f} %  robust "
                 f"{100 * found['robust_accuracy']:.2f} %  (n = {found['n']})  "
                 f"{path / found['file']}"
@@ -154,7 +155,10 @@ class RetrainCommand(TrainingCommand[RetrainConfig]):
             )
             print(f"test attack: {test['attack']}")
         for fired in result["overfitting"]:
-            print(f"catastrophic overfitting in epoch {fired['epoch']}: on with {fired['attack']}")
+            print(
+                f"catastrophic overfitting in epoch {fired['epoch'] + 1}: on with {fired['attack']}"
+            )
+        print(f"next: {program('evaluate')} {path} --preset quick   (under several attacks)")
         print(f"run folder: {path}")
 
 

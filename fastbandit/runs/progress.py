@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from rich.text import Text
 
-__all__ = ["Progress", "accuracies", "format_seconds"]
+__all__ = ["Progress", "Update", "accuracies", "format_seconds"]
 
 #: Is called with the number of steps that are done and a line that describes the last one.
 Update = Callable[[int, str], None]

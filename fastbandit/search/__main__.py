@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 import tyro
 
+from fastbandit._program import program
 from fastbandit.command import Request, base_config, take_option
 from fastbandit.command_training import TrainingCommand, TrainingOptions
 from fastbandit.config import ConfigError, merge
@@ -164,6 +165,10 @@ class SearchCommand(TrainingCommand[SearchConfig]):
             print(line)
         if result["networks"]:
             print("  (one training of each: a difference of a few points may be chance)")
+            if all(row["robust_accuracy"] <= result["chance"] for row in result["networks"]):
+                print(
+                    "  (none is above chance under attack: trained for too short to say anything)"
+                )
         alone = result.get("rewards") == "alone"
         print(
             "the last path's network, trained alone for a few epochs:"
@@ -180,6 +185,11 @@ class SearchCommand(TrainingCommand[SearchConfig]):
         print(f"attack: {final['attack']}")
         print(f"genotype {result['genotype_hash'][:12]}: {path / 'genotype.json'}")
         print(f"report: {path / 'report.html'}")
+        print(f"next: {program('retrain')} {path}   (this network, trained in full)")
+        if result["name"] == "digits" and cost["epochs"] < _EPOCHS_IN_FULL:
+            print(
+                f"      {program('search')} --preset digits-full   (the search as printed, T = 3)"
+            )
         print(f"run folder: {path}")
 
 
@@ -229,6 +239,9 @@ def _network_table(summary: dict[str, Any]) -> list[str]:
         lines.append(f"  {'largest network of the space':<32}{summary['largest_parameters']:>12,}")
     return lines
 
+
+# Of digits-full; a shorter search of the digits names it.
+_EPOCHS_IN_FULL = 141
 
 _COMMAND = SearchCommand()
 parse = _COMMAND.parse

@@ -235,7 +235,7 @@ class Adversarial:
         ).to_line()
         self.overfitting.append(line)
         self.session.progress.note(
-            f"catastrophic overfitting in epoch {number}: accuracy {100 * verdict.trained:.1f} % "
+            f"catastrophic overfitting in epoch {number + 1}: accuracy {100 * verdict.trained:.1f} % "
             f"under the training attack, {100 * verdict.strong:.1f} % under a stronger one; on "
             f"with {line['attack']}"
         )
