@@ -166,9 +166,7 @@ class SearchCommand(TrainingCommand[SearchConfig]):
         if result["networks"]:
             print("  (one training of each: a difference of a few points may be chance)")
             if all(row["robust_accuracy"] <= result["chance"] for row in result["networks"]):
-                print(
-                    "  (none is above chance under attack: trained for too short to say anything)"
-                )
+                print("  (none is above chance under attack: trained too short to say anything)")
         alone = result.get("rewards") == "alone"
         print(
             "the last path's network, trained alone for a few epochs:"
