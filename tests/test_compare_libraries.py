@@ -1,4 +1,4 @@
-"""benchmarks/compare_libraries.py: programs of other libraries and ours, and the page about them."""
+"""benchmarks/compare_libraries.py: programs of several libraries, and their page."""
 
 from __future__ import annotations
 

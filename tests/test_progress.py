@@ -24,11 +24,16 @@ def shown(terminal: bool) -> tuple[Progress, io.StringIO]:
 @pytest.mark.parametrize("alike", [True, False])
 def test_the_last_panel_stays_when_it_is_interrupted(alike):
     progress, stream = shown(terminal=True)
-    with pytest.raises(KeyboardInterrupt), progress.steps("begins", 9, alike=alike) as update:
-        update(3, "epoch 3/9  clean 12.5 %")
-        raise KeyboardInterrupt
-    text = stream.getvalue()
-    last = text.rstrip().splitlines()[-1]
+
+    def work() -> None:
+        with progress.steps("begins", 9, alike=alike) as update:
+            update(3, "epoch 3/9  clean 12.5 %")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    last = "epoch 3/9" + stream.getvalue().rpartition("epoch 3/9")[2]
+    assert "\x1b[2K" not in last  # nothing erases it
     assert "epoch 3/9  clean 12.5 %" in last
     assert "3/9" in last
     # How long, and of what: never a bare time.
