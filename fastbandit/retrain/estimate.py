@@ -32,6 +32,7 @@ def dry_run(
     source: DataSource | None = None,
     genotype: Genotype | None = None,
     progress: Progress | None = None,
+    seconds: float | None = None,
 ) -> dict[str, Any]:
     """What the retraining will cost, measured on a few batches. Writes nothing lasting.
 
@@ -40,6 +41,7 @@ def dry_run(
 
     Args:
         progress: where it is shown what is measured; None shows nothing.
+        seconds: what measuring may take; None: those of :class:`Preflight`.
 
     Returns:
         ``epochs``, ``parameters``, ``macs``, ``seconds_setup``, ``seconds_per_epoch`` (training,
@@ -54,7 +56,7 @@ def dry_run(
     config, genotype = with_genotype(config.resolve(), genotype)
     session = Session(config)
     shown = progress or Progress.silent()
-    measuring = Preflight()
+    measuring = Preflight(seconds)
     with (
         shown.working("measuring a few steps of the network") as say,
         torch_settings(config.threads, bool(config.deterministic)),

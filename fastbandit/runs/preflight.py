@@ -13,7 +13,7 @@ from fastbandit.runs.environment import peak_memory_mb
 __all__ = ["Preflight", "reset_peak_memory"]
 
 #: Seconds in which a dry run has measured what it can; its answer is due after half a minute.
-SECONDS = 15.0
+SECONDS = 12.0
 # What all measurements of a dry run come to, in steps with a whole batch: a few paths, each with
 # training, validation and attack.
 _STEPS = 80

@@ -37,6 +37,9 @@ from fastbandit.training import (
 
 __all__ = ["dry_run"]
 
+# What measuring one kind of network that is trained alone may take.
+_SECONDS_NETWORK = 4.0
+
 
 def dry_run(
     config: SearchConfig, processes: int = 1, progress: Progress | None = None
@@ -147,13 +150,17 @@ def dry_run(
                 networks.retrain_config(config, networks.REFERENCE),
                 source=setup.source,
                 genotype=networks.reference_genotype(config, setup.source),
+                seconds=_SECONDS_NETWORK,
             )["seconds_total"]
         trainings = _trainings_alone(config, bandit.total_samples)
         reference = networks.reference_genotype(config, setup.source)
         alone = 0.0
         for length, count, at_once in trainings:
             one = retrain_dry_run(
-                alone_settings(config, length), source=setup.source, genotype=reference
+                alone_settings(config, length),
+                source=setup.source,
+                genotype=reference,
+                seconds=_SECONDS_NETWORK,
             )
             alone += math.ceil(count / min(processes, at_once)) * one["seconds_total"]
         return {
