@@ -109,8 +109,8 @@ class Command(ABC, Generic[C]):
         """Print the result."""
 
     @abstractmethod
-    def estimate(self, request: Request[C]) -> dict[str, Any]:
-        """What it will cost."""
+    def estimate(self, request: Request[C], progress: Progress) -> dict[str, Any]:
+        """What it will cost, measured within about half a minute."""
 
     @abstractmethod
     def show_estimate(self, result: dict[str, Any]) -> None:
@@ -232,7 +232,7 @@ class Command(ABC, Generic[C]):
 
             download(str(getattr(request.config, "data", None)), say=Progress().line)
         if options.dry_run:
-            estimate = self.estimate(request)
+            estimate = self.estimate(request, Progress())
             if options.json:
                 print(json.dumps(estimate))
             else:

@@ -35,6 +35,7 @@ from fastbandit._program import examples, program
 from fastbandit.command import guard
 from fastbandit.models import Model, find_model, load_model
 from fastbandit.nn.denoise import Denoise
+from fastbandit.runs.progress import Progress
 
 __all__ = ["OPSET", "ExportError", "export_model", "has_onnx", "main"]
 
@@ -231,7 +232,8 @@ def _run(arguments: Sequence[str]) -> int:
     file = find_model(command.model)
     suffix = ".onnx" if command.format == "onnx" else ".pt2"
     out = Path(command.out) if command.out else file.with_suffix(suffix)
-    result = export_model(load_model(file), out, command.format)
+    with Progress().working(f"exporting {file}, then comparing the file with it"):
+        result = export_model(load_model(file), out, command.format)
     if command.json:
         print(json.dumps(result))
         return 0

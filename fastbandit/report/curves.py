@@ -65,7 +65,9 @@ def curves(run: Run) -> str:
         y_label="loss, attacked images",
         x_range=epoch_span,
         events=epoch_events,
-        notes=[(float(m.epoch + 1), f"epoch {m.epoch}: loss {shown(m.loss)}") for m in run.metrics],
+        notes=[
+            (float(m.epoch + 1), f"epoch {m.epoch + 1}: loss {shown(m.loss)}") for m in run.metrics
+        ],
         width=540,
         height=230,
     )
@@ -76,7 +78,7 @@ def curves(run: Run) -> str:
         y_label="learning rate",
         x_range=epoch_span,
         notes=[
-            (float(m.epoch + 1), f"epoch {m.epoch}: learning rate {show(m.learning_rate)}")
+            (float(m.epoch + 1), f"epoch {m.epoch + 1}: learning rate {show(m.learning_rate)}")
             for m in run.metrics
         ],
         width=540,

@@ -50,7 +50,7 @@ def robustness(found: Collection) -> str:
         body = empty("No evaluation yet: python -m fastbandit.evaluate makes one.")
         return section("robustness", "Robustness", body, "no file")
     body = _sweeps(models) + _under_attack(models)
-    body += "".join(_more(run) for run in runs)
+    body += "".join(_left_out(run) + _more(run) for run in runs)
     return section("robustness", "Robustness", body, sources(runs, EVALUATION))
 
 
@@ -320,6 +320,17 @@ def _attack_table(result: Result) -> str:
     heads = ["attack", "accuracy", "right", "n", "attacked", "fooled", "seconds", "forward",
              "backward", "unconfirmed", "settings"]  # fmt: skip
     return table(heads, lines, text=(0, 10))
+
+
+def _left_out(run: Evaluation) -> str:
+    """Why nobody but us attacked the model though that was asked for; empty where somebody did."""
+    reason = get(run.summary, "cross_check_left_out")  # not in files of older versions
+    if not isinstance(reason, str) or not reason:
+        return ""
+    return (
+        f"<p>{show(run.key)} ({show(run.label)}): no cross-check with the reference AutoAttack: "
+        f"{show(reason)}.</p>"
+    )
 
 
 def _more(run: Evaluation) -> str:

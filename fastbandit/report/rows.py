@@ -17,7 +17,7 @@ from fastbandit.report.networks import trained_networks
 from fastbandit.report.reading import Folder
 from fastbandit.report.retraining import Retraining
 from fastbandit.report.search import Run
-from fastbandit.report.shares import Share, make_share
+from fastbandit.report.shares import Share, count, make_share
 from fastbandit.search.networks import FOUND
 
 __all__ = [
@@ -112,14 +112,14 @@ def _retrained(run: Retraining) -> list[Row]:
         if clean is None and robust is None:
             continue
         found = get(run.summary, part)
-        epoch = get(found, "epoch")
+        epoch = count(get(found, "epoch"))
         what = {
             "test": f"test images, checkpoint: {get(found, 'of') or 'not recorded'}",
             "best": "best epoch, validation images",
             "last": "last epoch, validation images",
         }[part]
         if epoch is not None:
-            what += f" (epoch {epoch})"
+            what += f" (epoch {epoch + 1})"
         attack = str(get(found, "attack") or get(run.summary, "best", "attack") or "")
         rows.append(
             Row(run, what, words, attack, clean, robust, f"{run.label}: summary.json ({part})")
@@ -135,7 +135,7 @@ def _retrained(run: Retraining) -> list[Row]:
         rows.append(
             Row(
                 run,
-                f"epoch {line.epoch} so far, validation images",
+                f"epoch {line.epoch + 1} so far, validation images",
                 words,
                 "",
                 shares[0],

@@ -28,7 +28,7 @@ def _guard(line: Epoch) -> str | None:
     )
     back = guard.get("back_to")
     if isinstance(back, int) and not isinstance(back, bool):
-        words += f"; back to {f'epoch {back}' if back >= 0 else 'the beginning'}"
+        words += f"; back to {f'epoch {back + 1}' if back >= 0 else 'the beginning'}"
     return words
 
 
@@ -60,7 +60,7 @@ def training(found: Collection) -> str:
                     for field in fields
                     if (value := getattr(line, field)) is not None
                 ]
-                words = f"epoch {line.epoch}: {', '.join(values)}"
+                words = f"epoch {line.epoch + 1}: {', '.join(values)}"
                 found_notes.setdefault(line.epoch + 1, []).append(
                     words if alone else f"{run.key} {words}"
                 )
@@ -111,7 +111,8 @@ def training(found: Collection) -> str:
     warned = [(run, line, text) for run in runs for line in run.epochs if (text := _guard(line))]
     if warned:
         items = "".join(
-            f"<li>{show(run.key)}, epoch {line.epoch}: {text}</li>" for run, line, text in warned
+            f"<li>{show(run.key)}, epoch {line.epoch + 1}: {text}</li>"
+            for run, line, text in warned
         )
         body += f"<h3>Guard against catastrophic overfitting</h3><ul>{items}</ul>"
     return section("training", "Training", body, sources(runs, "metrics.jsonl"))

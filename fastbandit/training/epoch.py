@@ -199,7 +199,7 @@ def train_epoch(
         sums = team.total(torch.stack([loss_sum, correct.double(), loss_sum.new_tensor(images)]))
         loss_sum, correct, images = sums[0], sums[1], int(sums[2])
     return end_epoch(
-        f"epoch {epoch}: the training loss",
+        f"epoch {epoch + 1}: the training loss",
         float(loss_sum),
         correct,
         images,
