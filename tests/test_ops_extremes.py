@@ -208,7 +208,7 @@ def main() -> None:
 PARTS = {"conv_block": ("conv_block", "depthwise_conv2d")}
 
 
-@pytest.mark.own_backend
+@pytest.mark.one_backend
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_extremes_are_refused_by_name(backend):
     done = run(__file__, environment={**os.environ, "FASTBANDIT_BACKEND": backend})
