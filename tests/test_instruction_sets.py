@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
-from _processes import run
+from _processes import Process
 
 from fastbandit import _native, info
 
@@ -38,11 +38,12 @@ def test_other_instruction_sets(instruction_set):
     if order.index(instruction_set) >= order.index(best):
         pytest.skip(f"this CPU has {best}, which all tests run with")
     chosen = " or ".join(f"({file} and ({keywords}))" for file, keywords in CHOSEN.items())
-    done = run(
+    process = Process(
         "-m", "pytest", "-v", "-x", "-p", "no:cacheprovider", "-p", "no:xdist",
         *(f"{file}.py" for file in CHOSEN), "-k", chosen,
         environment={**os.environ, "FASTBANDIT_CPU": instruction_set},
         folder=Path(__file__).parent,
     )  # fmt: skip
+    done = process.wait(timeout=1800)  # hundreds of tests
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     assert [file for file in CHOSEN if f"{file}.py::" not in done.stdout] == []
