@@ -138,6 +138,7 @@ def assert_close(result: Tensor, reference: Tensor, tolerance: float, name: str)
     assert error <= tolerance * scale + 1e-7, f"{name}: {error} of {scale}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layout", "mode"), LAYOUTS)
 def test_against_float64(layout, mode):
     generator = torch.Generator().manual_seed(0)
