@@ -90,7 +90,7 @@ def compare(
     used = config.search_of(config.compare.policy, 0)
     if used.budgeted == LATENCY:
         # One table for all arms: it is in the configuration that is stored, and in the protocol.
-        timing = timed(used, closed(config.data)).timing
+        timing = timed(used, closed(config.data, config.search)).timing
         config = dataclasses.replace(
             config, search=dataclasses.replace(config.search, timing=timing)
         )
