@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from html import escape
 from typing import TypeGuard
 
+from markupsafe import Markup
+
 __all__ = [
     "BOLD",
     "END",
     "MIDDLE",
+    "NOTHING",
     "REGULAR",
     "Axes",
     "Drawing",
@@ -24,6 +27,8 @@ __all__ = [
 # takes whatever sans-serif the reader's system has.
 REGULAR, BOLD = 6.6, 7.4
 # Where a text stands: centred on its place, or left of it and centred on its height.
+#: What stands in place of a chart of nothing.
+NOTHING = Markup('<p class="empty">Nothing to draw yet.</p>')
 MIDDLE, END = 'text-anchor="middle"', 'dy=".35em" text-anchor="end"'
 
 
@@ -105,8 +110,8 @@ class Drawing:
             f"<title>{escape(note)}</title></rect>"
         )
 
-    def svg(self) -> str:
-        return "\n".join([*self.parts, "</svg>"])
+    def svg(self) -> Markup:
+        return Markup("\n".join([*self.parts, "</svg>"]))
 
 
 class Axes(Drawing):

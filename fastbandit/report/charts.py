@@ -9,13 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from fastbandit.report.axes import (
     BOLD,
     END,
     MIDDLE,
+    NOTHING,
     REGULAR,
     Axes,
     Drawing,
@@ -26,6 +29,7 @@ from fastbandit.report.axes import (
 )
 
 __all__ = [
+    "SMALL",
     "STYLES",
     "Bar",
     "Lane",
@@ -40,6 +44,9 @@ __all__ = [
 
 #: Classes of colour of lines and bars.
 STYLES = ("s1", "s2", "s3", "s4", "s5", "s6")
+
+#: Size of a chart of which two stand side by side.
+SMALL: dict[str, Any] = {"width": 540, "height": 230}
 
 #: Classes of the diverging scale of :func:`arm_lanes`, ``d0`` (low) to ``d6`` (high).
 DIVERGING_STEPS = 7
@@ -122,7 +129,7 @@ def line_chart(
     y_range: tuple[float, float] | None = None,
     width: int = 1080,
     height: int = 300,
-) -> str:
+) -> Markup:
     """Lines over a shared x axis, each labelled at its end.
 
     Args:
@@ -143,7 +150,7 @@ def line_chart(
     """
     series = [line for line in series if _finite(line.y)]
     if not series:
-        return '<p class="empty">Nothing to draw yet.</p>'
+        return NOTHING
     values = [value for line in series for value in _finite(line.y)]
     low, high = min(values), max(values)
     low = min(0.0, low) if zero else low
@@ -251,7 +258,7 @@ def bar_chart(
     x_range: tuple[float, float] = (0.0, 1.0),
     width: int = 720,
     bar_height: int = 24,
-) -> str:
+) -> Markup:
     """Horizontal bars, one below the other, all from the left end of the axis.
 
     Args:
@@ -265,7 +272,7 @@ def bar_chart(
         An ``<svg>`` element, or a paragraph that says there is nothing to draw yet.
     """
     if not bars:
-        return '<p class="empty">Nothing to draw yet.</p>'
+        return NOTHING
     low, high = x_range
     left = 10 + max(len(bar.label) for bar in bars) * REGULAR
     right = 14 + max(len(bar.text) for bar in bars) * BOLD
@@ -322,7 +329,7 @@ def arm_lanes(
     events: Sequence[int] = (),
     width: int = 560,
     lane_height: int = 12,
-) -> str:
+) -> Markup:
     """The life of each arm of one edge: colour by level, a dash at each choice, a cross at its end.
 
     Args:
@@ -407,7 +414,7 @@ def whisker_chart(
     lines: Sequence[tuple[float, str]] = (),
     width: int = 1080,
     height: int = 320,
-) -> str:
+) -> Markup:
     """Values with intervals over named places.
 
     Args:
@@ -424,7 +431,7 @@ def whisker_chart(
     """
     values = [y for group in groups for y in _finite([*group.value, *group.low, *group.high])]
     if not values:
-        return '<p class="empty">Nothing to draw yet.</p>'
+        return NOTHING
     values += [y for y, _ in lines]
     low, high = min(values), max(values)
     pad = (high - low) * 0.06 or abs(low) * 0.06 or 1.0

@@ -6,7 +6,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fastbandit.report.axes import BOLD, REGULAR, Axes, drawable, number, tick_labels, ticks
+from markupsafe import Markup
+
+from fastbandit.report.axes import (
+    BOLD,
+    NOTHING,
+    REGULAR,
+    Axes,
+    drawable,
+    number,
+    tick_labels,
+    ticks,
+)
 
 __all__ = ["Cloud", "Strip", "scatter_chart", "strip_chart"]
 
@@ -57,7 +68,7 @@ def _points(cloud: Cloud) -> list[tuple[float, float, str]]:
 
 def strip_chart(
     strips: Sequence[Strip], *, title: str, y_label: str, width: int = 1080, height: int = 360
-) -> str:
+) -> Markup:
     """Every value of each group as a point, their mean as a bar with its interval.
 
     Args:
@@ -71,7 +82,7 @@ def strip_chart(
     """
     values = [y for strip in strips for y in (*strip.values, strip.low, strip.high) if drawable(y)]
     if not values:
-        return '<p class="empty">Nothing to draw yet.</p>'
+        return NOTHING
     axes = Axes(title, _padded(values), width=width, height=height, top=12, bottom=44, right=24)
     step = axes.inner / len(strips)
     axes.begin()
@@ -117,7 +128,7 @@ def scatter_chart(
     y_label: str,
     width: int = 1080,
     height: int = 380,
-) -> str:
+) -> Markup:
     """Points at x and y, a colour for each group, whose names stand at the right.
 
     Args:
@@ -133,7 +144,7 @@ def scatter_chart(
     groups = [(cloud, _points(cloud)) for cloud in clouds]
     groups = [(cloud, points) for cloud, points in groups if points]
     if not groups:
-        return '<p class="empty">Nothing to draw yet.</p>'
+        return NOTHING
     right = 34 + max(len(cloud.name) for cloud, _ in groups) * BOLD
     span = _padded([y for _, points in groups for _, y, _ in points])
     axes = Axes(title, span, width=width, height=height, top=12, bottom=44, right=right)
