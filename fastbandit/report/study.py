@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from fastbandit.report.charts import Points, whisker_chart
-from fastbandit.report.html import Section, document, section
+from fastbandit.report.html import Section, document, render, section
 from fastbandit.report.settings import study_configuration
 from fastbandit.report.tabular import make_tabular
 
@@ -99,8 +99,10 @@ def _simulated(simulated: Mapping[str, Any]) -> list[Section]:
         f"{world['rise']:g}; {number} seeds. Shown is by how much the surviving arms "
         "are better than average ones, in standard deviations of an effect, mean over edges."
     )
-    lead = Markup("<p>{}</p>").format(words)
-    return [("", "", lead), *((name, "", _part(name, rows)) for name, rows in parts.items())]
+    return [
+        ("", "", render("paragraph", words=words)),
+        *((name, "", _part(name, rows)) for name, rows in parts.items()),
+    ]
 
 
 def _real_chart(groups: Sequence[Mapping[str, Any]], kind: str) -> Markup:
