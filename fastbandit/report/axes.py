@@ -19,6 +19,7 @@ __all__ = [
     "Drawing",
     "drawable",
     "number",
+    "padded",
     "tick_labels",
     "ticks",
 ]
@@ -63,6 +64,13 @@ def tick_labels(values: Sequence[float]) -> list[str]:
     if decimals > 4:
         return [f"{value:.1e}" for value in values]
     return [f"{value:.{decimals}f}" for value in values]
+
+
+def padded(values: Sequence[float]) -> tuple[float, float]:
+    """Ends of an axis that holds all values, with some room around them."""
+    low, high = min(values), max(values)
+    pad = (high - low) * 0.06 or abs(low) * 0.06 or 1.0
+    return low - pad, high + pad
 
 
 def _spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -170,6 +178,23 @@ class Axes(Drawing):
         x, y = number(self.left + self.inner / 2), number((self.top + self.floor) / 2)
         self.text("label", x, str(self.height - 6), x_label, MIDDLE)
         self.text("label", "12", y, y_label, f'{MIDDLE} transform="rotate(-90 12 {y})"')
+
+    def marks(self, marks: Sequence[tuple[float, str]]) -> None:
+        """Ticks of the x axis at places in pixels; a text that would lie on another is left out."""
+        end = -math.inf
+        for place, text in marks:
+            x, half = number(place), len(text) * REGULAR / 2
+            self.path("axis", f"M{x} {number(self.floor)}v5")
+            if place - half >= end:
+                end = place + half + 6
+                self.text("tick", x, number(self.floor + 18), text, MIDDLE)
+
+    def whisker(self, style: str, place: float, low: float, high: float, half: float) -> None:
+        """An interval, with caps of ``2 half`` pixels at its ends."""
+        top, bottom = number(self.y(high)), number(self.y(low))
+        cap, wide = f"M{number(place - half)}", number(2 * half)
+        line = f"M{number(place)} {top}V{bottom}{cap} {top}h{wide}{cap} {bottom}h{wide}"
+        self.path(f"line {style}", line)
 
     def spread(self, wanted: Sequence[float]) -> list[float]:
         """Heights of the names at the right, moved apart where they would lie on each other."""
