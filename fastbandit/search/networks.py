@@ -323,13 +323,13 @@ class Networks:
 def finished_network(
     path: Path, config: RetrainConfig, genotype: Genotype
 ) -> dict[str, Any] | None:
-    """The summary of the run there if it is finished and of this configuration."""
-    if not (path / "summary.json").is_file():
-        return None
+    """The summary of the run there if it is finished and of this configuration.
+
+    What cannot be read is none: it is trained again.
+    """
     wanted = to_plain(replace(config.resolve(), genotype_hash=genotype.hash))
     try:
-        # What cannot be read is trained again.
-        return RunFolder(path).result() if RunFolder.read_config(path) == wanted else None
+        return RunFolder(path).stored(wanted)
     except (RunError, FileError):
         return None
 
