@@ -38,6 +38,7 @@ __all__ = [
     "BinarySepConv",
     "PackedConv2d",
     "PackedConvBN",
+    "PackedLayer",
     "PackedSepConv",
     "clamp_latents",
     "latents",
@@ -343,10 +344,14 @@ def clamp_latents(weights: Sequence[Tensor]) -> None:
 # --- Packed ---------------------------------------------------------------------------------------
 
 
-class _Packed(nn.Module):
+class PackedLayer(nn.Module):
     """What the packed layers have in common: 1-bit convolutions as bits and settings, by name.
 
     They have no gradient and are for evaluation only.
+
+    Attributes:
+        settings: of each convolution by name, the arguments of
+            :func:`fastbandit.ops.binary_conv2d`; its words are the buffer ``<name>_bits``.
 
     Raises:
         RuntimeError: in a call, of an input that requires grad, or in training mode.
@@ -354,7 +359,7 @@ class _Packed(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._settings: dict[str, dict[str, Any]] = {}
+        self.settings: dict[str, dict[str, Any]] = {}
         self.training = False
 
     def _keep(self, name: str, conv: BinaryConv2d) -> None:
@@ -362,7 +367,7 @@ class _Packed(nn.Module):
             raise RuntimeError("pack: expected the child, got a layer with full_precision set")
         groups = conv.groups
         self.register_buffer(f"{name}_bits", pack_weight(conv.weight.detach(), groups))
-        self._settings[name] = {
+        self.settings[name] = {
             "channels": conv.weight.shape[0] if groups > 1 else conv.weight.shape[1],
             # One number: only with such does the op take its short way.
             "kernel_size": conv.weight.shape[2],
@@ -390,9 +395,7 @@ class _Packed(nn.Module):
         return packed_signs(x)
 
     def _convolve(self, name: str, bits: Tensor, **more: Any) -> Tensor:
-        return ops.binary_conv2d(
-            bits, getattr(self, f"{name}_bits"), **self._settings[name], **more
-        )
+        return ops.binary_conv2d(bits, getattr(self, f"{name}_bits"), **self.settings[name], **more)
 
     def _scaled(self, name: str, bits: Tensor, dtype: torch.dtype) -> Tensor:
         # A module that was cast to half precision is one with rounded scales.
@@ -408,7 +411,7 @@ def _norm_of(layer: nn.BatchNorm2d) -> nn.BatchNorm2d:
     return copy.deepcopy(layer).eval().requires_grad_(False)
 
 
-class PackedConv2d(_Packed):
+class PackedConv2d(PackedLayer):
     """:class:`BinaryConv2d` for evaluation: bits of the weights, and a scale."""
 
     def __init__(self, layer: BinaryConv2d) -> None:
@@ -420,7 +423,7 @@ class PackedConv2d(_Packed):
         return self._scaled("conv", self._bits(x), result_dtype(x))
 
 
-class PackedConvBN(_Packed):
+class PackedConvBN(PackedLayer):
     """:class:`BinaryConvBN` for evaluation: bits of the weights, a scale and a shift."""
 
     def __init__(self, layer: BinaryConvBN) -> None:
@@ -440,7 +443,7 @@ class PackedConvBN(_Packed):
         return F.relu(y) if self.pre_bn else y
 
 
-class PackedSepConv(_Packed):
+class PackedSepConv(PackedLayer):
     """:class:`BinarySepConv` for evaluation: the map between its two convolutions is bits.
 
     The batch norm between them and the sign after it are an integer threshold for each channel.

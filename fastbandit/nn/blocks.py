@@ -60,7 +60,12 @@ class Signed(nn.Module):
 
     Args:
         sign: they have.
+
+    Attributes:
+        fixed: the weights are the signs times their scale already, as a packed file has them.
     """
+
+    fixed = False
 
     def __init__(self, sign: bool) -> None:
         super().__init__()
@@ -68,7 +73,7 @@ class Signed(nn.Module):
 
     def used(self, weight: Tensor) -> Tensor:
         """What the layer computes with in place of ``weight``."""
-        return sign_weight(weight) if self.sign else weight
+        return sign_weight(weight) if self.sign and not self.fixed else weight
 
     @property
     def signed(self) -> tuple[nn.Parameter, ...]:
