@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fastbandit import export as export
     from fastbandit import genotype as genotype
     from fastbandit import info as info
+    from fastbandit import latency as latency
     from fastbandit import model_code as model_code
     from fastbandit import models as models
     from fastbandit import nn as nn
@@ -52,6 +53,7 @@ _MODULES = (
     "export",
     "genotype",
     "info",
+    "latency",
     "model_code",
     "models",
     "nn",

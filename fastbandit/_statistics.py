@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import statistics
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ __all__ = [
     "mann_whitney",
     "mean_interval",
     "r_squared",
+    "rank_correlation",
     "scipy_stats",
     "smallest_p",
     "spearman",
@@ -307,6 +308,32 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> tuple[float | N
         return None, None
     found = scipy_stats().spearmanr(first, second)
     return float(found.statistic), float(found.pvalue)
+
+
+def rank_correlation(
+    first: Sequence[float], second: Sequence[float], level: float = 0.95
+) -> tuple[float, float, float]:
+    """Spearman's rank correlation and its interval, without SciPy; NaN where one side is constant.
+
+    The interval is Fisher's on the z scale with the standard error sqrt(1.06 / (n - 3)) of Fieller,
+    Hartley and Pearson, "Tests for rank correlation coefficients", Biometrika 1957; the whole range
+    for fewer than four values.
+    """
+    if len(first) < 2 or len(set(first)) < 2 or len(set(second)) < 2:
+        return math.nan, -1.0, 1.0
+    rho = statistics.correlation(_ranks(first), _ranks(second))
+    if len(first) < 4:
+        return rho, -1.0, 1.0
+    quantile = statistics.NormalDist().inv_cdf(0.5 + level / 2)
+    half = quantile * math.sqrt(1.06 / (len(first) - 3))
+    z = math.atanh(min(max(rho, -1 + 1e-12), 1 - 1e-12))
+    return rho, math.tanh(z - half), math.tanh(z + half)
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    """Ranks from 0; equal values share the mean of theirs."""
+    ordered = sorted(values)
+    return [(bisect_left(ordered, one) + bisect_right(ordered, one) - 1) / 2 for one in values]
 
 
 def r_squared(x: Sequence[float], y: Sequence[float]) -> float | None:

@@ -20,10 +20,10 @@ is the arm's index. This module loads nothing but the standard library.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from fastbandit.operations import OPERATIONS
 
@@ -32,9 +32,11 @@ __all__ = [
     "CELL_NAMES",
     "OPERATION_NAMES",
     "SPACES",
+    "Place",
     "SearchSpace",
     "cell_sequence",
     "get",
+    "placements",
     "reduction_cells",
     "widest",
 ]
@@ -320,3 +322,50 @@ def reduction_cells(cells: int) -> tuple[int, ...]:
     if cells < 1:
         raise ValueError(f"reduction_cells: cells: expected >= 1, got {cells}")
     return tuple(sorted({cells // 3, 2 * cells // 3}))
+
+
+class Place(NamedTuple):
+    """Where an operation stands in a network: all that its size and its time depend on.
+
+    Attributes:
+        operation: its name.
+        channels: of its input and its output.
+        stride: 1 or 2.
+        height, width: of its input.
+    """
+
+    operation: str
+    channels: int
+    stride: int
+    height: int
+    width: int
+
+
+def placements(
+    space: SearchSpace, channels: int, size: Sequence[int]
+) -> Iterator[tuple[int, int, Place]]:
+    """Row, arm and place of every operation on every edge of the chain of ``space.cells`` cells.
+
+    A type of cell may be in the chain several times; its rows then come as often.
+
+    Args:
+        channels: C of the first cell.
+        size: height and width of the images.
+    """
+    height, width = size
+    reductions = reduction_cells(space.cells)
+    kinds = cell_sequence(space.cells, space.cell_types, inputs=space.inputs, reductions=reductions)
+    if space.cells == space.cell_types:
+        kinds = tuple(range(space.cells))
+    for cell, kind in enumerate(kinds):
+        before = (height, width)
+        stride = 2 if cell in reductions else 1
+        channels *= stride
+        height, width = -(-height // stride), -(-width // stride)
+        for edge, (source, _) in enumerate(space.edges):
+            # The inputs of the cell have the size from before the reduction.
+            first = source < space.inputs
+            area = before if first else (height, width)
+            for arm, name in enumerate(space.operations):
+                place = Place(name, channels, stride if first else 1, *area)
+                yield space.row(kind, edge), arm, place

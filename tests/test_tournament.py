@@ -13,6 +13,7 @@ from _tiny import TINY
 from _tiny import tiny as smallest
 
 from fastbandit import space
+from fastbandit._statistics import rank_correlation
 from fastbandit.bandit import replay
 from fastbandit.config import ConfigError, merge
 from fastbandit.data import load
@@ -23,7 +24,7 @@ from fastbandit.runs.tensors import RunError
 from fastbandit.search import SearchConfig, dry_run, main, search, tournament
 from fastbandit.search import __main__ as search_main
 from fastbandit.search.adversarial import Adversarial
-from fastbandit.search.prepared import Prepared, rank_correlation
+from fastbandit.search.prepared import Prepared
 from fastbandit.search.tournament import genotype_of, judge
 from fastbandit.training import paths as training_paths
 from fastbandit.training.overfitting import Verdict

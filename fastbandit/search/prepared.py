@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastbandit._statistics import rank_correlation
 from fastbandit.runs.cost import COUNTS, EpochTimer
 from fastbandit.runs.environment import derive_seed
 from fastbandit.runs.processes import Workers
@@ -45,33 +46,7 @@ from fastbandit.search.trial import Path, PathResult, TrialResult
 from fastbandit.training import Cost, Engine, train_paths
 from fastbandit.training.overfitting import MOST_STEPS
 
-__all__ = ["Prepared", "rank_correlation"]
-
-
-def rank_correlation(
-    first: Sequence[float], second: Sequence[float], level: float = 0.95
-) -> tuple[float, float, float]:
-    """Spearman's rank correlation and its interval; NaN where one side does not vary.
-
-    The interval is Fisher's on the z scale with the standard error sqrt(1.06 / (n - 3)) of Fieller,
-    Hartley and Pearson, "Tests for rank correlation coefficients", Biometrika 1957; the whole range
-    for fewer than four values.
-    """
-    ranks = torch.stack([_ranks(torch.tensor(v, dtype=torch.float64)) for v in (first, second)])
-    rho = float(torch.corrcoef(ranks)[0, 1]) if len(first) > 1 else math.nan
-    if len(first) < 4 or math.isnan(rho):
-        return rho, -1.0, 1.0
-    quantile = float(torch.special.ndtri(torch.tensor(0.5 + level / 2, dtype=torch.float64)))
-    half = quantile * math.sqrt(1.06 / (len(first) - 3))
-    z = math.atanh(min(max(rho, -1 + 1e-12), 1 - 1e-12))
-    return rho, math.tanh(z - half), math.tanh(z + half)
-
-
-def _ranks(values: Tensor) -> Tensor:
-    """Ranks from 0; equal values share the mean of theirs."""
-    below = (values.unsqueeze(0) < values.unsqueeze(1)).sum(1)
-    equal = (values.unsqueeze(0) == values.unsqueeze(1)).sum(1)
-    return below.double() + 0.5 * (equal.double() - 1.0)
+__all__ = ["Prepared"]
 
 
 class Prepared(Adversarial):

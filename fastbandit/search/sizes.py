@@ -23,7 +23,7 @@ from fastbandit.models import multiply_adds
 from fastbandit.nn.network import Network
 from fastbandit.nn.operations import make
 from fastbandit.operations import OperationOptions
-from fastbandit.space import SearchSpace, cell_sequence, reduction_cells
+from fastbandit.space import Place, SearchSpace, placements, reduction_cells
 
 if TYPE_CHECKING:
     from fastbandit.search.config import SearchConfig
@@ -263,30 +263,12 @@ def _table(
     count: Callable[[nn.Module, tuple[int, ...]], int],
 ) -> Tensor:
     """``count`` of every operation on every edge, with the shape of its input, [rows, arms]."""
-    known: dict[tuple[str, int, int, tuple[int, ...]], int] = {}
-    reductions = reduction_cells(searched.cells)
-    height, width = size
-    # A type of cell may be in the chain several times.
+    known: dict[Place, int] = {}
     found = torch.zeros(searched.rows, searched.arms, dtype=torch.int64)
-    kinds = cell_sequence(
-        searched.cells, searched.cell_types, inputs=searched.inputs, reductions=reductions
-    )
-    if searched.cells == searched.cell_types:
-        kinds = tuple(range(searched.cells))
-    for cell, kind in enumerate(kinds):
-        before = (height, width)
-        stride = 2 if cell in reductions else 1
-        channels *= stride
-        height, width = -(-height // stride), -(-width // stride)
-        for edge, (source, _) in enumerate(searched.edges):
-            # The inputs of the cell have the size from before the reduction.
-            first = source < searched.inputs
-            area = before if first else (height, width)
-            for arm, name in enumerate(searched.operations):
-                key = (name, channels, stride if first else 1, area)
-                if key not in known:
-                    with torch.random.fork_rng(devices=[]):
-                        module = make(*key[:3], options=options)
-                    known[key] = count(module, (channels, *area))
-                found[searched.row(kind, edge), arm] += known[key]
+    for row, arm, place in placements(searched, channels, size):
+        if place not in known:
+            with torch.random.fork_rng(devices=[]):
+                module = make(place.operation, place.channels, place.stride, options=options)
+            known[place] = count(module, (place.channels, place.height, place.width))
+        found[row, arm] += known[place]
     return found
