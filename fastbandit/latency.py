@@ -136,10 +136,10 @@ class Subject:
             }
         )
 
-    def network(self, choice: Sequence[int]) -> Network:
-        """The network of a path, all edges kept, with fresh weights."""
+    def build(self, genotype: Genotype) -> Network:
+        """The network of a genotype of the space, with fresh weights."""
         return Network(
-            Genotype.from_choices(self.space, choice, options=self.options),
+            genotype,
             in_channels=self.shape[0],
             classes=self.classes,
             channels=self.channels,
@@ -424,7 +424,10 @@ def measure_table(subject: Subject, conditions: Conditions | None = None) -> Lat
     edges = table.edges(space, subject.channels, size)
     sums = [int(edges[torch.arange(space.rows), choice].sum()) for choice in choices]
     with torch.random.fork_rng(devices=[]):
-        networks = [subject.network(choice.tolist()) for choice in choices]
+        networks = [
+            subject.build(Genotype.from_choices(space, choice.tolist(), options=subject.options))
+            for choice in choices
+        ]
     measured = measure_networks(networks, subject.shape, conditions)
     # Below 0 only where the clock is far too coarse.
     base = max(0, round(statistics.median(map(operator.sub, measured, sums))))

@@ -88,6 +88,8 @@ def test_budgets_that_exclude_each_other_are_refused():
         tiny(macs="3k:2k")
     with pytest.raises(ConfigError, match=r"^parameters, macs: expected a budget of one of them"):
         tiny(macs="1:2", parameters="1:2")
+    with pytest.raises(ConfigError, match=r"^macs, latency: expected a budget of one of them"):
+        tiny(macs="1:2", latency="1:2")
     with pytest.raises(ConfigError, match=r"^macs: expected edges_per_node all, .*; got 1$"):
         tiny(macs="1:2", edges_per_node="1")
     config = tiny(parameters="10:20")

@@ -114,7 +114,8 @@ def _arms(found: Mapping[str, Any]) -> str:
         )
     chart = strip_chart(strips, title="robust accuracy of each arm", y_label="robust accuracy, %")
     heads = ["arm", "networks", "clean, %", "robust, %", "95 % interval", "sd", "parameters"]
-    heads += ["MACs", "R2 of size"]
+    latency = "latency_table_ms" in found["arms"][0]
+    heads += ["MACs", *["ms, by the table"] * latency, "R2 of size"]
     rows = [
         [
             _NAMES[arm["name"]],
@@ -127,6 +128,7 @@ def _arms(found: Mapping[str, Any]) -> str:
             else f"{100 * arm['robust_accuracy']['sd']:.2f}",
             f"{arm['parameters']:,.0f}",
             f"{arm['macs']:,.0f}",
+            *[f"{arm['latency_table_ms']:.3f}" for _ in range(latency)],
             _share(arm["size_r_squared"]),
         ]
         for arm in found["arms"]
@@ -173,8 +175,9 @@ def _size(found: Mapping[str, Any]) -> str:
 
 
 def _networks(found: Mapping[str, Any]) -> str:
-    heads = ["arm", "network", "genotype", "parameters", "MACs", "clean, %", "robust, %"]
-    heads += ["each training, %"]
+    latency = "latency_table_ms" in found["networks"][0]
+    heads = ["arm", "network", "genotype", "parameters", "MACs", *["ms, by the table"] * latency]
+    heads += ["clean, %", "robust, %", "each training, %"]
     rows = [
         [
             _NAMES[one["arm"]],
@@ -182,6 +185,7 @@ def _networks(found: Mapping[str, Any]) -> str:
             one["genotype"][:12],
             f"{one['parameters']:,}",
             f"{one['macs']:,}",
+            *[f"{one['latency_table_ms']:.3f}" for _ in range(latency)],
             f"{100 * one['clean_accuracy']:.2f}",
             f"{100 * one['robust_accuracy']:.2f}",
             ", ".join(f"{100 * value:.2f}" for value in one["robust_accuracies"]),

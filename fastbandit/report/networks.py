@@ -34,6 +34,8 @@ class Trained:
     seconds: float | None
     folder: str
     genotype: str
+    latency: float | None = None
+    latency_table: float | None = None
 
 
 def _trained(row: Any) -> Trained | None:
@@ -55,6 +57,8 @@ def _trained(row: Any) -> Trained | None:
         finite(row.get("seconds_total")),
         as_text(row.get("folder") or ""),
         as_text(row.get("genotype_hash") or ""),
+        finite(row.get("latency_ms")),
+        finite(row.get("latency_table_ms")),
     )
 
 
@@ -99,6 +103,8 @@ def networks(run: Run) -> str:
         attacks=dict.fromkeys(one.attack for one in rows if one.attack),
         finished=run.finished,
         name=network_name,
+        latency=any(one.latency is not None for one in rows),
+        milliseconds=lambda value: "not recorded" if value is None else f"{value:.3g}",
     )
     source = f"summary.json, {FOLDER}/"
     return run_section(run, "networks", "Trained from scratch", body, source)

@@ -45,6 +45,7 @@ class _Entry:
     clean: float
     images: int | None
     genotype: str
+    latency: float | None = None
 
     @property
     def note(self) -> str:
@@ -71,6 +72,7 @@ def _entry(number: int, value: Any) -> _Entry | None:
         clean,
         count(get(rungs[-1], "n")),
         as_text(get(value, "genotype_hash") or "")[:12],
+        finite(get(value, "latency_ms")),
     )
 
 
@@ -113,7 +115,7 @@ def _chart(entries: list[_Entry]) -> str:
     )
 
 
-def _row(one: _Entry, rungs: int, winner: bool) -> list[str | Markup]:
+def _row(one: _Entry, rungs: int, winner: bool, latency: bool) -> list[str | Markup]:
     name: str | Markup = str(one.number + 1)
     if winner:
         name = Markup("<b>{}, the winner</b>").format(name)
@@ -122,7 +124,10 @@ def _row(one: _Entry, rungs: int, winner: bool) -> list[str | Markup]:
         interval(one.robust[-1], one.images)
     )
     cells += [""] * (rungs - len(cells))
-    return [name, one.origin[0], f"{one.parameters:,}", *cells, percent(one.clean), one.genotype]
+    size = [f"{one.parameters:,}"]
+    if latency:
+        size.append("" if one.latency is None else f"{one.latency:.3g}")
+    return [name, one.origin[0], *size, *cells, percent(one.clean), one.genotype]
 
 
 def tournament(run: Run) -> str:
@@ -140,6 +145,7 @@ def tournament(run: Run) -> str:
     held = max((len(one.robust) for one in entries), default=0)
     epochs = [get(rungs[i], "epochs") if i < len(rungs) else "?" for i in range(held)]
     winner = count(get(found, "winner"))
+    latency = any(one.latency is not None for one in entries)
     body = render(
         "tournament",
         check=check,
@@ -147,10 +153,11 @@ def tournament(run: Run) -> str:
         chart=Markup(wide(_chart(entries))),
         heads=[
             *("candidate", "from", "parameters"),
+            *["ms"] * latency,
             *(f"robust, rung {i + 1} ({as_text(e)} epochs)" for i, e in enumerate(epochs)),
             *("clean, last rung", "genotype"),
         ],
-        rows=[_row(one, held, one.number == winner) for one in entries],
+        rows=[_row(one, held, one.number == winner, latency) for one in entries],
         seconds=finite(get(found, "cost", "seconds_total")),
         attack=get(found, "attack"),
     )

@@ -205,21 +205,42 @@ def _network_table(summary: dict[str, Any]) -> list[str]:
     if not rows:
         return []
     first = rows[0]
+    latency = "latency_ms" in first
     lines = [
         f"{'trained from scratch, ' + str(first['epochs']) + ' epochs each':<34}"
-        f"{'parameters':>12}{'clean':>10}{'robust':>10}   {first['split']} images, "
+        f"{'parameters':>12}{'ms (table)' if latency else '':>{18 * latency}}"
+        f"{'clean':>10}{'robust':>10}   {first['split']} images, "
         f"n = {first['n']}"
     ]
     for row in sorted(rows, key=lambda row: row["name"] == REFERENCE):
         lines.append(
-            f"  {network_name(row['name']):<32}{row['parameters']:>12,}"
+            f"  {network_name(row['name']):<32}{row['parameters']:>12,}{_latency(row)}"
             f"{100 * row['clean_accuracy']:>8.2f} %{100 * row['robust_accuracy']:>8.2f} %"
         )
     chance = f"{100 * summary['chance']:>8.2f} %"
-    lines.append(f"  {'chance (the most frequent class)':<32}{'':>12}{chance}{chance}")
+    blank = f"{'':>{12 + 18 * latency}}"
+    lines.append(f"  {'chance (the most frequent class)':<32}{blank}{chance}{chance}")
+    if latency:
+        lines.append(f"  ({_about_latency(summary['latency'])})")
     if summary.get("largest_parameters") is not None:
         lines.append(f"  {'largest network of the space':<32}{summary['largest_parameters']:>12,}")
     return lines
+
+
+def _latency(row: dict[str, Any]) -> str:
+    if "latency_ms" not in row:
+        return ""
+    text = f"{row['latency_ms']:.3g} ({row['latency_table_ms']:.3g})"
+    return f"{text:>18}"
+
+
+def _about_latency(facts: dict[str, Any]) -> str:
+    rank = facts["rank_correlation"]
+    return (
+        f"ms: measured, batch {facts['batch_size']}, threads {facts['threads']}, "
+        f"{facts['machine']['device']}; the budget holds the table's, whose rank correlation with "
+        f"{facts['networks']} whole networks is {'unknown' if rank is None else f'{rank:.2f}'}"
+    )
 
 
 _COMMAND = SearchCommand()

@@ -12,6 +12,7 @@ from fastbandit.bandit import POLICIES, AntiBandit, BanditSettings
 from fastbandit.bandit.budget import SizeBudget
 from fastbandit.childparent import ChildParent
 from fastbandit.config import LATER, POSITIVE, SEED, SHARE, ConfigError, Radius, Range, at_least
+from fastbandit.latency import Conditions
 from fastbandit.runs.environment import derive_seed
 from fastbandit.runs.session import resolve_device
 from fastbandit.runs.training import TrainingConfig
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from fastbandit.data import DataSource
     from fastbandit.search.sizes import Budget, Sizes
 
-__all__ = ["PRESETS", "AttackConfig", "FinalConfig", "SearchConfig"]
+__all__ = ["PRESETS", "AttackConfig", "FinalConfig", "SearchConfig", "TimingConfig"]
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,26 @@ class FinalConfig:
     what the search has to beat"""
 
 
-_CP, _BINARY = CpConfig(), BinaryConfig()
+@dataclass(frozen=True)
+class TimingConfig:
+    """How latency is measured, for a budget of it."""
+
+    batch_size: Annotated[int, at_least(1)] = 1
+    """images at a time"""
+    threads: Annotated[int, at_least(1)] = 1
+    """CPU threads"""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1, ...: where the networks are to run, whatever device the search has"""
+    table: tuple[str, ...] = ()
+    """the measured times, a line for each operation at each place of a network; empty: those of
+    this machine, which are measured once and kept. A run's config.yaml holds them"""
+
+    def conditions(self) -> Conditions:
+        """How the table is measured."""
+        return Conditions(self.batch_size, self.threads, self.device)
+
+
+_CP, _BINARY, _TIMING = CpConfig(), BinaryConfig(), TimingConfig()
 _SUPERNET, _ALONE = SupernetConfig(), AloneConfig()
 
 
@@ -129,7 +149,11 @@ class SearchConfig(BinarySettings, TrainingConfig):
     """budget of parameters, LOW:HIGH, such as 40k:60k, :60k or 1.5M:; every path that the bandit
     draws, the network found and every random network is within it"""
     macs: Annotated[str | None, LATER] = None
-    """the same for multiply-adds of one image; a search has one budget of the two"""
+    """the same for multiply-adds of one image; a search has one budget of the three"""
+    latency: Annotated[str | None, LATER] = None
+    """the same for milliseconds on this machine, such as 1.5:2.5 or :4, of a network in evaluation
+    mode; of paths they are added up from a measured table"""
+    timing: Annotated[TimingConfig, LATER] = _TIMING
     attack: AttackConfig = field(default_factory=AttackConfig)
     bandit: BanditSettings = field(default_factory=BanditSettings)
     final: FinalConfig = field(default_factory=FinalConfig)
@@ -188,8 +212,10 @@ class SearchConfig(BinarySettings, TrainingConfig):
 
     @property
     def budgeted(self) -> str:
-        """What the budget is one of: ``parameters``, ``macs``, or an empty string."""
-        return "parameters" if self.parameters is not None else "macs" if self.macs else ""
+        """What the budget is one of: ``parameters``, ``macs``, ``latency``, or an empty string."""
+        if self.parameters is not None:
+            return "parameters"
+        return "macs" if self.macs else "latency" if self.latency is not None else ""
 
     def budget(self) -> Budget | None:
         """The budget of sizes; None where there is none.
@@ -200,15 +226,13 @@ class SearchConfig(BinarySettings, TrainingConfig):
         """
         from fastbandit.search.sizes import Budget
 
-        found = [
-            Budget.parse(text, name)
-            for name, text in (("parameters", self.parameters), ("macs", self.macs))
-            if text is not None
-        ]
+        every = {"parameters": self.parameters, "macs": self.macs, "latency": self.latency}
+        given = {name: text for name, text in every.items() if text is not None}
+        found = [Budget.parse(text, name) for name, text in given.items()]
         if len(found) > 1:
             raise ConfigError(
-                f"parameters, macs: expected a budget of one of them, got {self.parameters!r} and "
-                f"{self.macs!r}"
+                f"{', '.join(given)}: expected a budget of one of them, got "
+                f"{' and '.join(map(repr, given.values()))}"
             )
         return found[0] if found else None
 
@@ -228,8 +252,11 @@ class SearchConfig(BinarySettings, TrainingConfig):
 
         try:
             return _size_budget(Sizes.of_search(self, source), self.budgeted, budget.ends())
+        except ConfigError:
+            raise
         except ValueError as error:
-            raise ConfigError(f"{self.budgeted}: {error}") from None
+            unit = " nanoseconds" if self.budgeted == "latency" else ""
+            raise ConfigError(f"{self.budgeted}: {error}{unit}") from None
 
     def make_bandit(self, source: DataSource | None = None) -> AntiBandit | ChildParent:
         """The bandit of this search: a row for each edge of each cell, an arm an operation.
@@ -299,9 +326,7 @@ class SearchConfig(BinarySettings, TrainingConfig):
 @cache
 def _size_budget(sizes: Sizes, kind: str, ends: tuple[float, float]) -> SizeBudget:
     """Made once: thousands of paths are drawn within it."""
-    if kind == "parameters":
-        return SizeBudget(sizes.parameters, sizes.base_parameters, ends)
-    return SizeBudget(sizes.macs, sizes.base_macs, ends)
+    return SizeBudget(sizes.costs(kind), sizes.base(kind), ends)
 
 
 # What each preset changes. Learning rates, batches and radii are those of the paper's authors as

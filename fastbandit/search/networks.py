@@ -28,7 +28,7 @@ from fastbandit.runs.environment import derive_seed
 from fastbandit.runs.folder import RunFolder
 from fastbandit.runs.session import Session
 from fastbandit.runs.tensors import RunError
-from fastbandit.search.sizes import edge_parameters, edges_of
+from fastbandit.search.sizes import edge_parameters, edges_of, measured
 
 if TYPE_CHECKING:
     from fastbandit.search.config import SearchConfig
@@ -266,6 +266,8 @@ class Networks:
             summary = finished_network(path, config, genotype)
         summary = session.broadcast(summary)
         fresh = summary is None
+        # Before it is trained: nothing else of this search computes now.
+        latency = session.broadcast(measured(self.config, self.source, [genotype])[0])
         if summary is None:
             _, summary = retrain(
                 config,
@@ -277,13 +279,13 @@ class Networks:
                 source=self.source,
                 genotype=genotype,
             )
-        row = network_row(name, summary)
+        row = network_row(name, summary) | latency
         if fresh:
             session.progress.line(
                 f"{network_name(name)}, trained from scratch: {row['parameters']:,} parameters, "
-                f"{row['split']} images clean {100 * row['clean_accuracy']:.1f} %, robust "
-                f"{100 * row['robust_accuracy']:.1f} % (chance "
-                f"{100 * chance(self.source, self.config):.1f} %)"
+                f"{latency_words(row)}{row['split']} images clean "
+                f"{100 * row['clean_accuracy']:.1f} %, robust "
+                f"{100 * row['robust_accuracy']:.1f} % (chance {100 * chance(self.source, self.config):.1f} %)"
             )
         self.rows.append(row)
 
@@ -300,6 +302,13 @@ def finished_network(
         return RunFolder(path).result() if RunFolder.read_config(path) == wanted else None
     except (RunError, FileError):
         return None
+
+
+def latency_words(row: Mapping[str, Any]) -> str:
+    """The latency of a network, with a comma behind it; nothing where none was measured."""
+    if "latency_ms" not in row:
+        return ""
+    return f"{row['latency_ms']:.3g} ms (table {row['latency_table_ms']:.3g}), "
 
 
 def network_row(name: str, summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from fastbandit.runs.processes import Workers
 from fastbandit.runs.tensors import RunError, save_tensors
 from fastbandit.search.binary import explained
 from fastbandit.search.networks import Networks, chance
-from fastbandit.search.sizes import Sizes
+from fastbandit.search.sizes import Sizes, table_of_search
 from fastbandit.search.tournament import clear, run_tournament
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def finish(current: SearchRun, networks: Networks, workers: Workers) -> dict[str
     networks.train_found(genotype)
     if folder is None:
         return session.finish(None)
+    table = table_of_search(config, setup.source)
     peak_memory = max(current.peak_memory, peak_memory_mb(setup.device))
     summary = {
         "status": "finished",
@@ -106,6 +107,7 @@ def finish(current: SearchRun, networks: Networks, workers: Workers) -> dict[str
         "networks": networks.rows,
         "chance": chance(setup.source, config),
         "largest_parameters": _largest(config, setup.source),
+        **({} if table is None else {"latency": table.facts()}),
         **measured,
         "cost": cost_summary(
             current.cost,

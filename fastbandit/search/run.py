@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from fastbandit.search.loop import MakeTrial, SearchRun
 from fastbandit.search.networks import FOLDER, Networks
 from fastbandit.search.prepared import Prepared
 from fastbandit.search.setup import Setup, build
+from fastbandit.search.sizes import LATENCY, table_of_search, timed
 from fastbandit.search.tournament import FILE
 from fastbandit.training import Graphs
 
@@ -83,8 +85,14 @@ def search(
         OSError: a file could not be written; the run goes on from its last checkpoint.
     """
     config = config.resolve()
-    session = Session(config, group=group, callbacks=callbacks)
     check_group_device(config.device, group)
+    if group is None or group.rank == 0:
+        config = timed(config, source)
+    if group is not None and config.budgeted == LATENCY:
+        # One process measures; all of them draw by its table.
+        lines, _ = group.broadcast(list(config.timing.table), {})
+        config = replace(config, timing=replace(config.timing, table=tuple(lines)))
+    session = Session(config, group=group, callbacks=callbacks)
     if config.final.tournament and group is not None:
         raise ConfigError(
             f"final.tournament: expected 0 on {group.size} processes that train one network "
@@ -141,6 +149,9 @@ def _search(setup: Setup, session: Session, trial: MakeTrial, workers: Workers) 
         current.cost.add_seconds("setup", seconds)
 
     resumed = session.resume(current, device=setup.device, splits=setup.splits, begin=begin)
+    table = table_of_search(config, setup.source)
+    if table is not None:
+        progress.line(str(table))
     networks = Networks(session, setup.source)
     networks.train_reference()
     bandit = current.bandit

@@ -1,15 +1,16 @@
-"""What each operation adds to a network, in parameters and in MACs, and budgets of either.
+"""What each operation adds to a network, in parameters, MACs and latency, and budgets of them.
 
 The size of a network is that of what all networks of a search have (stem, preprocessing,
 classifier) and, edge by edge, that of the operation chosen. Both are counted on the modules
 themselves: :meth:`Sizes.of` is what ``Network`` and :func:`fastbandit.models.multiply_adds` give.
+Latencies are those of a measured table (:mod:`fastbandit.latency`), in nanoseconds.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,8 +18,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastbandit.config import ConfigError
 from fastbandit.data import DataSource, load
 from fastbandit.genotype import Genotype
+from fastbandit.latency import LatencyTable, Subject, measure_networks, table_of
 from fastbandit.models import multiply_adds
 from fastbandit.nn.network import Network
 from fastbandit.nn.operations import make
@@ -28,7 +31,24 @@ from fastbandit.space import Place, SearchSpace, placements, reduction_cells
 if TYPE_CHECKING:
     from fastbandit.search.config import SearchConfig
 
-__all__ = ["Budget", "Images", "Size", "Sizes", "edge_parameters", "edges_of", "stages"]
+__all__ = [
+    "LATENCY",
+    "MACS",
+    "PARAMETERS",
+    "Budget",
+    "Images",
+    "Size",
+    "Sizes",
+    "edge_parameters",
+    "edges_of",
+    "measured",
+    "stages",
+    "table_of_search",
+    "timed",
+]
+
+#: What a budget is of: names of settings.
+PARAMETERS, MACS, LATENCY = "parameters", "macs", "latency"
 
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)([kMG]?)")
 _SUFFIXES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
@@ -59,19 +79,25 @@ class Budget:
 
         Args:
             text: whole numbers, with the suffixes k, M and G for 10^3, 10^6 and 10^9; one side may
-                be empty.
-            where: the name of the setting, for the message of an error.
+                be empty. A latency is in milliseconds, without suffix, and may have a fraction; the
+                budget is then in nanoseconds.
+            where: the name of the setting, which decides the unit and is in the message of an
+                error.
 
         Raises:
             ValueError: another text, a fraction of one, or a high end below the low one.
         """
         parts = text.split(":")
-        ends = [_whole(part) for part in parts]
+        latency = where == LATENCY
+        ends = [_milliseconds(part) if latency else _whole(part) for part in parts]
         unread = any(part and end is None for part, end in zip(parts, ends, strict=True))
         if len(parts) != 2 or unread or ends == [None, None]:
+            kind, such = "whole numbers", "40k:60k, :60k or 1.5M:"
+            if latency:
+                kind, such = "milliseconds", "1.5:2.5, :2.5 or 1.5:"
             raise ValueError(
-                f"{where}: expected LOW:HIGH, whole numbers of which one may be missing, such as "
-                f"40k:60k, :60k or 1.5M:, got {text!r}"
+                f"{where}: expected LOW:HIGH, {kind} of which one may be missing, such as {such}, "
+                f"got {text!r}"
             )
         if ends[1] is not None and ends[1] < (ends[0] or 0):
             raise ValueError(
@@ -101,6 +127,14 @@ def _whole(text: str) -> int | None:
     return int(value) if value == int(value) else None
 
 
+def _milliseconds(text: str) -> int | None:
+    """Milliseconds as whole nanoseconds; None for anything else."""
+    found = _NUMBER.fullmatch(text)
+    if found is None or found[2]:
+        return None
+    return round(Decimal(found[1]) * 10**6)
+
+
 class Images(NamedTuple):
     """What of the data decides the size of a network."""
 
@@ -122,10 +156,11 @@ def _images_named(data: str, image_size: int | None, image_color: str | None) ->
 
 
 class Size(NamedTuple):
-    """The size of a network."""
+    """The size of a network; its latency by the table in nanoseconds, where there is one."""
 
     parameters: int
     macs: int
+    latency: int | None = None
 
 
 def stages(searched: SearchSpace) -> list[int]:
@@ -150,13 +185,19 @@ class Sizes:
         channels: C of the first cell.
         options: how operations with variants are built.
         images: what the networks classify.
+        table: how long operations take; None: nobody asks for latencies.
     """
 
     def __init__(
-        self, searched: SearchSpace, channels: int, options: OperationOptions, images: Images
+        self,
+        searched: SearchSpace,
+        channels: int,
+        options: OperationOptions,
+        images: Images,
+        table: LatencyTable | None = None,
     ) -> None:
         self.searched, self.channels, self.options = searched, channels, options
-        self.images = images
+        self.images, self.table = images, table
 
     @classmethod
     def of_search(cls, config: SearchConfig, source: DataSource | None = None) -> Sizes:
@@ -164,13 +205,33 @@ class Sizes:
 
         Args:
             source: its images; None: those that ``config.data`` names, which are loaded.
+
+        Raises:
+            ConfigError: its table of latencies is one of other networks.
         """
         return _sizes(
             config.search_space(),
             config.init_channels,
             OperationOptions.of(config),
             Images.of(config, source),
+            table_of_search(config, source),
         )
+
+    def costs(self, unit: str) -> Tensor:
+        """What each operation adds on each edge, int64 [rows, arms].
+
+        Args:
+            unit: ``parameters``, ``macs`` or ``latency``.
+        """
+        found = {PARAMETERS: "parameters", MACS: "macs", LATENCY: "latencies"}[unit]
+        costs: Tensor = getattr(self, found)
+        return costs
+
+    def base(self, unit: str) -> int:
+        """What all networks have, in the unit of :meth:`costs`."""
+        if unit == LATENCY:
+            return self._table.base
+        return self.base_parameters if unit == PARAMETERS else self.base_macs
 
     # --- [rows, arms] ---------------------------------------------------------------------------
 
@@ -189,6 +250,17 @@ class Sizes:
             self.images.shape[1:],
             multiply_adds,
         )
+
+    @cached_property
+    def latencies(self) -> Tensor:
+        """Nanoseconds of each operation on each edge, int64 [rows, arms]."""
+        return self._table.edges(self.searched, self.channels, self.images.shape[1:])
+
+    @property
+    def _table(self) -> LatencyTable:
+        if self.table is None:
+            raise ValueError("latency: expected a table of latencies (timing.table), got none")
+        return self.table
 
     # --- the rest -------------------------------------------------------------------------------
 
@@ -224,14 +296,79 @@ class Sizes:
 
     def of(self, genotype: Genotype) -> Size:
         """The size of a genotype's network; its edges may be some of those of the space."""
+        latency = None
+        if self.table is not None:
+            latency = self.table.base + edges_of(genotype, self.searched, self.latencies)
         return Size(
             self.base_parameters + edges_of(genotype, self.searched, self.parameters),
             self.base_macs + edges_of(genotype, self.searched, self.macs),
+            latency,
         )
 
 
 # What is counted once serves all networks of a search.
 _sizes = cache(Sizes)
+_parsed = cache(LatencyTable.parse)
+
+
+def _subject(config: SearchConfig, source: DataSource | None) -> Subject:
+    images = Images.of(config, source)
+    return Subject(
+        config.search_space(),
+        config.init_channels,
+        OperationOptions.of(config),
+        images.shape,
+        images.classes,
+    )
+
+
+def table_of_search(config: SearchConfig, source: DataSource | None = None) -> LatencyTable | None:
+    """The table that the settings hold, or this machine's; None where no latency is asked for.
+
+    Raises:
+        ConfigError: it cannot be read, or is one of other networks.
+    """
+    if config.budgeted != LATENCY:
+        return None
+    if not config.timing.table:
+        return table_of(_subject(config, source), config.timing.conditions())
+    try:
+        table = _parsed(config.timing.table)
+        table.check_subject(_subject(config, source), config.timing.conditions())
+    except ValueError as error:
+        raise ConfigError(f"timing.table: {error}") from None
+    return table
+
+
+def timed(config: SearchConfig, source: DataSource | None = None) -> SearchConfig:
+    """The settings with the table of this machine, where a budget of latency needs one.
+
+    A table that they hold stays, so that a run that goes on draws what it would have drawn.
+    """
+    table = table_of_search(config, source)
+    if table is None or config.timing.table:
+        return config
+    return replace(config, timing=replace(config.timing, table=table.lines()))
+
+
+def measured(
+    config: SearchConfig, source: DataSource, genotypes: Sequence[Genotype]
+) -> list[dict[str, float]]:
+    """What a result says of the latencies of networks: measured whole, and by the table.
+
+    The budget holds the latter, which does not change from one run to the next. Nothing where
+    latency is not the budget.
+    """
+    if config.budgeted != LATENCY:
+        return [{} for _ in genotypes]
+    sizes, subject = Sizes.of_search(config, source), _subject(config, source)
+    networks = [subject.build(genotype) for genotype in genotypes]
+    whole = measure_networks(networks, subject.shape, config.timing.conditions())
+    by_table = [sizes.of(genotype).latency for genotype in genotypes]
+    return [
+        {"latency_ms": own / 1e6, "latency_table_ms": (added or 0) / 1e6}
+        for own, added in zip(whole, by_table, strict=True)
+    ]
 
 
 def edge_parameters(searched: SearchSpace, channels: int, options: OperationOptions) -> Tensor:

@@ -37,10 +37,11 @@ from fastbandit.runs.session import Session
 from fastbandit.search.networks import (
     FOLDER,
     finished_network,
+    latency_words,
     random_choice,
     retrain_config,
 )
-from fastbandit.search.sizes import Sizes, stages
+from fastbandit.search.sizes import Sizes, measured, stages
 
 if TYPE_CHECKING:
     from fastbandit.search.config import SearchConfig
@@ -223,6 +224,9 @@ def _train(
     """Train candidates for a rung and enter what is found; those of the first rung are new."""
     config: SearchConfig = session.config
     numbers: list[int] = []
+    genotypes = [genotype_of(config, one.choice) for one in new if isinstance(one, Candidate)]
+    # Before they are trained, on all cores.
+    found_latencies = iter(measured(config, source, genotypes))
     for one in new:
         if isinstance(one, Candidate):
             genotype = genotype_of(config, one.choice)
@@ -234,6 +238,7 @@ def _train(
                     "genotype_hash": genotype.hash,
                     "choice": list(one.choice),
                     "rungs": [],
+                    **next(found_latencies),
                 }
             )
         else:
@@ -261,8 +266,9 @@ def _train(
             found["reward"] = reward_of(config, found)
             update(
                 sum(len(entries[number]["rungs"]) > rung for number in numbers),
-                f"network {entry['number'] + 1} ({entry['origin']}, {entry['parameters']:,} "
-                f"parameters)  clean {100 * found['clean_accuracy']:.1f} %  robust "
+                f"network {entry['number'] + 1} ({entry['origin']}, {latency_words(entry)}"
+                f"{entry['parameters']:,} parameters)  clean "
+                f"{100 * found['clean_accuracy']:.1f} %  robust "
                 f"{100 * found['robust_accuracy']:.1f} %",
             )
 

@@ -193,14 +193,12 @@ class Chance:
     def largest(self) -> Genotype:
         """The largest network; within the budget, if there is one, and then in its unit."""
         budget = self.config.budget()
-        table = self.sizes.macs if self.config.budgeted == "macs" else self.sizes.parameters
+        unit = self.config.budgeted or "parameters"
+        table = self.sizes.costs(unit)
         if budget is None or budget.high is None:
             return self.genotype(table.argmax(1).tolist(), table.amax(1).double().tolist())
         # A budget asks for all edges, so a size is that of its edges and the rest.
-        base = (
-            self.sizes.base_macs if self.config.budgeted == "macs" else self.sizes.base_parameters
-        )
-        return self.genotype(largest_sum(table.tolist(), budget.high - base))
+        return self.genotype(largest_sum(table.tolist(), budget.high - self.sizes.base(unit)))
 
     def one_operation(self) -> list[tuple[str, Genotype]]:
         """For each operation the network that has it on every edge; a budget is not asked."""

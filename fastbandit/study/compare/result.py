@@ -74,6 +74,7 @@ def _network(member: Member) -> dict[str, Any]:
         "origin": member.origin,
         "parameters": trained[0]["parameters"],
         "macs": trained[0]["macs"],
+        **({} if member.latency is None else {"latency_table_ms": member.latency / 1e6}),
         "clean_accuracy": statistics.fmean(one["clean_accuracy"] for one in attacked),
         "robust_accuracy": statistics.fmean(one["robust_accuracy"] for one in attacked),
         "robust_accuracies": [one["robust_accuracy"] for one in attacked],
@@ -95,7 +96,8 @@ def _arm(name: str, networks: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "sd": statistics.stdev(values) if len(values) > 1 else None,
             "values": values,
         }
-    for key in ("parameters", "macs"):
+    latency = [key for key in ("latency_table_ms",) if key in networks[0]]
+    for key in ("parameters", "macs", *latency):
         found[key] = statistics.fmean(one[key] for one in networks)
     sizes = [math.log(one["parameters"]) for one in networks]
     found["size_r_squared"] = r_squared(sizes, found["robust_accuracy"]["values"])

@@ -19,6 +19,7 @@ from fastbandit.report.compare import make_page
 from fastbandit.runs.folder import RunFiles, RunFolder
 from fastbandit.runs.session import Session, torch_settings
 from fastbandit.runs.tensors import RunError
+from fastbandit.search.sizes import LATENCY, timed
 from fastbandit.study.compare.arms import Chance
 from fastbandit.study.compare.jobs import Work, closed, forget_images
 from fastbandit.study.compare.pilot import run_pilot
@@ -86,6 +87,13 @@ def compare(
     test_images(config)
     attack_settings(config, config.compare.attacks)
     attack_settings(config, config.compare.pilot.attacks)
+    used = config.search_of(config.compare.policy, 0)
+    if used.budgeted == LATENCY:
+        # One table for all arms: it is in the configuration that is stored, and in the protocol.
+        timing = timed(used, closed(config.data)).timing
+        config = dataclasses.replace(
+            config, search=dataclasses.replace(config.search, timing=timing)
+        )
     session = Session(config)
     search = config.search.resolve()
     if out is not None and force and plain_file(Path(out) / OPENED).is_file():

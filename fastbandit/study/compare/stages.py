@@ -63,6 +63,8 @@ class Member:
     origin: dict[str, Any]
     cost: dict[str, float]
     """of finding it, before it is trained by the recipe"""
+    latency: int | None = None
+    """by the table of the search, nanoseconds; None where latency is not the budget"""
     trained: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     attacked: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
@@ -156,6 +158,8 @@ def run_arms(
             Member("one-operation", number, name, genotype, {}, dict(free))
             for number, (name, genotype) in enumerate(drawn.one_operation())
         ]
+    for member in members:
+        member.latency = drawn.sizes.of(member.genotype).latency
     jobs = [
         network_job(
             f"{member.arm} {member.number}",

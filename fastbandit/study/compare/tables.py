@@ -59,8 +59,10 @@ def _pilot(pilot: Mapping[str, Any]) -> list[str]:
 
 
 def _arms(result: Mapping[str, Any]) -> list[str]:
+    latency = "latency_table_ms" in result["arms"][0]
     lines = [
         f"{'arm':<15}{'networks':>9}{'clean %':>9}{'robust %':>26}{'parameters':>12}{'MACs':>12}"
+        f"{'ms by table' if latency else '':>{12 * latency}}"
         f"{'R2 of size':>12}{'passes to find':>16}"
     ]
     for arm in result["arms"]:
@@ -69,9 +71,10 @@ def _arms(result: Mapping[str, Any]) -> list[str]:
         if robust["low"] is not None:
             text += f" ({100 * robust['low']:.2f}, {100 * robust['high']:.2f})"
         passes = arm["cost"]["forward_passes"] + arm["cost"]["backward_passes"]
+        spent = f"{arm['latency_table_ms']:>12.3f}" if latency else ""
         lines.append(
             f"{arm['name']:<15}{arm['networks']:>9}{100 * arm['clean_accuracy']['mean']:>9.2f}"
-            f"{text:>26}{arm['parameters']:>12,.0f}{arm['macs']:>12,.0f}"
+            f"{text:>26}{arm['parameters']:>12,.0f}{arm['macs']:>12,.0f}{spent}"
             f"{'-' if explained is None else format(explained, '.2f'):>12}{passes:>16,.0f}"
         )
     size = result["size"]
