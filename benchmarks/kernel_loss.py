@@ -47,9 +47,7 @@ def network() -> Genotype:
         [{"op": "bin_sep_conv_3x3", "source": s} for s in sources if s < 2 or s == node - 1]
         for node, sources in edges.items()
     ]
-    cells = [
-        {"name": name, "nodes": nodes, "concat": [2, 3, 4, 5]} for name in ("normal", "reduce")
-    ]
+    cells = [{"name": name, "nodes": nodes, "concat": [2, 3, 4, 5]} for name in ("a", "b")]
     return Genotype(inputs=2, cells=cells, options={"preprocess": "binary"})
 
 

@@ -285,7 +285,8 @@ class Networks:
                 f"{network_name(name)}, trained from scratch: {row['parameters']:,} parameters, "
                 f"{latency_words(row)}{row['split']} images clean "
                 f"{100 * row['clean_accuracy']:.1f} %, robust "
-                f"{100 * row['robust_accuracy']:.1f} % (chance {100 * chance(self.source, self.config):.1f} %)"
+                f"{100 * row['robust_accuracy']:.1f} % "
+                f"(chance {100 * chance(self.source, self.config):.1f} %)"
             )
         self.rows.append(row)
 
