@@ -3,11 +3,16 @@
 ``fastbandit`` packs the signs, convolves with zero padding, scales and adds a bias. Its rivals are
 what the same layer costs in float32 (``F.conv2d``, channels-last; for a filter for each channel
 also ``ops.depthwise_conv2d``) and in int8 (oneDNN's, from numbers that are quantised already). In
-the groups "bits to bits" ours reads packed signs and writes those of the next layer.
+the groups "bits to bits" ours reads packed signs and writes those of the next layer. A separable
+block and whole networks are timed beside their parents in float32 with the kernels of this package.
+
+``python benchmarks/binary_table.py --machine NAME`` runs this file on one thread, files the
+result and makes the table of docs/binary.md.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -17,6 +22,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastbandit import ops
+from fastbandit import space as spaces
+from fastbandit.genotype import Genotype
+from fastbandit.nn.binary import BinarySepConv, pack, use_full_precision
+from fastbandit.nn.frozen import freeze
+from fastbandit.nn.network import Network
 
 DENSE = [  # N, C = C_out, H = W, k
     (1, 256, 14, 3), (1, 128, 28, 3), (1, 512, 8, 3), (1, 64, 32, 3), (1, 256, 14, 1),
@@ -136,3 +146,56 @@ def test_pack_sign(measure: Callable[..., None], device, n, c, h, rival):
         shape=[n, c, h, h],
         dtype="float32",
     )
+
+
+def deployed(module: torch.nn.Module, parent: bool) -> torch.nn.Module:
+    """For evaluation: packed, or the parent with its batch norms folded."""
+    module = copy.deepcopy(module).eval().requires_grad_(False)
+    use_full_precision(module, parent)
+    used = freeze(module) if parent else freeze(pack(module))
+    return used.to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("rival", [OURS, "parent"])
+@pytest.mark.parametrize(("n", "c", "h"), [(1, 64, 32), (1, 256, 14), (64, 64, 32), (64, 16, 32)])
+def test_separable_block(measure: Callable[..., None], device, n, c, h, rival):
+    torch.manual_seed(0)
+    block, x = BinarySepConv(3, c), torch.randn(n, c, h, h)
+    x = x.to(device, memory_format=torch.channels_last)
+    used = deployed(block, rival != OURS).to(device)
+    if rival == OURS:
+        assert torch.equal(used(x), block.to(device).eval()(x))
+    with torch.inference_mode():
+        measure(
+            lambda: used(x),
+            rival=rival,
+            goals={"parent": 6.0 if c == 256 else 3.5} if rival == OURS and n == 1 else None,
+            group=f"1-bit separable block, 3 x 3, {n} x {c} x {h} x {h}",
+            device=device,
+            shape=[n, c, h, h],
+            dtype="float32",
+        )
+
+
+@pytest.mark.parametrize("rival", [OURS, "parent"])
+@pytest.mark.parametrize(("n", "c", "h"), [(1, 64, 32), (16, 64, 32), (1, 16, 28), (64, 16, 28)])
+def test_network(measure: Callable[..., None], device, n, c, h, rival):
+    """A random network of binary8, six cells, as a search may find it."""
+    torch.manual_seed(0)
+    searched = spaces.get("binary8")
+    generator = torch.Generator().manual_seed(3)
+    choice = torch.randint(searched.arms, (searched.rows,), generator=generator).tolist()
+    genotype = Genotype.from_choices(searched, choice, options={"preprocess": "binary"})
+    network = Network(genotype, in_channels=3, classes=10, channels=c, cells=6)
+    x = torch.rand(n, 3, h, h).to(device, memory_format=torch.channels_last)
+    used = deployed(network, rival != OURS).to(device)
+    with torch.inference_mode():
+        measure(
+            lambda: used(x),
+            rival=rival,
+            goals={"parent": 3.0 if n == 1 else 2.5} if rival == OURS and c >= 64 else None,
+            group=f"1-bit network of binary8, V = 6, C = {c}, {n} x 3 x {h} x {h}",
+            device=device,
+            shape=[n, 3, h, h],
+            dtype="float32",
+        )

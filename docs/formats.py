@@ -80,6 +80,7 @@ CHILD_PARENT = {
     "reward": "z, the score",
     "child_accuracy": "A_C on the validation images, of the 1-bit path",
     "parent_accuracy": "A_P, of the same path in full precision",
+    "penalty": "what the latency of the path takes off the score; there where it counts",
 }
 GENOTYPE = {
     "name": "of a published one",

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fastbandit import nn as nn
     from fastbandit import operations as operations
     from fastbandit import ops as ops
+    from fastbandit import packed as packed
     from fastbandit import report as report
     from fastbandit import retrain as retrain
     from fastbandit import runs as runs
@@ -58,6 +59,7 @@ _MODULES = (
     "nn",
     "operations",
     "ops",
+    "packed",
     "report",
     "retrain",
     "runs",

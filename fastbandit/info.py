@@ -1,4 +1,4 @@
-"""What this installation consists of: ``python -m fastbandit.info [--json]``.
+"""What this installation consists of: ``python -m fastbandit.info [--json] [--binary]``.
 
 Versions, compilers, architectures, which backend serves each op on each device and, where a
 native library is not in use, why. This is what to paste into a bug report.
@@ -155,9 +155,23 @@ def _run(arguments: list[str] | None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--json", action="store_true", help="print the facts as JSON")
+    parser.add_argument(
+        "--binary",
+        action="store_true",
+        help="measure how fast 1-bit convolutions are on this CPU, beside float32: some seconds",
+    )
     options = parser.parse_args(arguments)
     info = build_info()
-    print(json.dumps(info, indent=2) if options.json else _text(info))
+    if not options.binary:
+        print(json.dumps(info, indent=2) if options.json else _text(info))
+        return 0
+    from fastbandit import _speed
+
+    rows = _speed.measure()
+    if options.json:
+        print(json.dumps({**info, "binary": rows}, indent=2))
+    else:
+        print(f"{_text(info)}\n\n{_speed.table(rows)}")
     return 0
 
 

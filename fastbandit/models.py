@@ -24,9 +24,16 @@ from fastbandit._files import MEGABYTE, FileError, plain_file, read_text, write_
 from fastbandit._latest import newest
 from fastbandit.genotype import Genotype
 from fastbandit.model_code import torch_file
+from fastbandit.nn.binary import PackedLayer
 from fastbandit.nn.network import Network
 from fastbandit.operations import OperationOptions, without_defaults
-from fastbandit.runs.tensors import CheckpointError, RunError, load_tensors, save_tensors
+from fastbandit.runs.tensors import (
+    CheckpointError,
+    RunError,
+    kind_of,
+    load_tensors,
+    save_tensors,
+)
 
 __all__ = [
     "BEST",
@@ -46,6 +53,8 @@ __all__ = [
 BEST, LAST = "model-best.safetensors", "model-last.safetensors"
 
 _KIND = "network"
+#: What the metadata of a packed file call it, see :mod:`fastbandit.packed`.
+PACKED = "packed network"
 _OWN = (
     "a model of your own is named by its code, and its weights beside: "
     "python -m fastbandit.evaluate my_package.my_module:make_model --weights FILE"
@@ -159,6 +168,12 @@ def load_model(path: str | Path) -> Model:
     file = find_model(path)
     if (kind := torch_file(file)) is not None:
         raise CheckpointError(f"{file}: {kind}, and not of fastbandit; {_OWN}")
+    if kind_of(file) == PACKED:
+        raise CheckpointError(
+            f"{file}: a packed network, which has no gradient and no weights to train; expected "
+            "the model file that it was made from, whose logits are the same (fastbandit.load "
+            "reads this one)"
+        )
     try:
         tensors, metadata = load_tensors(file, _KIND)
     except CheckpointError as error:
@@ -185,7 +200,8 @@ def load_model(path: str | Path) -> Model:
 def load(path: str | Path) -> Network:
     """The trained network of a model file or of a run's folder, in evaluation mode on the CPU.
 
-    It takes images in [0, 1]; see :meth:`Network.predict` and :meth:`Network.save`.
+    It takes images in [0, 1]; see :meth:`Network.predict` and :meth:`Network.save`. A packed file
+    gives a packed network, see :mod:`fastbandit.packed`.
 
     Args:
         path: as of :func:`find_model`; ``"runs/latest"`` is the newest one.
@@ -193,7 +209,12 @@ def load(path: str | Path) -> Network:
     Raises:
         RunError, CheckpointError: as :func:`load_model`.
     """
-    return load_model(path).network
+    file = find_model(path)
+    if kind_of(file) == PACKED:
+        from fastbandit.packed import load_packed  # it reads Architecture from here
+
+        return load_packed(file)
+    return load_model(file).network
 
 
 def save_network(network: Network, path: str | Path) -> Path:
@@ -202,6 +223,11 @@ def save_network(network: Network, path: str | Path) -> Path:
     if path.suffix != ".safetensors":
         raise ValueError(f"save: expected a file name that ends in .safetensors, got {path}")
     path.parent.mkdir(parents=True, exist_ok=True)
+    if any(isinstance(layer, PackedLayer) for layer in network.modules()):
+        raise ValueError(
+            "save: expected a network with its weights, got a packed one, which "
+            "fastbandit.packed.save_packed writes"
+        )
     architecture = Architecture(**network.arguments)
     data, training = (dict(network.about.get(key, {})) for key in ("data", "training"))
     save_model(

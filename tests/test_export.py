@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import subprocess
@@ -11,11 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import fastbandit
 from fastbandit import export as module
 from fastbandit import ops
 from fastbandit.export import ExportError, export_model, main
 from fastbandit.genotype import Genotype
 from fastbandit.models import BEST, Architecture, Model, save_model
+from fastbandit.nn.binary import pack
 from fastbandit.operations import OPERATIONS
 
 needs_onnx = pytest.mark.skipif(
@@ -140,6 +143,158 @@ def test_median_is_refused_where_the_format_has_none(tmp_path):
     # Without such a block the option means nothing.
     if module.has_onnx():
         export_model(make_model(["skip_connect"], "median"), tmp_path / "other")
+
+
+# -- 1-bit networks -------------------------------------------------------------------------------
+
+
+def exact_model(operations) -> Model:
+    """A network in which every number is a small multiple of a power of two.
+
+    So sums have the same bits in any order, and two programs that compute the same agree in every
+    bit of the logits.
+    """
+    model = make_model(operations)
+    architecture = dataclasses.replace(model.architecture, bn_eps=0.25)
+    network = architecture.build(model.genotype, mean=(0.25, 0.5), std=(0.5, 0.5))
+    generator = torch.Generator().manual_seed(5)
+
+    def fill(tensor, step, most):
+        values = torch.randint(-most, most + 1, tensor.shape, generator=generator) * step
+        tensor.copy_(values)
+
+    with torch.no_grad():
+        for name, tensor in network.state_dict().items():
+            if name.endswith("running_var"):
+                tensor.fill_(0.75)  # with eps 1
+            elif name.endswith("running_mean") or name in [
+                f"{name}.weight" for name in ("stem", "classifier")
+            ]:
+                fill(tensor, 0.25, 3)
+            elif tensor.dim() == 4:  # latents: one magnitude for a filter, so alpha is exact too
+                size = 2.0 ** -torch.randint(1, 4, (len(tensor), 1, 1, 1), generator=generator)
+                fill(tensor, 0.5, 1)
+                tensor.copy_(torch.where(tensor >= 0, size, -size))
+            elif name.endswith(("bn.weight", "bn1.weight", "bn2.weight", "bias")):
+                fill(tensor, 0.25, 3)
+    network.eval()
+    data = {"name": "none", "shape": [2, 8, 8]}
+    return Model(network, model.genotype, architecture, data)
+
+
+ONE_BIT = ["bin_sep_conv_5x5", "bin_dil_conv_3x3", "bin_conv_3x3", "bin_conv_d2_5x5"]
+
+
+def exact_images(n):
+    generator = torch.Generator().manual_seed(n)
+    return torch.randint(17, (n, 2, 8, 8), generator=generator) / 16
+
+
+@needs_onnx
+@pytest.mark.parametrize("kind", ["onnx", "qonnx"])
+def test_an_exported_1_bit_network_gives_the_packed_logits_bit_for_bit(kind, tmp_path):
+    model = exact_model(ONE_BIT)
+    file = tmp_path / "network.onnx"
+    assert export_model(model, file, kind)["difference"] == 0
+    run, packed = module._onnx_runner(file.read_bytes()), pack(model.network)
+    for n in (1, 7):
+        x = exact_images(n)
+        expected = packed(x)
+        assert expected.unique().numel() > n
+        assert torch.equal(run(x), expected)
+
+
+@needs_onnx
+def test_qonnx_tools_read_the_file_and_give_the_same_bits(tmp_path):
+    pytest.importorskip("qonnx", reason="qonnx is not installed")
+    from qonnx.core.modelwrapper import ModelWrapper
+    from qonnx.core.onnx_exec import execute_onnx
+    from qonnx.transformation.infer_datatypes import InferDataTypes
+    from qonnx.util.cleanup import cleanup_model
+
+    model = exact_model(ONE_BIT)
+    file = tmp_path / "network.qonnx.onnx"
+    result = export_model(model, file, "qonnx")
+    # Two convolutions in a separable block, one in a dense one; the input's signs are made once.
+    assert result["signs"] == 2 * 3 + 2 * 1 + 1
+    wrapped = ModelWrapper(str(file))
+    assert wrapped.get_initializer("bipolar_scale") == 1
+    x = exact_images(3)
+    wrapped.set_tensor_shape("images", list(x.shape))
+    # As FINN and hls4ml do first.
+    cleaned = cleanup_model(wrapped).transform(InferDataTypes())
+    signs = [node for node in cleaned.graph.node if node.op_type == "BipolarQuant"]
+    assert {node.domain for node in signs} == {"qonnx.custom_op.general"}
+    assert {cleaned.get_tensor_datatype(node.output[0]).name for node in signs} == {"BIPOLAR"}
+    (name,) = (port.name for port in cleaned.graph.input)
+    (logits,) = execute_onnx(cleaned, {name: x.numpy()}).values()
+    assert torch.equal(torch.from_numpy(logits), pack(model.network)(x))
+
+
+@needs_onnx
+def test_an_onnx_file_has_no_surrogate_and_no_path_of_this_machine(tmp_path):
+    import onnx
+
+    model = exact_model(["bin_sep_conv_3x3"])
+    file = tmp_path / "network.onnx"
+    for kind, sign in (("onnx", "Where"), ("qonnx", "BipolarQuant")):
+        export_model(model, file, kind)
+        found = onnx.load(file)
+        onnx.checker.check_model(found, full_check=True)
+        kinds = [node.op_type for node in found.graph.node]
+        assert kinds.count(sign) == (2 if kind == "onnx" else 4)  # signs of weights are numbers
+        assert not {"Clip", "Abs", "Tanh", "IsNaN"} & set(kinds)
+        assert not [node for node in found.graph.node if node.metadata_props]
+    # A program of torch can be attacked, so there the surrogate is.
+    export_model(model, file, "torch")
+    x = exact_images(2).requires_grad_()
+    module._torch_runner(file.read_bytes())(x).sum().backward()
+    assert x.grad.abs().max() > 0
+
+
+def test_formats_of_1_bit_networks_refuse_another(tmp_path):
+    model = make_model(["sep_conv_m_3x3"])
+    with pytest.raises(ExportError, match=r"packed: expected a network with 1-bit weights, got"):
+        export_model(model, tmp_path / "network", "packed")
+    if module.has_onnx():
+        with pytest.raises(ExportError, match=r"qonnx: expected a network with 1-bit layers, got"):
+            export_model(model, tmp_path / "network", "qonnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_writes_a_packed_file(tmp_path, capsys):
+    model = exact_model(ONE_BIT)
+    save_model(
+        tmp_path / BEST, dict(model.network.state_dict()), genotype=model.genotype,
+        architecture=model.architecture, data=model.data, training={"seed": 3},
+    )  # fmt: skip
+    assert main([str(tmp_path), "--format", "packed"]) == 0
+    file = tmp_path / "model-best.packed.safetensors"
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1] == f"exported: {file}"
+    assert printed[-2].startswith(f"size    {file.stat().st_size:,} bytes, ")
+    network = fastbandit.load(file)
+    x = torch.rand(3, 2, 8, 8)
+    assert torch.equal(network(x), model.network(x))
+    assert network.about == {"data": model.data, "training": {"seed": 3}}
+    assert sorted(f.name for f in tmp_path.iterdir()) == [file.name, BEST]
+
+
+def test_a_packed_file_that_computes_something_else_is_not_written(tmp_path, monkeypatch):
+    original = module.load_packed
+
+    def loaded(file):
+        network = original(file)
+        network.classifier.bias.data += 1e-6
+        return network
+
+    monkeypatch.setattr(module, "load_packed", loaded)
+    with pytest.raises(ExportError, match=r"the packed network differs .* expected the same bits"):
+        export_model(exact_model(ONE_BIT), tmp_path / "network", "packed")
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- The command ----------------------------------------------------------------------------------
 
 
 def saved(folder):

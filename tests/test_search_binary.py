@@ -6,14 +6,17 @@ import json
 
 import pytest
 import torch
+import yaml
 from _tiny import tiny
 
+from fastbandit import latency
 from fastbandit import space as spaces
 from fastbandit.bandit import replay
+from fastbandit.childparent import ChildParent, score
 from fastbandit.childparent import replay as replay_child_parent
-from fastbandit.childparent import score
 from fastbandit.config import ConfigError, merge
 from fastbandit.genotype import Genotype
+from fastbandit.latency import LatencyTable
 from fastbandit.models import load_model
 from fastbandit.nn.binary import latents
 from fastbandit.nn.network import Network
@@ -233,3 +236,58 @@ def test_defaults_of_other_searches_are_as_they_were():
     assert OperationOptions.of(settings(binary={"preprocess": "full", "ste": "tanh"})) == (
         OperationOptions(ste="tanh")
     )
+
+
+# -- Latency in the score -------------------------------------------------------------------------
+
+
+def test_the_score_loses_what_the_packed_network_takes(tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTBANDIT_DATA", str(tmp_path / "cache"))
+    monkeypatch.setattr(latency, "_known", {})
+    config = settings(cp={"rounds": 1, "latency_weight": 0.25})
+    path, summary = search(config, tmp_path / "run")
+    assert summary["child_parent"]["latency_weight"] == 0.25
+    kept = merge(SearchConfig(), yaml.safe_load((path / "config.yaml").read_text()), "run")
+    table = LatencyTable.parse(kept.timing.table)
+    searched = kept.search_space()
+    shape = [int(side) for side in json.loads(table.subject)["images"]]
+    edges = table.edges(searched, kept.init_channels, shape[1:])
+    mean = table.base + edges.double().mean(1).sum().item()
+    samples = [line for line in lines(path / "bandit.jsonl") if line["event"] == "sample"]
+    assert len(samples) == 5
+    for line in samples:
+        taken = table.base + sum(edges[row, arm].item() for row, arm in enumerate(line["choice"]))
+        assert line["penalty"] == pytest.approx(0.25 * taken / mean)
+        z = score(line["child_accuracy"], line["parent_accuracy"])
+        assert line["reward"] == pytest.approx(z - line["penalty"])
+    assert len({line["penalty"] for line in samples}) > 1
+    # The log explains itself, and not with another penalty.
+    log = lines(path / "bandit.jsonl")
+    assert replay_child_parent(log).samples == 5
+    log[1]["penalty"] += 0.5
+    with pytest.raises(ValueError, match="reward"):
+        replay_child_parent(log)
+    # Another run of these settings draws and credits the same, whatever this machine does by then.
+    again, _ = search(kept, tmp_path / "again")
+    assert (again / "bandit.jsonl").read_bytes() == (path / "bandit.jsonl").read_bytes()
+
+
+def test_latency_in_the_score_is_for_cp_nas():
+    with pytest.raises(ConfigError, match=r"cp.latency_weight: expected 0 with anti-bandit"):
+        settings(algorithm="anti-bandit", cp={"rounds": 1, "latency_weight": 0.1})
+    with pytest.raises(ConfigError, match=r"cp.latency_weight"):
+        settings(cp={"rounds": 1, "latency_weight": -0.1})
+
+
+def test_a_penalty_is_taken_off_the_score():
+    bandit = ChildParent(1, 2, rounds=1, beta=0.5)
+    first = bandit.sample()
+    assert bandit.credit(first, 0.5, 0.7, 0.25) == pytest.approx(0.35)
+    assert bandit.mean[0, first[0]].item() == pytest.approx(0.35)
+    second = bandit.sample()
+    for penalty in (-0.1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="credit: penalty: expected a finite number >= 0"):
+            bandit.credit(second, 0.5, 0.5, penalty)
+    assert bandit.credit(second, 0.34, 0.34) == pytest.approx(0.34)
+    # Without the penalty the other one would have gone.
+    assert bandit.prune().tolist() == second.tolist()

@@ -297,7 +297,11 @@ class ChildParent:
             )
 
     def credit(
-        self, choice: Tensor | Sequence[int], child: Tensor | float, parent: Tensor | float
+        self,
+        choice: Tensor | Sequence[int],
+        child: Tensor | float,
+        parent: Tensor | float,
+        penalty: float = 0.0,
     ) -> float:
         """Credit the arms of a path with the score of its two accuracies.
 
@@ -305,14 +309,16 @@ class ChildParent:
             choice: int64 [rows] or a sequence of integers; what :meth:`sample` returned.
             child, parent: validation accuracies in [0, 1] of the 1-bit path and of the
                 full-precision one.
+            penalty: what is taken off their score, 0 or more, such as for the path's latency.
 
         Returns:
-            z.
+            z, less the penalty.
 
         Raises:
             RuntimeError: no path was drawn.
             ValueError: choice of a wrong shape or dtype, an index out of range, an arm that was
-                abandoned, an accuracy outside [0, 1] or NaN. Nothing has changed then.
+                abandoned, an accuracy outside [0, 1] or NaN, a penalty below 0 or not finite.
+                Nothing has changed then.
         """
         if not self._pending:
             raise RuntimeError("credit: no path was drawn: call sample() first")
@@ -320,11 +326,14 @@ class ChildParent:
         for name, value in (("child", float(child)), ("parent", float(parent))):
             if not 0.0 <= value <= 1.0:
                 raise ValueError(f"credit: {name}: expected an accuracy in [0, 1], got {value}")
+        if not 0.0 <= penalty < math.inf:
+            raise ValueError(f"credit: penalty: expected a finite number >= 0, got {penalty}")
         if self.in_round == 0 and not self.settings.carry:
             # As printed: the scores of an earlier round are those of other weights.
             self._sum.zero_()
             self.count.zero_()
         z = score(float(child), float(parent), beta=self.settings.beta, gap=self.settings.gap)
+        z -= penalty
         index = path.unsqueeze(1)
         self._sum.scatter_add_(1, index, torch.full_like(index, z, dtype=torch.float64))
         self.count.scatter_add_(1, index, torch.ones_like(index))
@@ -333,7 +342,9 @@ class ChildParent:
         del self._pending[0]
         return z
 
-    def repeat(self, choice: Sequence[int], child: float, parent: float) -> float:
+    def repeat(
+        self, choice: Sequence[int], child: float, parent: float, penalty: float = 0.0
+    ) -> float:
         """Credit a path that was drawn in another run, as a log has it; nothing is drawn.
 
         Arguments and errors are those of :meth:`sample` and :meth:`credit`.
@@ -341,7 +352,7 @@ class ChildParent:
         self._check_draw(ahead=False)
         self._pending = [torch.empty(0)]
         try:
-            return self.credit(choice, child, parent)
+            return self.credit(choice, child, parent, penalty)
         finally:
             self._pending = []
 

@@ -77,10 +77,12 @@ class ChildParentStart(BanditLine):
 
 
 class ChildParentSample(Sample):
-    """A path that was credited, with the accuracies of child and parent that its score is of."""
+    """A path that was credited, with what its score is made of: the accuracies of child and parent,
+    and what is taken off for its latency, where that counts."""
 
     child_accuracy: Accuracy
     parent_accuracy: Accuracy
+    penalty: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
 
 def replay(lines: Iterable[Mapping[str, Any]]) -> ChildParent:
@@ -125,7 +127,8 @@ def replay(lines: Iterable[Mapping[str, Any]]) -> ChildParent:
             elif event == "sample":
                 sample = read_line(ChildParentSample, line)
                 expect_same("sample", bandit.samples, sample.sample)
-                z = bandit.repeat(sample.choice, sample.child_accuracy, sample.parent_accuracy)
+                accuracies = (sample.child_accuracy, sample.parent_accuracy)
+                z = bandit.repeat(sample.choice, *accuracies, sample.penalty)
                 expect_same("reward", z, sample.reward)
             elif event == "end":
                 end = read_line(End, line)

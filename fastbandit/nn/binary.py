@@ -13,7 +13,7 @@ network, which keeps bits and integer thresholds alone, gives the same logits bi
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from fastbandit import ops
 from fastbandit._modes import result_dtype
-from fastbandit.nn.blocks import conv_weight
+from fastbandit.nn.blocks import Signed, conv_weight
 from fastbandit.nn.cell import concatenate
 from fastbandit.nn.frozen import is_plain_norm
 from fastbandit.nn.norm import BatchNorm2d
@@ -38,11 +38,13 @@ __all__ = [
     "BinarySepConv",
     "PackedConv2d",
     "PackedConvBN",
+    "PackedLayer",
     "PackedSepConv",
     "clamp_latents",
     "latents",
     "pack",
     "use_full_precision",
+    "use_real_weights",
     "use_surrogate",
 ]
 
@@ -67,9 +69,12 @@ class BinaryConv2d(nn.Module):
         weight: the latents, [C_out, C_in / groups, k, k].
         full_precision: compute with the latents themselves on ReLU(x), as the parent does; the
             padding is 0 then.
+        real_weights: compute with the latents themselves on the signs of x, as the first of two
+            steps of training does.
     """
 
     full_precision = False
+    real_weights = False
 
     def __init__(
         self,
@@ -90,26 +95,37 @@ class BinaryConv2d(nn.Module):
         self.weight = conv_weight(out_channels, in_channels // groups, kernel_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.real(x) if self.full_precision else self.binary(x, self.alpha)
+        if self.full_precision:
+            return self.real(x, F.relu)
+        if self.real_weights:
+            return self.real(x, self._signs, 0 if self.pad == "plus_one" else None)
+        return self.binary(x, self.alpha)
 
     def freeze(self) -> nn.Module:
         """The layer on bits, for evaluation; see :func:`pack`."""
         return PackedConv2d(self)
 
-    def real(self, x: Tensor) -> Tensor:
-        """The parent: the latents on ReLU(x)."""
+    def _signs(self, x: Tensor) -> Tensor:
+        """The signs of x, with what is around them where that is +1."""
+        signs = ops.sign_ste(x, ste=self.ste)
+        return F.pad(signs, [self.padding] * 4, value=1.0) if self.pad == "plus_one" else signs
+
+    def real(
+        self, x: Tensor, activation: Callable[[Tensor], Tensor], padding: int | None = None
+    ) -> Tensor:
+        """The latents on ``activation(x)``; None: the padding of the layer, with 0."""
+        padding = self.padding if padding is None else padding
         if self.groups > 1:
+            relu = activation is F.relu  # the op has it inside
             return ops.depthwise_conv2d(
-                x,
+                x if relu else activation(x),
                 self.weight,
                 stride=self.stride,
-                padding=self.padding,
+                padding=padding,
                 dilation=self.dilation,
-                relu=True,
+                relu=relu,
             )
-        return F.conv2d(
-            F.relu(x), self.weight, None, self.stride, self.padding, self.dilation, self.groups
-        )
+        return F.conv2d(activation(x), self.weight, None, self.stride, padding, self.dilation)
 
     def binary(
         self, x: Tensor, alpha: Literal["filter", "layer", "none"], dtype: torch.dtype | None = None
@@ -189,7 +205,12 @@ def _affine(conv: BinaryConv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 def _foldable(conv: BinaryConv2d, norm: nn.Module) -> bool:
     """Whether ``norm`` of ``conv`` is a scale and a shift of the integer sums."""
-    if norm.training or conv.full_precision or getattr(norm, "running_mean", None) is None:
+    if (
+        norm.training
+        or conv.full_precision
+        or conv.real_weights
+        or getattr(norm, "running_mean", None) is None
+    ):
         return False
     # A compiler or exporter looks on through patched modules. It is shown the same arithmetic.
     if torch.compiler.is_compiling() or torch.compiler.is_exporting():
@@ -307,6 +328,13 @@ def use_full_precision(module: nn.Module, parent: bool) -> None:
         layer.full_precision = parent
 
 
+def use_real_weights(module: nn.Module, real: bool) -> None:
+    """Let every layer in ``module`` compute with its latents themselves, or with their signs."""
+    for layer in module.modules():
+        if isinstance(layer, BinaryConv2d | Signed):
+            layer.real_weights = real
+
+
 def use_surrogate(module: nn.Module, ste: str, weight_ste: str | None = None) -> None:
     """Let every 1-bit convolution in ``module`` have these derivatives for its signs.
 
@@ -343,10 +371,14 @@ def clamp_latents(weights: Sequence[Tensor]) -> None:
 # --- Packed ---------------------------------------------------------------------------------------
 
 
-class _Packed(nn.Module):
+class PackedLayer(nn.Module):
     """What the packed layers have in common: 1-bit convolutions as bits and settings, by name.
 
     They have no gradient and are for evaluation only.
+
+    Attributes:
+        settings: of each convolution by name, the arguments of
+            :func:`fastbandit.ops.binary_conv2d`; its words are the buffer ``<name>_bits``.
 
     Raises:
         RuntimeError: in a call, of an input that requires grad, or in training mode.
@@ -354,15 +386,15 @@ class _Packed(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._settings: dict[str, dict[str, Any]] = {}
+        self.settings: dict[str, dict[str, Any]] = {}
         self.training = False
 
     def _keep(self, name: str, conv: BinaryConv2d) -> None:
-        if conv.full_precision:
-            raise RuntimeError("pack: expected the child, got a layer with full_precision set")
+        if conv.full_precision or conv.real_weights:
+            raise RuntimeError("pack: expected the child, got a layer with real weights")
         groups = conv.groups
         self.register_buffer(f"{name}_bits", pack_weight(conv.weight.detach(), groups))
-        self._settings[name] = {
+        self.settings[name] = {
             "channels": conv.weight.shape[0] if groups > 1 else conv.weight.shape[1],
             # One number: only with such does the op take its short way.
             "kernel_size": conv.weight.shape[2],
@@ -390,9 +422,7 @@ class _Packed(nn.Module):
         return packed_signs(x)
 
     def _convolve(self, name: str, bits: Tensor, **more: Any) -> Tensor:
-        return ops.binary_conv2d(
-            bits, getattr(self, f"{name}_bits"), **self._settings[name], **more
-        )
+        return ops.binary_conv2d(bits, getattr(self, f"{name}_bits"), **self.settings[name], **more)
 
     def _scaled(self, name: str, bits: Tensor, dtype: torch.dtype) -> Tensor:
         # A module that was cast to half precision is one with rounded scales.
@@ -408,7 +438,7 @@ def _norm_of(layer: nn.BatchNorm2d) -> nn.BatchNorm2d:
     return copy.deepcopy(layer).eval().requires_grad_(False)
 
 
-class PackedConv2d(_Packed):
+class PackedConv2d(PackedLayer):
     """:class:`BinaryConv2d` for evaluation: bits of the weights, and a scale."""
 
     def __init__(self, layer: BinaryConv2d) -> None:
@@ -420,7 +450,7 @@ class PackedConv2d(_Packed):
         return self._scaled("conv", self._bits(x), result_dtype(x))
 
 
-class PackedConvBN(_Packed):
+class PackedConvBN(PackedLayer):
     """:class:`BinaryConvBN` for evaluation: bits of the weights, a scale and a shift."""
 
     def __init__(self, layer: BinaryConvBN) -> None:
@@ -440,7 +470,7 @@ class PackedConvBN(_Packed):
         return F.relu(y) if self.pre_bn else y
 
 
-class PackedSepConv(_Packed):
+class PackedSepConv(PackedLayer):
     """:class:`BinarySepConv` for evaluation: the map between its two convolutions is bits.
 
     The batch norm between them and the sign after it are an integer threshold for each channel.
@@ -511,9 +541,10 @@ def pack(network: nn.Module) -> nn.Module:
     requires grad is refused.
 
     Raises:
-        RuntimeError: ``network`` is the parent.
+        RuntimeError: ``network`` is the parent, or computes with real weights.
     """
-    if any(layer.full_precision for layer in _layers(network)):
-        raise RuntimeError("pack: expected the child, got a network with full_precision set")
+    for name in ("full_precision", "real_weights"):
+        if any(getattr(layer, name, False) for layer in network.modules()):
+            raise RuntimeError(f"pack: expected the child, got a network with {name} set")
     packed = copy.deepcopy(network).eval()
     return _replaced(packed, {}).requires_grad_(False)

@@ -60,7 +60,15 @@ class Signed(nn.Module):
 
     Args:
         sign: they have.
+
+    Attributes:
+        fixed: the weights are the signs times their scale already, as a packed file has them.
+        real_weights: compute with the weights themselves, as the first of two steps of training
+            does.
     """
+
+    fixed = False
+    real_weights = False
 
     def __init__(self, sign: bool) -> None:
         super().__init__()
@@ -68,7 +76,9 @@ class Signed(nn.Module):
 
     def used(self, weight: Tensor) -> Tensor:
         """What the layer computes with in place of ``weight``."""
-        return sign_weight(weight) if self.sign else weight
+        if not self.sign or self.fixed or self.real_weights:
+            return weight
+        return sign_weight(weight)
 
     @property
     def signed(self) -> tuple[nn.Parameter, ...]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal
 
 import torch
@@ -54,8 +56,29 @@ def _slope(x: Tensor, ste: str) -> Tensor:
     return torch.where(magnitude <= 1, 2 - 2 * magnitude, 0.0)
 
 
+# What an exporter puts in place of every sign, see exported_signs.
+_exported: ContextVar[Callable[[Tensor], Tensor] | None] = ContextVar("_exported", default=None)
+
+
+@contextmanager
+def exported_signs(function: Callable[[Tensor], Tensor] = sign) -> Iterator[None]:
+    """Within it a program that is exported has ``function`` for every sign, without a surrogate.
+
+    Args:
+        function: of a tensor; gives +1 and -1 in its shape and dtype.
+    """
+    token = _exported.set(function)
+    try:
+        yield
+    finally:
+        _exported.reset(token)
+
+
 def differentiable_sign(x: Tensor, ste: str) -> Tensor:
     """The sign with the derivatives of the surrogate, in torch's operations."""
+    exported = _exported.get()
+    if exported is not None and torch.compiler.is_exporting():
+        return exported(x)
     smooth = _surrogate(x, ste)
     return sign(x.detach()) + (smooth - smooth.detach())
 

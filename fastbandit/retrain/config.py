@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from fastbandit.config import POSITIVE, SEED, SHARE, ConfigError, Radius, Range, at_least
+from fastbandit.config import LATER, POSITIVE, SEED, SHARE, ConfigError, Radius, Range, at_least
 from fastbandit.genotype import Genotype
 from fastbandit.models import Architecture
+from fastbandit.retrain.binary import BinaryConfig
 from fastbandit.runs.session import resolve_device
 from fastbandit.runs.training import TrainingConfig
 from fastbandit.threat import ThreatModel
@@ -67,6 +68,9 @@ class FinalConfig:
     """step along the gradient's sign; None: 2.5 epsilon / steps"""
 
 
+_BINARY = BinaryConfig()
+
+
 @dataclass(frozen=True)
 class RetrainConfig(TrainingConfig):
     """Everything that decides the result of a retraining. Its hash is the run's id."""
@@ -120,6 +124,7 @@ class RetrainConfig(TrainingConfig):
     attack: AttackConfig = field(default_factory=AttackConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     final: FinalConfig = field(default_factory=FinalConfig)
+    binary: Annotated[BinaryConfig, LATER] = _BINARY
 
     def check(self) -> None:
         steps, only = self.attack.steps, {"fgsm": 1, "free": 1, "clean": 0}
@@ -137,6 +142,12 @@ class RetrainConfig(TrainingConfig):
             what = "method free" if self.method == "free" else "drop_path_prob"
             raise ConfigError(
                 f"graphs: expected auto or no with {what}, whose steps cannot be replayed, got yes"
+            )
+        if self.binary.steps == 2 and self.epochs < 2:
+            raise ConfigError(f"binary.steps: expected 1 with {self.epochs} epoch, got 2")
+        if self.binary.steps == 1 and self.binary.first != BinaryConfig().first:
+            raise ConfigError(
+                f"binary.first: expected its default with binary.steps 1, got {self.binary.first}"
             )
         self.training_threat()
         self.selection_threat()
@@ -192,6 +203,13 @@ class RetrainConfig(TrainingConfig):
         if self.schedule == "cosine":
             return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))
         return self.learning_rate * (1.0 - done)
+
+    def rate_at(self, epochs: float) -> float:
+        """Learning rate after that many epochs, whole or not; each step has the whole schedule."""
+        first = self.binary.epochs_of_first(self.epochs)
+        if epochs < first:
+            return self.rate(epochs / first)
+        return self.rate(min((epochs - first) / (self.epochs - first), 1.0))
 
     def architecture(self, genotype: Genotype, in_channels: int, classes: int) -> Architecture:
         """What is built from the genotype."""

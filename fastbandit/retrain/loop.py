@@ -20,6 +20,7 @@ from fastbandit.genotype import Genotype
 from fastbandit.models import BEST, LAST, multiply_adds
 from fastbandit.nn.binary import clamp_latents, latents
 from fastbandit.operations import without_defaults
+from fastbandit.retrain.binary import kernel_loss_of, step_of, use_step
 from fastbandit.retrain.config import RetrainConfig
 from fastbandit.retrain.genotypes import check_genotype, with_genotype
 from fastbandit.retrain.model_file import Record, selection_rule, write_model
@@ -90,6 +91,8 @@ class Retraining:
             return self.engine.graphs.reason
         if config.drop_path_prob:
             return "dropped paths are drawn anew in every step"
+        if kernel_loss_of(config, self.network) is not None:
+            return "the kernel-level loss watches the forward pass"
         if not config.objective(self.threat).recordable:
             return f"a mini-batch of method {config.method} has several steps"
         return None
@@ -186,7 +189,7 @@ class Retraining:
     def _rate(self, updates: int, step: int) -> float:
         """Learning rate of that step of this epoch."""
         done = self.epoch + step / (len(self.setup.weights) * updates)
-        return self.config.rate(min(done / self.config.epochs, 1.0))
+        return self.config.rate_at(done)
 
     @property
     def _after_step(self) -> Callable[[], None] | None:
@@ -203,10 +206,20 @@ class Retraining:
 
         return after
 
+    def _use_step(self) -> None:
+        """Before an epoch: 1-bit or real weights; the second of two steps begins anew."""
+        average = self.average
+        use_step(self.config, self.epoch, self.network, self.evaluated)
+        if 0 < self.epoch == self.config.binary.epochs_of_first(self.config.epochs):
+            load_momenta(self.network, self.setup.optimizer, {})
+            if average is not None:
+                average.restart()
+
     def train(self, batches: Any = None) -> Any:
         """One epoch of training."""
         setup, config = self.setup, self.config
         objective = config.objective(self.threat)
+        objective.kernel_loss = kernel_loss_of(config, self.network)
         if self.team is not None:
             self.team.use([list(self.network.parameters())])
         with self._dropping_paths():
@@ -288,6 +301,7 @@ class Retraining:
     def run_epoch(self) -> tuple[dict[str, Any], str | None]:
         """Train, check, validate, log and save. Returns the metrics, and a note if there is one."""
         config, number = self.config, self.epoch
+        self._use_step()
         timer = EpochTimer(self.cost)
         with accounting(self.cost, self.team):
             steps = self.threat.steps
@@ -299,7 +313,8 @@ class Retraining:
         improved = False
         if found is not None:
             self.last = Record(number, found.clean_correct, found.robust_correct, found.images)
-            improved = self.last.better_than(self.best)
+            # A network with real weights is not the one that is wanted.
+            improved = step_of(config, number) == 2 and self.last.better_than(self.best)
             if improved:
                 self.best = self.last
                 weights = self.evaluated.state_dict()
@@ -323,6 +338,8 @@ class Retraining:
             "images_per_second": trained.images / trained.seconds,
             "peak_memory_mb": self.peak_memory,
         }
+        if config.binary.steps == 2:
+            metrics["binary_step"] = step_of(config, number)
         self.session.append("metrics.jsonl", metrics)
         self.session.save(self)
         if improved:

@@ -13,6 +13,7 @@ from fastbandit.distributed import Group, synchronise_batchnorm
 from fastbandit.genotype import Genotype
 from fastbandit.models import Architecture
 from fastbandit.nn.network import Network
+from fastbandit.retrain.binary import check_has_bits
 from fastbandit.retrain.config import RetrainConfig
 from fastbandit.runs.environment import derive_seed
 from fastbandit.runs.training import sgd, split_data, training_loader
@@ -56,6 +57,7 @@ def build(
         network = architecture.build(
             genotype, mean=parts.mean, std=parts.std, auxiliary=config.auxiliary
         )
+    check_has_bits(config, network)
     # Channels-last is the faster layout for the depthwise and the dense convolutions alike.
     network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if group is not None and config.sync_batchnorm:

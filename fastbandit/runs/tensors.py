@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fastbandit._files import MEGABYTE, canonical_json, parse_json, write_atomic
 
-__all__ = ["CheckpointError", "RunError", "load_tensors", "save_tensors"]
+__all__ = ["CheckpointError", "RunError", "kind_of", "load_tensors", "save_tensors"]
 
 # One key for everything: the order of several keys in a safetensors header is not fixed, and two
 # runs of the same seed must give the same bytes.
@@ -177,3 +177,17 @@ def load_tensors(
         what = "tensors" if found[1] == 1 else "tensors and metadata"
         raise CheckpointError(f"{path}: damaged: the checksum of its {what} does not match")
     return tensors, metadata
+
+
+def kind_of(path: Path) -> str | None:
+    """What a file of :func:`save_tensors` holds, from its header alone; None for any other."""
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > _LARGEST_HEADER:
+                return None
+            header = parse_json(file.read(length))
+        kind = parse_json(header["__metadata__"][_METADATA_KEY])["kind"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return kind if isinstance(kind, str) else None

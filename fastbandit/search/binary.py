@@ -17,7 +17,7 @@ from fastbandit.childparent import (
     ChildParentStart,
 )
 from fastbandit.childparent import replay as replay_child_parent
-from fastbandit.config import POSITIVE, ConfigError, at_least
+from fastbandit.config import LATER, POSITIVE, ConfigError, at_least
 from fastbandit.runs.environment import derive_seed
 
 if TYPE_CHECKING:
@@ -53,6 +53,9 @@ class CpConfig:
     """train the parent too; without it the score is the child's accuracy, at half the cost"""
     learning_rate: Annotated[float, POSITIVE] = 0.005
     """learning rate of the child (Adam) at the start; it falls as that of the parent does"""
+    latency_weight: Annotated[float, at_least(0), LATER] = 0.0
+    """accuracy that the score of a path loses where its packed network takes as long as the mean of
+    all paths, in proportion; latencies are those of a table measured once a machine; 0: none"""
 
     def settings(self) -> ChildParentSettings:
         """Those of the schedule and the score."""
@@ -143,6 +146,11 @@ def check_binary(config: SearchConfig) -> None:
                 f"{name}: expected {usual} in a space of 1-bit operations, whose paths are trained "
                 f"as child and parent; got {value}"
             )
+    if config.cp.latency_weight and config.algorithm != "cp-nas":
+        raise ConfigError(
+            "cp.latency_weight: expected 0 with anti-bandit, whose policies are for accuracies (a "
+            f"budget is --latency), got {config.cp.latency_weight}"
+        )
     if not config.cp.parent and (config.cp.beta != CpConfig().beta or config.cp.gap == "penalty"):
         raise ConfigError(
             "cp.beta, cp.gap: expected their defaults without cp.parent, where there is no gap; "
@@ -214,7 +222,7 @@ def credit(
         line.trained = False
     if isinstance(line, ChildParentSample):
         assert isinstance(bandit, ChildParent)
-        bandit.credit(choice, line.child_accuracy, line.parent_accuracy)
+        bandit.credit(choice, line.child_accuracy, line.parent_accuracy, line.penalty)
     else:
         assert isinstance(bandit, AntiBandit)
         bandit.credit(choice, found.score, trained=trained)

@@ -25,6 +25,7 @@ from fastbandit.runs.tensors import CheckpointError
 from fastbandit.runs.training import load_momenta, momenta, sgd
 from fastbandit.search.adversarial import FEW_STATISTICS_BATCHES, Adversarial
 from fastbandit.search.setup import Setup
+from fastbandit.search.sizes import relative_latencies
 from fastbandit.search.trial import Path, PathResult, TrialResult
 from fastbandit.training import (
     Cost,
@@ -65,6 +66,9 @@ class ChildParentTrial(Adversarial):
                 self.parent = copy.deepcopy(child)
                 use_full_precision(self.parent, True)
                 self.parent_optimizer = sgd(self.parent, config, setup.device)
+        self._latencies: tuple[float, Tensor] | None = None
+        if config.cp.latency_weight:
+            self._latencies = relative_latencies(config, setup.source)
         # Steps are not recorded: a recorded one is made for one network and plain SGD.
         self.engine = Engine(config.precision)
 
@@ -115,6 +119,8 @@ class ChildParentTrial(Adversarial):
         said: dict[str, Any] = {"algorithm": self.config.algorithm, "parent": cp.parent}
         if cp.parent:
             said |= {"beta": cp.beta, "gap": cp.gap, "weights": cp.weights}
+        if cp.latency_weight:
+            said["latency_weight"] = cp.latency_weight
         return {**super().describe(), "child_parent": said}
 
     def summary(self) -> dict[str, Any]:
@@ -145,7 +151,7 @@ class ChildParentTrial(Adversarial):
         figures: dict[str, Any] = {"loss": trained.loss, "train_accuracy": trained.accuracy}
         if parent is not None:
             figures |= {"parent_loss": parent[0].loss, "parent_train_accuracy": parent[0].accuracy}
-        result = self._scored(evaluation, None if parent is None else parent[1], **figures)
+        result = self._scored(path, evaluation, None if parent is None else parent[1], **figures)
         both = [trained] if parent is None else [trained, parent[0]]
         seconds = sum(one.seconds for one in both)
         metrics = {
@@ -168,7 +174,7 @@ class ChildParentTrial(Adversarial):
             self._use_child(path)
             self._reestimate(path, FEW_STATISTICS_BATCHES)
             evaluation = self._validate(path, number)
-        return [self._scored(evaluation, parent)]
+        return [self._scored(path, evaluation, parent)]
 
     def measure(self, path: Path, *, trained: bool) -> dict[str, Any]:
         """Accuracies of the child, and under ``parent`` those of the parent."""
@@ -276,8 +282,19 @@ class ChildParentTrial(Adversarial):
             **scope,
         )
 
-    def _scored(self, child: Evaluation, parent: Evaluation | None, **training: Any) -> PathResult:
-        """z, with the accuracies that it is made of."""
+    def _penalty(self, path: Path) -> float:
+        """What the latency of the path takes off its score."""
+        if self._latencies is None:
+            return 0.0
+        base, edges = self._latencies
+        (choice,) = path.choices
+        own = edges.gather(1, choice.cpu().unsqueeze(1)).sum()
+        return self.config.cp.latency_weight * (base + float(own))
+
+    def _scored(
+        self, path: Path, child: Evaluation, parent: Evaluation | None, **training: Any
+    ) -> PathResult:
+        """z, with what it is made of."""
         result = self._result(child, **training)
         own, cp = result.score, self.config.cp
         theirs = own if parent is None else self._result(parent).score
@@ -290,4 +307,7 @@ class ChildParentTrial(Adversarial):
             }
         if self.config.algorithm == "cp-nas":
             logged |= {"child_accuracy": own, "parent_accuracy": theirs}
-        return PathResult(score(own, theirs, beta=cp.beta, gap=cp.gap), logged, metrics)
+        z, penalty = score(own, theirs, beta=cp.beta, gap=cp.gap), self._penalty(path)
+        if self._latencies is not None:
+            logged["penalty"] = metrics["latency_penalty"] = penalty
+        return PathResult(z - penalty, logged, metrics)

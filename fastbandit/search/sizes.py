@@ -42,6 +42,7 @@ __all__ = [
     "edge_parameters",
     "edges_of",
     "measured",
+    "relative_latencies",
     "stages",
     "table_of_search",
     "timed",
@@ -328,7 +329,7 @@ def table_of_search(config: SearchConfig, source: DataSource | None = None) -> L
     Raises:
         ConfigError: it cannot be read, or is one of other networks.
     """
-    if config.budgeted != LATENCY:
+    if config.budgeted != LATENCY and not config.cp.latency_weight:
         return None
     if not config.timing.table:
         return table_of(_subject(config, source), config.timing.conditions())
@@ -338,6 +339,23 @@ def table_of_search(config: SearchConfig, source: DataSource | None = None) -> L
     except ValueError as error:
         raise ConfigError(f"timing.table: {error}") from None
     return table
+
+
+def relative_latencies(
+    config: SearchConfig, source: DataSource | None = None
+) -> tuple[float, Tensor]:
+    """By the table, what all networks have and what each operation on each edge adds, as shares of
+    the mean latency of all paths: a number and float64 [rows, arms].
+
+    Raises:
+        ValueError: the settings ask for no latency.
+    """
+    table, subject = table_of_search(config, source), _subject(config, source)
+    if table is None:
+        raise ValueError("latency: expected settings that ask for a table of latencies")
+    edges = table.edges(subject.space, subject.channels, subject.shape[1:]).double()
+    mean = max(table.base + float(edges.mean(1).sum()), 1.0)
+    return table.base / mean, edges / mean
 
 
 def timed(config: SearchConfig, source: DataSource | None = None) -> SearchConfig:

@@ -48,3 +48,9 @@ class WeightAverage:
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         torch._foreach_lerp_(self._floats(self.network), self._floats(self.source), 1.0 - decay)
         self.steps += 1
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Begin anew from the weights as they are now."""
+        self.network.load_state_dict(self.source.state_dict())
+        self.steps = 0

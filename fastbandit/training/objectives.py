@@ -20,6 +20,7 @@ from fastbandit.attacks._model import check_answer
 from fastbandit.attacks._pgd import leaf
 from fastbandit.attacks.ball import perturbed
 from fastbandit.threat import ThreatModel, parse_number, parse_whole
+from fastbandit.training.kernel_loss import KernelLoss
 from fastbandit.training.steps import Step
 
 __all__ = ["Adversarial", "Free", "Objective", "Trades", "perturb_away"]
@@ -73,6 +74,9 @@ class Adversarial(Objective):
 
     Args:
         auxiliary: weight of the auxiliary head's cross-entropy; 0: the network has none.
+
+    Attributes:
+        kernel_loss: the kernel-level loss of 1-bit networks, which is added; None: none.
     """
 
     #: Steps of the optimiser on each mini-batch.
@@ -80,16 +84,25 @@ class Adversarial(Objective):
 
     def __init__(self, auxiliary: float = 0.0) -> None:
         self.auxiliary = auxiliary
+        self.kernel_loss: KernelLoss | None = None
 
     @property
     def recordable(self) -> bool:
-        return type(self) in (Adversarial, Trades)
+        return type(self) in (Adversarial, Trades) and self.kernel_loss is None
 
     def cross_entropy(self, step: Step, forward: Callable[..., Any]) -> tuple[Tensor, Tensor]:
-        """Loss of what ``forward`` returns, with the auxiliary head's; logits [N, classes].
+        """Loss of what ``forward`` returns, with the auxiliary head's and with the kernel-level
+        loss; logits [N, classes].
 
         forward: takes the options of the network's ``forward``.
         """
+        if self.kernel_loss is None:
+            return self._cross_entropy(step, forward)
+        with self.kernel_loss.watching():
+            loss, logits = self._cross_entropy(step, forward)
+            return loss + self.kernel_loss(step.labels), logits
+
+    def _cross_entropy(self, step: Step, forward: Callable[..., Any]) -> tuple[Tensor, Tensor]:
         if not self.auxiliary:
             logits = forward()
             return F.cross_entropy(logits, step.labels), logits
