@@ -206,7 +206,7 @@ __global__ void __launch_bounds__(depthwise::kStagedThreads)
   float* const pixels = taps + K * K * kChunk;
   __shared__ Item items[kStagedThreads];
   const int d = a.g.dilation, width = a.t.width(K);
-  if (threadIdx.x < a.t.slots) {
+  if (static_cast<int>(threadIdx.x) < a.t.slots) {
     items[threadIdx.x] =
         a.t.item(static_cast<int>(blockIdx.x) * a.t.slots + static_cast<int>(threadIdx.x), d);
   }

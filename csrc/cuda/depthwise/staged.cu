@@ -14,7 +14,7 @@ __global__ void __launch_bounds__(kStagedThreads) staged_kernel(StagedArgs a) {
   int group;
   const int block = a.t.by_group.divide(static_cast<int>(blockIdx.x), group);
   const int c0 = group * kChunk, used = min(kChunk, a.g.c - c0), d = a.g.dilation;
-  if (threadIdx.x < a.t.slots) {
+  if (static_cast<int>(threadIdx.x) < a.t.slots) {
     items[threadIdx.x] = a.t.item(block * a.t.slots + static_cast<int>(threadIdx.x), d);
   }
   stage_taps<K>(a, c0, used, taps);

@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(kStagedThreads) staged_weight_kernel(StagedArg
   float sum[K * K][V] = {};
   for (int first = split * a.t.slots; first < a.t.items; first += a.splits * a.t.slots) {
     __syncthreads();
-    if (threadIdx.x < a.t.slots) {
+    if (static_cast<int>(threadIdx.x) < a.t.slots) {
       items[threadIdx.x] = a.t.item(first + static_cast<int>(threadIdx.x), d);
     }
     __syncthreads();
