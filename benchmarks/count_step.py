@@ -4,9 +4,9 @@
     python benchmarks/count_step.py --attack PGD-7 --precision bfloat16 --paths 3
 
 The step runs eagerly on a CPU with the kernels that only CPUs have left out (``conv_block``, batch
-norm, max pooling), and a dispatch mode sees every operation that writes a tensor. An operation is
-taken for as many graph nodes as NODES says, else for one; its bytes are those of the tensors that it
-reads and writes once, times PASSES for batch norm. So both are estimates by count: a library may
+norm, max pooling), and a dispatch mode sees every operation that writes a tensor. An operation
+stands for as many graph nodes as NODES says, else for one; its bytes are those of the tensors that
+it reads and writes once, times PASSES for batch norm. So both are estimates by count: a library may
 launch more kernels, and a cache may save bytes. Means over random paths.
 """
 
@@ -54,8 +54,6 @@ class Counted(TorchDispatchMode):
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         made = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
         name = op._schema.name.partition("::")[2].rstrip("_")
-        name = {"cudnn_batch_norm": "native_batch_norm",
-                "cudnn_batch_norm_backward": "native_batch_norm_backward"}.get(name, name)  # fmt: skip
         storages = {t.untyped_storage().data_ptr() for t in given}
         mutates = op._schema.is_mutable
         fresh = [t for t in made if t.untyped_storage().data_ptr() not in storages]

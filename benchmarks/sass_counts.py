@@ -93,18 +93,15 @@ def kernels_of(report: str, code: str) -> list[Kernel]:
         if section := re.match(r"\s*\.text\.(\w+):", line):
             current = counts.setdefault(section[1], Counter())
         elif found := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*)", line):
-            if found[1] != "NOP":  # what fills the end
-                current[found[1]] += 1
+            current[found[1]] += 1
     kernels = []
     for part in report.split("Compiling entry function '")[1:]:
         symbol = part.partition("'")[0]
         spilled = sum(int(n) for n in re.findall(r"(\d+) bytes spill", part))
         used = re.search(r"Used (\d+) registers", part)
-        kernels.append(
-            Kernel(
-                readable(symbol), int(used[1]) if used else 0, spilled, counts.get(symbol, Counter())
-            )
-        )
+        code_of = counts.get(symbol, Counter())
+        del code_of["NOP"]  # what fills the end
+        kernels.append(Kernel(readable(symbol), int(used[1]) if used else 0, spilled, code_of))
     return sorted(kernels, key=lambda kernel: kernel.name)
 
 
