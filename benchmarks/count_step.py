@@ -17,10 +17,7 @@ import statistics
 from collections import Counter
 from typing import Any
 
-import bench_search_step as steps_of
 import torch
-from bench_search_step import TORCH_NORM, Task
-from gpu_stages import Calls
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -69,6 +66,10 @@ class Counted(TorchDispatchMode):
 
 def count(space: str, attack: str, precision: str, seed: int | None) -> Counted:
     """One step of a random path; ``seed`` None takes the benchmarks' path."""
+    import bench_search_step as steps_of  # here, so that a test takes Counted without them
+    from bench_search_step import TORCH_NORM, Task
+    from gpu_stages import Calls
+
     device = torch.device("cpu")
     graphs = Graphs("yes", device, recorder=Calls())
     task = Task(space, steps_of.THREATS[attack], TORCH_NORM, device, precision=precision,  # type: ignore
@@ -90,6 +91,8 @@ def count(space: str, attack: str, precision: str, seed: int | None) -> Counted:
 
 
 def main() -> None:
+    import bench_search_step as steps_of
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--space", choices=list(steps_of.GOALS), default="robust9-light")
     parser.add_argument("--attack", choices=list(steps_of.THREATS), default="FGSM")
