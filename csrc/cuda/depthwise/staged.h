@@ -164,15 +164,20 @@ inline bool plan_tiling(const Geometry& g, int k, int v, int step, Tiling& t) {
   }
   t.slots = 1;
   while (2 * t.slots * threads() <= kStagedThreads && 2 * t.slots * floats() <= most) t.slots *= 2;
-  t.threads = t.slots * threads();
-  if (t.threads < 32) return false;
-  t.floats = t.slots * floats();
+  if (t.slots * threads() < 32) return false;
   const int blocks_h = divided_up(length_h, kRows << t.row_bits);
   const int blocks_w = divided_up(length_w, kCols << t.col_bits);
   t.groups = divided_up(g.c, kChunk);
   const int64_t of_image = int64_t{phases_h} * phases_w * blocks_h * blocks_w;
   if (of_image == 0 || g.n > (kIndexLimit / t.groups - t.slots) / of_image) return false;
   t.items = static_cast<int>(g.n * of_image);
+  // Small blocks rather than idle processors.
+  while (t.slots > 1 && t.slots * threads() > 32 &&
+         int64_t{t.items} * t.groups < kPartialBlocks * t.slots) {
+    t.slots /= 2;
+  }
+  t.threads = t.slots * threads();
+  t.floats = t.slots * floats();
   t.by_group = Divider(t.groups);
   t.by_phase_w = Divider(phases_w), t.by_block_w = Divider(blocks_w);
   t.by_phase_h = Divider(phases_h), t.by_block_h = Divider(blocks_h);
