@@ -3,11 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["concatenate", "run_nodes"]
+from fastbandit import ops
+from fastbandit.nn.shortcuts import Plain
+from fastbandit.ops.norm_sum import computed as total
+
+__all__ = ["Term", "compiling", "concatenate", "run_nodes", "summand", "terms_of", "total"]
+
+Term = Tensor | ops.Normalized
+"""What is added up; see :func:`fastbandit.ops.norm_sum`."""
+
+
+class Summand(Protocol):
+    """A module whose last step is a sum or a batch norm, which a node can do for all its terms."""
+
+    def terms(self, x: Tensor) -> list[Term]:
+        """What ``forward(x)`` is the sum of."""
+
+
+_PLAIN: dict[type, Plain[nn.Module]] = {}
+Kind = TypeVar("Kind", bound=type)
+
+
+def summand(kind: Kind) -> Kind:
+    """Class decorator of a :class:`Summand`."""
+    _PLAIN[kind] = Plain(kind)
+    return kind
+
+
+def compiling() -> bool:
+    """Whether a compiler or exporter looks on; it is shown the layers themselves."""
+    return torch.compiler.is_compiling() or torch.compiler.is_exporting()
+
+
+def terms_of(operation: Callable[[Tensor], Tensor], x: Tensor) -> list[Term]:
+    """What ``operation(x)`` is the sum of.
+
+    An operation to which something is attached (see :class:`~fastbandit.nn.shortcuts.Plain`), or
+    that is no :class:`Summand`, is called.
+    """
+    question = _PLAIN.get(type(operation))
+    if question is None or compiling() or not question(operation):  # type: ignore[arg-type]
+        return [operation(x)]
+    found: list[Term] = operation.terms(x)  # type: ignore[attr-defined]
+    return found
 
 
 def run_nodes(
@@ -27,29 +70,19 @@ def run_nodes(
         Nodes 0, 1, 2, ...
     """
     values = [inputs] if isinstance(inputs, Tensor) else list(inputs)
-    terms = 0  # of the last node
-    for (source, node), operation in zip(edges, operations, strict=True):
-        y = operation(values[source])
-        if node == len(values):
-            values.append(y)
-            terms = 1
-        else:
-            values[node] = _add(values[node], y, terms)
-            terms += 1
+    terms: list[Term] = []  # of the next node
+    last = len(edges) - 1
+    for index, ((source, node), operation) in enumerate(zip(edges, operations, strict=True)):
+        ends = index == last or edges[index + 1][1] != node
+        if ends and not terms:
+            # A batch norm that is not added to anything is best left to the operation.
+            values.append(operation(values[source]))
+            continue
+        terms += terms_of(operation, values[source])
+        if ends:
+            values.append(total(terms))
+            terms = []
     return values
-
-
-def _add(total: Tensor, term: Tensor, terms: int) -> Tensor:
-    """total + term, in place where the total is a sum that was made here.
-
-    What a module returned may be somebody else's too: skip_connect returns the node itself, a hook
-    keeps it, another module's backward pass needs it. Under autocast terms differ in dtype, and
-    the sum has the wider one.
-    """
-    # A compiler reuses memory itself.
-    if terms < 2 or total.dtype != term.dtype or torch.compiler.is_compiling():
-        return total + term
-    return total.add_(term)
 
 
 def concatenate(values: Sequence[Tensor]) -> Tensor:
