@@ -152,14 +152,17 @@ void for_all_rows(const Shape& shape, const Row& row) {
   });
 }
 
-// From the sums of x - middle and of its square: mean and inverse deviation [channels].
+// From the sums of x - middle and of its square: mean and inverse deviation [channels], and, if it is
+// asked for, the unbiased variance.
 inline void statistics(const Shape& shape, const std::vector<double>& sums, const float* middle,
-                       double eps, float* means, float* inverses) {
+                       double eps, float* means, float* inverses, float* variances = nullptr) {
   const int64_t c = shape.channels;
   const double count = static_cast<double>(shape.pixels);
   for (int64_t i = 0; i < c; ++i) {
-    norm_statistics(sums[static_cast<size_t>(i)], sums[static_cast<size_t>(c + i)],
-                    static_cast<double>(middle[i]), count, eps, means[i], inverses[i]);
+    const double variance =
+        norm_statistics(sums[static_cast<size_t>(i)], sums[static_cast<size_t>(c + i)],
+                        static_cast<double>(middle[i]), count, eps, means[i], inverses[i]);
+    if (variances != nullptr) variances[i] = unbiased_variance<float>(variance, count);
   }
 }
 

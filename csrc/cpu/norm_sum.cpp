@@ -31,16 +31,19 @@ Tensor rows_of_channels(const Tensor& x, int64_t rows) {
   return empty_contiguous(x, sizes, 2, ScalarType::Float);
 }
 
-std::tuple<Tensor, Tensor, Tensor> norm_sum(std::vector<Tensor> xs, std::vector<int64_t> kinds,
-                                            std::vector<Tensor> vectors, double eps) {
+// The sum; then of the normalised terms, [terms, C] each: mean, inverse deviation, unbiased variance.
+std::tuple<Tensor, Tensor, Tensor, Tensor> norm_sum(std::vector<Tensor> xs,
+                                                    std::vector<int64_t> kinds,
+                                                    std::vector<Tensor> vectors, double eps) {
   constexpr const char* kOp = "norm_sum";
   const auto terms = norm_terms(kOp, xs, kinds, vectors);
   const int64_t count = normalized_terms(terms);
   const Shape shape = check_terms(kOp, xs, count > 0);
   const int64_t c = shape.channels;
   Tensor y = like_first(xs), mean = rows_of_channels(xs[0], count),
-         inverse = rows_of_channels(xs[0], count);
-  float *means = floats_to_write(mean), *inverses = floats_to_write(inverse);
+         inverse = rows_of_channels(xs[0], count), variance = rows_of_channels(xs[0], count);
+  float *means = floats_to_write(mean), *inverses = floats_to_write(inverse),
+        *variances = floats_to_write(variance);
   std::vector<std::optional<ForwardNorm>> transforms(terms.size());
   std::vector<const float*> sources;
   for (size_t t = 0; t < terms.size(); ++t) {
@@ -51,14 +54,17 @@ std::tuple<Tensor, Tensor, Tensor> norm_sum(std::vector<Tensor> xs, std::vector<
     if (term.mean) {
       std::copy_n(floats(term.mean), c, means);
       std::copy_n(floats(term.inverse), c, inverses);
+      for (int64_t i = 0; i < c; ++i)
+        variances[i] = unbiased_variance<float>(
+            variance_of(static_cast<double>(inverses[i]), eps), static_cast<double>(shape.pixels));
     } else {
       // About the first value: a mean that is large beside the deviation costs no digits.
       const std::vector<float> centre = repeated(shape, x);
       statistics(shape, channel_sums<false>(shape, {x, centre.data(), nullptr}), centre.data(), eps,
-                 means, inverses);
+                 means, inverses, variances);
     }
     transforms[t].emplace(shape, means, inverses, floats(term.weight), floats(term.bias));
-    means += c, inverses += c;
+    means += c, inverses += c, variances += c;
   }
   float* const to = floats_to_write(y);
   for_all_rows(shape, [&](int64_t at, int64_t n) FB_INLINE_LAMBDA {
@@ -75,7 +81,7 @@ std::tuple<Tensor, Tensor, Tensor> norm_sum(std::vector<Tensor> xs, std::vector<
       }
     }
   });
-  return {y, mean, inverse};
+  return {y, mean, inverse, variance};
 }
 
 // The gradient of each of xs, which are the normalised terms; then those of their weights [terms, C]

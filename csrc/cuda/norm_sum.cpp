@@ -41,16 +41,19 @@ std::vector<const void*> data(const std::vector<Tensor>& tensors) {
   return pointers;
 }
 
-std::tuple<Tensor, Tensor, Tensor> norm_sum(std::vector<Tensor> xs, std::vector<int64_t> kinds,
-                                            std::vector<Tensor> vectors, double eps) {
+// The sum; then of the normalised terms, [terms, C] each: mean, inverse deviation, unbiased variance.
+std::tuple<Tensor, Tensor, Tensor, Tensor> norm_sum(std::vector<Tensor> xs,
+                                                    std::vector<int64_t> kinds,
+                                                    std::vector<Tensor> vectors, double eps) {
   constexpr const char* kOp = "norm_sum";
   const auto terms = norm_terms(kOp, xs, kinds, vectors);
   const int64_t normalized = normalized_terms(terms);
   const int64_t pixels = check_terms(kOp, xs, normalized > 0);
   const DeviceGuard guard(xs[0].get_device_index());
   Tensor y = empty_like(xs[0], xs[0].scalar_type()), mean = rows_of_channels(xs[0], normalized),
-         inverse = rows_of_channels(xs[0], normalized);
-  if (pixels == 0) return {y, mean, inverse};
+         inverse = rows_of_channels(xs[0], normalized),
+         variance = rows_of_channels(xs[0], normalized);
+  if (pixels == 0) return {y, mean, inverse, variance};
   std::vector<const void*> given;
   for (const NormTerm& term : terms)
     for (const auto* vector : {&term.weight, &term.bias, &term.mean, &term.inverse})
@@ -59,10 +62,10 @@ std::tuple<Tensor, Tensor, Tensor> norm_sum(std::vector<Tensor> xs, std::vector<
   Tensor partial = scratch(xs[0], pixels, count);
   check_launch(kOp, launch_norm_sum(data(xs).data(), kinds.data(), given.data(), count,
                                     y.mutable_data_ptr(), mean.mutable_data_ptr(),
-                                    inverse.mutable_data_ptr(), partial.mutable_data_ptr(),
-                                    dtype_code(kOp, y), pixels, y.size(1), eps,
-                                    current_stream(y)));
-  return {y, mean, inverse};
+                                    inverse.mutable_data_ptr(), variance.mutable_data_ptr(),
+                                    partial.mutable_data_ptr(), dtype_code(kOp, y), pixels,
+                                    y.size(1), eps, current_stream(y)));
+  return {y, mean, inverse, variance};
 }
 
 // The gradient of each of xs, which are the normalised terms; then those of their weights [terms, C]

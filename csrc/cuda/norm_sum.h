@@ -15,11 +15,12 @@ constexpr int kMostNormTerms = 32;  // of a launch: their addresses are kernel p
 extern "C" int64_t norm_sum_partial_numbers(int64_t pixels, int64_t channels, int64_t terms);
 
 // kinds: NormKind of each term. vectors: weight, bias, mean and inverse of each term, null where it
-// has none. mean, inverse: [normalised terms, channels]. partial: scratch memory.
+// has none. mean, inverse, variance (unbiased): [normalised terms, channels]. partial: scratch memory.
 extern "C" const char* launch_norm_sum(const void* const* xs, const int64_t* kinds,
                                        const void* const* vectors, int64_t terms, void* y,
-                                       void* mean, void* inverse, void* partial, int dtype,
-                                       int64_t pixels, int64_t channels, double eps, void* stream);
+                                       void* mean, void* inverse, void* variance, void* partial,
+                                       int dtype, int64_t pixels, int64_t channels, double eps,
+                                       void* stream);
 
 // weights: of each term, or null. by_x: of each term. by_weight [terms, channels], by_bias
 // [channels].

@@ -181,48 +181,54 @@ __global__ void __launch_bounds__(kThreads)
     norm_sum_finish_kernel(Maps<T> maps, Vectors<compute_t<T>> vectors,
                            const compute_t<T>* __restrict__ partial, int parts, int64_t pixels,
                            int64_t channels, double eps, compute_t<T>* __restrict__ mean,
-                           compute_t<T>* __restrict__ inverse, compute_t<T>* __restrict__ table) {
+                           compute_t<T>* __restrict__ inverse,
+                           compute_t<T>* __restrict__ variance, compute_t<T>* __restrict__ table) {
   using C = compute_t<T>;
   __shared__ double scratch[kThreads];
   const int term = static_cast<int>(blockIdx.y);
   const int64_t c = static_cast<int64_t>(blockIdx.x) * kColumns + threadIdx.x % kColumns;
   const bool inside = c < channels;
   C own_mean = 0, own_inverse = 0;
+  double own_variance = 0.0;
   if (vectors.measured[term] < 0) {
-    if (inside) own_mean = vectors.mean[term][c], own_inverse = vectors.inverse[term][c];
+    if (inside) {
+      own_mean = vectors.mean[term][c], own_inverse = vectors.inverse[term][c];
+      own_variance = variance_of(static_cast<double>(own_inverse), eps);
+    }
   } else {
     const C* const own =
         partial + static_cast<int64_t>(vectors.measured[term]) * parts * 2 * channels + c;
     const double sum = add_parts(own, parts, 2 * channels, inside, scratch);
     const double square = add_parts(own + channels, parts, 2 * channels, inside, scratch);
     if (inside)
-      norm_statistics(sum, square, static_cast<double>(to_compute(maps.x[term][c])),
-                      static_cast<double>(pixels), eps, own_mean, own_inverse);
+      own_variance =
+          norm_statistics(sum, square, static_cast<double>(to_compute(maps.x[term][c])),
+                          static_cast<double>(pixels), eps, own_mean, own_inverse);
   }
   if (!inside || threadIdx.x >= kColumns) return;
   mean[term * channels + c] = own_mean;
   inverse[term * channels + c] = own_inverse;
+  variance[term * channels + c] =
+      unbiased_variance<C>(own_variance, static_cast<double>(pixels));
   C* const row = table + static_cast<int64_t>(term) * 3 * channels + c;
   row[0] = own_mean;
   row[channels] = own_inverse * (vectors.weight[term] ? vectors.weight[term][c] : C(1));
   row[2 * channels] = vectors.bias[term] ? vectors.bias[term][c] : C(0);
 }
 
-// rows: of each term its row of the table, or -1 where it is added as it is.
-struct Rows {
-  int8_t row[kMostNormTerms];
-};
-
+// normalized_terms: a bit for each term; those that are have a row of the table each, the others are added
+// as they are.
 template <int kWide, class T>
 __global__ void __launch_bounds__(kThreads, kBlocks)
-    norm_sum_add_kernel(Maps<T> maps, Rows rows, int terms, const compute_t<T>* __restrict__ table,
-                        T* __restrict__ y, Tiling tiling) {
+    norm_sum_add_kernel(Maps<T> maps, unsigned normalized_terms, int terms,
+                        const compute_t<T>* __restrict__ table, T* __restrict__ y, Tiling tiling) {
   using C = compute_t<T>;
   const Place at = place_of<kWide>(tiling);
   if (!at.inside) return;
   const int64_t c = tiling.channels, turn = static_cast<int64_t>(tiling.rows) * kBatch;
   for (int64_t p = blockIdx.x * turn + at.row; p < tiling.pixels; p += gridDim.x * turn) {
     C total[kBatch][kWide] = {};
+    const C* row = table;
     for (int t = 0; t < terms; ++t) {
       const T* const x = maps.x[t] + at.channel;
       C value[kBatch][kWide] = {};
@@ -231,12 +237,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
         const int64_t pixel = p + static_cast<int64_t>(b) * tiling.rows;
         if (pixel < tiling.pixels) read<kWide>(x, pixel * c, value[b]);
       }
-      if (rows.row[t] >= 0) {
-        const C* const row = table + rows.row[t] * 3 * c;
+      if (normalized_terms >> t & 1u) {
         C mean[kWide], scale[kWide], shift[kWide];
         vector_at<kWide>(row, at.channel, mean);
         vector_at<kWide>(row + c, at.channel, scale);
         vector_at<kWide>(row + 2 * c, at.channel, shift);
+        row += 3 * c;
 #pragma unroll
         for (int b = 0; b < kBatch; ++b)
 #pragma unroll
@@ -409,7 +415,7 @@ struct Forward {
   const int64_t* kinds;
   const void* const* vectors;
   int terms;
-  void *y, *mean, *inverse, *partial;
+  void *y, *mean, *inverse, *variance, *partial;
   int64_t pixels, channels;
   double eps;
   void* stream;
@@ -420,15 +426,14 @@ void launch(const Forward& a) {
   using C = compute_t<T>;
   Maps<T> all, of_normalized, measured;
   Vectors<C> vectors{};
-  Rows rows{};
+  unsigned normalized_terms = 0;
   int count = 0, measures = 0;
   bool aligned = packs<T>(a.y);
   for (int t = 0; t < a.terms; ++t) {
     all.x[t] = static_cast<const T*>(a.xs[t]);
     aligned = aligned && packs<T>(a.xs[t]);
-    rows.row[t] = -1;
     if (a.kinds[t] == 0) continue;
-    rows.row[t] = static_cast<int8_t>(count);
+    normalized_terms |= 1u << t;
     const C* own[4];
     for (int i = 0; i < 4; ++i) own[i] = static_cast<const C*>(a.vectors[4 * t + i]);
     vectors.weight[count] = own[0], vectors.bias[count] = own[1];
@@ -458,10 +463,10 @@ void launch(const Forward& a) {
                      static_cast<unsigned>(count)),
                 kThreads, 0, a.stream, of_normalized, vectors, sums, static_cast<int>(parts),
                 a.pixels, a.channels, a.eps, static_cast<C*>(a.mean),
-                static_cast<C*>(a.inverse), table);
+                static_cast<C*>(a.inverse), static_cast<C*>(a.variance), table);
     }
-    FB_LAUNCH((norm_sum_add_kernel<kWide, T>), grid_of(tiling), kThreads, 0, a.stream, all, rows,
-              a.terms, table, static_cast<T*>(a.y), tiling);
+    FB_LAUNCH((norm_sum_add_kernel<kWide, T>), grid_of(tiling), kThreads, 0, a.stream, all,
+              normalized_terms, a.terms, table, static_cast<T*>(a.y), tiling);
   });
 }
 
@@ -525,12 +530,12 @@ extern "C" int64_t norm_sum_partial_numbers(int64_t pixels, int64_t channels, in
 
 FB_LAUNCHER launch_norm_sum(const void* const* xs, const int64_t* kinds,
                             const void* const* vectors, int64_t terms, void* y, void* mean,
-                            void* inverse, void* partial, int dtype, int64_t pixels,
-                            int64_t channels, double eps, void* stream) {
+                            void* inverse, void* variance, void* partial, int dtype,
+                            int64_t pixels, int64_t channels, double eps, void* stream) {
   using namespace fastbandit;
   if (terms > kMostNormTerms) return "more than 32 terms";
-  const Forward a{xs,      kinds,   vectors, static_cast<int>(terms), y,      mean,
-                  inverse, partial, pixels,  channels,                eps, stream};
+  const Forward a{xs,       kinds,   vectors, static_cast<int>(terms), y,   mean, inverse,
+                  variance, partial, pixels,  channels,                eps, stream};
   return launch_floating(dtype, [&](auto zero) { launch<decltype(zero)>(a); });
 }
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from fastbandit import ops
 from fastbandit.nn.shortcuts import Plain
 from fastbandit.ops.norm_sum import computed as total
+from fastbandit.ops.norm_sum import fork
 
 __all__ = ["Term", "compiling", "concatenate", "run_nodes", "summand", "terms_of", "total"]
 
@@ -70,19 +72,47 @@ def run_nodes(
         Nodes 0, 1, 2, ...
     """
     values = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    operations = list(operations)
+    given, last = len(values), len(edges) - 1
+    readers = [_readers(value, i, given, edges, operations) for i, value in enumerate(values)]
     terms: list[Term] = []  # of the next node
-    last = len(edges) - 1
     for index, ((source, node), operation) in enumerate(zip(edges, operations, strict=True)):
         ends = index == last or edges[index + 1][1] != node
+        x = next(readers[source])
         if ends and not terms:
             # A batch norm that is not added to anything is best left to the operation.
-            values.append(operation(values[source]))
-            continue
-        terms += terms_of(operation, values[source])
-        if ends:
+            values.append(operation(x))
+        else:
+            terms += terms_of(operation, x)
+            if not ends:
+                continue
             values.append(total(terms))
             terms = []
-    return values
+        readers.append(_readers(values[-1], node, given, edges, operations))
+    return [next(left) for left in readers]
+
+
+def _readers(
+    value: Tensor,
+    node: int,
+    given: int,
+    edges: Sequence[tuple[int, int]],
+    operations: Sequence[Callable[[Tensor], Tensor]],
+) -> Iterator[Tensor]:
+    """``value`` of a node for each edge from it, in order, and then for whoever gets the node.
+
+    Operations that are known here get a tensor each, so that their gradients are added at once
+    where that is faster; any other may look at which tensor it is.
+    """
+    reading = [o for (source, _), o in zip(edges, operations, strict=True) if source == node]
+    # The inputs of a cell are not read after it; the gradients of two are added by one operation.
+    if (
+        len(reading) + (node >= given) < 3
+        or compiling()
+        or not all(type(operation) in _PLAIN for operation in reading)
+    ):
+        return itertools.repeat(value)
+    return iter(fork(value, len(reading) + 1))
 
 
 def concatenate(values: Sequence[Tensor]) -> Tensor:

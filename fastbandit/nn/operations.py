@@ -93,8 +93,12 @@ class Pool(nn.Module):
         return total(self.terms(x))
 
 
+@summand
 class Identity(nn.Module):
     """``skip_connect`` at stride 1: the input itself, not a copy."""
+
+    def terms(self, x: Tensor) -> list[Term]:
+        return [x]
 
     def forward(self, x: Tensor) -> Tensor:
         return x

@@ -96,12 +96,12 @@ def _reference(
     kinds: list[int],
     vectors: list[Tensor],  # weight, bias, mean, inverse of each term as its kind says, [C] each
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     # Statistics that are given are those of x, and so found again: then they are differentiated.
     first = xs[0]
     wide = compute_dtype(first.dtype)
     total: Tensor | None = None
-    means, inverses = [], []
+    means, inverses, unbiased = [], [], []
     for x, kind, (weight, bias) in zip(xs, kinds, _taken_apart(kinds, vectors), strict=True):
         term = x.to(wide)
         if kind & _NORMALIZED:
@@ -114,6 +114,8 @@ def _reference(
             inverse = (variance + eps).rsqrt()
             means.append(mean)
             inverses.append(inverse)
+            count = x.numel() // x.shape[1]
+            unbiased.append(variance * (count / (count - 1)))
             scale = inverse if weight is None else inverse * weight
             term = (term - _per_channel(mean)) * _per_channel(scale)
             if bias is not None:
@@ -124,8 +126,10 @@ def _reference(
     if total is first:
         y = y.clone()
     nothing = first.new_empty((0, first.shape[1]), dtype=wide)
-    mean, inverse = (torch.stack(rows) if rows else nothing.clone() for rows in (means, inverses))
-    return y, mean, inverse
+    mean, inverse, variance = (
+        torch.stack(rows) if rows else nothing.clone() for rows in (means, inverses, unbiased)
+    )
+    return y, mean, inverse, variance
 
 
 def _backward_reference(
@@ -167,13 +171,13 @@ def _empty_map(x: Tensor) -> Tensor:
 
 def _fake(
     xs: list[Tensor], kinds: list[int], vectors: list[Tensor], eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x = xs[0]
     rows = sum(kind & _NORMALIZED for kind in kinds)
-    mean, inverse = (
-        x.new_empty((rows, x.shape[1]), dtype=compute_dtype(x.dtype)) for _ in range(2)
+    mean, inverse, variance = (
+        x.new_empty((rows, x.shape[1]), dtype=compute_dtype(x.dtype)) for _ in range(3)
     )
-    return _empty_map(x), mean, inverse
+    return _empty_map(x), mean, inverse, variance
 
 
 def _backward_fake(
@@ -195,7 +199,7 @@ class _Function(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, kinds: list[int], eps: float, count: int, *tensors: Tensor) -> Any:
         xs, vectors = list(tensors[:count]), list(tensors[count:])
-        y, mean, inverse = below_autograd(_forward, xs, kinds, vectors, eps)
+        y, mean, inverse, variance = below_autograd(_forward, xs, kinds, vectors, eps)
         normalized = [x for x, kind in zip(xs, kinds, strict=True) if kind]
         weights = [
             weight for weight, _ in _taken_apart(kinds, vectors) if weight is not None
@@ -203,14 +207,15 @@ class _Function(torch.autograd.Function):
         ctx.save_for_backward(mean, inverse, *normalized, *weights)
         ctx.kinds, ctx.vectors = kinds, len(vectors)
         # The statistics have no gradient here, and torch gives them none either.
-        ctx.mark_non_differentiable(mean, inverse)
+        ctx.mark_non_differentiable(mean, inverse, variance)
         ctx.set_materialize_grads(False)
-        return y, mean, inverse
+        return y, mean, inverse, variance
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
-        refuse_second_derivative("norm_sum", grad)
         kinds = ctx.kinds
+        if any(kinds):  # a sum alone is linear, and its gradient the one that came
+            refuse_second_derivative("norm_sum", grad)
         if grad is None:
             return (None,) * (3 + len(kinds) + ctx.vectors)
         mean, inverse, *tensors = ctx.saved_tensors
@@ -245,8 +250,8 @@ class _NormSum:
     @staticmethod
     def apply(
         xs: list[Tensor], kinds: list[int], vectors: list[Tensor], eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        result: tuple[Tensor, Tensor, Tensor] = _Function.apply(
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        result: tuple[Tensor, Tensor, Tensor, Tensor] = _Function.apply(
             kinds, eps, len(xs), *xs, *vectors
         )
         return result
@@ -254,7 +259,7 @@ class _NormSum:
 
 _forward = define(
     "norm_sum",
-    "(Tensor[] xs, int[] kinds, Tensor[] vectors, float eps) -> (Tensor, Tensor, Tensor)",
+    "(Tensor[] xs, int[] kinds, Tensor[] vectors, float eps) -> (Tensor, Tensor, Tensor, Tensor)",
     _reference,
     _fake,
     autograd=_NormSum,
@@ -366,10 +371,34 @@ def computed(terms: Sequence[Tensor | Normalized]) -> Tensor:
         if vector is not None
     ]
     eps = normalized[0].eps if normalized else 0.0
-    y, mean, inverse = _forward(xs, kinds, vectors, eps)
-    _update_running(normalized, mean, inverse, y)
+    y, mean, _, variance = _forward(xs, kinds, vectors, eps)
+    _update_running(normalized, mean, variance)
     result: Tensor = y
     return result
+
+
+class _Fork(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, count: int) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        return tuple(x.view_as(x) for _ in range(count))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None]:
+        arrived = [grad for grad in grads if grad is not None]
+        return (computed(arrived) if arrived else None), None
+
+
+def fork(x: Tensor, count: int) -> Sequence[Tensor]:
+    """``x`` for ``count`` readers, whose gradients are added at once, in the order of the readers.
+
+    autograd adds them two at a time, which reads and writes the sum for each but the first. Where
+    the kernel does not serve ``x`` or no gradient is asked for, each reader gets ``x`` itself.
+    """
+    if not (torch.is_grad_enabled() and x.requires_grad and serves(x)):
+        return [x] * count
+    readers: tuple[Tensor, ...] = _Fork.apply(x, count)
+    return readers
 
 
 def _one_by_one(terms: Sequence[Tensor | Normalized]) -> Tensor:
@@ -390,18 +419,13 @@ def _one_by_one(terms: Sequence[Tensor | Normalized]) -> Tensor:
 
 
 @torch.no_grad()
-def _update_running(
-    terms: Sequence[Normalized], mean: Tensor, inverse: Tensor, y: Tensor
-) -> None:
-    """Move the running statistics of all terms, by as few operations as there are."""
-    if not any(term.running_mean is not None for term in terms):
-        return
-    count = y.numel() // y.shape[1]
-    unbiased = (inverse.pow(-2) - terms[0].eps).mul_(count / (count - 1))
+def _update_running(terms: Sequence[Normalized], mean: Tensor, variance: Tensor) -> None:
+    """Move the running statistics of all terms by one operation."""
     running, batch, factors = [], [], []
-    for row, term in enumerate(terms):
+    for term, own_mean, own_variance in zip(terms, mean, variance, strict=True):
         if term.running_mean is not None and term.running_var is not None:
             running += [term.running_mean, term.running_var]
-            batch += [mean[row], unbiased[row]]
+            batch += [own_mean, own_variance]
             factors += [term.momentum] * 2
-    torch._foreach_lerp_(running, batch, factors)
+    if running:
+        torch._foreach_lerp_(running, batch, factors)

@@ -6,13 +6,13 @@ extern "C" const char* enter_norm_sum(
     const void* v0, const void* v1, const void* v2, const void* v3, const void* v4, const void* v5,
     const void* v6, const void* v7, const void* v8, const void* v9, const void* v10,
     const void* v11, const void* v12, const void* v13, const void* v14, const void* v15,
-    int64_t terms, void* y, void* mean, void* inverse, void* partial, int64_t numbers, int dtype,
-    int64_t pixels, int64_t channels, double eps) {
+    int64_t terms, void* y, void* mean, void* inverse, void* variance, void* partial,
+    int64_t numbers, int dtype, int64_t pixels, int64_t channels, double eps) {
   if (norm_sum_partial_numbers(pixels, channels, terms) > numbers) return "partial is too small";
   const void* xs[] = {x0, x1, x2, x3};
   const void* vectors[] = {v0, v1, v2, v3, v4, v5, v6, v7, v8, v9, v10, v11, v12, v13, v14, v15};
-  return launch_norm_sum(xs, kinds, vectors, terms, y, mean, inverse, partial, dtype, pixels,
-                         channels, eps, nullptr);
+  return launch_norm_sum(xs, kinds, vectors, terms, y, mean, inverse, variance, partial, dtype,
+                         pixels, channels, eps, nullptr);
 }
 
 // Six terms, more than a group.
