@@ -24,6 +24,7 @@ from fastbandit.nn.frozen import foldable
 from fastbandit.nn.norm import BatchNorm2d, is_batch_norm
 from fastbandit.nn.shortcuts import Plain
 from fastbandit.ops.conv_block import as_term
+from fastbandit.ops.norm_sum import fork
 
 __all__ = [
     "DepthwiseConv2d",
@@ -269,7 +270,10 @@ class Residual(nn.Module, ABC):
         """f."""
 
     def terms(self, x: Tensor) -> list[Term]:
-        both: list[Term] = [x, norm_term(self.bn, self.transform(x))]
+        # The gradient of the first decides the layout of their sum; that of a Gabor filter is one
+        # map for all channels.
+        same, read = fork(x, 2)
+        both: list[Term] = [same, norm_term(self.bn, self.transform(read))]
         return both if self.stride == 1 else [halve(total(both))]
 
     def forward(self, x: Tensor) -> Tensor:

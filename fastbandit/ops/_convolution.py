@@ -126,13 +126,11 @@ def _registered(op: str, key: str) -> bool:
     return found
 
 
-def has_kernel(
-    op: str, x: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.float32,)
-) -> bool:
+def has_kernel(op: str, x: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> bool:
     """Whether x is what the kernels for one layout serve: [N, C, H, W] of one of ``dtypes``,
-    channels-last, C > 1, on a device that ``op`` has a kernel for; outside a compiler or exporter, which is shown
-    the plain operations and is asked nothing about sizes that may be open, and outside of
-    derivatives that only torch's operations have."""
+    channels-last, C > 1, on a device that ``op`` has a kernel for; outside a compiler or exporter,
+    which is shown the plain operations and is asked nothing about sizes that may be open, and
+    outside of derivatives that only torch's operations have."""
     return (
         not torch.compiler.is_compiling()
         and not torch.compiler.is_exporting()

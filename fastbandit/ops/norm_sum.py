@@ -24,6 +24,10 @@ _NORMALIZED, _WEIGHT, _BIAS, _GIVEN = 1, 2, 4, 8
 # the kernel saves. (docs/kernels.md)
 _LEAST_ELEMENTS = 1 << 16
 
+# Where the gradients of several readers wait for each other, to be added at once. A CPU is not faster
+# so: what waits is memory that is fresh each time. (docs/kernels.md)
+_WAITING_DEVICES = ("cuda",)
+
 # Of a launch of the CUDA kernels, whose parameters hold the addresses.
 _MOST_TERMS = 32
 
@@ -56,9 +60,7 @@ class Normalized:
     @property
     def kind(self) -> int:
         """The bits of ``kinds`` of the op."""
-        weight, bias, given = (
-            one is not None for one in (self.weight, self.bias, self.statistics)
-        )
+        weight, bias, given = (one is not None for one in (self.weight, self.bias, self.statistics))
         return _NORMALIZED + _WEIGHT * weight + _BIAS * bias + _GIVEN * given
 
     def close(self) -> Tensor:
@@ -201,9 +203,7 @@ class _Function(torch.autograd.Function):
         xs, vectors = list(tensors[:count]), list(tensors[count:])
         y, mean, inverse, variance = below_autograd(_forward, xs, kinds, vectors, eps)
         normalized = [x for x, kind in zip(xs, kinds, strict=True) if kind]
-        weights = [
-            weight for weight, _ in _taken_apart(kinds, vectors) if weight is not None
-        ]
+        weights = [weight for weight, _ in _taken_apart(kinds, vectors) if weight is not None]
         ctx.save_for_backward(mean, inverse, *normalized, *weights)
         ctx.kinds, ctx.vectors = kinds, len(vectors)
         # The statistics have no gradient here, and torch gives them none either.
@@ -393,9 +393,15 @@ def fork(x: Tensor, count: int) -> Sequence[Tensor]:
     """``x`` for ``count`` readers, whose gradients are added at once, in the order of the readers.
 
     autograd adds them two at a time, which reads and writes the sum for each but the first. Where
-    the kernel does not serve ``x`` or no gradient is asked for, each reader gets ``x`` itself.
+    that is as fast, the kernel does not serve ``x``, or no gradient is asked for, each reader gets
+    ``x`` itself.
     """
-    if not (torch.is_grad_enabled() and x.requires_grad and serves(x)):
+    if not (
+        x.device.type in _WAITING_DEVICES
+        and torch.is_grad_enabled()
+        and x.requires_grad
+        and serves(x)
+    ):
         return [x] * count
     readers: tuple[Tensor, ...] = _Fork.apply(x, count)
     return readers
