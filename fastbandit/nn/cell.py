@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -49,9 +49,10 @@ def terms_of(operation: Callable[[Tensor], Tensor], x: Tensor) -> list[Term]:
     that is no :class:`Summand`, is called.
     """
     question = _PLAIN.get(type(operation))
-    if question is None or compiling() or not question(operation):  # type: ignore[arg-type]
+    module: Any = operation
+    if question is None or compiling() or not question(module):
         return [operation(x)]
-    found: list[Term] = operation.terms(x)  # type: ignore[attr-defined]
+    found: list[Term] = module.terms(x)
     return found
 
 

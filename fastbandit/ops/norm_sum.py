@@ -24,8 +24,8 @@ _NORMALIZED, _WEIGHT, _BIAS, _GIVEN = 1, 2, 4, 8
 # the kernel saves. (docs/kernels.md)
 _LEAST_ELEMENTS = 1 << 16
 
-# Where the gradients of several readers wait for each other, to be added at once. A CPU is not faster
-# so: what waits is memory that is fresh each time. (docs/kernels.md)
+# Where the gradients of several readers wait for each other, to be added at once. A CPU is not
+# faster so: what waits is memory that is fresh each time. (docs/kernels.md)
 _WAITING_DEVICES = ("cuda",)
 
 # Of a launch of the CUDA kernels, whose parameters hold the addresses.
@@ -226,8 +226,10 @@ class _Function(torch.autograd.Function):
             by_x = below_autograd(
                 _backward, grad, tensors[:rows], own, tensors[rows:], mean, inverse
             )
-        *by_x, by_weight, by_bias = by_x or [None, None]
-        of_xs, of_vectors, row = [], [], 0
+            *by_x, by_weight, by_bias = by_x
+        of_xs: list[Tensor] = []
+        of_vectors: list[Tensor | None] = []
+        row = 0
         for kind in kinds:
             of_xs.append(by_x[row] if kind else grad)
             if kind & _WEIGHT:
@@ -240,7 +242,7 @@ class _Function(torch.autograd.Function):
             row += kind & _NORMALIZED
         needed = ctx.needs_input_grad[3:]
         return (None, None, None, *(
-            g if want else None for g, want in zip(of_xs + of_vectors, needed, strict=True)
+            g if want else None for g, want in zip([*of_xs, *of_vectors], needed, strict=True)
         ))  # fmt: skip
 
 
