@@ -31,11 +31,11 @@ Tensor scratch(const Tensor& x, int64_t pixels, int64_t terms) {
   return empty_contiguous(x, &numbers, 1, norm_dtype(x.scalar_type()));
 }
 
-const void* data(const std::optional<Tensor>& tensor) {
+const void* pointer_of(const std::optional<Tensor>& tensor) {
   return tensor ? tensor->const_data_ptr() : nullptr;
 }
 
-std::vector<const void*> data(const std::vector<Tensor>& tensors) {
+std::vector<const void*> pointers_of(const std::vector<Tensor>& tensors) {
   std::vector<const void*> pointers;
   for (const Tensor& tensor : tensors) pointers.push_back(tensor.const_data_ptr());
   return pointers;
@@ -57,10 +57,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_sum(std::vector<Tensor> xs,
   std::vector<const void*> given;
   for (const NormTerm& term : terms)
     for (const auto* vector : {&term.weight, &term.bias, &term.mean, &term.inverse})
-      given.push_back(data(*vector));
+      given.push_back(pointer_of(*vector));
   const int64_t count = static_cast<int64_t>(terms.size());
   Tensor partial = scratch(xs[0], pixels, count);
-  check_launch(kOp, launch_norm_sum(data(xs).data(), kinds.data(), given.data(), count,
+  check_launch(kOp, launch_norm_sum(pointers_of(xs).data(), kinds.data(), given.data(), count,
                                     y.mutable_data_ptr(), mean.mutable_data_ptr(),
                                     inverse.mutable_data_ptr(), variance.mutable_data_ptr(),
                                     partial.mutable_data_ptr(), dtype_code(kOp, y), pixels,
@@ -91,7 +91,7 @@ std::vector<Tensor> norm_sum_backward(Tensor grad, std::vector<Tensor> xs,
   std::vector<Tensor> results;
   std::vector<void*> by_x;
   for (const NormTerm& term : terms) {
-    weights.push_back(data(term.weight));
+    weights.push_back(pointer_of(term.weight));
     results.push_back(empty_like(xs[0], xs[0].scalar_type()));
     by_x.push_back(results.back().mutable_data_ptr());
   }
@@ -99,7 +99,7 @@ std::vector<Tensor> norm_sum_backward(Tensor grad, std::vector<Tensor> xs,
   Tensor by_bias = empty_contiguous(xs[0], &c, 1, norm_dtype(xs[0].scalar_type()));
   Tensor partial = scratch(xs[0], pixels, count);
   check_launch(kOp, launch_norm_sum_backward(
-                        dense.const_data_ptr(), data(xs).data(), weights.data(), count,
+                        dense.const_data_ptr(), pointers_of(xs).data(), weights.data(), count,
                         mean.const_data_ptr(), inverse.const_data_ptr(), by_x.data(),
                         by_weight.mutable_data_ptr(), by_bias.mutable_data_ptr(),
                         partial.mutable_data_ptr(), dtype_code(kOp, dense), pixels, c,

@@ -50,7 +50,8 @@ def terms_of(operation: Callable[[Tensor], Tensor], x: Tensor) -> list[Term]:
     """
     question = _PLAIN.get(type(operation))
     module: Any = operation
-    if question is None or compiling() or not question(module):
+    plain = question is not None and not compiling() and bool(question(module))
+    if not plain:
         return [operation(x)]
     found: list[Term] = module.terms(x)
     return found
