@@ -6,7 +6,7 @@ namespace fastbandit::depthwise {
 namespace {
 
 template <int K, class X, class T, bool kOne>
-__global__ void __launch_bounds__(kStagedThreads) staged_kernel(StagedArgs a) {
+__global__ void __launch_bounds__(kStagedThreads, 1) staged_kernel(StagedArgs a) {
   constexpr int V = kVector<K>, kStep = kOne ? 1 : kPitch, kWide = kOne ? 1 : V;
   FB_DYNAMIC_SHARED(float, taps);  // [tap][channel], then the pixels
   float* const pixels = taps + K * K * kChunk;
