@@ -217,13 +217,13 @@ PARTS = {
     ],
     2: [
         Stage("install", 15, install, 2),
-        Stage("steps", 100, measured("steps"), 12),
+        Stage("steps", 80, measured("steps"), 12),
         Stage("profile", 20, measured("profile"), 8),
         Stage("capture", 15, measured("capture"), 4),
-        Stage("depthwise", 80, measured("depthwise"), 19, may_be_cut=True),
+        Stage("depthwise", 60, measured("depthwise"), 19, may_be_cut=True),
         Stage("ops", 40, measured("ops"), 12),
         Stage("ncu", 25, ncu, 5),
-        Stage("compiled", PART_SECONDS, measured("compiled"), 4, may_be_cut=True),
+        Stage("compiled", PART_SECONDS, measured("compiled"), 6, may_be_cut=True),
     ],
 }  # fmt: skip
 

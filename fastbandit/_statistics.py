@@ -16,6 +16,7 @@ from itertools import zip_longest
 from typing import Any
 
 __all__ = [
+    "EXACT_PAIRS",
     "Components",
     "components",
     "hodges_lehmann",
@@ -33,8 +34,8 @@ __all__ = [
     "wilcoxon",
 ]
 
-# Up to so many pairs of values without ties the Mann-Whitney test is exact.
-_EXACT_PAIRS = 400
+#: Up to so many pairs of values without ties the Mann-Whitney test is exact.
+EXACT_PAIRS = 400
 # With ties SciPy enumerates all ways to divide the values; up to so many of them.
 _DIVISIONS = 20_000
 # Up to so many differences Wilcoxon's test is exact.
@@ -167,7 +168,7 @@ def mann_whitney(first: Sequence[float], second: Sequence[float]) -> float:
     if different == 1:
         return 1.0
     method: Any = "asymptotic"
-    if different == n + m and n * m <= _EXACT_PAIRS:
+    if different == n + m and n * m <= EXACT_PAIRS:
         method = "exact"
     elif different < n + m and math.comb(n + m, n) <= _DIVISIONS:
         method = stats.PermutationMethod(n_resamples=_DIVISIONS)

@@ -5,6 +5,7 @@ Settings come from, each winning over those before: defaults, preset, YAML file,
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -108,8 +109,8 @@ class Command(ABC, Generic[C]):
         """Print the result."""
 
     @abstractmethod
-    def estimate(self, request: Request[C]) -> dict[str, Any]:
-        """What it will cost."""
+    def estimate(self, request: Request[C], progress: Progress) -> dict[str, Any]:
+        """What it will cost, measured within about half a minute."""
 
     @abstractmethod
     def show_estimate(self, result: dict[str, Any]) -> None:
@@ -122,7 +123,7 @@ class Command(ABC, Generic[C]):
         return self.config()
 
     def base(self, arguments: Sequence[str]) -> C:
-        """The settings before the flags."""
+        """The settings before the flags, but for what :func:`settle` makes of them."""
         return base_config(self.default(), self.presets, arguments)
 
     def stored(self, folder: Path) -> C:
@@ -180,7 +181,7 @@ class Command(ABC, Generic[C]):
             ValueError: an unknown preset, setting or value. (tyro ends the process with status 2
                 and a message of its own where a flag cannot be parsed at all.)
         """
-        base = self.base(arguments) if base is None else base
+        base = settle(self.base(arguments) if base is None else base, arguments)
         flat = tyro.conf.arg(name="")
         kind = dataclasses.make_dataclass(
             "Arguments",
@@ -231,7 +232,7 @@ class Command(ABC, Generic[C]):
 
             download(str(getattr(request.config, "data", None)), say=Progress().line)
         if options.dry_run:
-            estimate = self.estimate(request)
+            estimate = self.estimate(request, Progress())
             if options.json:
                 print(json.dumps(estimate))
             else:
@@ -332,6 +333,25 @@ def base_config(config: C, presets: Mapping[str, Mapping[str, Any]], arguments: 
     if file is not None:
         config = merge(config, read_config_file(file), f"--config {file}")
     return config
+
+
+def settle(config: Any, arguments: Sequence[str], prefix: str = "") -> Any:
+    """``config`` without those settings that belong to one that a flag changes (``belongs``).
+
+    What a preset says of its policy or its space, say, is none of another one's. A value that is
+    of no use is left to whoever parses the flags.
+    """
+    for owner in {owner for _, owner in getattr(type(config), "belongs", ())}:
+        value = take_option(arguments, f"{prefix}{owner.replace('_', '-')}")
+        if value is not None:
+            with contextlib.suppress(ConfigError, ValueError):
+                config = merge(config, {owner: value}, "flags")
+    sections: dict[str, Any] = {
+        field.name: settle(section, arguments, f"{prefix}{field.name.replace('_', '-')}.")
+        for field in dataclasses.fields(config)
+        if dataclasses.is_dataclass(section := getattr(config, field.name))
+    }
+    return dataclasses.replace(config, **sections) if sections else config
 
 
 def preset_settings(presets: Mapping[str, Mapping[str, Any]], name: str) -> Mapping[str, Any]:

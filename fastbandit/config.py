@@ -277,6 +277,9 @@ def keep_plain_numbers(config: Any) -> None:
 def merge(config: T, changes: Mapping[str, Any], where: str, prefix: str = "") -> T:
     """``config`` (a dataclass) with ``changes`` applied, nested mappings into nested dataclasses.
 
+    A class may say in ``belongs`` which settings belong to the value of another, such as the
+    parameters of a policy: where that changes, those that are not given have their default again.
+
     Raises:
         ConfigError: an unknown name (the nearest known one is suggested) or a value of the wrong
             kind; ``where`` says which file or preset it came from.
@@ -318,5 +321,9 @@ def merge(config: T, changes: Mapping[str, Any], where: str, prefix: str = "") -
         except ValidationError as error:
             message = error.errors()[0]["msg"]
             raise ConfigError(f"{where}: {prefix}{name}: {message}, got {value!r}") from None
+    for parameter, owner in getattr(type(config), "belongs", ()):
+        if owner in updates and updates[owner] != getattr(config, owner):
+            (field,) = (one for one in dataclasses.fields(config) if one.name == parameter)
+            updates.setdefault(parameter, field.default)
     result: T = dataclasses.replace(config, **updates)  # type: ignore[type-var]
     return result

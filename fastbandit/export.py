@@ -40,6 +40,7 @@ from fastbandit.nn.binary import latents
 from fastbandit.nn.denoise import Denoise
 from fastbandit.ops.sign_ste import exported_signs
 from fastbandit.packed import SUFFIX, load_packed, save_packed
+from fastbandit.runs.progress import Progress
 
 __all__ = ["FORMATS", "OPSET", "ExportError", "export_model", "has_onnx", "main"]
 
@@ -308,7 +309,8 @@ def _run(arguments: Sequence[str]) -> int:
     )
     file = find_model(command.model)
     out = Path(command.out) if command.out else file.with_suffix(FORMATS[command.format])
-    result = export_model(load_model(file), out, command.format)
+    with Progress().working(f"exporting {file}, then comparing the file with it"):
+        result = export_model(load_model(file), out, command.format)
     if command.json:
         print(json.dumps(result))
         return 0

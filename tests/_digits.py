@@ -45,6 +45,18 @@ def _train(network: nn.Module, epochs: int) -> nn.Module:
     return network.eval()
 
 
+def plain() -> nn.Module:
+    """Two convolutions, not trained."""
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(16 * 16, 10),
+    )
+
+
 def network() -> nn.Module:
     """A plain network of two convolutions, trained; the caller's own, whatever it does to it."""
     return deepcopy(_network())
@@ -54,15 +66,7 @@ def network() -> nn.Module:
 def _network() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        made = nn.Sequential(
-            nn.Conv2d(1, 16, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(16, 16, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(16 * 16, 10),
-        )
-        return _train(made, 4)
+        return _train(plain(), 4)
 
 
 @lru_cache

@@ -89,14 +89,11 @@ def run(
 
 
 def run_pair(
-    *arguments: str, environment: Mapping[str, str] | None = None, fresh: bool = False
+    *arguments: str, environment: Mapping[str, str] | None = None
 ) -> list[subprocess.CompletedProcess[str]]:
     """Two processes with what torchrun gives them, without its own messages.
 
     Like torchrun, this process keeps the store: it is there for one rank after the other has gone.
-
-    Args:
-        fresh: interpreters that load torch and its parts themselves, when they need them.
     """
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     where = {
@@ -107,25 +104,6 @@ def run_pair(
         "WORLD_SIZE": "2",
     }
     ranks = [{**where, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
-    if fresh:
-        command = [sys.executable, *arguments]
-        path = os.pathsep.join(sys.path)
-        begun = [
-            subprocess.Popen(
-                command, env={**rank, "PYTHONPATH": path}, text=True,
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            )
-            for rank in ranks
-        ]  # fmt: skip
-        try:
-            printed = [process.communicate(timeout=300) for process in begun]
-        finally:
-            for process in begun:
-                process.kill()
-        return [
-            subprocess.CompletedProcess(command, process.returncode, *texts)
-            for process, texts in zip(begun, printed, strict=True)
-        ]
     started = [Process(*arguments, environment=rank) for rank in ranks]
     return [process.wait() for process in started]
 

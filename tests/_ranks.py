@@ -1,4 +1,4 @@
-"""What the processes of test_distributed.py run: ``python _ranks.py checks|threads|search ...``."""
+"""What the processes of test_distributed.py run: ``python _ranks.py checks|search ...``."""
 
 import json
 import os
@@ -132,6 +132,20 @@ def checks(folder: Path) -> None:
         tensors, state = current[0].state()
         kept = {k: v for k, v in tensors.items() if "running" not in k and "tracked" not in k}
         save_file(kept, folder / f"paths{rank}.safetensors")
+        within = threads_of_the_group()
+    # A thread that was joined stays in /proc for a moment; one that the group is kept alive by
+    # stays for good.
+    deadline = time.monotonic() + 5
+    while threads_of_the_group() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    after = threads_of_the_group()
+    (folder / f"threads{rank}.json").write_text(json.dumps([within, after]))
+
+
+def threads_of_the_group() -> list[str]:
+    """Those of this process that belong to the backend of a process group; [] without /proc."""
+    names = (path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm"))
+    return sorted(name for name in names if "gloo" in name)
 
 
 def run_search(arguments: list[str]) -> int:
@@ -148,31 +162,9 @@ def run_search(arguments: list[str]) -> int:
     return main(arguments)
 
 
-def threads_left() -> None:
-    """Prints the threads of the process group's backend: within the group, and after it."""
-
-    def found() -> list[str]:
-        names = (path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm"))
-        return sorted(name for name in names if "gloo" in name)
-
-    with Group.join("cpu", timeout=60) as group:
-        group.barrier()
-        # A first optimiser imports modules of torch that would keep the group.
-        torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-        within = found()
-    # A thread that was joined stays in /proc for a moment; one that the group is kept alive by
-    # stays for good.
-    deadline = time.monotonic() + 5
-    while found() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    print(json.dumps([within, found()]))
-
-
 if __name__ == "__main__":
     small_space()
     if sys.argv[1] == "checks":
         checks(Path(sys.argv[2]))
-    elif sys.argv[1] == "threads":
-        threads_left()
     else:
         raise SystemExit(run_search(sys.argv[2:]))

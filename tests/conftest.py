@@ -10,6 +10,9 @@ import pytest
 
 # Torch's compiler would start processes that load torch too, for the few kernels that tests have.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+# It would also compile a program for each instruction set, and load it in a process with torch, to
+# see whether the compiler and the processor agree.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Processes share the cores: a thread for each, before torch is loaded and counts them.
     os.environ.setdefault("OMP_NUM_THREADS", "1")

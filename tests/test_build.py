@@ -9,6 +9,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 from types import ModuleType
@@ -239,6 +240,7 @@ def test_without_a_compiler_the_install_is_pure_python(tmp_path):
             if line.startswith("Requires-Dist") and "extra ==" not in line
         ]
         wheel.extractall(tmp_path / "installed")
+        assert packaged(wheel) == sources()
     # What only builds is not needed to run.
     assert not [need for need in needed if need.startswith(("setuptools", "wheel", "pyb", "ninja"))]
     # It runs where the sources are not.
@@ -251,6 +253,61 @@ def test_without_a_compiler_the_install_is_pure_python(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "space: robust9-light" in done.stdout
+
+
+def sources() -> set[str]:
+    """What a wheel has to hold: every module, preset, template and data file of the package."""
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "fastbandit").rglob("*")
+        if path.is_file() and path.suffix not in (".pyc", ".so")
+    }
+    assert {"fastbandit/py.typed", "fastbandit/_data/digits.npz"} < found
+    assert any(name.startswith("fastbandit/_data/genotypes/") for name in found)
+    assert any(name.startswith("fastbandit/report/templates/") for name in found)
+    return found
+
+
+def packaged(wheel: zipfile.ZipFile) -> set[str]:
+    return {name for name in wheel.namelist() if ".dist-info/" not in name}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernels are built on Linux")
+def test_a_wheel_with_kernels_holds_them_and_names_its_platform(tmp_path):
+    """The compiler writes empty files: what a wheel takes along does not depend on them."""
+    compiler = tmp_path / "compiler"
+    compiler.write_text(
+        "#!/bin/sh\n"
+        '[ "$1" = --version ] && echo "one that writes nothing, 1.0" && exit\n'
+        'while [ $# -gt 0 ]; do case "$1" in -o) out=$2;; -MF) rule=$2;; esac; shift; done\n'
+        ': > "$out"; [ -z "$rule" ] || echo "$out:" > "$rule"\n'
+    )
+    compiler.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "setup.py", "-q", "build", "--build-base", str(tmp_path / "build"),
+         "bdist_wheel", "--dist-dir", str(tmp_path), "--bdist-dir", str(tmp_path / "bdist")],
+        cwd=ROOT,
+        env={**os.environ, "CXX": str(compiler), "FASTBANDIT_CUDA": "0",
+             "FASTBANDIT_BUILD": str(tmp_path / "objects")},
+        capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    (file,) = tmp_path.glob("*.whl")
+    python = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+    tag = f"{python}-{python}-{platform}"
+    assert file.name == f"fastbandit-{fastbandit.__version__}-{tag}.whl"
+    with zipfile.ZipFile(file) as wheel:
+        native = {name for name in packaged(wheel) if name.endswith(".so")}
+        assert packaged(wheel) - native == sources()
+        # No kernels of another build that lie beside the sources.
+        assert "fastbandit/_kernels_cpu.so" in native
+        assert not [name for name in native if "cuda" in name]
+        assert all(wheel.getinfo(name).file_size == 0 for name in native)
+        about = wheel.read(f"fastbandit-{fastbandit.__version__}.dist-info/WHEEL").decode()
+    assert f"Tag: {tag}" in about
+    assert "Root-Is-Purelib: false" in about
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernels are built on Linux")

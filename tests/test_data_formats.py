@@ -70,6 +70,33 @@ def test_the_layout_of_arrays_in_a_dataset():
     refused([(pixels(8), 0)], r"item 0: expected an image \[C, H, W\] or .*got ndarray \[8\]")
 
 
+def test_a_list_of_images_beside_a_list_of_labels():
+    from PIL import Image
+
+    images = pixels(4, 3, 8, 6)
+    tensors, labels = list(torch.from_numpy(images)), torch.tensor(LABELS)
+    pillow = [Image.fromarray(image.transpose(1, 2, 0)) for image in images]
+    for given in (list(images), tuple(images), tensors, pillow):
+        for beside in (LABELS, labels, list(labels), np.array(LABELS)):
+            source = data.load((given, beside), test=[given, beside])
+            assert_images(source.train, images, LABELS)
+            assert_images(source.test, images, LABELS)
+    named = data.load((pillow, ["b", "a", "b", "c"]))
+    assert named.class_names == ("a", "b", "c")
+    assert named.train.labels.tolist() == [1, 0, 1, 2]
+    small = [Image.new("RGB", (9, 7)), *pillow[1:]]
+    refused((small, LABELS), r"row 1: expected 9 x 7 pixels .*--image-size N brings all")
+    assert data.load((small, LABELS), image_size=5).train.shape == (3, 5, 5)
+    refused((pillow, LABELS[:3]), "expected as many labels as images, got 4 images and 3 labels")
+    refused((tensors, 3), r"expected labels \[N\], integers or text, got int")
+    # Two items (image, label) are a data set, whatever holds them.
+    for hold in (list, tuple):
+        items = hold([(images[0], 0), [images[1], 1]])
+        assert data.load(items).train.labels.tolist() == [0, 1]
+        arrays = hold([(images[0], np.array([0])), (images[1], np.array([1]))])
+        assert data.load(arrays).train.labels.tolist() == [0, 1]
+
+
 def test_values_of_all_kinds():
     black_white = np.array([[[False, True]], [[True, False]]])
     for images in (black_white, torch.from_numpy(black_white)):

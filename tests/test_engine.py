@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import gc
@@ -26,12 +27,14 @@ from fastbandit.training import (
     Engine,
     Graphs,
     Objective,
+    cuda_graphs,
     evaluate,
     reestimate_batchnorm,
     reset_batchnorm,
     train_epoch,
 )
 from fastbandit.training.batches import Start
+from fastbandit.training.cuda_graphs import CudaRecorder
 from fastbandit.training.objectives import Adversarial, Free, Trades
 
 THREAT = ThreatModel(epsilon="8/255", steps=2, step_size="4/255", bn_mode="train")
@@ -90,7 +93,7 @@ class Run:
         self.train = loader(
             data, range(images), batch_size=5, shuffle=True, augment=augment, **same
         )
-        self.test = loader(data, range(images), batch_size=8, **same)
+        self.test = loader(data, range(images), batch_size=4, **same)
         self.path = {
             "modules": list(self.model.path_modules()),
             "parameters": list(self.model.path_parameters()),
@@ -260,7 +263,7 @@ def test_recorded_evaluation_gives_the_numbers_of_an_eager_one():
         assert (got.clean_correct, got.robust_correct, got.images) == (
             expected.clean_correct, expected.robust_correct, expected.images
         )  # fmt: skip
-    assert (recorder.recorded, recorder.replayed) == (1, 3)
+    assert (recorder.recorded, recorder.replayed) == (1, 12)
 
 
 def test_another_path_is_recorded_anew():
@@ -352,7 +355,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("what", CHANGES)
 def test_what_is_changed_between_epochs_is_recorded_anew(what):
-    run = Run(images=15, dtype=torch.float32)
+    run = Run(images=20, dtype=torch.float32)
     run.path = {"modules": list(run.model.modules()), "parameters": list(run.model.parameters())}
     run.optimizer.param_groups[0]["params"] = run.path["parameters"]
     run.set_momentum(0.1)
@@ -398,7 +401,7 @@ def _hook(*_: object) -> None:
 )
 def test_steps_with_hooks_run_eagerly(register):
     """A replay would not call them."""
-    run = Run(images=15, dtype=torch.float32)
+    run = Run(images=20, dtype=torch.float32)
     run.path["modules"] = list(run.model.modules())
     run.set_momentum(0.1)
     engine, recorder = graphs()
@@ -486,6 +489,103 @@ def test_after_step_and_another_objective_with_graphs():
     assert recorder.recorded == 1
 
 
+@pytest.mark.parametrize("batches", [3, 4])
+def test_a_few_batches_are_not_worth_a_recording(batches):
+    run, (engine, recorder) = Run(images=5 * batches, dtype=torch.float32), graphs()
+    assert len(run.train) == batches
+    run.test = run.train
+    run.epoch(0, engine=engine)
+    run.accuracy(engine=engine)
+    assert recorder.recorded == (2 if batches == 4 else 0)
+
+
+class FakeCuda:
+    """Takes the place of torch.cuda in a recorder, and notes what it is asked for.
+
+    full: how many recordings find no memory.
+    """
+
+    def __init__(self, full: int = 0) -> None:
+        self.calls: list[str] = []
+        self.full = full
+        outer = self
+
+        class Stream:
+            def __init__(self, device=None) -> None:
+                pass
+
+            def wait_stream(self, other) -> None:
+                outer.calls.append("side waits" if self is not outer.current else "current waits")
+
+        class Graph:
+            def capture_begin(self, pool) -> None:
+                assert pool == "pool"
+                outer.calls.append("begin")
+
+            def capture_end(self) -> None:
+                outer.calls.append("end")
+
+            def replay(self) -> None:
+                outer.calls.append("replay")
+
+        self.current = Stream()
+        self.Stream, self.CUDAGraph = Stream, Graph
+
+    def device(self, device):
+        return contextlib.nullcontext()
+
+    def stream(self, stream):
+        return contextlib.nullcontext()
+
+    def graph_pool_handle(self):
+        return "pool"
+
+    def current_stream(self):
+        return self.current
+
+    def synchronize(self) -> None:
+        self.calls.append("synchronize")
+
+    def empty_cache(self) -> None:
+        self.calls.append("empty")
+
+    def run(self) -> None:
+        self.calls.append("run")
+        if self.full:
+            self.full -= 1
+            raise torch.OutOfMemoryError("no room")
+
+
+RECORDING = ["side waits", "begin", "run", "end", "current waits"]
+
+
+def cuda_recorder(monkeypatch, fake: FakeCuda) -> CudaRecorder:
+    monkeypatch.setattr(cuda_graphs.torch, "cuda", fake)
+    recorder = CudaRecorder(CPU)  # whose keeper is a recording too
+    fake.calls.clear()
+    return recorder
+
+
+def test_a_recording_keeps_the_cached_memory(monkeypatch):
+    fake = FakeCuda()
+    recorder = cuda_recorder(monkeypatch, fake)
+    replay = recorder.record(fake.run)
+    replay()
+    assert fake.calls == [*RECORDING, "replay"]
+
+
+def test_a_recording_that_does_not_fit_is_made_again_without_the_cached_memory(monkeypatch):
+    fake = FakeCuda()
+    recorder = cuda_recorder(monkeypatch, fake)
+    fake.full = 1
+    recorder.record(fake.run)
+    # The first one is ended as well: else nothing could be recorded any more.
+    assert fake.calls == [*RECORDING[:4], "synchronize", "empty", *RECORDING]
+    fake.full = 2
+    with pytest.raises(torch.OutOfMemoryError, match="no room"):
+        recorder.record(fake.run)
+
+
 def test_where_there_are_no_graphs():
     assert Graphs("no", CPU).reason == "not asked for"
     assert Graphs("auto", CPU).reason == "CUDA graphs need a CUDA device, and this one is cpu"
@@ -570,9 +670,9 @@ def test_one_pass_gives_the_bits_of_the_single_operations(device, passes, precis
             run.model, run.train, THREAT, count=3, seed=5, cost=run.cost, **run.path, engine=engine
         )
     same(one, other, rtol=0, atol=0)
-    # Twice an epoch of five batches and an evaluation of three; then the statistics.
-    assert len(passes) == 2 * (5 + 3) + 3
-    assert passes[:8] == [5, 5, 5, 5, 2, 8, 8, 6]
+    # Twice an epoch of five batches and an evaluation of six; then the statistics.
+    assert len(passes) == 2 * (5 + 6) + 3
+    assert passes[:11] == [5, 5, 5, 5, 2, 4, 4, 4, 4, 4, 2]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -607,7 +707,7 @@ def test_recorded_steps_make_their_own_batches(passes):
             counts[-1].append(run.accuracy(number, engine=engine).robust_correct)
         # A step of training and one of evaluation, once.
         assert recorder.recorded == 2
-    assert len(passes) == 3 * (5 + 3)
+    assert len(passes) == 3 * (5 + 6)
     assert counts[0] == counts[1]
     same(one, other, rtol=0, atol=0)
 

@@ -107,6 +107,7 @@ def test_a_table_in_a_terminal_and_in_a_notebook(found):
         lambda x, y: {"images": x.numpy(), "labels": y.tolist()},
         lambda x, y: {"images": (x * 255).round().to(torch.uint8), "labels": y},
         lambda x, y: {"images": list(x), "labels": y.numpy()},
+        lambda x, y: {"images": tuple(x.numpy()), "labels": y.tolist()},
         lambda x, y: {"source": {"image": list(x), "label": y.tolist()}},
         lambda x, y: {"images": TensorDataset(x, y)},
     ],

@@ -64,6 +64,7 @@ def evaluated(model, path, **changes):
     return result, checks
 
 
+@pytest.mark.slow
 def test_one_run_through_one_derivative_is_suspicious_and_the_preset_is_not(trained, tmp_path):
     use_surrogate(trained, "identity")
     one, checks = evaluated(trained, tmp_path / "one", attacks="pgd-20")

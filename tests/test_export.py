@@ -54,12 +54,13 @@ def test_an_exported_program_needs_no_kernels_of_this_package():
 
 
 def make_model(operations, denoise="dot", denoise_blocks=False, cells=1) -> Model:
-    """Cells whose nodes are one operation of the input each; of three the strides are 1, 2, 2."""
+    """Cells whose nodes are one operation of the input each; the last has stride 2, others 1."""
     genotype = Genotype.from_dict(
         {
             "format": "fastbandit.genotype",
             "schema_version": 1,
             "options": {"denoise": denoise},
+            "macro": {"layers": cells, "reductions": [cells - 1]},
             "cells": [
                 {
                     "name": "a",
@@ -105,7 +106,7 @@ def kinds(operations):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_operation_at_both_strides(kind, tmp_path):
     assert kinds(EACH_KIND) == kinds(OPERATIONS)
-    model = make_model(EACH_KIND, denoise_blocks=True, cells=3)
+    model = make_model(EACH_KIND, denoise_blocks=True, cells=2)
     file = tmp_path / "network"
     result = export_model(model, file, kind)
     assert result["input"]["shape"] == ["N", 2, 9, 9]

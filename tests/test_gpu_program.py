@@ -353,3 +353,60 @@ def test_benchmarks_compute_in_float32_where_they_say_so():
     finally:
         for kind, value in zip(kinds, before, strict=True):
             kind.allow_tf32 = value
+
+
+# --- Counts ---------------------------------------------------------------------------------------
+
+REPORT = """\
+ptxas info    : Compiling entry function '{one}' for 'sm_90'
+ptxas info    : Function properties for {one}
+    8 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads
+ptxas info    : Used 133 registers, used 1 barriers
+ptxas info    : Compiling entry function '{two}' for 'sm_90'
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 46 registers
+"""
+CODE = """\
+.text.{one}:
+.L_x_1:
+        /*0000*/                   LDC R1, c[0x0][0x28] ;
+        /*0010*/              @!P0 FFMA R2, R3, R4, R5 ;
+        /*0020*/             @UP1  UIADD3 UR4, UR4, 0x1, URZ ;
+        /*0030*/                   FFMA R2, R3, R4, R5 ;
+        /*0040*/                   NOP;
+.text.{two}:
+        /*0000*/                   EXIT ;
+"""
+
+
+def test_counts_of_machine_code():
+    counts = load("sass_counts")
+    file = "_ZN10fastbandit9depthwise41_GLOBAL__N__68126411_9_staged_cu_2d8eb594"
+    names = {
+        "one": f"{file}20staged_weight_kernelILi3ENS_8bfloat16ES3_Lb0EEEvNS0_10StagedArgsE",
+        "two": "_ZN10fastbandit48_GLOBAL__N__5d68465e_15_gabor_kernel_cu_e310e7fd"
+        "28gabor_backward_input_kernelIdEEvNS0_12BackwardArgsEi",
+    }
+    two, one = counts.kernels_of(REPORT.format(**names), CODE.format(**names))
+    assert one.name == "staged_weight_kernel<3, bfloat16, bfloat16, 0>"
+    assert (one.registers, one.spilled, one.outputs) == (133, 16, 64)
+    assert one.instructions == {"LDC": 1, "FFMA": 2, "UIADD3": 1}
+    assert two.name == "gabor_backward_input_kernel<float64>"
+    assert (two.registers, two.spilled, two.outputs) == (46, 0, None)
+
+
+def test_counts_of_operations():
+    counted = load("count_step").Counted()
+    x = torch.ones(2, 3, 4, 4)
+    with counted:
+        torch.empty(5)  # neither this nor a view does anything
+        y = x.transpose(0, 1) + 1.0
+        torch.nn.functional.batch_norm(y, None, None, training=True)
+        y.mul_(2.0)
+    assert counted.calls == {"add": 1, "native_batch_norm": 1, "mul": 1}
+    assert counted.nodes == {"add": 1, "native_batch_norm": 4, "mul": 1}
+    size = x.numel() * 4
+    assert counted.bytes["add"] == 2 * size
+    # In place of 3: reading, writing, and reading once more for the statistics.
+    assert 3 * size <= counted.bytes["native_batch_norm"] <= 3 * size + 64
+    assert counted.bytes["mul"] == size

@@ -86,12 +86,14 @@ def test_modules_are_reached_without_an_import_of_theirs(package):
         f"import fastbandit, sys; p = {package}\n"
         "for name in p._MODULES: assert getattr(p, name) is sys.modules[p.__name__ + '.' + name]\n"
     )
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    done = run("-c", code)
+    assert done.returncode == 0, done.stderr
 
 
 def test_public_names_are_reached_without_an_import_of_their_module():
     code = "import fastbandit; fastbandit.nn.Network; fastbandit.attacks.pgd; fastbandit.load"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    done = run("-c", code)
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_unknown_attribute_is_an_attribute_error():

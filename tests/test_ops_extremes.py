@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+from _processes import run
 from torch import Tensor
 
 from fastbandit import _native, ops
@@ -209,15 +208,10 @@ def main() -> None:
 PARTS = {"conv_block": ("conv_block", "depthwise_conv2d")}
 
 
-@pytest.mark.own_backend
+@pytest.mark.one_backend
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_extremes_are_refused_by_name(backend):
-    done = subprocess.run(
-        [sys.executable, __file__],
-        env={**os.environ, "FASTBANDIT_BACKEND": backend},
-        capture_output=True,
-        text=True,
-    )
+    done = run(__file__, environment={**os.environ, "FASTBANDIT_BACKEND": backend})
     lines = done.stdout.splitlines()
     assert done.returncode == 0, f"exit status {done.returncode} at {lines[-1:]}: {done.stderr}"
     assert len(lines) > 300

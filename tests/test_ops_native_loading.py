@@ -17,7 +17,7 @@ from fastbandit import _native, ops
 from fastbandit.ops import _register
 
 ROOT = Path(__file__).resolve().parents[1]
-pytestmark = pytest.mark.own_backend
+pytestmark = pytest.mark.one_backend
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import re
 
+import pytest
+
 from fastbandit import evaluate, report, retrain, search
 from fastbandit.models import load_model
 
 ONE_THREAD = ["--threads", "1"]
 
 
+@pytest.mark.slow
 def test_search_retrain_evaluate_report(tmp_path, capsys):
     found, trained, page = tmp_path / "search", tmp_path / "network", tmp_path / "page.html"
     small = ["--train-limit", "128", "--test-limit", "64", "--space", "general7-light"]

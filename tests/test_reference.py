@@ -9,8 +9,8 @@ from _processes import run
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "api"
 MODULES = (
-    "attacks", "bandit", "callbacks", "data", "evaluate", "export", "genotype", "models", "nn",
-    "operations", "ops", "retrain", "search", "space", "threat",
+    "attacks", "bandit", "callbacks", "data", "evaluate", "export", "genotype", "latency", "models",
+    "nn", "operations", "ops", "retrain", "search", "space", "threat",
 )  # fmt: skip
 
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="not a source checkout")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import random
@@ -593,6 +594,19 @@ def test_style_sheet_and_templates_are_package_data():
     assert (root / "_data" / "report.css").is_file()
     assert '"report/templates/*.html"' in declared
     assert {file.suffix for file in (root / "report" / "templates").iterdir()} == {".html"}
+
+
+def test_html_is_in_templates_alone():
+    """A string with a tag beside the drawings would be one that no template escapes."""
+    drawings = {"axes.py", "cells.py", "charts.py", "scatter.py"}
+    modules = list(Path(report.__file__).parent.glob("*.py"))
+    assert drawings < {file.name for file in modules}
+    for file in modules:
+        if file.name in drawings:
+            continue
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        words = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+        assert not [text for text in words if isinstance(text, str) and re.search("</?[a-z]", text)]
 
 
 def test_a_template_escapes_what_is_not_markup():

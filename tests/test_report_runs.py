@@ -134,7 +134,7 @@ def test_every_accuracy_of_every_threat_is_listed(source, page):
             assert row[column] == f"{percent(value)}{100 * low:.2f} to {100 * high:.2f}"
         assert row[3] == f"{summary[part]['n']:,}"
         assert row[6] == summary[part]["attack"]
-    assert f"(epoch {summary['best']['epoch']})" in own["retrained: summary.json (best)"][5]
+    assert f"(epoch {summary['best']['epoch'] + 1})" in own["retrained: summary.json (best)"][5]
 
 
 def test_every_attack_with_its_counts(source, page):
@@ -208,14 +208,14 @@ def test_curve_against_epsilon_lies_where_the_file_says(source, tmp_path):
 def test_training_curves_hold_the_logged_epochs(source, page):
     for line in read_lines(source / "metrics.jsonl"):
         assert (
-            f"epoch {line['epoch']}: clean accuracy {line['clean_accuracy']:.4g}, "
+            f"epoch {line['epoch'] + 1}: clean accuracy {line['clean_accuracy']:.4g}, "
             f"robust accuracy {line['robust_accuracy']:.4g}, "
             f"train accuracy {line['train_accuracy']:.4g}"
         ) in page.text
-        assert f"epoch {line['epoch']}: loss {line['loss']:.4g}" in page.text
+        assert f"epoch {line['epoch'] + 1}: loss {line['loss']:.4g}" in page.text
     assert (
-        "R1, epoch 7: 50.00 % under the training attack, 1.25 % under a stronger one, "
-        "of 256 images; back to epoch 6"
+        "R1, epoch 8: 50.00 % under the training attack, 1.25 % under a stronger one, "
+        "of 256 images; back to epoch 7"
     ) in page.text
     assert page.text.count("under a stronger one") == 1
 
@@ -789,6 +789,22 @@ def test_hostile_text_is_escaped(source, tmp_path):
         }, tag  # fmt: skip
 
 
+def test_why_the_reference_was_left_out_is_said(run):
+    value = evaluation(run)
+    file = next(run.glob("*/evaluation.json"))
+    told = "no cross-check with the reference AutoAttack"
+    assert told not in read(run, run / "page.html").text
+    value["cross_check"], value["cross_check_left_out"] = None, "<b>pyautoattack</b> is missing"
+    write_json(file, value)
+    page = read(run, run / "page.html")
+    assert f"{told}: <b>pyautoattack</b> is missing." in page.text
+    # Neither a file of an older version nor one that says nonsense.
+    for other in (None, "", 3, ["x"]):
+        value["cross_check_left_out"] = other
+        write_json(file, value)
+        assert told not in read(run, run / "page.html").text
+
+
 def test_attacks_that_all_met_every_image_are_told_apart(run):
     cumulative = "each only on the images that were still classified rightly"
     own = "so each accuracy is that attack's own"
@@ -821,7 +837,7 @@ def test_unfinished_retraining(tmp_path, found):
     page = read(run, tmp_path / "page.html")
     last = read_lines(run / "metrics.jsonl")[-1]
     assert "Not finished: R1 (going)" in page.text
-    assert "epoch 4 so far, validation images" in page.text
+    assert "epoch 5 so far, validation images" in page.text
     low, high = report.wilson(last["robust_accuracy"] * 500, 500)
     assert (
         f"{percent(last['robust_accuracy'])} 95 %: {100 * low:.2f} to {100 * high:.2f} %, n = 500"

@@ -543,7 +543,7 @@ def test_out_of_memory_suggests_a_batch_size(tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
     monkeypatch.setattr(Retraining, "train", train)
-    with pytest.raises(ValueError, match=r"in epoch 0 .*--batch-size 12 --evaluation-batch-size"):
+    with pytest.raises(ValueError, match=r"in epoch 1 .*--batch-size 12 --evaluation-batch-size"):
         retrain(tiny(), tmp_path / "run")
     with pytest.raises(ValueError, match="in the dry run"):
         dry_run(tiny())
@@ -604,8 +604,8 @@ def test_training_goes_back_and_on_with_a_stronger_attack(finished, tmp_path, mo
     assert [(epoch, threat.steps) for epoch, threat, _ in seen] == [(0, 1), (1, 1), (2, 2), (3, 2)]
     (said,) = notes
     assert said == (
-        "catastrophic overfitting in epoch 1: accuracy 90.0 % under the training attack, 5.0 % "
-        "under a stronger one; back to epoch 0, and on with PGD-2, L-infinity, epsilon 0.2, step "
+        "catastrophic overfitting in epoch 2: accuracy 90.0 % under the training attack, 5.0 % "
+        "under a stronger one; back to epoch 1, and on with PGD-2, L-infinity, epsilon 0.2, step "
         "0.125, random start, x + delta in [0, 1], batch norm in train mode"
     )
     metrics = lines(path / "metrics.jsonl")

@@ -271,3 +271,16 @@ def test_unfinished_run_is_found(tmp_path):
 def test_logs_hold_only_numbers(tmp_path):
     with open_run(tmp_path / "r") as folder, pytest.raises(ValueError, match="JSON compliant"):
         folder.append("metrics.jsonl", {"loss": math.nan})
+
+
+def test_stored_is_the_result_of_a_finished_run_of_that_configuration(tmp_path):
+    config = {"seed": 1}
+    with RunFolder.open(tmp_path / "run", config) as folder:
+        assert folder.stored(config) is None
+        folder.write_json("summary.json", {"status": "finished"})
+    folder = RunFolder(tmp_path / "run")
+    assert folder.stored(config) == {"status": "finished"}
+    assert folder.stored({"seed": 2}) is None
+    # A process that was clearing the folder was killed: what is left is no finished run.
+    (tmp_path / "run" / ".clearing").touch()
+    assert folder.stored(config) is None

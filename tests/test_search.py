@@ -597,7 +597,7 @@ def test_the_attack_grows_when_the_shared_weights_overfit(clip, tmp_path, monkey
     assert evaluated == [(n, 1, 1) for n in range(3)] + [(n, 2, 2) for n in range(3, 8)]
     (said,) = notes
     assert said.startswith(
-        "catastrophic overfitting in epoch 2: accuracy 80.0 % under the training attack, 10.0 % "
+        "catastrophic overfitting in epoch 3: accuracy 80.0 % under the training attack, 10.0 % "
         "under a stronger one; on with PGD-2, L-infinity, epsilon 0.2, step 0.125"
     )
     log = lines(path / "bandit.jsonl")
@@ -704,7 +704,7 @@ def test_out_of_memory_suggests_a_batch_size_and_resumes(tmp_path, monkeypatch):
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment
     )
     assert result.returncode == 1, result.stderr
-    assert "search: error: out of memory in epoch 3 with batches of 24 images" in result.stderr
+    assert "search: error: out of memory in epoch 4 with batches of 24 images" in result.stderr
     assert "same command goes on from the last epoch" in result.stderr
     assert "--batch-size 12 --evaluation-batch-size 12, which needs about half" in result.stderr
     assert "Traceback" not in result.stderr

@@ -27,6 +27,7 @@ from fastbandit.search import __main__ as module
 from fastbandit.search.adversarial import Adversarial
 from fastbandit.search.sizes import edge_parameters, edges_of
 from fastbandit.study import StudyConfig
+from fastbandit.study.config import PRESETS as STUDIES
 from fastbandit.training.overfitting import Verdict
 
 # With networks trained from scratch, and tuning before them.
@@ -346,8 +347,41 @@ def test_the_default_is_the_preset_of_minutes():
     assert parse(["--bandit.rounds", "2"]).config.bandit.rounds == 2
 
 
+def test_the_default_is_what_was_shown_to_beat_chance():
+    shown = STUDIES["compare-digits"]
+    config = parse([]).config
+    assert f"{config.bandit.policy},mixes={config.bandit.mixes}" == shown["compare"]["policy"]
+    for name in ("layers", "train_limit", "parameters"):
+        assert getattr(config, name) == shown["search"][name]
+    for name in ("tournament", "train_portion", "step_size"):
+        assert getattr(config.final, name) == shown["search"]["final"][name]
+    assert config.attack.epsilon == shown["search"]["attack"]["epsilon"]
+    assert config.bandit.rounds == shown["search"]["bandit"]["rounds"]
+    for arguments in (["--data", "/my/images"], ["--preset", "mnist"], ["--preset", "cifar10"]):
+        other = parse(arguments).config
+        assert (other.bandit.policy, other.bandit.mixes) == ("hierarchical", 0.5)
+        assert other.final.tournament == 16
+    assert SearchConfig().bandit.policy == "printed"
+    assert not SearchConfig().final.tournament
+
+
+def test_what_belongs_to_a_policy_or_a_space_falls_away_with_it(tmp_path):
+    assert parse(["--bandit.policy", "printed"]).config.bandit.mixes == 0.0
+    assert parse(["--bandit.policy=hierarchical"]).config.bandit.mixes == 0.5
+    printed = SearchConfig.preset("digits", bandit={"policy": "printed"})
+    assert printed.bandit.mixes == 0.0
+    assert printed.parameters == "17k:23k"
+    file = tmp_path / "c.yaml"
+    file.write_text("init_channels: 4\n")
+    assert parse(["--preset", "digits", "--config", str(file)]).config.parameters is None
+    assert parse(["--layers", "2"]).config.parameters == "17k:23k"
+    for flags in (["--layers", "3"], ["--space", "general7-light"], ["--macs", ":1M"]):
+        assert parse(flags).config.parameters is None
+    assert parse(["--layers", "3", "--parameters", "30k:40k"]).config.parameters == "30k:40k"
+
+
 def test_own_images_are_all_used():
-    assert parse(["--seed", "1"]).config.train_limit == 2000
+    assert parse(["--seed", "1"]).config.train_limit == 2400
     assert parse(["--data", "/my/images"]).config.train_limit is None
     assert parse(["--data=/my/images"]).config.bandit.rounds == 3
 

@@ -10,10 +10,11 @@ from _tiny import TINY, tiny
 from fastbandit import space
 from fastbandit.bandit import replay
 from fastbandit.config import ConfigError
+from fastbandit.genotype import Genotype
 from fastbandit.models import multiply_adds
 from fastbandit.nn.network import Network
 from fastbandit.operations import OperationOptions
-from fastbandit.search import networks, search
+from fastbandit.search import SearchConfig, networks, search
 from fastbandit.search.loop import SearchRun
 from fastbandit.search.sizes import Budget, Images, Sizes, stages
 
@@ -211,3 +212,19 @@ def test_mixes_vary_the_shares_of_operations():
 
     assert largest_share() < 0.25
     assert largest_share(mixes=0.3) > 0.4
+
+
+@pytest.mark.parametrize("end", ["argmax", "argmin"])
+def test_a_random_network_has_the_size_of_the_largest_and_of_the_smallest(end):
+    config = SearchConfig(layers=2)
+    searched, sizes = config.search_space(), Sizes.of_search(config)
+    choice = getattr(sizes.parameters, end)(1)
+    # Not the very last: its operation differs on three edges, so that there are others of its size.
+    choice[:3] = 3
+    found = Genotype.from_choices(
+        searched, choice.tolist(), macro={"layers": searched.cells, "channels": 8}
+    )
+    other = networks.same_size(found, config, 1)
+    wanted = sizes.of(found).parameters
+    assert other.hash != found.hash
+    assert abs(sizes.of(other).parameters - wanted) <= 0.03 * wanted

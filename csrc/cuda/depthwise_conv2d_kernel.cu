@@ -1,12 +1,14 @@
 // fastbandit::depthwise_conv2d and its two gradients on CUDA.
 //
-// Three families, each in a file of csrc/cuda/depthwise:
+// Four families, each in a file of csrc/cuda/depthwise:
 //   planar   contiguous maps (stride 1 along w). A block stages tiles of several planes in shared
 //            memory with 16-byte loads; each thread keeps the filter and 4 x 4 sums in registers.
-//   strided  any strides, meant for channels-last: neighbouring threads are neighbouring channels,
-//            so every access of a warp is contiguous; 4 x 4 sums in registers as well.
+//   staged   channels-last maps whose channels are a multiple of 4 (8 in half types), which is what
+//            a search runs: pixels staged in shared memory, 4 x 4 sums of 2 or 4 channels a thread.
+//   strided  any strides: neighbouring threads are neighbouring channels, so an access of a warp to
+//            a channels-last map is contiguous; 4 x 4 sums of one channel in registers.
 //   general  any filter size, stride, dilation and float64: one output for each thread.
-// planar and strided take square filters of 3, 5 or 7 taps, stride 1 and any dilation. A thread's
+// All but general take square filters of 3, 5 or 7 taps, stride 1 and any dilation. A thread's
 // rows and columns are `dilation` apart, so the taps are neighbours in its registers whatever the
 // dilation is, and only the filter size is a compile-time constant. The input gradient is the
 // forward with flipped taps. The weight gradient keeps all taps of a channel in registers, adds
@@ -91,7 +93,8 @@ FB_LAUNCHER launch_depthwise_conv2d(const void* from, int from_dtype, const void
   if (unrolled(shape) && small_indices(shape) && known(from_dtype) && known(to_dtype)) {
     const Geometry g = geometry_of(shape, backward != 0);
     const int64_t k = shape[kConvKernelH];
-    if (launch_planar(k, g, in, taps, out, stream) || launch_strided(k, g, in, taps, out, stream))
+    if (launch_planar(k, g, in, taps, out, stream) || launch_staged(k, g, in, taps, out, stream) ||
+        launch_strided(k, g, in, taps, out, stream))
       return launch_error();
   }
   launch_general(shape, in, taps, out, backward, stream);
@@ -104,9 +107,15 @@ extern "C" int64_t depthwise_conv2d_partial_floats(int grad_dtype, const int64_t
   if (!unrolled(shape) || !small_indices(shape) || !known(grad_dtype)) return 0;
   const Geometry g = geometry_of(shape, false);
   const int64_t k = shape[kConvKernelH];
-  int64_t splits = planar_weight_splits(k, g, map_of(nullptr, grad_dtype, grad_strides),
-                                        map_of(nullptr, kFloat32, x_strides));
-  if (splits == 0) splits = strided_weight_splits(g);
+  const Map grad = map_of(nullptr, grad_dtype, grad_strides);
+  const Map x = map_of(nullptr, kFloat32, x_strides);
+  int64_t splits = planar_weight_splits(k, g, grad, x);
+  if (splits == 0) {
+    // Which of the two it is hangs on addresses, which are not known here.
+    const int64_t staged = staged_weight_splits(k, g, grad, x);
+    splits = strided_weight_splits(g);
+    splits = staged > splits ? staged : splits;
+  }
   return splits * shape[kConvC] * k * k;
 }
 
@@ -121,6 +130,8 @@ FB_LAUNCHER launch_depthwise_conv2d_backward_weight(
     int splits = 0;
     if (launch_planar_weight(k, g, from, in, partial, stream)) {
       splits = planar_weight_splits(k, g, from, in);
+    } else if (launch_staged_weight(k, g, from, in, partial, stream)) {
+      splits = staged_weight_splits(k, g, from, in);
     } else if (launch_strided_weight(k, g, from, in, partial, stream)) {
       splits = strided_weight_splits(g);
     }

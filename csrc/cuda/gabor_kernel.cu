@@ -2,6 +2,7 @@
 // depthwise convolution.
 #include "cuda/gabor.h"
 
+#include "cuda/depthwise/staged.h"
 #include "cuda/depthwise_conv2d.h"
 #include "cuda/element.h"
 #include "cuda/pack.h"
@@ -137,9 +138,18 @@ struct BackwardArgs {
   int64_t stride_n, stride_c, stride_h, stride_w;
   const void* filters;
   void* grad_sum;
+  Divider by_stride_h, by_stride_w;
 };
 
-// One pixel for 2^lane_bits threads, which share the channels (channels-last) or are one (planar).
+// The output row or column that lies `at` behind the first one in steps of `by`; -1 for none.
+__device__ __forceinline__ int source_of(int at, const Divider& by, int size) {
+  int rest;
+  if (at < 0) return -1;
+  const int source = by.divide(at, rest);
+  return rest == 0 && source < size ? source : -1;
+}
+
+// Any filter size, stride, layout and type. One pixel for 2^lane_bits threads, which share the channels (channels-last) or are one (planar).
 template <class T>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     gabor_backward_input_kernel(BackwardArgs a, int lane_bits) {
@@ -160,11 +170,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       const int h = static_cast<int>(row % s[kConvH]);
       const T* image = static_cast<const T*>(a.grad) + row / s[kConvH] * a.stride_n;
       for (int i = 0; i < s[kConvKernelH]; ++i) {
-        const int at_h = h + s[kConvPadH] - i * s[kConvDilationH], y = at_h / s[kConvStrideH];
-        if (at_h < 0 || y * s[kConvStrideH] != at_h || y >= s[kConvOutH]) continue;
+        const int y = source_of(h + s[kConvPadH] - i * s[kConvDilationH], a.by_stride_h,
+                                s[kConvOutH]);
+        if (y < 0) continue;
         for (int j = 0; j < s[kConvKernelW]; ++j) {
-          const int at_w = w + s[kConvPadW] - j * s[kConvDilationW], x = at_w / s[kConvStrideW];
-          if (at_w < 0 || x * s[kConvStrideW] != at_w || x >= s[kConvOutW]) continue;
+          const int x = source_of(w + s[kConvPadW] - j * s[kConvDilationW], a.by_stride_w,
+                                  s[kConvOutW]);
+          if (x < 0) continue;
           const T* g = image + y * a.stride_h + x * a.stride_w + lane * a.stride_c;
           const C* tap = filters + i * s[kConvKernelW] + j + lane * taps;
           for (int c = lane; c < s[kConvC]; c += lanes) {
@@ -180,6 +192,122 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     }
     if (pixel < total && lane == 0) static_cast<T*>(a.grad_sum)[pixel] = round_to_nearest<T>(sum);
   }
+}
+
+// Stride 1 and channels side by side: the depthwise convolution of the gradient with reversed taps,
+// from shared memory as in depthwise/staged.cu, where a thread adds its channels into the same
+// 4 x 4 sums, 16 channels of the block after another, and the threads of a tile add theirs at last.
+template <int K, class T>
+__global__ void __launch_bounds__(depthwise::kStagedThreads)
+    gabor_backward_staged_kernel(depthwise::StagedArgs a) {
+  using namespace depthwise;
+  constexpr int V = kVector<K>;
+  FB_DYNAMIC_SHARED(float, taps);  // [tap][channel], then the pixels
+  float* const pixels = taps + K * K * kChunk;
+  __shared__ Item items[kStagedThreads];
+  const int d = a.g.dilation, width = a.t.width(K);
+  if (static_cast<int>(threadIdx.x) < a.t.slots) {
+    items[threadIdx.x] =
+        a.t.item(static_cast<int>(blockIdx.x) * a.t.slots + static_cast<int>(threadIdx.x), d);
+  }
+  const Place place(a.t, V);
+  const float* from = pixels + place.channel +
+                      ((place.slot * a.t.rows(K) + place.row) * width + place.col) * kPitch;
+  float sum[kRows][kCols] = {};
+  Item item{};
+  int row = 0, col = 0;
+  bool inside = false;
+  for (int c0 = 0; c0 < a.g.c; c0 += kChunk) {
+    const int used = min(kChunk, a.g.c - c0);
+    __syncthreads();
+    stage_taps<K>(a, c0, used, taps);
+    stage<K, T, false>(a.in, a.g, a.t, items, c0, used, pixels);
+    __syncthreads();
+    item = items[place.slot];
+    row = item.row + place.row * d, col = item.col + place.col * d;
+    inside = item.n >= 0 && row < a.g.out_h && col < a.g.out_w;
+    if (!inside || place.channel >= used) continue;
+    Pack<float, V> tap[K * K];
+#pragma unroll
+    for (int i = 0; i < K * K; ++i) tap[i] = load_pack<V>(taps + i * kChunk + place.channel, 0);
+#pragma unroll
+    for (int i = 0; i < kRows + K - 1; ++i) {
+      const int y = row + i * d - a.g.pad_h;
+      if (y < 0 || y >= a.g.in_h) continue;
+      Pack<float, V> pixel[kCols + K - 1];
+#pragma unroll
+      for (int q = 0; q < kCols + K - 1; ++q) {
+        pixel[q] = load_pack<V>(from + i * width * kPitch + q * kPitch, 0);
+      }
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        if (i - r < 0 || i - r >= K) continue;
+#pragma unroll
+        for (int j = 0; j < K; ++j) {
+#pragma unroll
+          for (int q = 0; q < kCols; ++q) {
+#pragma unroll
+            for (int v = 0; v < V; ++v) {
+              sum[r][q] = fmaf(tap[(i - r) * K + j].value[v], pixel[q + j].value[v], sum[r][q]);
+            }
+          }
+        }
+      }
+    }
+  }
+  for (int half = 1 << a.t.lane_bits >> 1; half > 0; half /= 2) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+      for (int q = 0; q < kCols; ++q) sum[r][q] += __shfl_xor_sync(0xffffffffu, sum[r][q], half);
+    }
+  }
+  if (!inside || place.channel != 0) return;
+  char* out = const_cast<char*>(a.out.at<T>(item.n, 0));
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+    for (int q = 0; q < kCols; ++q) {
+      const int y = row + r * d, x = col + q * d;
+      if (y < a.g.out_h && x < a.g.out_w) {
+        *reinterpret_cast<T*>(out + (y * a.out.h + x * a.out.w)) =
+            round_to_nearest<T>(sum[r][q]);
+      }
+    }
+  }
+}
+
+// False where that kernel does not apply.
+bool launch_backward_staged(const BackwardArgs& b, void* stream) {
+  using namespace depthwise;
+  const int* s = b.shape;
+  const int64_t k = s[kConvKernelH];
+  if (s[kConvKernelW] != k || s[kConvStrideH] != 1 || s[kConvStrideW] != 1 ||
+      s[kConvDilationH] != s[kConvDilationW] || s[kConvDilationH] >= 1024 || !known(b.dtype) ||
+      b.images >= kIndexLimit || s[kConvH] >= 1 << 20 || s[kConvW] >= 1 << 20)
+    return false;
+  StagedArgs a{};
+  const int reach = s[kConvDilationH] * (s[kConvKernelH] - 1);
+  a.g = {static_cast<int>(b.images), s[kConvC], s[kConvOutH], s[kConvOutW], s[kConvH], s[kConvW],
+         reach - s[kConvPadH], reach - s[kConvPadW], s[kConvDilationH], 0, 1};
+  const Map grad{b.grad, b.dtype, b.stride_n, b.stride_c, b.stride_h, b.stride_w};
+  const Map out{b.grad_sum, b.dtype, int64_t{s[kConvH]} * s[kConvW], 0, s[kConvW], 1};
+  if (one_channel(a.g, grad) || !can_stage(a.g, grad) || !int_offsets(out, s[kConvH], s[kConvW]))
+    return false;
+  bool launched = false;
+  with_kernel_size(k, [&](auto size) {
+    constexpr int kSize = decltype(size)::value;
+    if (!plan_staged(kSize, a.g, grad, a.t)) return;
+    a.in = pixels_of(grad), a.out = pixels_of(out);
+    a.weight = b.filters, a.weight_dtype = kFloat32;
+    const unsigned blocks = (a.t.items + a.t.slots - 1) / a.t.slots;
+    const size_t shared = sizeof(float) * (kSize * kSize * kChunk + a.t.floats);
+    launched = with_staged_types<false>(b.dtype, b.dtype, [&](auto element, auto) {
+      FB_LAUNCH((gabor_backward_staged_kernel<kSize, decltype(element)>), blocks, a.t.threads,
+                shared, stream, a);
+    });
+  });
+  return launched;
 }
 
 int log2_ceil(int64_t value, int limit) {
@@ -288,6 +416,8 @@ FB_LAUNCHER launch_gabor_backward_input(const void* grad, int dtype, const int64
   a.grad = grad, a.dtype = dtype, a.filters = filters, a.grad_sum = grad_sum;
   a.stride_n = grad_strides[0], a.stride_c = grad_strides[1];
   a.stride_h = grad_strides[2], a.stride_w = grad_strides[3];
+  a.by_stride_h = Divider(shape[kConvStrideH]), a.by_stride_w = Divider(shape[kConvStrideW]);
+  if (launch_backward_staged(a, stream)) return launch_error();
   const bool launched = with_element(
       dtype, [&](auto element) { launch_backward_input<decltype(element)>(a, stream); });
   return launched ? launch_error() : kUnknownDtype;

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from typing_extensions import Doc
 
@@ -46,6 +46,9 @@ _POLICY = Doc(f"how arms are sampled and abandoned: {_list_policies()}; see docs
 @dataclass(frozen=True)
 class BanditSettings:
     """The bandit on every edge (Eqs. 4.9 to 4.13)."""
+
+    #: Settings that fall away where another changes (fastbandit.config.merge).
+    belongs: ClassVar[tuple[tuple[str, str], ...]] = (("mixes", "policy"),)
 
     policy: Annotated[
         str,

@@ -41,7 +41,7 @@ class OptunaPruning(Callback):
         self.trial.report(values[self.metric], epoch)
         if self.trial.should_prune():
             raise self._pruned(
-                f"pruned after epoch {epoch}: {self.metric} {values[self.metric]:.4f}"
+                f"pruned after epoch {epoch + 1}: {self.metric} {values[self.metric]:.4f}"
             )
 
     def on_end(self, run: RunInfo, summary: Mapping[str, Any]) -> None:

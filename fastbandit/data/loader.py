@@ -124,6 +124,12 @@ class Loader:
         batches = math.floor(exact) if self.drop_last else math.ceil(exact)
         return batches if self._limit is None else min(batches, self._limit)
 
+    def sized(self, batch_size: int) -> Loader:
+        """This loader with other batches, of the same images in the same order."""
+        other = copy.copy(self)
+        other.batch_size, other._draws, other._placed = batch_size, None, None
+        return other
+
     def first(self, batches: int) -> Loader:
         """This loader, of which each epoch ends after so many batches."""
         few = copy.copy(self)

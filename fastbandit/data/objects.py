@@ -67,6 +67,9 @@ def from_python(source: Any, where: str, names: Sequence[str] = (), fit: Fit = A
     if isinstance(source, (tuple, list)) and len(source) == 2 and isinstance(source[0], _ARRAYS):
         values, given = source
         return _pair(values, labels_of(given, where), where, names)
+    if isinstance(source, (tuple, list)) and len(source) == 2 and _are_images(source[0]):
+        images, given = source
+        return _from_pairs(images, labels_of(given, where), where, names, fit)
     if isinstance(source, DataLoader):
         return _from_loader(source, where, names, fit)
     if hasattr(source, "columns") and hasattr(source, "iloc"):
@@ -80,11 +83,22 @@ def from_python(source: Any, where: str, names: Sequence[str] = (), fit: Fit = A
         or not hasattr(source, "__len__")
     ):
         raise DataError(
-            f"{where}: expected a path (of training data), a pair (images, labels) of tensors or "
-            f"arrays, a DataFrame or dict of columns, an ImageSet, a DataLoader or a map-style "
-            f"Dataset, got {type(source).__name__}"
+            f"{where}: expected a path (of training data), a pair (images, labels) of tensors, "
+            f"arrays or lists, a DataFrame or dict of columns, an ImageSet, a DataLoader or a "
+            f"map-style Dataset, got {type(source).__name__}"
         )
     return _from_items(_items(source, where), where, names, fit)
+
+
+def _are_images(value: Any) -> bool:
+    """Whether it is a list of images, not the first item (image, label) of a data set of two."""
+    return isinstance(value, list | tuple) and len(value) > 0 and all(map(_is_image, value))
+
+
+def _is_image(value: Any) -> bool:
+    if isinstance(value, _ARRAYS):
+        return value.ndim > 1  # a label may be an array of one number
+    return isinstance(value, bytes) or (hasattr(value, "convert") and hasattr(value, "mode"))
 
 
 def labels_of(labels: Any, where: str) -> np.ndarray | torch.Tensor:
@@ -144,6 +158,11 @@ def _from_columns(columns: Mapping[str, Any], where: str, names: Sequence[str], 
     labels = columns[_named(columns, LABELS, "column of labels", where)]
     if isinstance(images, _ARRAYS):
         return _pair(images, labels_of(labels, where), where, names)
+    return _from_pairs(images, labels, where, names, fit)
+
+
+def _from_pairs(images: Any, labels: Any, where: str, names: Sequence[str], fit: Fit) -> Part:
+    """Images and their labels, one by one."""
     if len(images) != len(labels):
         raise DataError(
             f"{where}: expected as many labels as images, got {len(images)} images and "

@@ -116,11 +116,12 @@ def load(
 
     Labels are integers from 0, or text: classes are then numbered in the order of the alphabet.
 
-    From Python, also a pair (images, labels) of tensors (``[N, H, W]`` or ``[N, C, H, W]``) or
-    arrays (layouts as for ``.npz``), a dict or DataFrame of columns (``image`` or ``x``, ``label``
-    or ``y``), an :class:`ImageSet`, a DataLoader, or a map-style torch Dataset of (image, label) or
-    of dicts with these: tensors ``[C, H, W]`` or ``[H, W]``, arrays ``[H, W]``, ``[H, W, C]`` or
-    ``[C, H, W]`` with 1 or 3 channels, or Pillow images. A dataset is read once, so it must not
+    From Python, also a pair (images, labels) of tensors (``[N, H, W]`` or ``[N, C, H, W]``), of
+    arrays (layouts as for ``.npz``) or of lists, a dict or DataFrame of columns (``image`` or
+    ``x``, ``label`` or ``y``), an :class:`ImageSet`, a DataLoader, or a map-style torch Dataset of
+    (image, label) or of dicts with these: tensors ``[C, H, W]`` or ``[H, W]``, arrays ``[H, W]``,
+    ``[H, W, C]`` or ``[C, H, W]`` with 1 or 3 channels, or Pillow images; those of a list and of a
+    column too. A dataset is read once, so it must not
     augment.
 
     The layout of an array follows from where its 1 or 3 channels are; an array that may be either

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from fastbandit._program import program
 from fastbandit.command import Command, Request, RunOptions
 from fastbandit.config import ConfigError, merge
 from fastbandit.distributed import Group
@@ -111,12 +112,16 @@ class EvaluateCommand(Command[EvaluateConfig]):
             group=group,
         )
 
-    def estimate(self, request: Request[EvaluateConfig]) -> dict[str, Any]:
-        return dry_run(_model(request.options), request.config)
+    def estimate(self, request: Request[EvaluateConfig], progress: Progress) -> dict[str, Any]:
+        return dry_run(_model(request.options), request.config, progress)
 
     def show_estimate(self, result: dict[str, Any]) -> None:
-        print(f"images               {result['images']}")
-        print(f"peak memory          {result['peak_memory_mb']:.0f} MiB")
+        print(f"images               {result['images']} of {result['data']}")
+        print(f"attacks              {', '.join(result['attacks'])}")
+        print(
+            f"peak memory          {result['peak_memory_mb']:.0f} MiB"
+            + (", extrapolated from smaller batches" if result["memory_extrapolated"] else "")
+        )
         print(f"clean                {result['seconds_clean']:.1f} s")
         print(
             f"all, at most         {result['seconds_most'] / 60:.1f} minutes on "
@@ -160,6 +165,7 @@ class EvaluateCommand(Command[EvaluateConfig]):
         print(f"suspicion: {result['suspicion']['verdict']}")
         for one in result["suspicion"]["checks"]:
             print(f"  {one['verdict']:10} {one['name']}: {one['detail']}")
+        print(f"next: {program('report')} {path}   (a page about it)")
         print(f"evaluation: {path / RESULT}")
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from fastbandit._suggest import did_you_mean
@@ -57,7 +56,7 @@ def evaluate(
             layer of the model), in any mode; it is evaluated as a copy, in evaluation mode. Or a
             model file, the folder of a retraining run, or ``"my_package.my_module:make_model"``.
         images, labels: tensors [N, C, H, W] or arrays (also [N, H, W, C]), float in [0, 1] or
-            uint8, and [N] integers from 0.
+            uint8, or a list of images (also Pillow's); and [N] integers from 0.
         source: in place of them: a map-style Dataset or a DataLoader of (image, label), an
             :class:`~fastbandit.data.ImageSet`, a :class:`~fastbandit.data.DataSource`, or what
             ``--data`` takes, of which the test images are taken (``split="train"``: the others).
@@ -191,13 +190,8 @@ def _source(
             "which is passed alone: its labels are read with it"
         )
     labels = labels_of(labels, "images")
-    if isinstance(images, Sequence):
-        images = torch.stack(list(images)) if _all_tensors(images) else np.stack(list(images))
-    return _of_images(images_of((images, labels), "images"))
-
-
-def _all_tensors(values: Sequence[Any]) -> bool:
-    return len(values) > 0 and all(isinstance(value, Tensor) for value in values)
+    fit = Fit(settings.get("image_size"), settings.get("image_color"))
+    return _of_images(images_of((images, labels), "images", fit))
 
 
 def _of_images(images: ImageSet) -> DataSource:

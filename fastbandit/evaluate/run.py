@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -22,7 +21,7 @@ from fastbandit.evaluate.subject import Subject, borrowed, fast_copy, load_subje
 from fastbandit.model_code import ModelCode
 from fastbandit.runs.environment import derive_seed, environment
 from fastbandit.runs.folder import RunFiles, RunFolder
-from fastbandit.runs.progress import Progress, format_seconds
+from fastbandit.runs.progress import Progress, Update
 from fastbandit.runs.session import Session, check_group_device, torch_settings
 from fastbandit.runs.tensors import RunError
 from fastbandit.training import is_out_of_memory
@@ -93,16 +92,18 @@ def measure(
     current: Evaluation, progress: Progress, path: Path | None = None, *, resumed: bool = False
 ) -> dict[str, Any]:
     """Ask all that is not known yet, and return the result; with a folder, write it."""
-    show = _Show(progress, current, path, resumed)
+    total = sum(len(grid.plans) for grid in current.grids.values())
+    verb = "goes on" if resumed else "begins"
+    where = "" if path is None else f"; folder {path}"
+    begins = f"evaluation {verb}: {current.n} images{where}"
     with memory_enough_for(current.config):
-        try:
+        with progress.steps(begins, total, alike=False) as update:
+            show = _Show(progress, current, total, update)
             for name, grid in current.grids.items():
                 for number, plan in enumerate(grid.plans):
-                    show.begins(plan.name)
+                    show(plan.name)
                     current.run(name, number, show)
                     show.done(name, number)
-        finally:
-            show.close()
         return finish(current) if current.group is None or current.group.rank == 0 else {}
 
 
@@ -213,62 +214,33 @@ def _resume(current: Evaluation, folder: RunFolder, force: bool) -> bool:
 
 
 class _Show:
-    """Progress: a status line on a terminal, a line every few seconds elsewhere."""
+    """Says how an evaluation goes on: a step is an attack at a radius, or a check.
 
-    def __init__(
-        self, progress: Progress, current: Evaluation, path: Path | None, resumed: bool
-    ) -> None:
-        self.console, self.interval = progress.console, progress.interval
-        self.current, self.started = current, time.perf_counter()
-        self.last = self.started
-        self.status: Any = None
-        if self.console is None:
-            return
-        verb = "goes on" if resumed else "begins"
-        where = "" if path is None else f"; folder {path}"
-        self._print(f"evaluation {verb}: {current.n} images{where}")
-        if self.console.is_terminal:
-            spinner = "line" if self.console.options.ascii_only else "dots"
-            self.status = self.console.status("clean", spinner=spinner)
-            self.status.start()
+    Args:
+        total: the number of steps.
+        update: of :meth:`Progress.steps`.
+    """
 
-    def _print(self, text: str) -> None:
-        assert self.console is not None
-        self.console.print(text, markup=False, soft_wrap=True)
-
-    def begins(self, name: str) -> None:
-        """On a terminal, what runs now."""
-        if self.status is not None:
-            self.status.update(f"{name}, {format_seconds(time.perf_counter() - self.started)}")
+    def __init__(self, progress: Progress, current: Evaluation, total: int, update: Update) -> None:
+        self.progress, self.current = progress, current
+        self.total, self.update, self.steps = total, update, 0
 
     def __call__(self, text: str) -> None:
-        if self.console is None:
-            return
-        now = time.perf_counter()
-        if self.status is not None:
-            self.status.update(f"{text}, {format_seconds(now - self.started)}")
-        elif now - self.last >= self.interval:
-            self.last = now
-            self._print(f"{text}, {format_seconds(now - self.started)}")
+        self.update(self.steps, text)
 
     def done(self, name: str, number: int) -> None:
         """One line for each attack that is through."""
-        if self.console is None:
-            return
+        self.steps += 1
         if name == "clean" and self.current.differing:
-            self._print(
+            self.progress.line(
                 f"the copy with frozen batch norms has other logits for {self.current.differing} "
                 f"of {self.current.n} images: attacks follow the network itself"
             )
-        if not name.startswith("radius"):
-            return
         grid = self.current.grids[name]
-        right = self.current.candidates(name)
         plan = grid.plans[number]
-        fell = int((grid.success(number) & right).sum())
-        tried = int(grid.tried(number).sum())
-        self._print(f"{plan.describe}: {fell} of {tried} fall")
-
-    def close(self) -> None:
-        if self.status is not None:
-            self.status.stop()
+        if name.startswith("radius"):
+            right = self.current.candidates(name)
+            fell = int((grid.success(number) & right).sum())
+            tried = int(grid.tried(number).sum())
+            self.progress.line(f"{plan.describe}: {fell} of {tried} fall")
+        self.update(self.steps, f"{self.steps} of {self.total} attacks and checks")

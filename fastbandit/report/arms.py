@@ -13,10 +13,12 @@ from fastbandit.bandit import POLICIES
 from fastbandit.bandit.log import Abandon, Start
 from fastbandit.childparent import ChildParentStart
 from fastbandit.report.charts import DIVERGING_STEPS, Lane, arm_lanes
-from fastbandit.report.html import empty, folded, render, run_section, show, table
+from fastbandit.report.html import empty, section
 from fastbandit.report.search import Run
 
 __all__ = ["abandoned", "arms", "survival"]
+
+_LOG = "bandit.jsonl"
 
 
 def _cells(start: Start | ChildParentStart) -> dict[str, list[int]]:
@@ -27,12 +29,11 @@ def _cells(start: Start | ChildParentStart) -> dict[str, list[int]]:
     return cells
 
 
-def arms(run: Run) -> str:
+def arms(run: Run) -> Markup:
     """Every edge's arms over time, one collapsible block for each cell."""
     start, history = run.start, run.history
     if start is None or history is None or not run.samples:
-        body = empty("No sample yet.")
-        return run_section(run, "arms", "Arms over time", body, "bandit.jsonl")
+        return empty("arms", "Arms over time", _LOG, "No sample yet.", of=run)
     finite = np.abs(history.difference[np.isfinite(history.difference)])
     # One scale for all edges. The largest differences are those of the first epochs, when every
     # epoch changes the accuracy; a scale that held them would show nothing of the later ones.
@@ -66,13 +67,20 @@ def arms(run: Run) -> str:
                 samples=run.planned,
                 events=[sample for sample, _, _ in run.prunings],
             )
-            drawings.append(Markup(drawing))
+            drawings.append(drawing)
         cells.append((cell, drawings, _means(run, rows)))
-    low, high = f"{-limit:+.3g}", f"{limit:+.3g}"
-    body = render(
-        "arms", cells=cells, operations=start.operations, low=low, high=high, steps=DIVERGING_STEPS
+    return section(
+        "arms",
+        "Arms over time",
+        f"{_LOG} (m and n computed again)",
+        "arms",
+        of=run,
+        cells=cells,
+        operations=start.operations,
+        low=f"{-limit:+.3g}",
+        high=f"{limit:+.3g}",
+        steps=DIVERGING_STEPS,
     )
-    return run_section(run, "arms", "Arms over time", body, "bandit.jsonl (m and n computed again)")
 
 
 def _means(run: Run, rows: Sequence[int]) -> list[tuple[str, list[tuple[str, str, int]]]]:
@@ -95,12 +103,12 @@ def _means(run: Run, rows: Sequence[int]) -> list[tuple[str, list[tuple[str, str
     return [(start.edges[row], [entry(row, arm) for arm in arms]) for row in rows]
 
 
-def survival(run: Run) -> str:
+def survival(run: Run) -> Markup:
     """How many edges hold each operation after each round, and in which cells the last ones are."""
     start, history = run.start, run.history
     if start is None or history is None:
-        body = empty("The bandit has not started.")
-        return run_section(run, "survival", "Operations that survive", body, "bandit.jsonl")
+        words = "The bandit has not started."
+        return empty("survival", "Operations that survive", _LOG, words, of=run)
     edges, arms = len(start.edges), len(start.operations)
     prunings = run.prunings
     alive = [np.full(arms, edges)]
@@ -122,8 +130,10 @@ def survival(run: Run) -> str:
         ("Now, by cell", sizes, rows(by_cell)),
     ]
     left = prunings[-1][2] if prunings else arms
-    body = render("survival", edges=edges, left=left, arms=arms, tables=tables)
-    return run_section(run, "survival", "Operations that survive", body, "bandit.jsonl")
+    return section(
+        "survival", "Operations that survive", _LOG, "survival", of=run,
+        edges=edges, left=left, arms=arms, tables=tables,
+    )  # fmt: skip
 
 
 def _reason(run: Run, line: Abandon) -> str:
@@ -134,7 +144,7 @@ def _reason(run: Run, line: Abandon) -> str:
     if isinstance(start, ChildParentStart):
         return "smallest mean score of the round" if not start.carry else "smallest mean score"
     name = start.settings.policy
-    rule = f"rule of policy {show(name)}"
+    rule = f"rule of policy {name}"
     if line.upper is None or not history.explained:
         return rule
     upper = history.upper(line.sample, line.row)
@@ -150,51 +160,21 @@ def _reason(run: Run, line: Abandon) -> str:
     if reason or smaller:
         return f"{reason or rule}; upper bound {smaller + 1} of {len(others) + 1} from below"
     bound, arm = min(others)
-    other = show(start.operations[arm])
+    other = start.operations[arm]
     if bound <= line.upper + 1e-12:
         return f"smallest upper bound {line.upper:.4f}, equal to {other}'s; the lowest index goes"
     return f"smallest upper bound {line.upper:.4f}; next smallest {bound:.4f} ({other})"
 
 
-def abandoned(run: Run) -> str:
+def abandoned(run: Run) -> Markup:
     if not run.abandons:
-        body = empty("No arm has been abandoned yet.")
-        return run_section(run, "abandoned", "Abandoned arms", body, "bandit.jsonl")
-
-    def bound(value: float | None) -> str:
-        return "none" if value is None else f"{value:.4f}"
-
-    by_round: dict[int, list[Abandon]] = {}
+        words = "No arm has been abandoned yet."
+        return empty("abandoned", "Abandoned arms", _LOG, words, of=run)
+    rounds: dict[int, list[tuple[Abandon, str]]] = {}
     for line in run.abandons:
-        by_round.setdefault(line.round, []).append(line)
-    blocks = []
-    heads = ["cell", "edge", "operation", "round", "sample", "m", "n", "lower", "upper", "N",
-             "reason"]  # fmt: skip
-    for number, lines in sorted(by_round.items()):
-        rows = [
-            [
-                show(line.cell),
-                show(line.edge),
-                show(line.operation),
-                str(line.round),
-                str(line.sample),
-                f"{line.mean:.4f}",
-                str(line.count),
-                bound(line.lower),
-                bound(line.upper),
-                str(line.total),
-                _reason(run, line),
-            ]
-            for line in lines
-        ]
-        words = (
-            f"Round {number}: after {lines[0].sample} samples, {len(lines)} arms, "
-            f"{lines[0].arms_left} left on each edge"
-        )
-        inner = table(heads, rows, text=(0, 1, 2, 10))
-        blocks.append(folded(words, inner, opened=len(by_round) == 1))
-    body = (
-        f"<p>{len(run.abandons)} arms in {len(by_round)} rounds. The bounds are Eqs. 4.9 and 4.12, "
-        "m ∓ bonus √(2 ln N / n), at the moment of the decision.</p>" + "\n".join(blocks)
-    )
-    return run_section(run, "abandoned", "Abandoned arms", body, "bandit.jsonl")
+        rounds.setdefault(line.round, []).append((line, _reason(run, line)))
+    number = len(run.abandons)
+    return section(
+        "abandoned", "Abandoned arms", _LOG, "abandoned", of=run,
+        number=number, rounds=sorted(rounds.items()),
+    )  # fmt: skip

@@ -7,15 +7,19 @@ from collections.abc import Sequence
 from html import escape
 from typing import TypeGuard
 
+from markupsafe import Markup
+
 __all__ = [
     "BOLD",
     "END",
     "MIDDLE",
+    "NOTHING",
     "REGULAR",
     "Axes",
     "Drawing",
     "drawable",
     "number",
+    "padded",
     "tick_labels",
     "ticks",
 ]
@@ -24,6 +28,8 @@ __all__ = [
 # takes whatever sans-serif the reader's system has.
 REGULAR, BOLD = 6.6, 7.4
 # Where a text stands: centred on its place, or left of it and centred on its height.
+#: What stands in place of a chart of nothing.
+NOTHING = Markup('<p class="empty">Nothing to draw yet.</p>')
 MIDDLE, END = 'text-anchor="middle"', 'dy=".35em" text-anchor="end"'
 
 
@@ -58,6 +64,13 @@ def tick_labels(values: Sequence[float]) -> list[str]:
     if decimals > 4:
         return [f"{value:.1e}" for value in values]
     return [f"{value:.{decimals}f}" for value in values]
+
+
+def padded(values: Sequence[float]) -> tuple[float, float]:
+    """Ends of an axis that holds all values, with some room around them."""
+    low, high = min(values), max(values)
+    pad = (high - low) * 0.06 or abs(low) * 0.06 or 1.0
+    return low - pad, high + pad
 
 
 def _spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -105,8 +118,8 @@ class Drawing:
             f"<title>{escape(note)}</title></rect>"
         )
 
-    def svg(self) -> str:
-        return "\n".join([*self.parts, "</svg>"])
+    def svg(self) -> Markup:
+        return Markup("\n".join([*self.parts, "</svg>"]))
 
 
 class Axes(Drawing):
@@ -165,6 +178,23 @@ class Axes(Drawing):
         x, y = number(self.left + self.inner / 2), number((self.top + self.floor) / 2)
         self.text("label", x, str(self.height - 6), x_label, MIDDLE)
         self.text("label", "12", y, y_label, f'{MIDDLE} transform="rotate(-90 12 {y})"')
+
+    def marks(self, marks: Sequence[tuple[float, str]]) -> None:
+        """Ticks of the x axis at places in pixels; a text that would lie on another is left out."""
+        end = -math.inf
+        for place, text in marks:
+            x, half = number(place), len(text) * REGULAR / 2
+            self.path("axis", f"M{x} {number(self.floor)}v5")
+            if place - half >= end:
+                end = place + half + 6
+                self.text("tick", x, number(self.floor + 18), text, MIDDLE)
+
+    def whisker(self, style: str, place: float, low: float, high: float, half: float) -> None:
+        """An interval, with caps of ``2 half`` pixels at its ends."""
+        top, bottom = number(self.y(high)), number(self.y(low))
+        cap, wide = f"M{number(place - half)}", number(2 * half)
+        line = f"M{number(place)} {top}V{bottom}{cap} {top}h{wide}{cap} {bottom}h{wide}"
+        self.path(f"line {style}", line)
 
     def spread(self, wanted: Sequence[float]) -> list[float]:
         """Heights of the names at the right, moved apart where they would lie on each other."""

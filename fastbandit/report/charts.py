@@ -9,23 +9,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from fastbandit.report.axes import (
     BOLD,
     END,
     MIDDLE,
+    NOTHING,
     REGULAR,
     Axes,
     Drawing,
     drawable,
     number,
+    padded,
     tick_labels,
     ticks,
 )
 
 __all__ = [
+    "SMALL",
     "STYLES",
     "Bar",
     "Lane",
@@ -40,6 +45,9 @@ __all__ = [
 
 #: Classes of colour of lines and bars.
 STYLES = ("s1", "s2", "s3", "s4", "s5", "s6")
+
+#: Size of a chart of which two stand side by side.
+SMALL: dict[str, Any] = {"width": 540, "height": 230}
 
 #: Classes of the diverging scale of :func:`arm_lanes`, ``d0`` (low) to ``d6`` (high).
 DIVERGING_STEPS = 7
@@ -115,14 +123,13 @@ def line_chart(
     x_label: str,
     y_label: str,
     x_range: tuple[float, float],
-    zero: bool = True,
     events: Sequence[tuple[float, str]] = (),
     notes: Sequence[tuple[float, str]] = (),
     x_ticks: Sequence[tuple[float, str]] | None = None,
     y_range: tuple[float, float] | None = None,
     width: int = 1080,
     height: int = 300,
-) -> str:
+) -> Markup:
     """Lines over a shared x axis, each labelled at its end.
 
     Args:
@@ -130,12 +137,11 @@ def line_chart(
         title: accessible name of the drawing.
         x_label, y_label: axis titles, with the unit.
         x_range: ends of the x axis.
-        zero: the y axis starts at 0; otherwise a little below the smallest value.
         events: (x, text) of vertical lines; the text stands above them.
         notes: (x, text) of tooltips, one for each value of x that has one.
         x_ticks: (x, text) of the ticks, for an axis that does not count whole things; one whose
             text would lie on the one before it has no text.
-        y_range: ends of the y axis; default: what the values, and ``zero``, ask for.
+        y_range: ends of the y axis; default: from 0, or from below the smallest value.
         width, height: of the view box, in pixels.
 
     Returns:
@@ -143,29 +149,18 @@ def line_chart(
     """
     series = [line for line in series if _finite(line.y)]
     if not series:
-        return '<p class="empty">Nothing to draw yet.</p>'
-    values = [value for line in series for value in _finite(line.y)]
-    low, high = min(values), max(values)
-    low = min(0.0, low) if zero else low
-    if high <= low:
-        high = low + (abs(low) or 1.0)
-    pad = (high - low) * 0.06
-    low, high = (low if zero and low == 0 else low - pad), high + pad
-    if y_range is not None:
-        low, high = y_range
+        return NOTHING
+    if y_range is None:
+        values = [0.0, *(value for line in series for value in _finite(line.y))]
+        low, high = min(values), max(values) if any(values) else 1.0
+        pad = (high - low) * 0.06
+        y_range = (low - pad if low < 0 else 0.0), high + pad
     x_low, x_high = x_range
     x_high = x_high if x_high > x_low else x_low + 1
 
     right = 20 + max(len(_end_label(line)) for line in series) * BOLD
-    axes = Axes(
-        title,
-        (low, high),
-        width=width,
-        height=height,
-        top=28 if events else 12,
-        bottom=42,
-        right=right,
-    )
+    above = 28 if events else 12
+    axes = Axes(title, y_range, width=width, height=height, top=above, bottom=42, right=right)
 
     def at_x(value: float) -> float:
         return axes.left + (value - x_low) / (x_high - x_low) * axes.inner
@@ -175,14 +170,7 @@ def line_chart(
         whole = [x for x in ticks(x_low, x_high, max(2, int(axes.inner // 90))) if x % 1 == 0]
         x_ticks = [(value, f"{value:.0f}") for value in whole]
     top, floor = axes.top, number(axes.floor)
-    taken = -math.inf
-    for value, text in x_ticks:
-        x, half = number(at_x(value)), len(text) * REGULAR / 2
-        axes.path("axis", f"M{x} {floor}v5")
-        if at_x(value) - half < taken:
-            continue
-        taken = at_x(value) + half + 6
-        axes.text("tick", x, number(axes.floor + 18), text, MIDDLE)
+    axes.marks([(at_x(value), text) for value, text in x_ticks])
     axes.base()
     taken = -math.inf
     for value, text in sorted(events):
@@ -248,25 +236,22 @@ def bar_chart(
     *,
     title: str,
     x_label: str,
-    x_range: tuple[float, float] = (0.0, 1.0),
     width: int = 720,
-    bar_height: int = 24,
-) -> str:
+) -> Markup:
     """Horizontal bars, one below the other, all from the left end of the axis.
 
     Args:
-        bars: from the top; a value outside ``x_range`` is drawn at its end.
+        bars: shares, from the top; a value outside [0, 1] is drawn at that end.
         title: accessible name of the drawing.
         x_label: axis title, with the unit.
-        x_range: ends of the axis.
-        width, bar_height: in pixels; the height follows from the number of bars.
+        width: in pixels; the height follows from the number of bars.
 
     Returns:
         An ``<svg>`` element, or a paragraph that says there is nothing to draw yet.
     """
     if not bars:
-        return '<p class="empty">Nothing to draw yet.</p>'
-    low, high = x_range
+        return NOTHING
+    bar_height = 24
     left = 10 + max(len(bar.label) for bar in bars) * REGULAR
     right = 14 + max(len(bar.text) for bar in bars) * BOLD
     top, bottom = 6, 42
@@ -274,11 +259,11 @@ def bar_chart(
     height = floor + bottom
 
     def at(value: float) -> float:
-        return left + (min(max(value, low), high) - low) / (high - low) * inner
+        return left + min(max(value, 0.0), 1.0) * inner
 
     chart = Drawing()
     chart.open("chart", width, height, title)
-    values = ticks(low, high)
+    values = ticks(0.0, 1.0)
     for value, text in zip(values, tick_labels(values), strict=True):
         x = number(at(value))
         chart.path("gridline", f"M{x} {top}V{floor}")
@@ -320,9 +305,7 @@ def arm_lanes(
     title: str,
     samples: int,
     events: Sequence[int] = (),
-    width: int = 560,
-    lane_height: int = 12,
-) -> str:
+) -> Markup:
     """The life of each arm of one edge: colour by level, a dash at each choice, a cross at its end.
 
     Args:
@@ -330,11 +313,11 @@ def arm_lanes(
         title: heading of the drawing.
         samples: length of the x axis.
         events: samples at which an arm was abandoned, drawn as vertical lines.
-        width, lane_height: in pixels.
 
     Returns:
         An ``<svg>`` element.
     """
+    width, lane_height = 560, 12
     left = 8 + max((len(lane.name) for lane in lanes), default=0) * BOLD
     right, top, bottom = 16, 22, 20
     inner = width - left - right
@@ -405,9 +388,8 @@ def whisker_chart(
     y_label: str,
     joined: bool = True,
     lines: Sequence[tuple[float, str]] = (),
-    width: int = 1080,
     height: int = 320,
-) -> str:
+) -> Markup:
     """Values with intervals over named places.
 
     Args:
@@ -417,22 +399,18 @@ def whisker_chart(
         x_label, y_label: axis titles, with the unit.
         joined: a line through the values of a group; for places that are numbers.
         lines: (y, text) of horizontal reference lines.
-        width, height: of the view box, in pixels.
+        height: of the view box, in pixels; its width is 1080.
 
     Returns:
         An ``<svg>`` element, or a paragraph that says there is nothing to draw yet.
     """
     values = [y for group in groups for y in _finite([*group.value, *group.low, *group.high])]
     if not values:
-        return '<p class="empty">Nothing to draw yet.</p>'
+        return NOTHING
     values += [y for y, _ in lines]
-    low, high = min(values), max(values)
-    pad = (high - low) * 0.06 or abs(low) * 0.06 or 1.0
-    low, high = low - pad, high + pad
-
     named = [group.name for group in groups] if len(groups) > 1 else []
     right = 24 + max((len(text) * BOLD for text in [*named, *(t for _, t in lines)]), default=0)
-    axes = Axes(title, (low, high), width=width, height=height, top=12, bottom=44, right=right)
+    axes = Axes(title, padded(values), width=1080, height=height, top=12, bottom=44, right=right)
     step = axes.inner / max(len(labels), 1)
     longest = max(map(len, labels), default=0) * REGULAR
     turned = longest > step - 6
@@ -469,11 +447,7 @@ def whisker_chart(
             text = f"{group.name}, {labels[place]}: {value:.3g}"
             if drawable(below) and drawable(above):
                 text += f" ({below:.3g} to {above:.3g})"
-                upper, lower = number(axes.y(above)), number(axes.y(below))
-                cap = f"M{number(spot - 4)}"
-                axes.path(
-                    f"line {group.style}", f"M{x} {upper}V{lower}{cap} {upper}h8{cap} {lower}h8"
-                )
+                axes.whisker(group.style, spot, below, above, 4)
             axes.dot(group.style, x, y, 3.5, text)
         if joined and len(spots) > 1:
             path = "L".join(f"{number(at_x)} {number(y_at)}" for at_x, y_at in spots)

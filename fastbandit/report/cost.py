@@ -6,18 +6,10 @@ from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any
 
+from markupsafe import Markup
+
 from fastbandit.report.evaluation import Evaluation
-from fastbandit.report.html import (
-    duration,
-    empty,
-    finite,
-    get,
-    pairs,
-    run_section,
-    section,
-    show,
-    table,
-)
+from fastbandit.report.html import as_text, duration, empty, finite, get, pairs, section
 from fastbandit.report.matching import Collection
 from fastbandit.report.networks import trained_networks
 from fastbandit.report.reading import Folder
@@ -27,7 +19,9 @@ from fastbandit.report.search import Run, totals
 
 __all__ = ["joint_cost", "search_cost"]
 
-_NOTHING = empty("Nothing measured yet.")
+_NOTHING = "Nothing measured yet."
+# In a run's own ledger, and nested in that of an evaluation.
+_SECONDS = ("seconds_", "seconds.")
 _SUMMED = "metrics.jsonl, summed"
 _PASSES = {
     "forward_passes": "forward passes (mini-batches)",
@@ -70,78 +64,70 @@ def _ledger(run: Folder) -> tuple[dict[str, Any], str]:
     return {}, name
 
 
-def search_cost(run: Run) -> str:
+def search_cost(run: Run) -> Markup:
     """The ledger of a search: its phases with their shares, and what it counted."""
     ledger, source = _ledger(run)
     if source == _SUMMED:
         source += " (a run in progress has no ledger yet)"
     total = finite(ledger.get("seconds_total"))
-    phases = []
-    for name, value in ledger.items():
-        seconds = finite(value)
-        if name.startswith("seconds_") and seconds is not None and name != "seconds_total":
-            share = f"{100 * seconds / total:.1f} %" if total else ""
-            phases.append([show(name.removeprefix("seconds_")), f"{seconds:.2f}", share])
-    if total is not None:
-        phases.append(["<b>total</b>", f"<b>{total:.2f}</b>", ""])
+    phases = [
+        (name.removeprefix("seconds_"), seconds)
+        for name, value in ledger.items()
+        if name.startswith("seconds_") and name != "seconds_total"
+        if (seconds := finite(value)) is not None
+    ]
     counts = [
-        [_SEARCH_WORDS.get(name, show(name)), _number(value)]
+        (_SEARCH_WORDS.get(name, name), _amount(value, as_text))
         for name, value in ledger.items()
         if not name.startswith("seconds_")
     ]
-    if not phases and not counts:
-        return run_section(run, "cost", "Cost", _NOTHING, source)
+    if not phases and not counts and total is None:
+        return empty("cost", "Cost", source, _NOTHING, of=run)
     times = [one.seconds for one in trained_networks(run) if one.seconds is not None]
-    trained = f": {duration(sum(times))} for {len(times)} networks" if times else ""
-    body = (
-        f"<p>The cost of this search alone; training from scratch is not part of it{trained}.</p>"
-        f'<div class="pair"><div>{table(["phase", "seconds", "share"], phases, text=(0,))}</div>'
-        f"<div>{table(['measure', 'value'], counts, text=(0,))}</div></div>"
-    )
-    return run_section(run, "cost", "Cost", body, source)
+    return section(
+        "cost", "Cost", source, "cost_search", of=run,
+        phases=phases, total=total, counts=counts, times=times,
+    )  # fmt: skip
 
 
-def joint_cost(found: Collection) -> str:
+def joint_cost(collection: Collection) -> Markup:
     """Ledgers side by side, one table for each step: they are never added up."""
-    body = "<p>Each step by itself; search and retraining are never added up.</p>"
+    steps = []
     for title, runs in (
-        ("Search", found.searches),
-        ("Retraining", found.retrainings),
-        ("Evaluation", found.evaluations),
+        ("Search", collection.searches),
+        ("Retraining", collection.retrainings),
+        ("Evaluation", collection.evaluations),
     ):
         if not runs:
             continue
-        ledgers = list(map(_ledger, runs))
+        ledgers = [_ledger(run) for run in runs]
         names = list(dict.fromkeys(name for ledger, _ in ledgers for name in ledger))
-        if not names:
-            body += f"<h3>{title}</h3>{_NOTHING}"
-            continue
         lines = [
-            [_words(name, runs[0]), *(_amount(name, ledger.get(name)) for ledger, _ in ledgers)]
+            (_words(name, runs[0]), [_entry(name, ledger.get(name)) for ledger, _ in ledgers])
             for name in names
         ]
-        lines.append(["file", *(show(source) for _, source in ledgers)])
-        heads = ["", *(f"{show(run.key)} {show(shorten(run.label, 40))}" for run in runs)]
-        body += f"<h3>{title}</h3>{table(heads, lines, text=(0,))}"
-    named = "; ".join(f"{run.label}: {_ledger(run)[1]}" for run in found.runs)
-    return section("cost", "Cost", body, named)
+        heads = [f"{run.key} {shorten(run.label, 40)}" for run in runs]
+        steps.append((title, heads, lines, [file for _, file in ledgers]))
+    files = "; ".join(f"{run.label}: {_ledger(run)[1]}" for run in collection.runs)
+    return section("cost", "Cost", files, "cost", steps=steps, nothing=_NOTHING)
 
 
 def _words(name: str, run: Folder) -> str:
-    for prefix in ("seconds_", "seconds."):
+    for prefix in _SECONDS:
         if name.startswith(prefix):
-            return f"seconds, {show(name.removeprefix(prefix).replace('_', ' '))}"
+            return f"seconds, {name.removeprefix(prefix).replace('_', ' ')}"
     # An evaluation says itself what its passes count.
     known = _WORDS if isinstance(run, Evaluation) else {**_WORDS, **_PASSES}
-    return known.get(name) or show(name.replace("_", " "))
+    return known.get(name) or name.replace("_", " ")
 
 
-def _amount(name: str, value: Any) -> str:
+def _entry(name: str, value: Any) -> tuple[str, str]:
+    """A value of a ledger, and a time in words too."""
     seconds = finite(value)
-    if name.startswith(("seconds_", "seconds.")) and seconds is not None:
-        return f'{seconds:,.2f} <span class="n">{duration(seconds)}</span>'
-    return "" if value is None else _number(value, leaf)
+    if name.startswith(_SECONDS) and seconds is not None:
+        return f"{seconds:,.2f}", duration(seconds)
+    return "" if value is None else _amount(value), ""
 
 
-def _number(value: Any, other: Callable[[Any], str] = show) -> str:
+def _amount(value: Any, other: Callable[[Any], str] = leaf) -> str:
     return f"{value:,.1f}" if isinstance(value, float) else other(value)

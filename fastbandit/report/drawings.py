@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
-from html import escape
 from typing import TYPE_CHECKING
 
-from fastbandit.report.html import empty, run_section, section, show, warning
+from markupsafe import Markup
+
+from fastbandit.report.html import empty, section
 from fastbandit.report.matching import Collection
 from fastbandit.report.reading import Folder, read_lines, without_folder
 from fastbandit.report.rows import sources
@@ -21,67 +23,64 @@ __all__ = ["joint_cells", "search_cells"]
 _FILE = "genotype.json"
 
 
-def _draw(run: Folder, read: Callable[[], Genotype]) -> tuple[str, str, str]:
-    """Hash and drawing of a genotype, and what is wrong with its file: one or the other."""
+@dataclass
+class _Drawing:
+    """The cells of a genotype, or what is wrong with its file; and the runs that have it."""
+
+    svg: str = ""
+    problem: str = ""
+    digest: str = ""
+    runs: list[Folder] = field(default_factory=list)
+
+
+def _draw(run: Folder, read: Callable[[], Genotype]) -> _Drawing:
     try:
         genotype = read()
-        return genotype.hash, f'<div class="drawing">{genotype.svg()}</div>', ""
+        return _Drawing(genotype.svg(), digest=genotype.hash, runs=[run])
     except (ValueError, OSError) as error:
-        return "", "", without_folder(str(error), run.folder)
+        return _Drawing(problem=without_folder(str(error), run.folder))
 
 
-def _problem(text: str) -> str:
-    return warning(f"The cells cannot be drawn: {escape(text)}")
-
-
-def search_cells(run: Run) -> str:
+def search_cells(run: Run) -> Markup:
     """The cells of the genotype, or of the best arms so far."""
     from fastbandit.genotype import Genotype
 
-    source, lead = _FILE, ""
-    drawing = problem = ""
+    source, best = _FILE, None
+    drawing = None
     if (run.folder / _FILE).is_file():
-        _, drawing, problem = _draw(run, partial(Genotype.load, run.folder / _FILE))
+        drawing = _draw(run, partial(Genotype.load, run.folder / _FILE))
     else:
         source = "the last line of genotypes.jsonl"
-        last = None
-        for _, value in read_lines(run, "genotypes.jsonl"):
-            last = value
-        if last is not None:
-            read = partial(Genotype.from_dict, last.get("genotype"), where=source)
-            _, drawing, problem = _draw(run, read)
-            lead = (
-                f"<p>The best arms after {show(last.get('sample'))} samples, with "
-                f"{show(last.get('arms_left'))} arms left on each edge: not the result.</p>"
-            )
-    if problem:
-        body = _problem(problem)
-    elif drawing:
-        body = lead + drawing
-    else:
-        body = empty("No genotype yet: the first one is written after a pruning.")
-    return run_section(run, "cells", "Cells", body, source)
+        for _, line in read_lines(run, "genotypes.jsonl"):
+            best = line
+        if best is not None:
+            read = partial(Genotype.from_dict, best.get("genotype"), where=source)
+            drawing = _draw(run, read)
+    if drawing is None:
+        words = "No genotype yet: the first one is written after a pruning."
+        return empty("cells", "Cells", source, words, of=run)
+    return section("cells", "Cells", source, "cells", of=run, drawings=[drawing], best=best)
 
 
-def joint_cells(found: Collection) -> str:
+def joint_cells(collection: Collection) -> Markup:
     """One drawing for each genotype of the page."""
     from fastbandit.genotype import Genotype
 
-    drawn: dict[str, tuple[str, list[Folder]]] = {}
-    body = ""
-    for run in [*found.searches, *found.retrainings]:
+    problems, drawings = [], dict[str, _Drawing]()
+    for run in [*collection.searches, *collection.retrainings]:
         file = run.folder / _FILE
         if not file.is_file():
             continue
-        digest, drawing, problem = _draw(run, partial(Genotype.load, file))
-        if problem:
-            body += _problem(f"{run.label}: {problem}")
+        drawing = _draw(run, partial(Genotype.load, file))
+        if drawing.problem:
+            drawing.problem = f"{run.label}: {drawing.problem}"
+            problems.append(drawing)
+        elif drawing.digest in drawings:
+            drawings[drawing.digest].runs.append(run)
         else:
-            drawn.setdefault(digest, (drawing, []))[1].append(run)
-    if not drawn and not body:
-        body = empty("No genotype in these folders.")
-    for digest, (drawing, runs) in drawn.items():
-        keys = ", ".join(run.key for run in runs)
-        body += f"<h3>Genotype {digest[:12]} ({keys})</h3>{drawing}"
-    drawn_runs = [run for _, runs in drawn.values() for run in runs]
-    return section("cells", "Cells", body, sources(drawn_runs, _FILE))
+            drawings[drawing.digest] = drawing
+    every = [*problems, *drawings.values()]
+    files = sources([run for drawing in every for run in drawing.runs], _FILE)
+    if not every:
+        return empty("cells", "Cells", files, "No genotype in these folders.")
+    return section("cells", "Cells", files, "cells", drawings=every, best=None)

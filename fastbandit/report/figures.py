@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from markupsafe import Markup
+
 from fastbandit.report.html import (
     as_text,
     count,
@@ -12,8 +14,7 @@ from fastbandit.report.html import (
     get,
     interval,
     percent,
-    render,
-    run_section,
+    section,
     share,
 )
 from fastbandit.report.search import Run, split_size, totals
@@ -43,7 +44,7 @@ def accuracy_rows(run: Run) -> list[tuple[str, str, float, int | None, str]]:
     return rows
 
 
-def figures(run: Run) -> str:
+def figures(run: Run) -> Markup:
     def images(value: float, n: int | None) -> str:
         return f"95 %: {interval(value, n)}" + ("" if n is None else f", n\N{NBSP}=\N{NBSP}{n:,}")
 
@@ -81,6 +82,13 @@ def figures(run: Run) -> str:
         tiles.append(("peak memory", f"{peak:,.0f} MiB", f"of the {owner}{on}"))
     validated = any(split == "validation" and kind == "robust" for split, kind, *_ in accuracies)
     attacks = dict.fromkeys(attack for *_, attack in accuracies if attack)
-    body = render("figures", tiles=tiles, optimistic=validated, attacks=attacks)
-    source = "summary.json" if run.finished else "bandit.jsonl and metrics.jsonl"
-    return run_section(run, "figures", "The search", body, source)
+    return section(
+        "figures",
+        "The search",
+        "summary.json" if run.finished else "bandit.jsonl and metrics.jsonl",
+        "figures",
+        of=run,
+        tiles=tiles,
+        optimistic=validated,
+        attacks=attacks,
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastbandit.report.html import as_text, get, header, render
+from fastbandit.report.html import as_text, get
 from fastbandit.report.matching import Collection
 from fastbandit.report.reading import Folder
 from fastbandit.report.search import Run, split_size
@@ -21,8 +21,8 @@ def name_of(run: Folder) -> str:
     return str(name or run.label or run.folder.name)
 
 
-def search_header(run: Run) -> str:
-    name = get(run.summary, "name") or run.config.get("name") or run.folder.name
+def search_header(run: Run) -> dict[str, Any]:
+    """What the template ``search_page`` shows above the sections."""
     data = get(run.summary, "data", "name") or get(run.split, "data") or run.config.get("data")
     sizes = [
         f"{as_text(size)} {part}"
@@ -38,45 +38,45 @@ def search_header(run: Run) -> str:
         ("space", run.start.space if run.start else run.config.get("space"), ""),
         ("genotype", None if digest is None else str(digest)[:12], ""),
     )
-    facts_html = render(
-        "header_search",
-        facts=[fact for fact in facts if fact[1] is not None],
-        adversary=_training_threat(run),
-        provenance=_provenance(run),
-    )
     samples = f"{len(run.samples)} of {run.planned} samples so far"
-    state = "" if run.finished else f"This run is not finished: {samples}"
-    return header(
-        name,
-        [facts_html],
-        status="finished" if run.finished else "unfinished",
-        notes=_notes(state, "its", "it", run.notes),
-        source="summary.json, config.yaml, env.json, split.json",
-    )
+    return {
+        **_state([] if run.finished else [run], f"This run is not finished: {samples}"),
+        "facts": [fact for fact in facts if fact[1] is not None],
+        "adversary": _training_threat(run),
+        "provenance": _provenance(run),
+        "whose": "its",
+        "run": "it",
+        "notes": run.notes,
+        "source": "summary.json, config.yaml, env.json, split.json",
+    }
 
 
-def joint_header(found: Collection, title: str) -> str:
-    unfinished = [run for run in found.runs if not run.finished]
+def joint_header(collection: Collection) -> dict[str, Any]:
+    """What the template ``joint_page`` shows above the sections."""
+    unfinished = [run for run in collection.runs if not run.finished]
     counted = (
-        (len(found.searches), "search", "searches"),
-        (len(found.retrainings), "retraining", "retrainings"),
-        (len(found.evaluations), "evaluation", "evaluations"),
+        (len(collection.searches), "search", "searches"),
+        (len(collection.retrainings), "retraining", "retrainings"),
+        (len(collection.evaluations), "evaluation", "evaluations"),
     )
-    kinds = [f"<b>{n}</b> {one if n == 1 else many}" for n, one, many in counted if n]
     names = ", ".join(f"{run.key} ({run.label})" for run in unfinished)
-    unread = list(found.notes)
-    unread += [f"{run.key} ({run.label}): {note}" for run in found.runs for note in run.notes]
-    return header(
-        title,
-        [f'<p class="meta">{" · ".join(kinds)}</p>'],
-        status="unfinished" if unfinished else "finished",
-        notes=_notes(f"Not finished: {names}" if unfinished else "", "their", "a run", unread),
-        source="the folders listed under Runs",
-    )
+    notes = [f"{run.key} ({run.label}): {note}" for run in collection.runs for note in run.notes]
+    return {
+        **_state(unfinished, f"Not finished: {names}"),
+        "kinds": [(str(n), one if n == 1 else many) for n, one, many in counted if n],
+        "whose": "their",
+        "run": "a run",
+        "notes": notes,
+        "source": "the folders listed under Runs",
+    }
 
 
-def _notes(state: str, whose: str, run: str, notes: Sequence[str]) -> str:
-    return render("notes", state=state, whose=whose, run=run, notes=notes, most=_MOST_NOTES)
+def _state(unfinished: Sequence[Folder], words: str) -> dict[str, Any]:
+    return {
+        "status": "unfinished" if unfinished else "finished",
+        "state": words if unfinished else "",
+        "most_notes": _MOST_NOTES,
+    }
 
 
 def _describe_threat(value: Mapping[str, Any]) -> str:
@@ -92,9 +92,9 @@ def _describe_threat(value: Mapping[str, Any]) -> str:
 
 def _training_threat(run: Run) -> str:
     """The adversary of the training step in words."""
-    found = get(run.summary, "threat")
-    if isinstance(found, Mapping):
-        return _describe_threat(found)
+    threat = get(run.summary, "threat")
+    if isinstance(threat, Mapping):
+        return _describe_threat(threat)
     attack = get(run.config, "attack")
     if not isinstance(attack, Mapping):
         return "not recorded"
@@ -104,41 +104,34 @@ def _training_threat(run: Run) -> str:
     return _describe_threat(settings)
 
 
-def _norm(run: Run) -> Any:
-    return get(run.summary, "threat", "norm") or get(run.config, "attack", "norm") or "linf"
-
-
 def _provenance(run: Run) -> str:
     """One line with all that a robust accuracy depends on."""
+
+    def threat(name: str) -> Any:
+        return get(run.summary, "threat", name) or get(run.config, "attack", name)
+
     parts = []
     for key in ("final", "test"):
-        found = get(run.summary, key)
-        if isinstance(found, Mapping) and found.get("n") is not None:
-            parts.append(f"n = {as_text(found['n'])} ({as_text(found.get('split', key))})")
+        part = get(run.summary, key)
+        if isinstance(part, Mapping) and part.get("n") is not None:
+            parts.append(f"n = {as_text(part['n'])} ({as_text(part.get('split', key))})")
     if not parts and (size := split_size(run, "validation")) is not None:
         parts.append(f"n = {size:,} (validation)")
     if run.config.get("seed") is not None:
         parts.append(f"seed {as_text(run.config['seed'])}")
     measured = get(run.summary, "test", "attack") or get(run.summary, "final", "attack")
-    attack = f"measured with {as_text(measured)}" if measured else _reward_attack(run)
-    parts.append(attack)
-    norm = {"linf": "L-infinity"}.get(str(_norm(run)), str(_norm(run)))
-    parts.append(f"norm {norm}")
-    epsilon = get(run.summary, "threat", "epsilon") or get(run.config, "attack", "epsilon")
-    if epsilon is not None:
+    parts.append(f"measured with {as_text(measured)}" if measured else _reward_attack(run))
+    norm = str(threat("norm") or "linf")
+    parts.append(f"norm {'L-infinity' if norm == 'linf' else norm}")
+    if (epsilon := threat("epsilon")) is not None:
         parts.append(f"epsilon {as_text(epsilon)}")
     dtype = get(run.summary, "dtype") or run.config.get("dtype") or "float32"
     parts.append(f"dtype {as_text(dtype)}")
-    bn_mode = get(run.summary, "threat", "bn_mode") or get(run.config, "attack", "bn_mode")
-    if bn_mode is not None:
+    if (bn_mode := threat("bn_mode")) is not None:
         parts.append(f"bn_mode {as_text(bn_mode)} in training, eval when measured")
     selection = get(run.summary, "selection")
-    parts.append(
-        f"selection: {as_text(selection)}"
-        if selection is not None
-        else "selection: the arm that is left on every edge"
-    )
-    return "; ".join(parts)
+    words = "the arm that is left on every edge" if selection is None else as_text(selection)
+    return "; ".join([*parts, f"selection: {words}"])
 
 
 def _reward_attack(run: Run) -> str:

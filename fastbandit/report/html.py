@@ -1,16 +1,11 @@
-"""From values to HTML: templates with every value escaped, and the words for values of files.
-
-Templates are for what is written with them, and take any value. The functions that make a piece
-(a table, a section) take HTML, of which a page is joined.
-"""
+"""From values to HTML: templates with every value escaped, and the words for values of files."""
 
 from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from html import escape
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -23,35 +18,27 @@ if TYPE_CHECKING:
     from fastbandit.report.reading import Folder
 
 __all__ = [
+    "Section",
     "as_text",
     "count",
     "document",
     "duration",
     "empty",
     "finite",
-    "folded",
     "get",
-    "header",
     "interval",
     "pairs",
-    "paragraph",
     "percent",
-    "plain_table",
     "render",
-    "run_section",
     "section",
     "share",
-    "show",
-    "table",
-    "tile",
-    "warning",
-    "wide",
 ]
 
 # Characters of a value that is neither text nor a number.
 _LONGEST = 400
 
-# --- text -----------------------------------------------------------------------------------
+#: A section of a page: its anchor, its title in the navigation (or none) and its HTML.
+Section = tuple[str, str, str]
 
 
 def as_text(value: Any) -> str:
@@ -69,19 +56,14 @@ def as_text(value: Any) -> str:
     return text if isinstance(value, str) or len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
-def show(value: Any) -> str:
-    """The same, escaped."""
-    return escape(as_text(value))
-
-
 def get(value: Mapping[str, Any] | None, *path: str) -> Any:
     """The value at a path of keys; None where there is none."""
-    found: Any = value
+    entry: Any = value
     for key in path:
-        if not isinstance(found, Mapping):
+        if not isinstance(entry, Mapping):
             return None
-        found = found.get(key)
-    return found
+        entry = entry.get(key)
+    return entry
 
 
 def finite(value: Any) -> float | None:
@@ -120,88 +102,26 @@ def percent(value: float) -> str:
     return f"{100 * value:.2f} %"
 
 
-@cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("fastbandit.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: value if isinstance(value, str) else as_text(value),
-    )
-    environment.globals.update(percent=percent, interval=interval, duration=duration)
-    return environment
+def interval(value: float, n: int | None) -> str:
+    """Wilson's interval of a share of ``n`` images, in words; ``n`` as a file has it."""
+    n = count(n)
+    if not n or share(value) is None:
+        return "n not recorded"
+    low, high = wilson(value * n, n)
+    return f"{100 * low:.2f} to {100 * high:.2f} %"
 
 
-def render(template: str, **values: Any) -> Markup:
-    """A template filled in: values that are not ``Markup`` as :func:`as_text` says, escaped."""
-    return Markup(_environment().get_template(f"{template}.html").render(values))
+def _number(value: float | None, form: str, factor: float = 1) -> str:
+    """A number in a format such as ``.2f``; nothing where there is none."""
+    return "" if value is None else format(factor * value, form)
 
 
-def _part(name: str, *values: Any) -> str:
-    """A piece of parts.html. Plain text, since its callers join it with HTML of their own."""
-    module: Any = _environment().get_template("parts.html").module
-    return str(getattr(module, name)(*values))
-
-
-def header(
-    title: str, lines: Sequence[str], *, status: str = "", notes: str = "", source: str = ""
-) -> str:
-    """What a page begins with: its title and state, lines below it, notes and the source."""
-    return _part("header", title, list(map(Markup, lines)), status, Markup(notes), source)
-
-
-def section(name: str, title: str, body: str, source: str = "") -> str:
-    return _part("section", name, title, Markup(body), source)
-
-
-def run_section(run: Folder, name: str, title: str, body: str, source: str) -> str:
-    """A section of one run; on a page of several its title, anchor and source say which one."""
-    if not run.key:
-        return section(name, title, body, source)
-    return section(f"{run.key}-{name}", f"{run.key}: {title}", body, f"{run.label}: {source}")
-
-
-def warning(body: str) -> str:
-    return _part("warning", Markup(body))
-
-
-def empty(text: str) -> str:
-    """What stands where there is nothing to show."""
-    return _part("empty", Markup(text))
-
-
-def folded(summary: str, body: str, *, opened: bool = False) -> str:
-    """What is shown when its summary is clicked; ``opened``: from the beginning."""
-    return _part("folded", Markup(summary), Markup(body), opened)
-
-
-def table(
-    heads: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    *,
-    text: Sequence[int] = (),
-    style: str = "",
-) -> str:
-    """A table of cells that are HTML already; columns in ``text`` are aligned to the left."""
-    cells = [list(map(Markup, row)) for row in rows]
-    return _part("table", list(map(Markup, heads)), cells, text, style)
-
-
-def plain_table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
-    """A table of plain text; the first ``left`` columns are aligned to the left."""
-    return _part("table", heads, rows, range(left))
-
-
-def paragraph(words: str) -> str:
-    """A paragraph of plain text."""
-    return _part("paragraph", words)
-
-
-def wide(chart: str) -> str:
-    """A chart of the page's width, which is scrolled where that is too small to read it."""
-    return f'<div class="figure wide">{chart}</div>'
+def _limits(share: Mapping[str, float | None], form: str = ".2f") -> str:
+    """Ends of an interval in percent or points; nothing where there is none."""
+    low, high = share["low"], share["high"]
+    if low is None or high is None:
+        return ""
+    return f"{_number(low, form, 100)} to {_number(high, form, 100)}"
 
 
 def pairs(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -213,42 +133,57 @@ def pairs(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield f"{prefix}{key}", entry
 
 
-def tile(name: str, value: str, more: str = "") -> str:
-    return _part("tile", Markup(name), Markup(value), Markup(more))
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("fastbandit.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: value if isinstance(value, str) else as_text(value),
+    )
+    environment.filters.update(number=_number, limits=_limits, text=as_text)
+    environment.globals.update(percent=percent, interval=interval, duration=duration)
+    return environment
 
 
-def interval(value: float, n: int | None) -> str:
-    """Wilson's interval of a share of ``n`` images, in words; ``n`` as a file has it."""
-    n = count(n)
-    if not n or share(value) is None:
-        return "n not recorded"
-    low, high = wilson(value * n, n)
-    return f"{100 * low:.2f} to {100 * high:.2f} %"
+def render(template: str, /, **values: Any) -> Markup:
+    """A template filled in: values that are not ``Markup`` as :func:`as_text` says, escaped."""
+    return Markup(_environment().get_template(f"{template}.html").render(values))
 
 
-def document(
-    title: str,
-    header: str,
-    links: Sequence[tuple[str, str]],
-    sections: str,
-    *,
-    pictures: bool = False,
-    dated: bool = True,
-) -> str:
-    """A whole page, which forbids scripts and requests; its pieces but the title are HTML.
+def section(
+    name: str, title: str, source: str, template: str, /, of: Folder | None = None, **values: Any
+) -> Markup:
+    """A section: its anchor and title, the files its numbers come from, and its template.
 
-    ``dated``: it ends with the time at which it was made and the source of its equations.
+    Args:
+        of: the one run that it shows; on a page of several, title, anchor and source name it.
+        values: what the template is filled with.
     """
+    if of is not None and of.key:
+        name, title = f"{of.key}-{name}", f"{of.key}: {title}"
+        source = f"{of.label}: {source}"
+    frame = {"anchor": name, "heading": title, "source": source, "body": f"{template}.html"}
+    return render("section", **frame, **values)
+
+
+def empty(name: str, title: str, source: str, words: str, of: Folder | None = None) -> Markup:
+    """A section that has nothing to show yet, and says so."""
+    return section(name, title, source, "empty", of=of, words=words)
+
+
+def document(template: str, title: str, sections: Sequence[Section], /, **values: Any) -> str:
+    """A whole page, which forbids scripts and requests; ``values`` are those of its header."""
     style = resources.files("fastbandit").joinpath("_data/report.css").read_text(encoding="utf-8")
     made = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     page = render(
-        "page",
-        title=as_text(title),
+        template,
+        title=title,
         style=Markup(style),
-        header=Markup(header),
-        links=links,
-        sections=Markup(sections),
-        pictures=pictures,
-        made=made if dated else "",
+        sections=[(name, link, Markup(body)) for name, link, body in sections if body],
+        made=made,
+        **values,
     )
     return f"{page}\n"

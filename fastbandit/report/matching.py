@@ -44,7 +44,6 @@ class Collection:
     retrainings: list[Retraining] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
     models: list[Model] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
     @property
     def runs(self) -> list[Folder]:

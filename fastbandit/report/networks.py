@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fastbandit.report.html import as_text, count, finite, get, render, run_section, share
+from markupsafe import Markup
+
+from fastbandit.report.html import as_text, count, finite, get, section, share
 from fastbandit.report.reading import read_optional
 from fastbandit.report.search import Run
 from fastbandit.search.networks import FOLDER, FOUND, REFERENCE, network_name, network_row
@@ -90,13 +92,17 @@ def trained_networks(run: Run) -> list[Trained]:
     return sorted(known, key=lambda one: order.get(one.name, 1))
 
 
-def networks(run: Run) -> str:
+def networks(run: Run) -> Markup:
     """The section; empty where no network was trained."""
     rows = trained_networks(run)
     if not rows:
-        return ""
-    body = render(
+        return Markup()
+    return section(
         "networks",
+        "Trained from scratch",
+        f"summary.json, {FOLDER}/",
+        "networks",
+        of=run,
         rows=rows,
         chance=share(get(run.summary, "chance")),
         splits=dict.fromkeys(one.split for one in rows),
@@ -106,5 +112,3 @@ def networks(run: Run) -> str:
         latency=any(one.latency is not None for one in rows),
         milliseconds=lambda value: "not recorded" if value is None else f"{value:.3g}",
     )
-    source = f"summary.json, {FOLDER}/"
-    return run_section(run, "networks", "Trained from scratch", body, source)

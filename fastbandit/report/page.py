@@ -1,10 +1,12 @@
 """The page of the report: a search as it is alone, or several runs and how they belong together.
 
-Every section names the file its numbers come from; all text is escaped. The page forbids scripts
-and requests; the only pictures are those it carries.
+Every section names the file its numbers come from. The page forbids scripts and requests; the only
+pictures are those it carries.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from fastbandit.report import results
 from fastbandit.report.arms import abandoned, arms, survival
@@ -13,7 +15,7 @@ from fastbandit.report.curves import curves
 from fastbandit.report.drawings import search_cells
 from fastbandit.report.figures import figures
 from fastbandit.report.header import joint_header, name_of, search_header
-from fastbandit.report.html import document
+from fastbandit.report.html import Section, document
 from fastbandit.report.matching import Collection
 from fastbandit.report.networks import networks
 from fastbandit.report.robustness import has_pictures
@@ -43,36 +45,31 @@ _SEARCH_SECTIONS = (
 def make_page(run: Run) -> str:
     """The page of one search."""
     # Sections first: reading for them may add notes that the header shows.
-    made = [(name, title, make(run)) for name, title, make in _SEARCH_SECTIONS]
-    sections = "\n".join(body for *_, body in made if body)
-    links = [(name, title) for name, title, body in made if body]
-    return document(
-        f"{name_of(run)}: fastbandit search", search_header(run), links, sections, pictures=False
-    )
+    sections = [(name, title, make(run)) for name, title, make in _SEARCH_SECTIONS]
+    name = name_of(run)
+    title = f"{name}: fastbandit search"
+    return document("search_page", title, sections, name=name, **search_header(run))
 
 
-def make_joint_page(found: Collection) -> str:
+def make_joint_page(collection: Collection) -> str:
     """The page of any runs: what they measured, then each search's own sections."""
-    links, parts = [], []
-    for name, title, make, applies in results.SECTIONS:
-        if applies(found):
-            parts.append(make(found))
-            links.append((name, title))
-    # What the joint sections already hold is not repeated.
-    own = {"networks", "tournament", "figures", "curves", "arms", "survival", "abandoned"}
-    for run in found.searches:
-        parts += [make(run) for name, _, make in _SEARCH_SECTIONS if name in own]
-        links.append((f"{run.key}-figures", f"Search {run.key}"))
-    for name, title, make, applies in results.LAST_SECTIONS:
-        if applies(found):
-            parts.append(make(found))
-            links.append((name, title))
-    models = [name_of(model.first) for model in found.models]
-    title = ", ".join(dict.fromkeys(models[:3])) + (" and others" if len(models) > 3 else "")
-    return document(
-        f"{title}: fastbandit report",
-        joint_header(found, title),
-        links,
-        "\n".join(parts),
-        pictures=has_pictures(found),
-    )
+    sections: list[Section] = []
+
+    def add(joint: Sequence[results.JointSection]) -> None:
+        for name, title, make, applies in joint:
+            if applies(collection):
+                sections.append((name, title, make(collection)))
+
+    add(results.SECTIONS)
+    for run in collection.searches:
+        for name, _, make in _SEARCH_SECTIONS:
+            # What the joint sections already hold is not repeated.
+            if name not in ("cells", "cost", "config", "environment"):
+                link = f"Search {run.key}" if name == "figures" else ""
+                sections.append((f"{run.key}-{name}", link, make(run)))
+    add(results.LAST_SECTIONS)
+    models = [name_of(model.first) for model in collection.models]
+    name = ", ".join(dict.fromkeys(models[:3])) + (" and others" if len(models) > 3 else "")
+    header = joint_header(collection)
+    header["pictures"] = has_pictures(collection)
+    return document("joint_page", f"{name}: fastbandit report", sections, name=name, **header)

@@ -52,5 +52,5 @@ def encode(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
 
 
 def data_uri(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> str:
-    """The picture as the address of an ``<img>`` that asks for nothing; see :func:`encode`."""
+    """The picture as an address that asks for nothing; see :func:`encode`."""
     return "data:image/png;base64," + base64.b64encode(encode(pixels)).decode("ascii")

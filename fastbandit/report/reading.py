@@ -77,6 +77,11 @@ class Folder:
     def finished(self) -> bool:
         return self.summary is not None and self.summary.get("status") == "finished"
 
+    def size(self, name: str) -> Any:
+        """A count of the network that the summary states, such as ``parameters``."""
+        value = get(self.summary, name)
+        return get(self.summary, "model", name) if value is None else value
+
     def note(self, text: str) -> None:
         """Say once what could not be read: several sections read the same."""
         if text not in self.notes:

@@ -6,27 +6,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from fastbandit.report.charts import STYLES, Bar, Series, bar_chart, line_chart
 from fastbandit.report.evaluation import EVALUATION, EXAMPLES, Evaluation, Examples, Result
-from fastbandit.report.html import (
-    as_text,
-    empty,
-    folded,
-    get,
-    percent,
-    render,
-    section,
-    show,
-    table,
-)
+from fastbandit.report.html import as_text, empty, get, percent, render, section
 from fastbandit.report.matching import Collection, Model
 from fastbandit.report.png import data_uri
 from fastbandit.report.rows import (
     model_name,
+    norm_words,
     plain,
     rows_of,
-    share_cell,
     shorten,
     sizes,
     sources,
@@ -43,15 +34,31 @@ _MOST_EXAMPLES, _MOST_PIXELS = 16, 600_000
 _MOST_LINES = 4
 
 
-def robustness(found: Collection) -> str:
-    models = [model for model in found.models if any(run.results for run in model.evaluations)]
+def robustness(collection: Collection) -> Markup:
+    models = [m for m in collection.models if any(run.results for run in m.evaluations)]
     runs = [run for model in models for run in model.evaluations]
     if not models:
-        body = empty("No evaluation yet: python -m fastbandit.evaluate makes one.")
-        return section("robustness", "Robustness", body, "no file")
-    body = _sweeps(models) + _under_attack(models)
-    body += "".join(_more(run) for run in runs)
-    return section("robustness", "Robustness", body, sources(runs, EVALUATION))
+        words = "No evaluation yet: python -m fastbandit.evaluate makes one."
+        return empty("robustness", "Robustness", "no file", words)
+    threats = _by_threat(models)
+    units = {str(get(run.summary, "cost", "unit_of_passes")) for run in runs} - {"None"}
+    return section(
+        "robustness",
+        "Robustness",
+        sources(runs, EVALUATION),
+        "robustness",
+        sweeps=_sweeps(models),
+        threats=threats,
+        every={result.every for _, _, entries in threats for _, result in entries},
+        unit=units.pop() if len(units) == 1 else None,
+        left_out=[
+            (run, words)
+            for run in runs
+            # Not in files of older versions.
+            if isinstance(words := get(run.summary, "cross_check_left_out"), str) and words
+        ],
+        more=[(run, parts) for run in runs if (parts := _more(run))],
+    )
 
 
 #: One result for each radius.
@@ -86,13 +93,13 @@ def _curves(model: Model, norm: str) -> list[tuple[str, _Points]]:
     return [(f"{name}, {next(iter(points.values()))[0].key}", points) for points in found.values()]
 
 
-def _sweeps(models: Sequence[Model]) -> str:
+def _sweeps(models: Sequence[Model]) -> list[dict[str, Any]]:
     """Accuracy against epsilon, one chart for each norm with two radii or more."""
     norms = sorted(
         {result.norm for model in models for run in model.evaluations for result in run.results},
         key=lambda norm: (norm != "linf", norm),
     )
-    body = ""
+    sweeps = []
     for norm in norms:
         curves = [curve for model in models for curve in _curves(model, norm)]
         radii = sorted({radius for _, points in curves for radius in points})
@@ -107,44 +114,36 @@ def _sweeps(models: Sequence[Model]) -> str:
                 series += _attack_curves(points)
         texts = {radius: result.epsilon for _, points in curves
                  for radius, (_, result) in points.items()}  # fmt: skip
-        ticks = [(0.0, "0"), *((radius, texts[radius]) for radius in radii if radius > 0)]
-        words = {"linf": "L∞", "l2": "L2"}.get(norm, norm)
-        notes = [
-            (
-                radius,
-                "; ".join(
-                    f"epsilon {result.epsilon}, {title}: worst case "
-                    f"{percent(result.worst.accuracy)} of {sizes(result.worst)}"
-                    f"{', suspicious' if run.suspicious else ''}"
-                    for title, points in curves
-                    for at, (run, result) in points.items()
-                    if at == radius and result.worst is not None
-                ),
-            )
-            for radius in radii
-        ]
+        words = norm_words(norm)
         chart = line_chart(
             series,
             title=f"Accuracy against epsilon, {words}",
             x_label=f"epsilon, {words} norm, images in [0, 1]",
             y_label="accuracy",
             x_range=(0.0, radii[-1]),
-            x_ticks=ticks,
+            x_ticks=[(0.0, "0"), *((radius, texts[radius]) for radius in radii if radius > 0)],
             y_range=(0.0, 1.0),
-            notes=notes,
+            notes=[(radius, _sweep_note(curves, radius)) for radius in radii],
             width=760,
             height=320,
         )
-        mixed = len({tuple(attack.name for attack in result.attacks)
-                     for _, points in curves for _, result in points.values()}) > 1  # fmt: skip
-        caveat = " The attacks are not the same at every point." if mixed else ""
-        body += (
-            f"<h3>Accuracy against epsilon, {show(words)}</h3>"
-            "<p>The worst case over all attacks, with 95 % intervals. A line begins with the "
-            f"clean accuracy where epsilon 0 was not attacked.{caveat}</p>"
-            f'<div class="figure narrow">{chart}</div>'
-        )
-    return body
+        attacks = {tuple(attack.name for attack in result.attacks)
+                   for _, points in curves for _, result in points.values()}  # fmt: skip
+        sweeps.append({"norm": words, "chart": chart, "alike": len(attacks) == 1})
+    return sweeps
+
+
+def _sweep_note(curves: Sequence[tuple[str, _Points]], radius: float) -> str:
+    """The worst case of each curve at one radius."""
+    notes = []
+    for title, points in curves:
+        run, result = points.get(radius, (None, None))
+        if run is not None and result is not None and result.worst is not None:
+            notes.append(
+                f"epsilon {result.epsilon}, {title}: worst case {percent(result.worst.accuracy)} "
+                f"of {sizes(result.worst)}{', suspicious' if run.suspicious else ''}"
+            )
+    return "; ".join(notes)
 
 
 def _curve(
@@ -190,95 +189,54 @@ def _attack_curves(points: Mapping[float, tuple[Evaluation, Result]]) -> list[Se
     ]
 
 
-def _under_attack(models: Sequence[Model]) -> str:
-    """Accuracy under each attack, one block for each threat."""
-    threats: dict[tuple[str, str], list[tuple[Model, Evaluation, Result]]] = {}
+#: An evaluation and one of its results.
+_Entry = tuple[Evaluation, Result]
+
+
+def _by_threat(models: Sequence[Model]) -> list[tuple[str, Markup, list[_Entry]]]:
+    """Words, chart and results of each threat: first those that stand for a model."""
+    threats: dict[tuple[str, str], list[_Entry]] = {}
     for model in models:
         for run in model.evaluations:
             for result in run.results:
-                entry = (result.norm, result.epsilon)
-                threats.setdefault(entry, []).append((model, run, result))
-    # First the threats that stand for a model, then by norm and radius.
+                threats.setdefault((result.norm, result.epsilon), []).append((run, result))
     chosen = [row.threat for model in models if (row := rows_of(model)[0]).result is not None]
 
-    def order(entries: Sequence[tuple[Model, Evaluation, Result]]) -> tuple[Any, ...]:
-        result = entries[0][2]
+    def order(entries: Sequence[_Entry]) -> tuple[Any, ...]:
+        result = entries[0][1]
         words = threat_words(result.threat)
         return words not in chosen, result.norm != "linf", result.norm, result.radius or 0.0
 
     blocks = []
-    for number, entries in enumerate(sorted(threats.values(), key=order)):
-        words = threat_words(entries[0][2].threat)
-        bars = _attack_bars(entries)
-        chart = bar_chart(
-            bars, title=f"Accuracy under attack, {words}", x_label="accuracy", width=760
-        )
-        tables = ""
-        for _, run, result in entries:
-            tables += f"<h3>{show(run.key)}: {show(run.label)}</h3>{_attack_table(result)}"
-            if result.provenance:
-                tables += f'<p class="provenance">{show(result.provenance)}</p>'
-        star = " *" if any(result.every for _, _, result in entries) else ""
-        inner = f'<div class="figure narrow">{chart}</div>{tables}'
-        blocks.append(folded(f"Under attack: {show(words)}{star}", inner, opened=number == 0))
-    every = {result.every for entries in threats.values() for _, _, result in entries}
-    how = []
-    if False in every:
-        how.append(
-            "Attacks ran one after the other, each only on the images that were still classified "
-            "rightly (column <i>attacked</i>), and <i>right</i> are those that still were after it."
-        )
-    if True in every:
-        marked = " with a * at their summary" if len(every) > 1 else ""
-        how.append(
-            f"In evaluations{marked}, every attack ran on every image that is classified rightly, "
-            "so each accuracy is that attack's own."
-        )
-    units = {
-        str(unit)
-        for model in models
-        for run in model.evaluations
-        if (unit := get(run.summary, "cost", "unit_of_passes")) is not None
-    }
-    if len(units) == 1:
-        how.append(f"<i>Forward</i> and <i>backward</i> passes count {show(units.pop())}.")
-    return (
-        f"<h3>Accuracy under attack</h3><p>{' '.join(how)} The worst case counts an image as right "
-        "only if it withstood all attacks. <i>Unconfirmed</i>: found by the fast path, refused by "
-        "the float32 model, so not counted.</p>" + "\n".join(blocks)
-    )
+    for entries in sorted(threats.values(), key=order):
+        words = threat_words(entries[0][1].threat)
+        title = f"Accuracy under attack, {words}"
+        chart = bar_chart(_attack_bars(entries), title=title, x_label="accuracy", width=760)
+        blocks.append((words, chart, entries))
+    return blocks
 
 
-def _attack_bars(entries: Sequence[tuple[Model, Evaluation, Result]]) -> list[Bar]:
+def _attack_bars(entries: Sequence[_Entry]) -> list[Bar]:
     several = len(entries) > 1
-    names = dict.fromkeys(attack.name for _, _, result in entries for attack in result.attacks)
+    names = dict.fromkeys(attack.name for _, result in entries for attack in result.attacks)
     kinds: list[tuple[str, int]] = [("clean", 0), *((name, 1) for name in names), ("worst case", 3)]
     bars = []
     for kind, colour in kinds:
-        for position, (_, run, result) in enumerate(entries):
-            note = ""
-            if kind == "clean":
-                share = result.clean
-            elif kind == "worst case":
-                share = result.worst
-            else:
+        for position, (run, result) in enumerate(entries):
+            note, share = "", {"clean": result.clean, "worst case": result.worst}.get(kind)
+            if kind not in ("clean", "worst case"):
                 attack = next((a for a in result.attacks if a.name == kind), None)
                 share = None if attack is None else attack.share
                 note = "" if attack is None else f"{attack.describe}; "
             if share is None:
                 continue
-            style = style_of(position)[0] if several else STYLES[colour]
-            limits = (
-                ""
-                if share.low is None or share.high is None
-                else f", 95 %: {100 * share.low:.2f} to {100 * share.high:.2f} %"
-            )
+            limits = f", 95 %: {share.limits} %" if share.limits else ""
             bars.append(
                 Bar(
                     label=shorten(f"{kind} · {run.key}" if several else kind, 26),
                     value=share.accuracy,
                     text=percent(share.accuracy),
-                    style=style,
+                    style=style_of(position)[0] if several else STYLES[colour],
                     low=share.low,
                     high=share.high,
                     note=f"{kind}: {note}{percent(share.accuracy)}{limits}, n = {sizes(share)}",
@@ -287,107 +245,48 @@ def _attack_bars(entries: Sequence[tuple[Model, Evaluation, Result]]) -> list[Ba
     return bars
 
 
-def _attack_table(result: Result) -> str:
-    def line(
-        name: str, share: Share | None, attacked: int | None = None, more: Sequence[Any] = ()
-    ) -> list[str]:
-        cells = ["" if value is None else show(value) for value in more]
-        cells += [""] * (6 - len(cells))
-        correct = "" if share is None or share.correct is None else f"{share.correct:,}"
-        return [
-            name,
-            share_cell(share),
-            correct,
-            "" if share is None else sizes(share),
-            "" if attacked is None else f"{attacked:,}",
-            *cells[:-1],
-            f'<span class="fold">{cells[-1]}</span>',
-        ]
-
-    lines = [line("clean", result.clean)]
-    for attack in result.attacks:
-        seconds = None if attack.seconds is None else f"{attack.seconds:.2f}"
-        more = (
-            attack.fooled,
-            seconds,
-            attack.forward,
-            attack.backward,
-            attack.unconfirmed,
-            attack.describe,
-        )
-        lines.append(line(show(attack.name), attack.share, attack.attacked, more))
-    lines.append(line("<b>worst case</b>", result.worst))
-    heads = ["attack", "accuracy", "right", "n", "attacked", "fooled", "seconds", "forward",
-             "backward", "unconfirmed", "settings"]  # fmt: skip
-    return table(heads, lines, text=(0, 10))
-
-
-def _more(run: Evaluation) -> str:
+def _more(run: Evaluation) -> list[tuple[str, Markup]]:
     """The parts of an evaluation whose fields are their own business: shown as they are."""
-    parts = [
-        (title, value)
-        for title, key in (
-            ("Cross-check", "cross_check"),
-            ("Transfer", "transfer"),
-            ("RobustBench entry", "robustbench"),
-        )
+    parts = (
+        ("Cross-check", "cross_check"),
+        ("Transfer", "transfer"),
+        ("RobustBench entry", "robustbench"),
+    )
+    return [
+        (title, _transfer(value) if key == "transfer" else plain(value))
+        for title, key in parts
         if (value := get(run.summary, key))
     ]
-    if not parts:
-        return ""
-    titles = ", ".join(title.lower().replace("robustb", "RobustB") for title, _ in parts)
-    inner = "".join(
-        f"<h3>{title}</h3>{_transfer(value) if title == 'Transfer' else plain(value)}"
-        for title, value in parts
-    )
-    return folded(f"More of {show(run.key)} ({show(run.label)}): {titles}", inner)
 
 
-def _transfer(value: Any) -> str:
+def _transfer(value: Any) -> Markup:
     """Accuracy on images that were made against other models."""
-    lines: list[list[str]] = []
+    lines: list[tuple[Any, Mapping[str, Any], Share | None]] = []
     for entry in value if isinstance(value, list) else []:
+        origin = get(entry, "from")
+        if isinstance(origin, Mapping):
+            origin = get(origin, "file") or get(origin, "code")
         attacks = get(entry, "attacks")
         for attack in attacks if isinstance(attacks, list) else []:
-            notes: list[str] = []
-            share = make_share(
-                get(attack, "accuracy"), get(attack, "n"), get(attack, "correct"),
-                get(attack, "interval"), where="", notes=notes,
-            )  # fmt: skip
-            origin = get(entry, "from")
-            name = origin
-            if isinstance(origin, Mapping):
-                name = get(origin, "file") or get(origin, "code")
-            lines.append(
-                [
-                    f'<span class="fold">{show(name)}</span>',
-                    show(get(attack, "name")),
-                    show(get(attack, "attacked")),
-                    sizes(share),
-                    share_cell(share),
-                    f'<span class="fold">{show(get(attack, "describe") or "")}</span>',
-                ]
-            )
-    if not lines:
-        return plain(value)
-    heads = ["images made against", "attack", "attacked", "n", "accuracy", "settings"]
-    return table(heads, lines, text=(0, 1, 5))
+            stated = attack if isinstance(attack, Mapping) else {}
+            fields = (stated.get(key) for key in ("accuracy", "n", "correct", "interval"))
+            lines.append((origin, stated, make_share(*fields, where="", notes=[])))
+    return render("transfer", lines=lines) if lines else plain(value)
 
 
-def checks(found: Collection) -> str:
-    runs = [run for run in found.evaluations if get(run.summary, "suspicion") is not None]
+def checks(collection: Collection) -> Markup:
+    runs = [run for run in collection.evaluations if get(run.summary, "suspicion") is not None]
     if not runs:
-        body = empty("No suspicion checks: an evaluation makes them.")
-        return section("checks", "Suspicion checks", body, "no file")
-    found_checks = []
+        words = "No suspicion checks: an evaluation makes them."
+        return empty("checks", "Suspicion checks", "no file", words)
+    shown = []
     for run in runs:
         listed = get(run.summary, "suspicion", "checks")
         entries = (
             [one for one in listed if isinstance(one, Mapping)] if isinstance(listed, list) else []
         )
-        found_checks.append((run, get(run.summary, "suspicion", "verdict"), entries))
-    body = render("checks", runs=found_checks)
-    return section("checks", "Suspicion checks", body, sources(runs, EVALUATION))
+        shown.append((run, get(run.summary, "suspicion", "verdict"), entries))
+    return section("checks", "Suspicion checks", sources(runs, EVALUATION), "checks", runs=shown)
 
 
 # --- examples -------------------------------------------------------------------------------
@@ -398,8 +297,13 @@ def _shown(examples: Examples) -> int:
     return max(1, min(len(examples.label), _MOST_EXAMPLES, _MOST_PIXELS // pixels))
 
 
-def has_pictures(found: Collection) -> bool:
-    return any(run.examples is not None and run.examples.label for run in found.evaluations)
+def _with_examples(collection: Collection) -> list[tuple[Evaluation, Examples]]:
+    return [(run, run.examples) for run in collection.evaluations
+            if run.examples is not None and run.examples.label]  # fmt: skip
+
+
+def has_pictures(collection: Collection) -> bool:
+    return bool(_with_examples(collection))
 
 
 def _picture(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -411,15 +315,13 @@ def _picture(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.rint(image.mean(0)).astype(np.uint8)
 
 
-def examples_section(found: Collection) -> str:
-    runs = [run for run in found.evaluations if run.examples is not None and run.examples.label]
-    if not runs:
-        body = empty("No adversarial examples: an evaluation keeps some.")
-        return section("examples", "Adversarial examples", body, "no file")
+def examples_section(collection: Collection) -> Markup:
+    kept = _with_examples(collection)
+    if not kept:
+        words = "No adversarial examples: an evaluation keeps some."
+        return empty("examples", "Adversarial examples", "no file", words)
     shown = []
-    for run in runs:
-        examples = run.examples
-        assert examples is not None
+    for run, examples in kept:
         count, total = _shown(examples), len(examples.label)
         names = get(run.summary, "data", "class_names")
         known = names if isinstance(names, list) else None
@@ -429,8 +331,8 @@ def examples_section(found: Collection) -> str:
             note += f"; the mean of their {channels} channels"
         cards = [_card(examples, i, known) for i in range(count)]
         shown.append((run, note, str(width), str(height), cards))
-    body = render("examples", runs=shown)
-    return section("examples", "Adversarial examples", body, sources(runs, EXAMPLES))
+    files = sources([run for run, _ in kept], EXAMPLES)
+    return section("examples", "Adversarial examples", files, "examples", runs=shown)
 
 
 def _card(examples: Examples, i: int, names: list[Any] | None) -> dict[str, Any]:

@@ -1,23 +1,24 @@
-"""What each measurement of a network is, which one stands for it, and pieces that name runs."""
+"""What each measurement of a network is, which one stands for it, and words that name runs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any
+
+from markupsafe import Markup
 
 from fastbandit.report.charts import STYLES
 from fastbandit.report.evaluation import EVALUATION, Evaluation, Result, radius_of
 from fastbandit.report.figures import accuracy_rows
-from fastbandit.report.html import get, pairs, percent, show, table
+from fastbandit.report.html import as_text, get, pairs, render
 from fastbandit.report.matching import Model
 from fastbandit.report.networks import trained_networks
 from fastbandit.report.reading import Folder
 from fastbandit.report.retraining import Retraining
 from fastbandit.report.search import Run
-from fastbandit.report.shares import Share, make_share
+from fastbandit.report.shares import Share, count, make_share
 from fastbandit.search.networks import FOUND
 
 __all__ = [
@@ -26,11 +27,10 @@ __all__ = [
     "data_words",
     "leaf",
     "model_name",
+    "norm_words",
     "plain",
     "results_file",
-    "robust_cell",
     "rows_of",
-    "share_cell",
     "shorten",
     "sizes",
     "sources",
@@ -38,7 +38,6 @@ __all__ = [
     "threat_words",
     "with_results",
 ]
-
 
 #: Rows and columns of a table of whatever a file holds.
 MOST_ENTRIES = 200
@@ -69,18 +68,25 @@ class Row:
             return self.run.data
         return get(getattr(self.run, "split", None), "digest")
 
+    @property
+    def n(self) -> str:
+        return sizes(self.clean, self.robust)
 
-def threat_words(threat: Mapping[str, Any]) -> str:
-    norm = {"linf": "L∞", "l2": "L2"}.get(str(threat.get("norm")), str(threat.get("norm")))
-    return f"{norm}, epsilon {threat.get('epsilon')}"
+
+def norm_words(norm: str) -> str:
+    return {"linf": "L∞", "l2": "L2"}.get(norm, norm)
+
+
+def threat_words(threat: Any) -> str:
+    """Norm and radius of a threat model; nothing where there is none."""
+    if not isinstance(threat, Mapping):
+        return ""
+    return f"{norm_words(str(threat.get('norm')))}, epsilon {threat.get('epsilon')}"
 
 
 def data_words(run: Folder) -> str:
-    return " ".join(
-        str(part)
-        for part in (get(run.summary, "data", "name"), get(run.summary, "data", "split"))
-        if part is not None
-    )
+    parts = (get(run.summary, "data", "name"), get(run.summary, "data", "split"))
+    return " ".join(str(part) for part in parts if part is not None)
 
 
 def _evaluated(run: Evaluation) -> list[Row]:
@@ -105,80 +111,56 @@ def _evaluated(run: Evaluation) -> list[Row]:
 
 def _retrained(run: Retraining) -> list[Row]:
     rows = []
-    threat = get(run.summary, "threat")
-    words = threat_words(threat) if isinstance(threat, Mapping) else ""
+    words = threat_words(get(run.summary, "threat"))
     for part in ("test", "best", "last"):
         clean, robust = run.measured.get(part, (None, None))
         if clean is None and robust is None:
             continue
-        found = get(run.summary, part)
-        epoch = get(found, "epoch")
-        what = {
-            "test": f"test images, checkpoint: {get(found, 'of') or 'not recorded'}",
-            "best": "best epoch, validation images",
-            "last": "last epoch, validation images",
-        }[part]
+        stated = get(run.summary, part)
+        epoch = count(get(stated, "epoch"))
+        what = f"{part} epoch, validation images"
+        if part == "test":
+            what = f"test images, checkpoint: {get(stated, 'of') or 'not recorded'}"
         if epoch is not None:
-            what += f" (epoch {epoch})"
-        attack = str(get(found, "attack") or get(run.summary, "best", "attack") or "")
-        rows.append(
-            Row(run, what, words, attack, clean, robust, f"{run.label}: summary.json ({part})")
-        )
+            what += f" (epoch {epoch + 1})"
+        attack = str(get(stated, "attack") or get(run.summary, "best", "attack") or "")
+        source = f"{run.label}: summary.json ({part})"
+        rows.append(Row(run, what, words, attack, clean, robust, source))
     if not rows and run.epochs:
         line = run.epochs[-1]
         images = get(run.split, "validation")
         n = len(images) if isinstance(images, list) else images
-        shares = [
-            None if value is None else make_share(value, n, where="", notes=[])
-            for value in (line.clean_accuracy, line.robust_accuracy)
-        ]
-        rows.append(
-            Row(
-                run,
-                f"epoch {line.epoch} so far, validation images",
-                words,
-                "",
-                shares[0],
-                shares[1],
-                f"{run.label}: metrics.jsonl, split.json",
-            )
-        )
+        what = f"epoch {line.epoch + 1} so far, validation images"
+        clean, robust = _share(line.clean_accuracy, n), _share(line.robust_accuracy, n)
+        source = f"{run.label}: metrics.jsonl, split.json"
+        rows.append(Row(run, what, words, "", clean, robust, source))
     return rows
 
 
+def _share(value: Any, n: Any) -> Share | None:
+    return None if value is None else make_share(value, n, where="", notes=[])
+
+
 def _searched(run: Run) -> list[Row]:
-    rows: dict[str, dict[str, Any]] = {}
+    words = threat_words(get(run.summary, "threat"))
+    source = f"{run.label}: summary.json"
+    rows = []
+    for one in trained_networks(run):
+        if one.name == FOUND:
+            what = f"{one.split} images, trained from scratch in {one.epochs} epochs "
+            what += "after the search"
+            clean, robust = _share(one.clean, one.n), _share(one.robust, one.n)
+            rows.append(Row(run, what, words, one.attack, clean, robust, f"{source} (networks)"))
+    shared: dict[str, dict[str, Any]] = {}
     for split, kind, value, n, attack in accuracy_rows(run):
-        entry = rows.setdefault(split, {"attack": ""})
-        entry[kind] = make_share(value, n, where="", notes=[])
+        entry = shared.setdefault(split, {"attack": ""})
+        entry[kind] = _share(value, n)
         entry["attack"] = attack or entry["attack"]
-    threat = get(run.summary, "threat")
-    words = threat_words(threat) if isinstance(threat, Mapping) else ""
-    scratch = [
-        Row(
-            run,
-            f"{one.split} images, trained from scratch in {one.epochs} epochs after the search",
-            words,
-            one.attack,
-            make_share(one.clean, one.n, where="", notes=[]),
-            make_share(one.robust, one.n, where="", notes=[]),
-            f"{run.label}: summary.json (networks)",
-        )
-        for one in trained_networks(run)
-        if one.name == FOUND
-    ]
-    return scratch + [
-        Row(
-            run,
-            f"{split} images, weights shared in the search",
-            words,
-            entry["attack"],
-            entry.get("clean"),
-            entry.get("robust"),
-            f"{run.label}: summary.json",
-        )
-        for split, entry in rows.items()
-    ]
+    for split, entry in shared.items():
+        what = f"{split} images, weights shared in the search"
+        clean, robust = entry.get("clean"), entry.get("robust")
+        rows.append(Row(run, what, words, entry["attack"], clean, robust, source))
+    return rows
 
 
 def rows_of(model: Model) -> list[Row]:
@@ -204,24 +186,10 @@ def rows_of(model: Model) -> list[Row]:
     return rows
 
 
-def share_cell(share: Share | None) -> str:
-    if share is None:
-        return "none"
-    if share.low is None or share.high is None:
-        return percent(share.accuracy)
-    limits = f"{100 * share.low:.2f} to {100 * share.high:.2f}"
-    return f'{percent(share.accuracy)}<br><span class="n">{limits}</span>'
-
-
-def robust_cell(row: Row) -> str:
-    """The robust accuracy of a row, with a mark where the checks call it suspicious."""
-    mark = '<br><span class="verdict suspicious">⚠ suspicious</span>' if row.suspicious else ""
-    return share_cell(row.robust) + mark
-
-
 def sizes(*shares: Share | None) -> str:
-    found = dict.fromkeys(f"{share.n:,}" for share in shares if share is not None and share.n)
-    return ", ".join(found) or "not recorded"
+    """Of how many images the shares are."""
+    numbers = dict.fromkeys(f"{share.n:,}" for share in shares if share is not None and share.n)
+    return ", ".join(numbers) or "not recorded"
 
 
 def model_name(model: Model) -> str:
@@ -257,40 +225,33 @@ def results_file(run: Folder) -> str:
 
 
 def leaf(value: Any) -> str:
-    if isinstance(value, list):
-        shown = ", ".join(show(entry) for entry in value[:12])
-        return shown + (f" and {len(value) - 12} more" if len(value) > 12 else "")
-    return show(value)
+    if not isinstance(value, list):
+        return as_text(value)
+    words = ", ".join(as_text(entry) for entry in value[:12])
+    return words + (f" and {len(value) - 12} more" if len(value) > 12 else "")
 
 
-def plain(value: Any, cell: Callable[[Any], str] = leaf) -> str:
+def plain(value: Any, cell: Callable[[Any], str] = leaf) -> Markup:
     """Plain values as a table: a list of objects with a column for each name.
 
     What is beyond :data:`MOST_ENTRIES` rows, or as many columns, is left out and said to be.
 
     Args:
-        cell: a value as HTML.
+        cell: a value as text.
     """
     if isinstance(value, Mapping):
-        entries = dict(pairs(value))
-        rows = "".join(
-            f'<tr><th>{show(name)}</th><td class="wrap">{cell(entry)}</td></tr>'
-            for name, entry in islice(entries.items(), MOST_ENTRIES)
-        )
-        body = f'<div class="scroll"><table><tbody>{rows}</tbody></table></div>'
-        return body + _left_out(len(entries), "entries")
+        every = list(dict(pairs(value)).items())
+        entries = [(name, cell(entry)) for name, entry in every[:MOST_ENTRIES]]
+        left = [(len(every) - MOST_ENTRIES, "entries")]
+        return render("plain", kind="entries", entries=entries, left=left)
     if isinstance(value, list) and all(isinstance(entry, Mapping) for entry in value):
         flat = [dict(pairs(entry)) for entry in value[:MOST_ENTRIES]]
-        every = list(dict.fromkeys(name for entry in flat for name in entry))
-        names = every[:MOST_ENTRIES]
+        columns = list(dict.fromkeys(name for entry in flat for name in entry))
+        names = columns[:MOST_ENTRIES]
         lines = [[cell(entry.get(name, "")) for name in names] for entry in flat]
         text = [
             i for i, name in enumerate(names) if any(isinstance(e.get(name), str) for e in flat)
         ]
-        body = table([show(name) for name in names], lines, text=text)
-        return body + _left_out(len(value), "rows") + _left_out(len(every), "columns")
-    return f"<p>{cell(value)}</p>"
-
-
-def _left_out(count: int, what: str) -> str:
-    return "" if count <= MOST_ENTRIES else f"<p>and {count - MOST_ENTRIES:,} more {what}</p>"
+        left = [(len(value) - MOST_ENTRIES, "rows"), (len(columns) - MOST_ENTRIES, "columns")]
+        return render("plain", kind="rows", heads=names, lines=lines, text=text, left=left)
+    return render("plain", kind="value", value=cell(value), left=[])

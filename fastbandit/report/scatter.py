@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fastbandit.report.axes import BOLD, REGULAR, Axes, drawable, number, tick_labels, ticks
+from markupsafe import Markup
+
+from fastbandit.report.axes import (
+    BOLD,
+    MIDDLE,
+    NOTHING,
+    Axes,
+    drawable,
+    number,
+    padded,
+    tick_labels,
+    ticks,
+)
 
 __all__ = ["Cloud", "Strip", "scatter_chart", "strip_chart"]
 
@@ -43,44 +54,33 @@ class Cloud:
     style: str
 
 
-def _padded(values: Sequence[float]) -> tuple[float, float]:
-    low, high = min(values), max(values)
-    pad = (high - low) * 0.06 or abs(low) * 0.06 or 1.0
-    return low - pad, high + pad
-
-
 def _points(cloud: Cloud) -> list[tuple[float, float, str]]:
     """What can be drawn of it: (x, y, note)."""
     found = zip(cloud.x, cloud.y, cloud.notes, strict=True)
     return [(x, y, note) for x, y, note in found if drawable(x) and drawable(y)]
 
 
-def strip_chart(
-    strips: Sequence[Strip], *, title: str, y_label: str, width: int = 1080, height: int = 360
-) -> str:
+def strip_chart(strips: Sequence[Strip], *, title: str, y_label: str) -> Markup:
     """Every value of each group as a point, their mean as a bar with its interval.
 
     Args:
         strips: from the left.
         title: accessible name of the drawing.
         y_label: axis title, with the unit.
-        width, height: of the view box, in pixels.
 
     Returns:
         An ``<svg>`` element, or a paragraph that says there is nothing to draw yet.
     """
     values = [y for strip in strips for y in (*strip.values, strip.low, strip.high) if drawable(y)]
     if not values:
-        return '<p class="empty">Nothing to draw yet.</p>'
-    axes = Axes(title, _padded(values), width=width, height=height, top=12, bottom=44, right=24)
+        return NOTHING
+    axes = Axes(title, padded(values), width=1080, height=360, top=12, bottom=44, right=24)
     step = axes.inner / len(strips)
     axes.begin()
     axes.base()
     for place, strip in enumerate(strips):
         middle = axes.left + (place + 0.5) * step
-        axes.text(
-            "tick", number(middle), number(axes.floor + 18), strip.name, 'text-anchor="middle"'
-        )
+        axes.text("tick", number(middle), number(axes.floor + 18), strip.name, MIDDLE)
         room = min(60.0, step / 3)
         count = len(strip.values)
         for position, (value, note) in enumerate(zip(strip.values, strip.notes, strict=True)):
@@ -94,12 +94,7 @@ def strip_chart(
         y = number(axes.y(strip.mean))
         limits = drawable(strip.low) and drawable(strip.high)
         if limits:
-            top, bottom = number(axes.y(strip.high)), number(axes.y(strip.low))
-            cap = f"M{number(spot - 5)}"
-            axes.path(
-                f"line {strip.style}",
-                f"M{number(spot)} {top}V{bottom}{cap} {top}h10{cap} {bottom}h10",
-            )
+            axes.whisker(strip.style, spot, strip.low, strip.high, 5)
         axes.path(f"line {strip.style}", f"M{number(spot - 9)} {y}h18")
         note = f"{strip.name}: mean {strip.mean:.4g}"
         if limits:
@@ -115,9 +110,7 @@ def scatter_chart(
     title: str,
     x_label: str,
     y_label: str,
-    width: int = 1080,
-    height: int = 380,
-) -> str:
+) -> Markup:
     """Points at x and y, a colour for each group, whose names stand at the right.
 
     Args:
@@ -125,7 +118,6 @@ def scatter_chart(
             drawn, is left out, and so is a group without points.
         title: accessible name of the drawing.
         x_label, y_label: axis titles, with the unit.
-        width, height: of the view box, in pixels.
 
     Returns:
         An ``<svg>`` element, or a paragraph that says there is nothing to draw yet.
@@ -133,11 +125,11 @@ def scatter_chart(
     groups = [(cloud, _points(cloud)) for cloud in clouds]
     groups = [(cloud, points) for cloud, points in groups if points]
     if not groups:
-        return '<p class="empty">Nothing to draw yet.</p>'
+        return NOTHING
     right = 34 + max(len(cloud.name) for cloud, _ in groups) * BOLD
-    span = _padded([y for _, points in groups for _, y, _ in points])
-    axes = Axes(title, span, width=width, height=height, top=12, bottom=44, right=right)
-    low, high = _padded([x for _, points in groups for x, _, _ in points])
+    span = padded([y for _, points in groups for _, y, _ in points])
+    axes = Axes(title, span, width=1080, height=380, top=12, bottom=44, right=right)
+    low, high = padded([x for _, points in groups for x, _, _ in points])
 
     def at_x(value: float) -> float:
         return axes.left + (value - low) / (high - low) * axes.inner
@@ -145,13 +137,7 @@ def scatter_chart(
     axes.begin()
     axes.base()
     marks = ticks(low, high, max(2, int(axes.inner // 130)))
-    taken = -math.inf
-    for value, text in zip(marks, tick_labels(marks), strict=True):
-        x, half = at_x(value), len(text) * REGULAR / 2
-        axes.path("axis", f"M{number(x)} {number(axes.floor)}v5")
-        if x - half > taken:
-            axes.text("tick", number(x), number(axes.floor + 18), text, 'text-anchor="middle"')
-            taken = x + half + 6
+    axes.marks(list(zip(map(at_x, marks), tick_labels(marks), strict=True)))
     for place, (cloud, points) in enumerate(groups):
         for x_value, y_value, note in points:
             axes.dot(cloud.style, number(at_x(x_value)), number(axes.y(y_value)), 3.5, note)

@@ -7,7 +7,9 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from fastbandit.report.html import as_text, get, percent, render, section, share
+from markupsafe import Markup
+
+from fastbandit.report.html import as_text, get, percent, section, share
 from fastbandit.report.matching import Collection
 from fastbandit.report.reading import Folder
 from fastbandit.report.rows import with_results
@@ -18,10 +20,10 @@ __all__ = ["groups", "seeds"]
 _MOST_ROWS = 200
 
 
-def groups(found: Collection) -> list[list[Folder]]:
+def groups(collection: Collection) -> list[list[Folder]]:
     """Finished searches, and finished retrainings, of one configuration and several seeds."""
-    known: dict[str, list[Folder]] = {}
-    for kind, runs in (("search", found.searches), ("retraining", found.retrainings)):
+    alike: dict[str, list[Folder]] = {}
+    for kind, runs in (("search", collection.searches), ("retraining", collection.retrainings)):
         for run in runs:
             if not run.finished or _accuracies(run) is None:
                 continue
@@ -29,9 +31,9 @@ def groups(found: Collection) -> list[list[Folder]]:
             left_out = ("seed", "name", "genotype")
             rest = {key: value for key, value in run.config.items() if key not in left_out}
             key = json.dumps([kind, rest], sort_keys=True, default=str)
-            known.setdefault(key, []).append(run)
+            alike.setdefault(key, []).append(run)
     return [
-        runs for runs in known.values() if len({str(run.config.get("seed")) for run in runs}) > 1
+        runs for runs in alike.values() if len({str(run.config.get("seed")) for run in runs}) > 1
     ]
 
 
@@ -53,10 +55,10 @@ def _accuracies(run: Folder) -> tuple[float, float, str] | None:
     return None if clean is None or robust is None else (clean, robust, words)
 
 
-def seeds(found: Collection) -> str:
+def seeds(collection: Collection) -> Markup:
     """The section of the page."""
-    parts = []
-    for runs in groups(found):
+    parts, every = [], groups(collection)
+    for runs in every:
         shown, rows = runs[:_MOST_ROWS], []
         figures = [one for run in runs if (one := _accuracies(run)) is not None]
         for run, one in zip(shown, figures, strict=False):
@@ -67,7 +69,7 @@ def seeds(found: Collection) -> str:
             f"{100 * statistics.fmean(values):.2f} ± {100 * statistics.stdev(values):.2f} %"
             for values in ([one[0] for one in figures], [one[1] for one in figures])
         ]
-        kind = "searches" if runs[0] in found.searches else "retrainings"
+        kind = "searches" if runs[0] in collection.searches else "retrainings"
         parts.append(
             {
                 "title": f"{len(runs)} {kind} that differ in their seed",
@@ -77,6 +79,5 @@ def seeds(found: Collection) -> str:
                 "left": len(runs) - len(shown),
             }
         )
-    body = render("seeds", groups=parts)
-    runs = [run for group in groups(found) for run in group]
-    return section("seeds", "Seeds", body, with_results(runs, "config.yaml"))
+    files = with_results([run for runs in every for run in runs], "config.yaml")
+    return section("seeds", "Seeds", files, "seeds", groups=parts)

@@ -14,17 +14,24 @@ __all__ = ["Share", "make_share", "read_share"]
 
 @dataclass(frozen=True)
 class Share:
-    """Images classified rightly: the share, of how many, and its 95 % interval.
-
-    ``computed``: the file holds no interval and this one is Wilson's.
-    """
+    """Images classified rightly: the share, of how many, and its 95 % interval."""
 
     accuracy: float
     n: int | None = None
     correct: int | None = None
     low: float | None = None
     high: float | None = None
-    computed: bool = False
+
+    @property
+    def images(self) -> str:
+        return "not recorded" if self.n is None else f"{self.n:,}"
+
+    @property
+    def limits(self) -> str:
+        """The interval in percent; nothing where there is none."""
+        if self.low is None or self.high is None:
+            return ""
+        return f"{100 * self.low:.2f} to {100 * self.high:.2f}"
 
 
 def make_share(
@@ -54,7 +61,7 @@ def make_share(
         return Share(value, n, correct, low, high)
     if n is None:
         return Share(value, None, correct)
-    return Share(value, n, correct, *wilson(value * n, n), computed=True)
+    return Share(value, n, correct, *wilson(value * n, n))
 
 
 def read_share(value: Any, where: str, notes: list[str]) -> Share | None:

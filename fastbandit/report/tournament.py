@@ -13,12 +13,9 @@ from fastbandit.report.html import (
     count,
     finite,
     get,
-    interval,
     percent,
-    render,
-    run_section,
+    section,
     share,
-    wide,
 )
 from fastbandit.report.scatter import Cloud, scatter_chart
 from fastbandit.report.search import Run
@@ -99,7 +96,7 @@ def _entries(run: Run) -> list[_Entry]:
     return sorted(entries, key=lambda one: (-len(one.robust), -one.robust[-1], one.number))
 
 
-def _chart(entries: list[_Entry]) -> str:
+def _chart(entries: list[_Entry]) -> Markup:
     clouds = []
     for words, style in (*_ORIGINS.values(), _OTHER):
         members = [one for one in entries if one.origin[0] == words]
@@ -115,27 +112,12 @@ def _chart(entries: list[_Entry]) -> str:
     )
 
 
-def _row(one: _Entry, rungs: int, winner: bool, latency: bool) -> list[str | Markup]:
-    name: str | Markup = str(one.number + 1)
-    if winner:
-        name = Markup("<b>{}, the winner</b>").format(name)
-    cells: list[str | Markup] = [percent(value) for value in one.robust]
-    cells[-1] += Markup('<br><span class="n">{}</span>').format(
-        interval(one.robust[-1], one.images)
-    )
-    cells += [""] * (rungs - len(cells))
-    size = [f"{one.parameters:,}"]
-    if latency:
-        size.append("" if one.latency is None else f"{one.latency:.3g}")
-    return [name, one.origin[0], *size, *cells, percent(one.clean), one.genotype]
-
-
-def tournament(run: Run) -> str:
+def tournament(run: Run) -> Markup:
     """The section; empty where networks were trained alone for nothing but the end."""
     check, found = get(run.summary, "reward_check"), get(run.summary, "tournament")
     check, entries = check if isinstance(check, Mapping) else None, _entries(run)
     if not check and not entries:
-        return ""
+        return Markup()
     rho, low, high = (finite(get(check, name)) for name in ("rank_correlation", "low", "high"))
     said = "not known, since one side does not vary" if rho is None else f"{rho:.2f}"
     if rho is not None and low is not None and high is not None:
@@ -146,20 +128,25 @@ def tournament(run: Run) -> str:
     epochs = [get(rungs[i], "epochs") if i < len(rungs) else "?" for i in range(held)]
     winner = count(get(found, "winner"))
     latency = any(one.latency is not None for one in entries)
-    body = render(
+    return section(
         "tournament",
+        "Networks trained alone to choose",
+        "summary.json, tournament.json",
+        "tournament",
+        of=run,
         check=check,
         rho=said,
-        chart=Markup(wide(_chart(entries))),
+        chart=_chart(entries),
         heads=[
             *("candidate", "from", "parameters"),
             *["ms"] * latency,
             *(f"robust, rung {i + 1} ({as_text(e)} epochs)" for i, e in enumerate(epochs)),
             *("clean, last rung", "genotype"),
         ],
-        rows=[_row(one, held, one.number == winner, latency) for one in entries],
+        entries=entries,
+        winner=winner,
+        rungs=held,
+        latency=latency,
         seconds=finite(get(found, "cost", "seconds_total")),
         attack=get(found, "attack"),
     )
-    title = "Networks trained alone to choose"
-    return run_section(run, "tournament", title, body, "summary.json, tournament.json")

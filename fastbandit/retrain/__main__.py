@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import tyro
 
 from fastbandit._files import plain_file
+from fastbandit._program import program
 from fastbandit.command import Request, preset_settings, take_option
 from fastbandit.command_training import TrainingCommand, TrainingOptions
 from fastbandit.config import merge, read_config_file
@@ -104,14 +105,23 @@ class RetrainCommand(TrainingCommand[RetrainConfig]):
         found = result["test"] or result["best"]
         return {"clean": found["clean_accuracy"], "robust": found["robust_accuracy"]}
 
-    def estimate(self, request: Request[RetrainConfig]) -> dict[str, Any]:
-        return dry_run(request.config, genotype=_genotype(request))
+    def estimate(self, request: Request[RetrainConfig], progress: Progress) -> dict[str, Any]:
+        return dry_run(request.config, genotype=_genotype(request), progress=progress)
 
     def show_estimate(self, result: dict[str, Any]) -> None:
+        print(f"data               {result['data']}")
         print(f"network            {result['parameters']:,} parameters, {result['macs']:,} MACs")
         print(f"epochs             {result['epochs']}")
-        print(f"peak memory        {result['peak_memory_mb']:.0f} MiB")
+        print(
+            f"peak memory        {result['peak_memory_mb']:.0f} MiB"
+            + (", extrapolated from smaller batches" if result["memory_extrapolated"] else "")
+        )
         print(f"seconds per epoch  {result['seconds_per_epoch']:.2f}")
+        print(f"attack at the end  {result['test_attack']}")
+        print(
+            f"measured           {result['images_measured']} of {result['batch_size']} images in "
+            "a batch"
+        )
         print(
             f"all of it          about {result['seconds_total'] / 60:.1f} minutes on "
             f"{result['device']}, {result['threads']} CPU threads"
@@ -131,7 +141,7 @@ class RetrainCommand(TrainingCommand[RetrainConfig]):
         for name in ("best", "last"):
             found = result[name]
             print(
-                f"{name}, epoch {found['epoch']:<4} validation  clean "
+                f"{name}, epoch {found['epoch'] + 1:<4} validation  clean "
                 f"{100 * found['clean_accuracy']:.2f} %  robust "
                 f"{100 * found['robust_accuracy']:.2f} %  (n = {found['n']})  "
                 f"{path / found['file']}"
@@ -145,7 +155,10 @@ class RetrainCommand(TrainingCommand[RetrainConfig]):
             )
             print(f"test attack: {test['attack']}")
         for fired in result["overfitting"]:
-            print(f"catastrophic overfitting in epoch {fired['epoch']}: on with {fired['attack']}")
+            print(
+                f"catastrophic overfitting in epoch {fired['epoch'] + 1}: on with {fired['attack']}"
+            )
+        print(f"next: {program('evaluate')} {path} --preset quick   (under several attacks)")
         print(f"run folder: {path}")
 
 

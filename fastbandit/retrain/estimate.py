@@ -17,6 +17,8 @@ from fastbandit.retrain.loop import Retraining
 from fastbandit.retrain.setup import build
 from fastbandit.runs.cost import measure_throughput, seconds_to_save
 from fastbandit.runs.environment import peak_memory_mb
+from fastbandit.runs.preflight import Preflight
+from fastbandit.runs.progress import Progress
 from fastbandit.runs.session import Session, torch_settings
 from fastbandit.threat import ThreatModel
 from fastbandit.training import Cost, Engine, evaluate
@@ -25,22 +27,38 @@ __all__ = ["dry_run"]
 
 
 def dry_run(
-    config: RetrainConfig, *, source: DataSource | None = None, genotype: Genotype | None = None
+    config: RetrainConfig,
+    *,
+    source: DataSource | None = None,
+    genotype: Genotype | None = None,
+    progress: Progress | None = None,
+    seconds: float | None = None,
 ) -> dict[str, Any]:
     """What the retraining will cost, measured on a few batches. Writes nothing lasting.
+
+    It takes about half a minute at most: where whole batches would take longer, smaller ones are
+    measured and the rest is extrapolated.
+
+    Args:
+        progress: where it is shown what is measured; None shows nothing.
+        seconds: what measuring may take; None: those of :class:`Preflight`.
 
     Returns:
         ``epochs``, ``parameters``, ``macs``, ``seconds_setup``, ``seconds_per_epoch`` (training,
         guard, validation and checkpoint), ``seconds_test``, ``seconds_total``,
-        ``peak_memory_mb`` in MiB, ``device``, ``threads``. On a CPU memory is the process's, so it
-        is right in a process that did nothing before.
+        ``peak_memory_mb`` in MiB (of small batches, extrapolated, where ``memory_extrapolated``),
+        ``images_measured`` in a batch, ``device``, ``threads``. On a CPU memory is the process's,
+        so it is right in a process that did nothing before.
 
     Raises:
         OutOfMemoryError: not even this fits.
     """
     config, genotype = with_genotype(config.resolve(), genotype)
     session = Session(config)
+    shown = progress or Progress.silent()
+    measuring = Preflight(seconds)
     with (
+        shown.working("measuring a few steps of the network") as say,
         torch_settings(config.threads, bool(config.deterministic)),
         session.oom_hint("in the dry run"),
     ):
@@ -55,6 +73,18 @@ def dry_run(
             cost = current.cost = Cost()
             current.train(setup.weights.first(batches))
             return cost.seconds["train"], cost.images_trained
+
+        def step(images: int) -> None:
+            current.cost = Cost()
+            current.train(setup.weights.sized(images).first(1))
+
+        images = measuring.images(config.batch_size, step)
+        say(f"training, {images} images in a batch")
+        whole = images == config.batch_size
+        if not whole:
+            for name in ("weights", "validation", "guard", "test"):
+                if (loader := getattr(setup, name)) is not None:
+                    setattr(setup, name, loader.sized(images))
 
         def validate(
             loader: Loader, threat: ThreatModel, engine: Engine, batches: int
@@ -72,6 +102,7 @@ def dry_run(
         train(1)
         training = measure_throughput(train, 3, recorded=current.training_engine.records)
         seconds = training.of(len(setup.weights.index))
+        say("validation")
         validation(setup.validation, current.selection, 1)
         seconds += validation(setup.validation, current.selection, 2) / config.selection.every
         if current.guard is not None:
@@ -84,12 +115,23 @@ def dry_run(
             final = partial(validate, setup.test, config.final_threat(), engine)
             test = measure_throughput(final, 1, recorded=engine.records).of(len(setup.test.index))
         seconds += seconds_to_save(current.state())
+        batch = max(config.batch_size, config.evaluation_batch_size)
+        peak = (
+            peak_memory_mb(setup.device)
+            if whole
+            else measuring.peak_memory_mb(setup.device, batch, step)
+        )
         plain = setup.architecture.build(genotype)
         return {
             "epochs": config.epochs,
             "parameters": sum(p.numel() for p in plain.parameters()),
             "macs": multiply_adds(plain, setup.source.train.shape),
-            "peak_memory_mb": peak_memory_mb(setup.device),
+            "peak_memory_mb": peak,
+            "memory_extrapolated": measuring.extrapolated,
+            "images_measured": images,
+            "batch_size": config.batch_size,
+            "data": setup.source.name,
+            "test_attack": config.final_threat().describe(),
             "seconds_setup": seconds_setup,
             "seconds_per_epoch": seconds,
             "seconds_test": test,

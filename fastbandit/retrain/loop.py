@@ -262,10 +262,12 @@ class Retraining:
             return line, None
         self._learn_from(self.good)
         back = (
-            f"back to epoch {self.good_epoch}" if self.good_epoch >= 0 else "back to the beginning"
+            f"back to epoch {self.good_epoch + 1}"
+            if self.good_epoch >= 0
+            else "back to the beginning"
         )
         message = (
-            f"catastrophic overfitting in epoch {self.epoch}: accuracy "
+            f"catastrophic overfitting in epoch {self.epoch + 1}: accuracy "
             f"{100 * verdict.trained:.1f} % under the training attack, "
             f"{100 * verdict.strong:.1f} % under a stronger one; {back}"
         )
@@ -539,7 +541,7 @@ def _train(setup: Setup, session: Session) -> dict[str, Any]:
         current.epoch,
     ) as update:
         while not current.finished:
-            with session.oom_hint(f"in epoch {current.epoch}"):
+            with session.oom_hint(f"in epoch {current.epoch + 1}"):
                 metrics, note = current.run_epoch()
             if note is not None:
                 progress.note(note)

@@ -320,8 +320,20 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """A run is finished when its result, written last, is there."""
-        return (self.path / self.files.result).is_file()
+        """A run is finished when its result, written last, is there, and no one is clearing it."""
+        return (self.path / self.files.result).is_file() and not (
+            self.path / self._CLEARING
+        ).is_file()
+
+    def stored(self, config: dict[str, Any]) -> dict[str, Any] | None:
+        """The result, if the run is finished and of this configuration; None if it is not.
+
+        Raises:
+            RunError: configuration or result cannot be read, or are not what was written.
+        """
+        if not self.finished or self.read_config(self.path, self.files.result) != config:
+            return None
+        return self.result()
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
         """Write a sealed JSON file; the result with the digests of the text files beside it."""

@@ -9,10 +9,19 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bars
+from rich.text import Text
 
-__all__ = ["Progress", "accuracies", "format_seconds"]
+__all__ = ["Progress", "Update", "accuracies", "format_seconds"]
 
 #: Is called with the number of steps that are done and a line that describes the last one.
 Update = Callable[[int, str], None]
@@ -39,6 +48,20 @@ def accuracies(metrics: dict[str, Any]) -> str:
         for name, text, factor in parts
         if metrics.get(name) is not None
     )
+
+
+class _ToGo(TimeRemainingColumn):
+    """What is left, and says so."""
+
+    def render(self, task: Task) -> Text:
+        return Text.assemble("to go ", super().render(task))
+
+
+class _InAll(TimeElapsedColumn):
+    """The time since the beginning of all steps, and says so."""
+
+    def render(self, task: Task) -> Text:
+        return Text.assemble(super().render(task), " in all")
 
 
 class Progress:
@@ -69,13 +92,42 @@ class Progress:
             self.console.print(text, markup=False, soft_wrap=True)
 
     @contextmanager
-    def steps(self, begins: str, total: int, done: int = 0) -> Iterator[Update]:
+    def working(self, begins: str) -> Iterator[Callable[[str], None]]:
+        """Show that something goes on whose steps are not counted; the yielded function says what.
+
+        Args:
+            begins: a line that says what begins.
+        """
+        console = self.console
+        if console is None:
+            yield lambda text: None
+            return
+        self.line(begins)
+        if not console.is_terminal:
+            yield lambda text: None
+            return
+        with Bars(self._spinner(), TextColumn("{task.description}"), TimeElapsedColumn(),
+                  console=console) as bars:  # fmt: skip
+            task = bars.add_task("", total=None)
+            yield lambda text: bars.update(task, description=escape(text), refresh=True)
+
+    def _spinner(self) -> SpinnerColumn:
+        """Turns also while a step takes long."""
+        assert self.console is not None
+        return SpinnerColumn("line" if self.console.options.ascii_only else "dots")
+
+    @contextmanager
+    def steps(
+        self, begins: str, total: int, done: int = 0, *, alike: bool = True
+    ) -> Iterator[Update]:
         """Show how far a number of steps has come; the yielded function is called after each.
 
         Args:
             begins: a line that says what begins.
             total: the number of steps.
             done: those that an earlier process did.
+            alike: whether all take about as long, so that it can be told how long the rest takes;
+                else the time since the beginning is shown.
         """
         console = self.console
         if console is None:
@@ -84,11 +136,13 @@ class Progress:
         self.line(begins)
         if console.is_terminal:
             # What was shown last stays, also when it is interrupted.
+            clock = _ToGo(compact=True) if alike else _InAll()
             with Bars(
+                self._spinner(),
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TimeRemainingColumn(compact=True),
+                clock,
                 console=console,
                 refresh_per_second=4,
             ) as bars:
@@ -105,6 +159,9 @@ class Progress:
             if elapsed - last < self.interval and now < total:
                 return
             last = elapsed
+            if not alike:
+                self.line(f"{text}  {format_seconds(elapsed)} in all")
+                return
             to_go = elapsed / max(now - done, 1) * (total - now)
             self.line(f"{text}  to go {format_seconds(to_go)}")
 

@@ -234,10 +234,10 @@ class Session:
         """
         found: dict[str, Any] | None = None
         folder = self.folder
-        if folder is not None and folder.finished:
+        if folder is not None and (result := folder.stored(folder.config)) is not None:
             if splits is not None and (folder.path / "split.json").is_file():
                 self._check_same("split.json", splits)
-            found = {"path": str(folder.path), "result": folder.result()}
+            found = {"path": str(folder.path), "result": result}
             self.progress.note(
                 f"{folder.path}: all is done: the run of this configuration is finished, and this "
                 "is its stored result; --force runs it again"
@@ -246,8 +246,7 @@ class Session:
         if found is None:
             return None
         self.path = Path(found["path"])
-        result: dict[str, Any] = found["result"]
-        return result
+        return dict(found["result"])
 
     def resume(
         self,

@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 import tyro
 
+from fastbandit._program import program
 from fastbandit.command import Request, base_config, take_option
 from fastbandit.command_training import TrainingCommand, TrainingOptions
 from fastbandit.config import ConfigError, merge
@@ -24,7 +25,7 @@ from fastbandit.runs.processes import Call, cores
 from fastbandit.runs.progress import Progress
 from fastbandit.runs.training import FREE
 from fastbandit.search.adversarial import Adversarial
-from fastbandit.search.config import PRESETS, SearchConfig
+from fastbandit.search.config import PRESETS, RECOMMENDED, SearchConfig
 from fastbandit.search.estimate import dry_run
 from fastbandit.search.networks import FOUND, REFERENCE, network_name
 from fastbandit.search.run import FILES, run_job, search
@@ -65,10 +66,11 @@ class SearchCommand(TrainingCommand[SearchConfig]):
 
     def base(self, arguments: Sequence[str]) -> SearchConfig:
         base = base_config(self.default(), PRESETS, arguments)
-        # Of images of one's own nothing is left out unasked.
-        given = ("preset", "config", "resume", "data")
-        if all(take_option(arguments, name) is None for name in given):
-            base = merge(base, PRESETS["digits"], "preset digits")
+        if all(take_option(arguments, name) is None for name in ("preset", "config", "resume")):
+            if take_option(arguments, "data") is None:
+                base = merge(base, PRESETS["digits"], "preset digits")
+            else:  # of images of one's own nothing is left out unasked
+                base = merge(base, RECOMMENDED, "the recommended search")
         return base
 
     def resolved(self, request: Request[SearchConfig]) -> SearchConfig:
@@ -112,16 +114,19 @@ class SearchCommand(TrainingCommand[SearchConfig]):
         names = {"clean": "shared, clean", "robust": "shared, robust"}
         return {text: found[f"{name}_accuracy"] for name, text in names.items()}
 
-    def estimate(self, request: Request[SearchConfig]) -> dict[str, Any]:
-        return dry_run(request.config, self._processes(request))
+    def estimate(self, request: Request[SearchConfig], progress: Progress) -> dict[str, Any]:
+        return dry_run(request.config, self._processes(request), progress)
 
     def show_estimate(self, result: dict[str, Any]) -> None:
         minutes = result["seconds_total"] / 60
-        print(f"space {result['space']}: {result['parameters']:,} parameters in the supernet")
-        print(f"epochs               {result['epochs']}")
+        tuning = f", and {result['epochs_tuning']} of tuning" if result["epochs_tuning"] else ""
+        print(f"data                 {result['data']}")
+        print(f"space                {result['space']}: {result['parameters']:,} parameters")
+        print(f"epochs               {result['epochs']}, each of another path{tuning}")
         print(
             f"peak memory          {result['peak_memory_mb']:.0f} MiB "
             f"(widest path {result['peak_memory_mb_widest']:.0f})"
+            + (", extrapolated from smaller batches" if result["memory_extrapolated"] else "")
         )
         print(
             f"seconds per epoch    {result['seconds_per_epoch']:.2f} "
@@ -129,14 +134,19 @@ class SearchCommand(TrainingCommand[SearchConfig]):
         )
         if result["networks"]:
             print(
-                f"trained from scratch {result['networks']} networks, "
-                f"{result['seconds_network']:.0f} seconds each"
+                f"trained from scratch {result['networks']} networks, {result['network_epochs']} "
+                f"epochs each, {result['seconds_network']:.0f} seconds each"
             )
         if result["trainings_alone"]:
             print(
                 f"trained alone        {result['trainings_alone']} networks to score paths and in "
                 f"the tournament, {result['seconds_alone']:.0f} seconds in all"
             )
+        print(f"attack at the end    {result['test_attack']}")
+        print(
+            f"measured             {result['paths_measured']} of {result['paths']} paths, "
+            f"{result['images_measured']} of {result['batch_size']} images in a batch"
+        )
         print(
             f"whole command        about {minutes:.1f} minutes on {result['device']}, "
             f"{result['threads']} CPU threads"
@@ -156,6 +166,8 @@ class SearchCommand(TrainingCommand[SearchConfig]):
             print(line)
         if result["networks"]:
             print("  (one training of each: a difference of a few points may be chance)")
+            if all(row["robust_accuracy"] <= result["chance"] for row in result["networks"]):
+                print("  (none is above chance under attack: trained too short to say anything)")
         alone = result.get("rewards") == "alone"
         print(
             "the last path's network, trained alone for a few epochs:"
@@ -172,6 +184,11 @@ class SearchCommand(TrainingCommand[SearchConfig]):
         print(f"attack: {final['attack']}")
         print(f"genotype {result['genotype_hash'][:12]}: {path / 'genotype.json'}")
         print(f"report: {path / 'report.html'}")
+        print(f"next: {program('retrain')} {path}   (this network, trained in full)")
+        if result["name"] == "digits" and cost["epochs"] < _EPOCHS_IN_FULL:
+            print(
+                f"      {program('search')} --preset digits-full   (six cells, all images, T = 3)"
+            )
         print(f"run folder: {path}")
 
 
@@ -242,6 +259,9 @@ def _about_latency(facts: dict[str, Any]) -> str:
         f"{facts['networks']} whole networks is {'unknown' if rank is None else f'{rank:.2f}'}"
     )
 
+
+# Of digits-full; a shorter search of the digits names it.
+_EPOCHS_IN_FULL = 141
 
 _COMMAND = SearchCommand()
 parse = _COMMAND.parse

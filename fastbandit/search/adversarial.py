@@ -235,9 +235,9 @@ class Adversarial:
         ).to_line()
         self.overfitting.append(line)
         self.session.progress.note(
-            f"catastrophic overfitting in epoch {number}: accuracy {100 * verdict.trained:.1f} % "
-            f"under the training attack, {100 * verdict.strong:.1f} % under a stronger one; on "
-            f"with {line['attack']}"
+            f"catastrophic overfitting in epoch {number + 1}: accuracy "
+            f"{100 * verdict.trained:.1f} % under the training attack, "
+            f"{100 * verdict.strong:.1f} % under a stronger one; on with {line['attack']}"
         )
         return line
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fastbandit._files import FileError
-from fastbandit.bandit.budget import ATTEMPTS
+from fastbandit.bandit.budget import ATTEMPTS, SizeBudget
 from fastbandit.bandit.mixes import random_mix
 from fastbandit.config import to_plain
 from fastbandit.data import DataSource
@@ -28,7 +28,7 @@ from fastbandit.runs.environment import derive_seed
 from fastbandit.runs.folder import RunFolder
 from fastbandit.runs.session import Session
 from fastbandit.runs.tensors import RunError
-from fastbandit.search.sizes import edge_parameters, edges_of, measured
+from fastbandit.search.sizes import Sizes, edge_parameters, edges_of, measured
 
 if TYPE_CHECKING:
     from fastbandit.search.config import SearchConfig
@@ -60,6 +60,8 @@ FOUND, REFERENCE = "found", "reference"
 
 # Of so many random networks the one nearest in size is taken.
 _DRAWS = 256
+# Networks whose parameters differ by no larger share are of one size.
+_NEAR = 0.03
 
 
 def network_name(name: str) -> str:
@@ -152,17 +154,44 @@ def same_size(
     """A random network with nearly as many parameters as that of ``genotype``.
 
     Of 256 networks drawn by :func:`random_genotype`, within the budget if there is one, it is the
-    one nearest in size; ``genotype`` itself does not count.
+    one nearest in size. Where even that differs by more than 3 %, as for the largest networks of a
+    space, it is drawn anew with probabilities of the operations that are tilted by their sizes
+    (:mod:`fastbandit.bandit.budget`), unless a node keeps only some of its edges. ``genotype``
+    itself does not count.
     """
     searched = config.search_space()
     table = edge_parameters(searched, config.init_channels, OperationOptions.of(config))
     wanted = edges_of(genotype, searched, table)
-    drawn = [
-        random_genotype(config, "random network of the same size", number, draw, source=source)
-        for draw in range(_DRAWS)
-    ]
+    purpose = ("random network of the same size", number)
+    drawn = [random_genotype(config, *purpose, draw, source=source) for draw in range(_DRAWS)]
     others = [one for one in drawn if one.hash != genotype.hash] or drawn
-    return min(others, key=lambda one: abs(edges_of(one, searched, table) - wanted))
+    nearest = min(others, key=lambda one: abs(edges_of(one, searched, table) - wanted))
+    sizes = Sizes.of_search(config, source)
+    exact = sizes.of(genotype).parameters
+    if abs(edges_of(nearest, searched, table) - wanted) <= _NEAR * exact or (
+        config.edges_per_node != "all"
+    ):
+        return nearest
+    ends = (exact * (1 - _NEAR), exact * (1 + _NEAR))
+    near = SizeBudget(sizes.parameters, sizes.base_parameters, ends)
+    budget = config.size_budget(source)
+    law = torch.full((searched.rows, searched.arms), 1 / searched.arms, dtype=torch.float64)
+    alive = torch.ones_like(law, dtype=torch.bool)
+    for draw in range(_DRAWS):
+        generator = torch.Generator().manual_seed(
+            derive_seed(config.seed, *purpose, "tilted", draw)
+        )
+        uniform = torch.rand((searched.rows, ATTEMPTS), generator=generator, dtype=torch.float64)
+        choice = near.draw(law, alive, uniform)
+        found = Genotype.from_choices(
+            searched,
+            choice.tolist(),
+            options=OperationOptions.of(config),
+            macro={"layers": searched.cells, "channels": config.init_channels},
+        )
+        if found.hash != genotype.hash and (budget is None or bool(budget.holds(choice))):
+            return found
+    return nearest
 
 
 def retrain_config(config: SearchConfig, name: str, epochs: int | None = None) -> RetrainConfig:
@@ -285,8 +314,8 @@ class Networks:
                 f"{network_name(name)}, trained from scratch: {row['parameters']:,} parameters, "
                 f"{latency_words(row)}{row['split']} images clean "
                 f"{100 * row['clean_accuracy']:.1f} %, robust "
-                f"{100 * row['robust_accuracy']:.1f} % "
-                f"(chance {100 * chance(self.source, self.config):.1f} %)"
+                f"{100 * row['robust_accuracy']:.1f} % (chance "
+                f"{100 * chance(self.source, self.config):.1f} %)"
             )
         self.rows.append(row)
 
@@ -294,13 +323,13 @@ class Networks:
 def finished_network(
     path: Path, config: RetrainConfig, genotype: Genotype
 ) -> dict[str, Any] | None:
-    """The summary of the run there if it is finished and of this configuration."""
-    if not (path / "summary.json").is_file():
-        return None
+    """The summary of the run there if it is finished and of this configuration.
+
+    What cannot be read is none: it is trained again.
+    """
     wanted = to_plain(replace(config.resolve(), genotype_hash=genotype.hash))
     try:
-        # What cannot be read is trained again.
-        return RunFolder(path).result() if RunFolder.read_config(path) == wanted else None
+        return RunFolder(path).stored(wanted)
     except (RunError, FileError):
         return None
 

@@ -28,7 +28,7 @@ from fastbandit.search.adversarial import Adversarial
 from fastbandit.search.child_parent import ChildParentTrial
 from fastbandit.search.config import SearchConfig
 from fastbandit.search.loop import MakeTrial, SearchRun
-from fastbandit.search.networks import FOLDER, Networks
+from fastbandit.search.networks import FOLDER, Networks, chance
 from fastbandit.search.prepared import Prepared
 from fastbandit.search.setup import Setup, build
 from fastbandit.search.sizes import LATENCY, table_of_search, timed
@@ -157,6 +157,7 @@ def _search(setup: Setup, session: Session, trial: MakeTrial, workers: Workers) 
     bandit = current.bandit
     _prepare(current, session)
     begins = f"goes on after epoch {bandit.trained}" if resumed and bandit.trained else "begins"
+    progress.line(_meaning(setup))
     with progress.steps(
         f"search {begins}: {config.space}, {current.space.rows} edges, {bandit.arms_left} arms "
         f"each, {bandit.total_samples} epochs; run folder {session.path}",
@@ -164,7 +165,7 @@ def _search(setup: Setup, session: Session, trial: MakeTrial, workers: Workers) 
         bandit.trained,
     ) as update:
         while not bandit.finished:
-            with session.oom_hint(f"in epoch {bandit.trained}"):
+            with session.oom_hint(f"in epoch {bandit.trained + 1}"):
                 metrics = current.epoch()
             update(
                 bandit.trained,
@@ -181,11 +182,26 @@ def _search(setup: Setup, session: Session, trial: MakeTrial, workers: Workers) 
             current.tuned,
         ) as update:
             while current.tuned < tuning:
-                with session.oom_hint(f"in tuning epoch {current.tuned}"):
+                with session.oom_hint(f"in tuning epoch {current.tuned + 1}"):
                     metrics = current.tune()
                 update(current.tuned, f"epoch {current.tuned}/{tuning}  {accuracies(metrics)}")
     with session.oom_hint("when the found path was measured"):
         return result.finish(current, networks, workers)
+
+
+def _meaning(setup: Setup) -> str:
+    """What the accuracies are that the epochs of a search show."""
+    config = setup.config
+    weights = (
+        f"by its network trained alone for {config.alone.epochs} epochs"
+        if config.rewards == "alone"
+        else "with the weights that all paths share, which guide the search and judge no network"
+    )
+    return (
+        f"each epoch is another path, scored {weights}: clean and robust accuracy of "
+        f"{len(setup.splits['validation'])} validation images, chance "
+        f"{100 * chance(setup.source, config):.1f} %"
+    )
 
 
 def _prepare(current: SearchRun, session: Session) -> None:

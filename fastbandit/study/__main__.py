@@ -7,7 +7,6 @@ if __name__ == "__main__":
 
     _start.begin()  # before torch is loaded
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -68,11 +67,16 @@ class StudyCommand(Command[StudyConfig]):
                 f"--until: expected a comparison (--compare.searches N), which has a stage "
                 f"{options.until}; this study has none"
             )
-        return study(
-            request.config, request.out, force=options.force, until=options.until, log=_log
-        )
+        with progress.working(f"study {request.config.name}"):
+            return study(
+                request.config,
+                request.out,
+                force=options.force,
+                until=options.until,
+                log=progress.line,
+            )
 
-    def estimate(self, request: Request[StudyConfig]) -> dict[str, Any]:
+    def estimate(self, request: Request[StudyConfig], progress: Progress) -> dict[str, Any]:
         return _plan(request.config)
 
     def show_estimate(self, result: dict[str, Any]) -> None:
@@ -84,10 +88,6 @@ class StudyCommand(Command[StudyConfig]):
         if (path / "study.html").is_file():
             print(f"charts: {path / 'study.html'}")
         print(f"run folder: {path}")
-
-
-def _log(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _plan(config: StudyConfig) -> dict[str, int]:

@@ -26,12 +26,18 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """Records into CUDA graphs that share one memory pool: they are replayed one at a time."""
+    """Records into CUDA graphs that share one memory pool: they are replayed one at a time.
+
+    ``torch.cuda.graph`` would give all cached memory back to the driver before each recording, and
+    the next eager step would ask for it again, block by block. Here the cache stays, and is emptied
+    only where a recording does not fit beside it.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         with torch.cuda.device(device):
             self._pool = torch.cuda.graph_pool_handle()
+            self._stream = torch.cuda.Stream(device)
         # A pool without a graph cannot be recorded into again while gradients still lie in it, and
         # a recording may be given up before the next one is made. So this one stays.
         self._keeper = self._graph(lambda: torch.zeros(1, device=device))
@@ -39,9 +45,25 @@ class CudaRecorder:
     def _graph(self, function: Callable[[], Any]) -> torch.cuda.CUDAGraph:
         # torch records on the current device, whatever the tensors' is.
         with torch.cuda.device(self._device):
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
+            try:
+                return self._captured(function)
+            except torch.OutOfMemoryError:
+                # While it records, torch gives no cached block back to make room.
+                torch.cuda.synchronize()
+                torch.cuda.empty_cache()
+            return self._captured(function)
+
+    def _captured(self, function: Callable[[], Any]) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            graph.capture_begin(pool=self._pool)
+            try:
                 function()
+            finally:
+                graph.capture_end()
+        current.wait_stream(self._stream)
         return graph
 
     def record(self, function: Callable[[], None]) -> Callable[[], None]:

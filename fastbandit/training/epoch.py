@@ -131,7 +131,7 @@ def train_epoch(
     if objective.attacks_by_step:
         source = input_of(batches, model, threat, engine.input_dtype)
     work = Work(source, model, threat, seed, used, learned)
-    records = engine.records and objective.recordable and not work.watched
+    records = engine.records_epoch(batches) and objective.recordable and not work.watched
     for tensors in source.epoch(epoch):
         batch_count += 1
         n = len(tensors[-1])
@@ -199,7 +199,7 @@ def train_epoch(
         sums = team.total(torch.stack([loss_sum, correct.double(), loss_sum.new_tensor(images)]))
         loss_sum, correct, images = sums[0], sums[1], int(sums[2])
     return end_epoch(
-        f"epoch {epoch}: the training loss",
+        f"epoch {epoch + 1}: the training loss",
         float(loss_sum),
         correct,
         images,
@@ -286,7 +286,7 @@ def evaluate(
         work = Work(
             input_of(batches, model, threat, engine.input_dtype), model, threat, seed, used, learned
         )
-        records = engine.records and not work.watched
+        records = engine.records_epoch(batches) and not work.watched
         for tensors in work.source.epoch(0):
             steps += 1
             if team is not None:

@@ -77,7 +77,7 @@ def train_paths(
             correct += (~misclassified(logits, step.labels)).sum()
         images += len(step.labels)
     return end_epoch(
-        f"epoch {epoch}: the training loss of the supernet",
+        f"epoch {epoch + 1}: the training loss of the supernet",
         float(loss_sum),
         correct,
         images,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sized
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -21,6 +21,9 @@ from fastbandit.training.keys import place_of, settings_of
 __all__ = ["EAGER", "Engine", "Precision", "Step", "Work", "count_correct", "fill_momentum"]
 
 Precision = Literal["float32", "bfloat16"]
+
+# A recording takes as long as two or three eager steps, and the first batch is eager.
+LEAST_BATCHES = 4
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,11 @@ class Engine:
     def records(self) -> bool:
         """Whether steps are recorded as graphs."""
         return self.graphs is not None and self.graphs.reason is None
+
+    def records_epoch(self, batches: Any) -> bool:
+        """The same for the steps on ``batches``: not where they say that they are less than
+        LEAST_BATCHES."""
+        return self.records and not (isinstance(batches, Sized) and len(batches) < LEAST_BATCHES)
 
 
 EAGER = Engine()

@@ -88,14 +88,19 @@ inline int log2_ceil(int value, int limit) {
 // k: taps along a side, one of those of with_kernel_size.
 bool launch_planar(int64_t k, const Geometry& g, const Map& from, const Weight& weight,
                    const Output& to, void* stream);
+bool launch_staged(int64_t k, const Geometry& g, const Map& from, const Weight& weight,
+                   const Output& to, void* stream);
 bool launch_strided(int64_t k, const Geometry& g, const Map& from, const Weight& weight,
                     const Output& to, void* stream);
 
 // Partial sums [tap][channel][split] of the weight gradient: how many splits, 0 where the family does
 // not apply.
 int planar_weight_splits(int64_t k, const Geometry& g, const Map& grad, const Map& x);
+int staged_weight_splits(int64_t k, const Geometry& g, const Map& grad, const Map& x);
 int strided_weight_splits(const Geometry& g);
 bool launch_planar_weight(int64_t k, const Geometry& g, const Map& grad, const Map& x,
+                          float* partial, void* stream);
+bool launch_staged_weight(int64_t k, const Geometry& g, const Map& grad, const Map& x,
                           float* partial, void* stream);
 bool launch_strided_weight(int64_t k, const Geometry& g, const Map& grad, const Map& x,
                            float* partial, void* stream);

@@ -29,6 +29,7 @@ from fastbandit.runs.folder import RunFiles
 from fastbandit.runs.processes import Call, run_calls
 from fastbandit.runs.session import Session, torch_settings
 from fastbandit.runs.tensors import RunError
+from fastbandit.runs.training import TrainingConfig
 from fastbandit.search.config import SearchConfig
 from fastbandit.search.networks import FOLDER, random_choice
 from fastbandit.search.run import search
@@ -55,21 +56,29 @@ COST = ("images_trained", "forward_passes", "backward_passes", "seconds_total")
 Images = tuple[int, int] | None
 
 
+def closed(data: str, settings: TrainingConfig | EvaluateConfig) -> DataSource:
+    """The images without any test image, of the size and colours that ``settings`` ask for."""
+    return _closed(data, settings.image_size, settings.image_color)
+
+
 @lru_cache(maxsize=2)
-def closed(data: str) -> DataSource:
-    """The images without any test image."""
-    source = load(data)
+def _closed(data: str, size: int | None, color: str | None) -> DataSource:
+    source = load(data, image_size=size, image_color=color)
     return dataclasses.replace(source, test=None, digest=digest_of(source.train, None))
 
 
-@lru_cache(maxsize=4)
-def opened(data: str, images: Images) -> DataSource:
+def opened(data: str, settings: TrainingConfig | EvaluateConfig, images: Images) -> DataSource:
     """The images with those test images that ``images`` says (first, end), None: all.
 
     Raises:
         ConfigError: there are no such test images.
     """
-    source = load(data)
+    return _opened(data, settings.image_size, settings.image_color, images)
+
+
+@lru_cache(maxsize=4)
+def _opened(data: str, size: int | None, color: str | None, images: Images) -> DataSource:
+    source = load(data, image_size=size, image_color=color)
     if source.test is None:
         raise ConfigError(f"data: {data}: expected a set with test images, got none")
     if images is None:
@@ -91,8 +100,8 @@ def opened(data: str, images: Images) -> DataSource:
 
 def forget_images() -> None:
     """What was read is read again, as the files may have changed."""
-    closed.cache_clear()
-    opened.cache_clear()
+    _closed.cache_clear()
+    _opened.cache_clear()
 
 
 def file_sha256(path: Path) -> str:
@@ -172,7 +181,7 @@ def search_job(name: str, config: SearchConfig, path: Path, protocol: str) -> Jo
     """A search with its whole settings, in its own run folder."""
     key = {
         "protocol": protocol,
-        "data": closed(config.data).digest,
+        "data": closed(config.data, config).digest,
         "search": to_plain(config),
     }
     call = Call(name, _search, (config, path))
@@ -181,7 +190,7 @@ def search_job(name: str, config: SearchConfig, path: Path, protocol: str) -> Jo
 
 def _search(config: SearchConfig, path: Path) -> dict[str, Any]:
     path.parent.mkdir(exist_ok=True)
-    _, summary = search(config, path, source=closed(config.data))
+    _, summary = search(config, path, source=closed(config.data, config))
     genotype = Genotype.load(plain_file(path / "genotype.json"))
     return {
         "genotype": genotype.to_dict(),
@@ -222,7 +231,7 @@ def tournament_job(
     """
     key = {
         "protocol": protocol,
-        "data": closed(config.data).digest,
+        "data": closed(config.data, config).digest,
         "search": to_plain(config),
         "candidates": candidates,
         "mixes": mixes,
@@ -234,7 +243,7 @@ def tournament_job(
 
 def _tournament(config: SearchConfig, count: int, mixes: bool, path: Path) -> dict[str, Any]:
     path.parent.mkdir(exist_ok=True)
-    source, session = closed(config.data), Session(config)
+    source, session = closed(config.data, config), Session(config)
     candidates: list[Candidate] = []
     draw = 0
     while len(candidates) < count:
@@ -303,7 +312,7 @@ def network_job(
         "protocol": protocol,
         "genotype": genotype.hash,
         "macro": None if macro is None else macro.model_dump(mode="json"),
-        "data": closed(settings.data).digest,
+        "data": closed(settings.data, settings).digest,
         "training": to_plain(settings),
         "model": keeps,
     }
@@ -318,7 +327,7 @@ def _train(
 ) -> dict[str, Any]:
     run.parent.mkdir(exist_ok=True)
     _, summary = retrain(
-        settings, run, genotype=Genotype.from_dict(genotype), source=closed(settings.data)
+        settings, run, genotype=Genotype.from_dict(genotype), source=closed(settings.data, settings)
     )
     if summary["test"] is not None:
         raise RunError(f"{run}: a training of a comparison looked at test images")
@@ -378,7 +387,7 @@ def attack_job(
     key = {
         "protocol": protocol,
         "model": model["sha256"],
-        "data": opened(config.data, images).digest,
+        "data": opened(config.data, config, images).digest,
         "images": None if images is None else list(images),
         "attack": to_plain(config),
     }
@@ -389,7 +398,7 @@ def attack_job(
 
 def _attack(model: Path, config: EvaluateConfig, images: Images, out: Path) -> dict[str, Any]:
     out.parent.mkdir(exist_ok=True)
-    _, result = evaluate_model(model, config, out, source=opened(config.data, images))
+    _, result = evaluate_model(model, config, out, source=opened(config.data, config, images))
     found = result["results"][0]
     return {
         "n": found["worst_case"]["n"],

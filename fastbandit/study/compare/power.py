@@ -8,13 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from fastbandit._statistics import scipy_stats
+from fastbandit._statistics import EXACT_PAIRS, scipy_stats
 from fastbandit.study.compare.config import fewest
 
 __all__ = ["networks_normal", "networks_simulated", "power_table", "rank_power"]
 
-# Exact up to so many pairs of values, as fastbandit._statistics.mann_whitney.
-_EXACT_PAIRS = 400
 # Nobody trains so many networks for one arm.
 _MOST = 5000
 
@@ -65,7 +63,7 @@ def rank_power(
     generator = np.random.default_rng((seed, n))
     first = generator.normal(difference, sd, (simulations, n))
     second = generator.normal(0.0, sd if other_sd is None else other_sd, (simulations, n))
-    method = "exact" if n * n <= _EXACT_PAIRS else "asymptotic"
+    method = "exact" if n * n <= EXACT_PAIRS else "asymptotic"
     found = stats.mannwhitneyu(first, second, axis=1, method=method).pvalue
     return float((found < alpha).mean())
 

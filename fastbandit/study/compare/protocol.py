@@ -94,6 +94,8 @@ def attack_settings(config: StudyConfig, attacks: str) -> EvaluateConfig:
     changes: dict[str, Any] = {
         "name": "compare",
         "data": config.data,
+        "image_size": found.image_size,
+        "image_color": found.image_color,
         "epsilon": str(found.attack.epsilon),
         "attacks": attacks,
         "seed": derive_seed(config.seed, "compare", "attack"),
@@ -121,7 +123,7 @@ def test_images(config: StudyConfig) -> tuple[int, int]:
         ConfigError: there are no such images.
     """
     assert config.data is not None
-    source = opened(config.data, image_range(config.compare.test, "compare.test"))
+    source = opened(config.data, config.search, image_range(config.compare.test, "compare.test"))
     assert source.test is not None
     first = (image_range(config.compare.test, "compare.test") or (0, 0))[0]
     return first, first + len(source.test)
@@ -163,9 +165,9 @@ def make_protocol(config: StudyConfig, pilot: dict[str, Any] | None) -> dict[str
         "n": compare.searches,
         "data": {
             "name": config.data,
-            "training_digest": closed(config.data).digest,
+            "training_digest": closed(config.data, config.search).digest,
             "test_images": list(images),
-            "test_digest": opened(config.data, images).digest,
+            "test_digest": opened(config.data, config.search, images).digest,
         },
         "search": {
             "policy": compare.policy,

@@ -90,7 +90,7 @@ def compare(
     used = config.search_of(config.compare.policy, 0)
     if used.budgeted == LATENCY:
         # One table for all arms: it is in the configuration that is stored, and in the protocol.
-        timing = timed(used, closed(config.data)).timing
+        timing = timed(used, closed(config.data, config.search)).timing
         config = dataclasses.replace(
             config, search=dataclasses.replace(config.search, timing=timing)
         )
@@ -125,7 +125,7 @@ def compare(
 def _stages(config: StudyConfig, folder: RunFolder, work: Work, until: Stage) -> dict[str, Any]:
     path, log = folder.path, work.log
     assert config.data is not None
-    drawn = Chance(config.search_of(config.compare.policy, 0), closed(config.data))
+    drawn = Chance(config.search_of(config.compare.policy, 0), closed(config.data, config.search))
     pilot = _frozen_pilot(config, folder)
     if pilot is None:
         pilot = run_pilot(config, drawn, work)
