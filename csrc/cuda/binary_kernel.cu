@@ -105,7 +105,15 @@ __device__ __forceinline__ double multiply(double a, double b) { return __dmul_r
 __device__ __forceinline__ float add(float a, float b) { return __fadd_rn(a, b); }
 __device__ __forceinline__ double add(double a, double b) { return __dadd_rn(a, b); }
 
-// scale * sum + bias, product and sum each rounded once in C.
+// A filter's constant: float32, or float64 beside a result in float64.
+template <class C>
+__device__ __forceinline__ C constant_of(const void* data, int dtype, int64_t at) {
+  if constexpr (sizeof(C) == sizeof(double))
+    if (dtype == kFloat64) return static_cast<const double*>(data)[at];
+  return static_cast<C>(static_cast<const float*>(data)[at]);
+}
+
+// scale * sum + bias, product and sum each rounded once in C, which is double for results in it.
 template <class C>
 struct Affine {
   static constexpr bool kBits = false;
@@ -118,10 +126,13 @@ struct Affine {
   __device__ __forceinline__ void store(int64_t at, int64_t filter, int sum) const {
     C value = static_cast<C>(sum);
     if (scale != nullptr)
-      value = multiply(load_element<C>(scale, scale_dtype, filter * scale_stride), value);
+      value = multiply(constant_of<C>(scale, scale_dtype, filter * scale_stride), value);
     if (bias != nullptr)
-      value = add(value, load_element<C>(bias, bias_dtype, filter * bias_stride));
-    store_element<C>(y, dtype, at, value);
+      value = add(value, constant_of<C>(bias, bias_dtype, filter * bias_stride));
+    if constexpr (sizeof(C) == sizeof(double))
+      static_cast<C*>(y)[at] = value;
+    else
+      store_element<C>(y, dtype, at, value);
   }
   __device__ __forceinline__ bool reached(int64_t, int) const { return false; }
   __device__ __forceinline__ void word(int64_t, unsigned) const {}
@@ -163,6 +174,7 @@ struct Window {
   int64_t image;  // first half word of its image
   int64_t top, left;
 
+  Window() = default;
   __device__ __forceinline__ Window(const ConvArgs& a, int64_t pixel) {
     const int64_t column = pixel % a.ow, row = pixel / a.ow;
     image = row / a.oh * a.h * a.w * a.halves;
@@ -202,7 +214,10 @@ __global__ void __launch_bounds__(kThreads, 2) count_kernel(ConvArgs a, Result r
     const bool real = filter < a.filters;
     const uint32_t* weight =
         a.weight + (real ? filter : 0) * a.kernel_h * a.kernel_w * a.halves;
+    Window windows[kPixels];
     int differ[kPixels] = {};
+#pragma unroll
+    for (int p = 0; p < kPixels; ++p) windows[p] = Window(a, first + p);
 #pragma unroll 1
     for (int i = 0; i < a.kernel_h; ++i) {
 #pragma unroll 1
@@ -210,7 +225,7 @@ __global__ void __launch_bounds__(kThreads, 2) count_kernel(ConvArgs a, Result r
         int64_t at[kPixels];
 #pragma unroll
         for (int p = 0; p < kPixels; ++p)
-          at[p] = first + p < pixels ? Window(a, first + p).at(a, i, j) : -1;
+          at[p] = first + p < pixels ? windows[p].at(a, i, j) : -1;
 #pragma unroll 2
         for (int half = 0; half < a.used; ++half) {
           const unsigned mask = mask_of(a.channels, half), filter_word = weight[half];
@@ -228,8 +243,7 @@ __global__ void __launch_bounds__(kThreads, 2) count_kernel(ConvArgs a, Result r
     for (int p = 0; p < kPixels; ++p) {
       const int64_t pixel = first + p;
       if (pixel >= pixels) continue;
-      const int sum =
-          Window(a, pixel).taps(a) * static_cast<int>(a.channels) - 2 * differ[p];
+      const int sum = windows[p].taps(a) * static_cast<int>(a.channels) - 2 * differ[p];
       if (Result::kBits) {
         const unsigned word = __ballot_sync(kAll, real && result.reached(filter, sum));
         if (lane == 0) result.word(pixel * a.out_halves + item % groups, word);
@@ -317,9 +331,12 @@ __global__ void __launch_bounds__(kThreads, 2) mma_kernel(ConvArgs a, Result res
         mma_and_popc(agree[tile], minus, against);
       }
     }
-#pragma unroll
+    // One row after the other: the stores below are long, and eight of them are enough.
+#pragma unroll 1
     for (int r = 0; r < 2; ++r) {
-      const int products = windows[r].taps(a) * static_cast<int>(a.channels);
+      const int64_t at = r == 0 ? pixel[0] : pixel[1];
+      const bool there = at < pixels;
+      const int products = Window(a, there ? at : 0).taps(a) * static_cast<int>(a.channels);
       unsigned word = 0;
 #pragma unroll
       for (int tile = 0; tile < 4; ++tile) {
@@ -327,18 +344,18 @@ __global__ void __launch_bounds__(kThreads, 2) mma_kernel(ConvArgs a, Result res
         for (int e = 0; e < 2; ++e) {
           const int column = tile * 8 + 2 * place + e;
           const int64_t filter = base + column;
-          if (!real[r] || filter >= a.filters) continue;
-          const int sum = 2 * agree[tile][2 * r + e] - products;
+          if (!there || filter >= a.filters) continue;
+          const int sum = 2 * (r == 0 ? agree[tile][e] : agree[tile][2 + e]) - products;
           if (Result::kBits)
             word |= static_cast<unsigned>(result.reached(filter, sum)) << column;
           else
-            result.store(pixel[r] * a.filters + filter, filter, sum);
+            result.store(at * a.filters + filter, filter, sum);
         }
       }
       if (Result::kBits) {
         word |= __shfl_xor_sync(kAll, word, 1);
         word |= __shfl_xor_sync(kAll, word, 2);
-        if (real[r] && place == 0) result.word(pixel[r] * a.out_halves + item % groups, word);
+        if (there && place == 0) result.word(at * a.out_halves + item % groups, word);
       }
     }
   }

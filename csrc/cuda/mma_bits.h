@@ -6,22 +6,42 @@
 namespace fastbandit {
 
 // d += popcount(a & b) of a warp: a 16 x 256 bits, b 256 x 8, d 16 x 8 sums. With group = lane / 4
-// and place = lane % 4 a register is 32 bits of the inner dimension: a[0], a[2] of row `group` at
-// 32 place and 128 + 32 place, a[1], a[3] of row group + 8; b[0], b[1] of column `group`; d[0], d[1]
-// are row `group`, columns 2 place and 2 place + 1, and d[2], d[3] row group + 8.
+// and place = lane % 4 a register is 32 bits of the inner dimension, the lowest bit first: a[0], a[2]
+// of row `group` from 32 place and from 128 + 32 place, a[1], a[3] of row group + 8; b[0], b[1] of
+// column `group`, likewise; d[0], d[1] are row `group`, columns 2 place and 2 place + 1, and d[2],
+// d[3] row group + 8. This is the table "Matrix Fragments for mma.m16n8k256" of the PTX ISA
+// (9.7.14.5.13 in 9.x; its column of `a` for i < 64 lacks the "& 0x1F" that its other lines have),
+// and CUTLASS has the same layout since its pull request 1856.
 //
-// Native on sm_80 to sm_90; on later architectures ptxas writes it out in other instructions, so
-// nobody calls it there (see the launcher).
+// An instruction of its own on sm_80 to sm_90 only. Elsewhere the warp exchanges registers: right,
+// slow, and not chosen by the launcher. That is also what the tests on the CPU run; a test holds it
+// to the manual's table, so that the kernels are tested with that layout.
 __device__ __forceinline__ void mma_and_popc(int (&d)[4], const unsigned (&a)[4],
                                              const unsigned (&b)[2]) {
-#if !defined(__CUDACC__)
-  cuda_on_cpu::mma_and_popc(d, a, b);
-#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800 && __CUDA_ARCH__ < 1000
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800 && __CUDA_ARCH__ < 1000
   asm volatile(
       "mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+  const int group = static_cast<int>(threadIdx.x % 32) / 4;
+  const int place = static_cast<int>(threadIdx.x % 32) % 4;
+#pragma unroll 1
+  for (int peer = 0; peer < 4; ++peer) {  // 32 bits of each half of the inner dimension
+    unsigned rows[4], columns[2][2];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) rows[i] = __shfl_sync(0xffffffffu, a[i], 4 * group + peer);
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        columns[e][half] = __shfl_sync(0xffffffffu, b[half], 4 * (2 * place + e) + peer);
+#pragma unroll
+      for (int r = 0; r < 2; ++r)
+        d[2 * r + e] += __popc(rows[r] & columns[e][0]) + __popc(rows[r + 2] & columns[e][1]);
+    }
+  }
 #endif
 }
 

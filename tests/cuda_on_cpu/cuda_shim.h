@@ -295,23 +295,6 @@ inline T exchange(unsigned mask, T value, unsigned source) {
   return result;
 }
 
-// The plain twin of mma.m16n8k256 with and.popc: which lane holds which bits is that of the PTX
-// manual, "Matrix Fragments for mma.m16n8k256".
-inline void mma_and_popc(int (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
-  const unsigned lane = static_cast<unsigned>(running % 32), group = lane / 4, place = lane % 4;
-  for (unsigned peer = 0; peer < 4; ++peer) {  // 32 bits of each half of the inner dimension
-    unsigned rows[4], columns[2][2];
-    for (int i = 0; i < 4; ++i) rows[i] = exchange(0xffffffffu, a[i], 4 * group + peer);
-    for (unsigned e = 0; e < 2; ++e)
-      for (int i = 0; i < 2; ++i)
-        columns[e][i] = exchange(0xffffffffu, b[i], 4 * (2 * place + e) + peer);
-    for (int r = 0; r < 2; ++r)
-      for (int e = 0; e < 2; ++e)
-        d[2 * r + e] += __builtin_popcount(rows[r] & columns[e][0]) +
-                        __builtin_popcount(rows[r + 2] & columns[e][1]);
-  }
-}
-
 }  // namespace cuda_on_cpu
 
 #define FB_LAUNCH(kernel, grid, block, shared, stream, ...) \

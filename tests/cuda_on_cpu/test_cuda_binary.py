@@ -148,3 +148,31 @@ def check(found, mode):
     run_all([call for call, _, _ in found], mode)
     for call, result, expected in found:
         assert torch.equal(result, expected), call.name
+
+
+@pytest.mark.parametrize("mode", ["sanitized", "plain"])
+def test_matrix_product_of_bits_is_laid_out_as_in_the_manual(mode):
+    """The rows and columns of "Matrix Fragments for mma.m16n8k256" in the PTX ISA, bit by bit."""
+    generator = torch.Generator().manual_seed(4)
+    registers = [torch.randint(-(2**31), 2**31, (32, n), generator=generator) for n in (4, 2)]
+    before = torch.randint(-1000, 1000, (32, 4), generator=generator)
+    left = torch.zeros(16, 256, dtype=torch.int64)
+    right = torch.zeros(256, 8, dtype=torch.int64)
+    for lane in range(32):
+        group, place = lane >> 2, lane % 4
+        for i in range(128):
+            row = group if i < 32 or 64 <= i < 96 else group + 8
+            column = place * 32 + (i & 0x1F) + (0 if i < 64 else 128)
+            left[row, column] = registers[0][lane, i // 32] >> i % 32 & 1
+        for i in range(64):
+            row = place * 32 + (i & 0x1F) + (0 if i < 32 else 128)
+            right[row, group] = registers[1][lane, i // 32] >> i % 32 & 1
+    product_of = left @ right
+    expected = before.clone()
+    for lane, i in product(range(32), range(4)):
+        row = (lane >> 2) + (0 if i < 2 else 8)
+        expected[lane, i] += product_of[row, lane % 4 * 2 + (i & 1)]
+    sums = exact(before.int())
+    operands = [exact(register.int()) for register in registers]
+    run_all([Call("binary", "launch_mma_bits", [*operands, sums, None], "mma")], mode)
+    assert torch.equal(sums.long(), expected)
