@@ -6,16 +6,16 @@
 namespace fastbandit {
 
 // d += popcount(a & b) of a warp: a 16 x 256 bits, b 256 x 8, d 16 x 8 sums. With group = lane / 4
-// and place = lane % 4 a register is 32 bits of the inner dimension, the lowest bit first: a[0], a[2]
-// of row `group` from 32 place and from 128 + 32 place, a[1], a[3] of row group + 8; b[0], b[1] of
-// column `group`, likewise; d[0], d[1] are row `group`, columns 2 place and 2 place + 1, and d[2],
-// d[3] row group + 8. This is the table "Matrix Fragments for mma.m16n8k256" of the PTX ISA
-// (9.7.14.5.13 in 9.x; its column of `a` for i < 64 lacks the "& 0x1F" that its other lines have),
-// and CUTLASS has the same layout since its pull request 1856.
+// and place = lane % 4 a register is 32 bits of the inner dimension, the lowest bit first: a[0] and
+// a[2] of row `group` from 32 place and from 128 + 32 place, a[1] and a[3] of row group + 8; b[0]
+// and b[1] of column `group`, likewise; d[0] and d[1] are row `group`, columns 2 place and
+// 2 place + 1, and d[2] and d[3] row group + 8. This is the table "Matrix Fragments for
+// mma.m16n8k256" of the PTX ISA (9.7.14.5.13 in PTX 9.2; its column of `a` for i < 64 lacks the
+// "& 0x1F" of its other lines), and CUTLASS has the same layout since its pull request 1856.
 //
 // An instruction of its own on sm_80 to sm_90 only. Elsewhere the warp exchanges registers: right,
-// slow, and not chosen by the launcher. That is also what the tests on the CPU run; a test holds it
-// to the manual's table, so that the kernels are tested with that layout.
+// slow, and not chosen by the launcher. The tests on the CPU run that too, and hold it to the
+// manual's table, so that the kernel is tested with that layout.
 __device__ __forceinline__ void mma_and_popc(int (&d)[4], const unsigned (&a)[4],
                                              const unsigned (&b)[2]) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800 && __CUDA_ARCH__ < 1000
