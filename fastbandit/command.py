@@ -23,7 +23,7 @@ from fastbandit._latest import command_of, last_written, newest
 from fastbandit._output import flushed, lasting_streams
 from fastbandit._program import examples, program
 from fastbandit._suggest import did_you_mean, with_hint
-from fastbandit.config import Config, ConfigError, merge, read_config_file, to_plain
+from fastbandit.config import BELONGS, Config, ConfigError, merge, read_config_file, to_plain
 
 if TYPE_CHECKING:
     from fastbandit.distributed import Group
@@ -336,12 +336,12 @@ def base_config(config: C, presets: Mapping[str, Mapping[str, Any]], arguments: 
 
 
 def settle(config: Any, arguments: Sequence[str], prefix: str = "") -> Any:
-    """``config`` without those settings that belong to one that a flag changes (``belongs``).
+    """``config`` without those settings that belong to one that a flag changes (``BELONGS``).
 
     What a preset says of its policy or its space, say, is none of another one's. A value that is
     of no use is left to whoever parses the flags.
     """
-    for owner in {owner for _, owner in getattr(type(config), "belongs", ())}:
+    for owner in {owner for _, owner in BELONGS.get(type(config), ())}:
         value = take_option(arguments, f"{prefix}{owner.replace('_', '-')}")
         if value is not None:
             with contextlib.suppress(ConfigError, ValueError):

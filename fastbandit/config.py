@@ -23,6 +23,7 @@ from fastbandit._yaml import LARGEST_YAML, parse_yaml
 from fastbandit.threat import format_fraction, plain_number
 
 __all__ = [
+    "BELONGS",
     "LATER",
     "POSITIVE",
     "SEED",
@@ -40,6 +41,10 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+#: Of a class of settings: pairs of a setting and the one that it belongs to, as the parameters of a
+#: policy do. Where a file or a flag changes the second, the first has its default again.
+BELONGS: dict[type, tuple[tuple[str, str], ...]] = {}
 
 
 class ConfigError(ValueError):
@@ -277,8 +282,8 @@ def keep_plain_numbers(config: Any) -> None:
 def merge(config: T, changes: Mapping[str, Any], where: str, prefix: str = "") -> T:
     """``config`` (a dataclass) with ``changes`` applied, nested mappings into nested dataclasses.
 
-    A class may say in ``belongs`` which settings belong to the value of another, such as the
-    parameters of a policy: where that changes, those that are not given have their default again.
+    Of what :data:`BELONGS` has, a setting that is not given has its default again where the one it
+    belongs to changes.
 
     Raises:
         ConfigError: an unknown name (the nearest known one is suggested) or a value of the wrong
@@ -321,7 +326,7 @@ def merge(config: T, changes: Mapping[str, Any], where: str, prefix: str = "") -
         except ValidationError as error:
             message = error.errors()[0]["msg"]
             raise ConfigError(f"{where}: {prefix}{name}: {message}, got {value!r}") from None
-    for parameter, owner in getattr(type(config), "belongs", ()):
+    for parameter, owner in BELONGS.get(type(config), ()):
         if owner in updates and updates[owner] != getattr(config, owner):
             (field,) = (one for one in dataclasses.fields(config) if one.name == parameter)
             updates.setdefault(parameter, field.default)

@@ -309,8 +309,9 @@ def _run(arguments: Sequence[str]) -> int:
     )
     file = find_model(command.model)
     out = Path(command.out) if command.out else file.with_suffix(FORMATS[command.format])
+    model = load_model(file)
     with Progress().working(f"exporting {file}, then comparing the file with it"):
-        result = export_model(load_model(file), out, command.format)
+        result = export_model(model, out, command.format)
     if command.json:
         print(json.dumps(result))
         return 0

@@ -119,9 +119,10 @@ def test_the_algorithm_as_printed_is_the_command_of_its_page():
     assert not config.guard.enabled
     assert (config.final.tune_epochs, config.final.network_epochs) == (0, 0)
     assert not config.final.reference
+    assert (config.bandit.policy, config.bandit.mixes, config.final.tournament) == ("printed", 0, 0)
     by_default = search.parse([]).config
     assert (by_default.bandit.rounds, by_default.final.tune_epochs) == (1, 3)
     assert by_default.final.network_epochs > 0
     # Off unless asked for.
-    assert (by_default.parameters, by_default.macs, by_default.final.tournament) == (None, None, 0)
+    assert (by_default.macs, by_default.latency) == (None, None)
     assert (by_default.rewards, by_default.supernet.epochs) == ("shared", 0)

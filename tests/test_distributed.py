@@ -205,7 +205,7 @@ def test_a_process_that_dies_ends_the_run_and_it_resumes_alone(
 
 def test_an_error_of_all_processes_is_said_once(tmp_path):
     data, out = str(tmp_path / "nothing"), str(tmp_path / "run")
-    found = run_pair(SCRIPT, "search", "--data", data, "--out", out)
+    found = run_pair(SCRIPT, "search", "--data", data, "--out", out, "--final.tournament", "0")
     assert all(done.returncode == 1 for done in found)
     said = [line for done in found for line in done.stderr.splitlines() if "error" in line]
     assert len(said) == 1

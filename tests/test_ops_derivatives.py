@@ -97,6 +97,11 @@ CASES: dict[str, tuple[Function, Function, list[tuple[int, ...]]]] = {
         [(2, 6, 8, 8), (2, 4, 8, 8), (5, 10, 1, 1), (5,)],
     ),
     "batch_norm": (ops.batch_norm, normed, [(2, 32, 32, 32), (32,), (32,)]),
+    "norm_sum": (
+        lambda x, y, weight, bias: ops.norm_sum([ops.Normalized(x, weight, bias), y]),
+        lambda x, y, weight, bias: normed(x, weight, bias) + y,
+        [(2, 32, 32, 32), (2, 32, 32, 32), (32,), (32,)],
+    ),
     "max_pool2d": (ops.max_pool2d, lambda x: F.max_pool2d(x, 3, 1, 1), [(1, 32, 32, 32)]),
     "sign_ste": (ops.sign_ste, signs, [(2, 6, 8, 8)]),
     "binary_conv2d_ste": (
@@ -310,6 +315,8 @@ def test_compiled_tangents_are_those_of_torchs_operations(way, name):
 FUSED = {
     "max_pool2d": lambda x: OPERATORS["max_pool2d"](x, 1)[0],
     "batch_norm": lambda x, w, b: OPERATORS["batch_norm"](x, w, b, 1e-5)[0],
+    # The first term is normalised (1), with a weight (2) and a bias (4).
+    "norm_sum": lambda x, y, w, b: OPERATORS["norm_sum"]([x, y], [7, 0], [w, b], 1e-5)[0],
     "conv_block": lambda x, d, p, w, b: OPERATORS["conv_block"](
         [x], d, p, w, b, 1, 1, 1, True, 1e-5
     )[0],

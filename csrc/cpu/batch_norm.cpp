@@ -19,8 +19,8 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm(Tensor x, std::optional<Tensor> we
   // About the first value: a mean that is large beside the deviation costs no digits.
   const std::vector<float> centre = repeated(shape, floats(x));
   const auto sums = channel_sums<false>(shape, {floats(x), centre.data(), nullptr});
-  const ForwardNorm transform(shape, sums, centre.data(), floats(weight), floats(bias), eps,
-                              floats_to_write(mean), floats_to_write(inverse));
+  statistics(shape, sums, centre.data(), eps, floats_to_write(mean), floats_to_write(inverse));
+  const ForwardNorm transform(shape, floats(mean), floats(inverse), floats(weight), floats(bias));
   transform.run(shape, floats(x), floats_to_write(y));
   return {y, mean, inverse};
 }
@@ -43,8 +43,9 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_backward(Tensor grad, Tensor x,
   const Tensor dense =
       dense_channels_last(grad, [&] { return empty_like(x, ScalarType::Float); });
   const float *const g = floats(dense), *const data = floats(x);
-  const BackwardNorm transform(shape, g, data, floats(mean), floats(inverse), floats(weight),
-                               floats_to_write(grad_weight), floats_to_write(grad_bias));
+  const BackwardNorm transform(shape, gradient_sums(shape, g, data, floats(mean)), floats(mean),
+                               floats(inverse), floats(weight), floats_to_write(grad_weight),
+                               floats_to_write(grad_bias));
   float* const out = floats_to_write(grad_x);
   for_all_rows(shape, [&](int64_t at, int64_t count) FB_INLINE_LAMBDA {
     transform.row(at, count, g, data, out + at);

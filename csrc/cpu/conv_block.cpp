@@ -122,17 +122,20 @@ void for_tiles(const Shape& shape, int64_t block, int64_t tile, const F& f) {
 }
 
 // y, then d (the output of the depthwise convolution) if there is one, then, if normalize, z (the
-// output of the 1x1 convolution), mean and inverse deviation.
+// output of the 1x1 convolution), mean and inverse deviation. If deferred, z in place of y, and not
+// again: the batch norm is left to norm_sum.
 std::vector<Tensor> conv_block(std::vector<Tensor> xs, std::optional<Tensor> depthwise,
                                Tensor pointwise, std::optional<Tensor> weight,
                                std::optional<Tensor> bias, int64_t stride, int64_t padding,
-                               int64_t dilation, bool normalize, double eps) {
+                               int64_t dilation, bool normalize, double eps, bool deferred) {
   const Block block("conv_block", std::move(xs), std::move(depthwise), pointwise, stride, padding,
                     dilation);
   block.check_vector("weight", weight);
   block.check_vector("bias", bias);
   FB_CHECK(normalize || !weight, block.op, "weight: expected none without a batch norm");
   const int64_t pixels = block.n * block.oh * block.ow, inner = block.inner, outer = block.outer;
+  FB_CHECK(!deferred || (normalize && !weight && !bias), block.op,
+           "deferred: expected a batch norm whose weight and bias are left out");
   FB_CHECK(!normalize || pixels > 1, block.op,
            "xs: expected more than one value for each channel, got ", pixels);
   const PointwiseKernels& kernels = block.kernels;
@@ -144,7 +147,7 @@ std::vector<Tensor> conv_block(std::vector<Tensor> xs, std::optional<Tensor> dep
     middle_map = floats(results.back());
   }
   if (pixels == 0) return results;
-  Tensor z = normalize ? block.output(outer) : results[0];
+  Tensor z = normalize && !deferred ? block.output(outer) : results[0];
   float* const out = floats_to_write(z);
   const Shape shape(outer, pixels);
 
@@ -192,22 +195,28 @@ std::vector<Tensor> conv_block(std::vector<Tensor> xs, std::optional<Tensor> dep
     }
   });
   Tensor mean = block.vector(outer), inverse = block.vector(outer);
-  const ForwardNorm transform(shape, total_of(shape, parts), centre.data(), floats(weight),
-                              floats(bias), eps, floats_to_write(mean), floats_to_write(inverse));
+  statistics(shape, total_of(shape, parts), centre.data(), eps, floats_to_write(mean),
+             floats_to_write(inverse));
+  if (deferred) {
+    results.insert(results.end(), {mean, inverse});
+    return results;
+  }
+  const ForwardNorm transform(shape, floats(mean), floats(inverse), floats(weight), floats(bias));
   transform.run(shape, out, floats_to_write(results[0]));
   results.insert(results.end(), {z, mean, inverse});
   return results;
 }
 
 // If input: the gradient of each of xs. If weights: those of pointwise, of depthwise if there is
-// one, of weight if a batch norm follows, and of bias (the last two whether they were given or not).
+// one, of weight if a batch norm follows, and of bias (the last two whether they were given or not,
+// but without a batch norm only if `added`).
 std::vector<Tensor> conv_block_backward(Tensor grad, std::vector<Tensor> xs,
                                         std::optional<Tensor> depthwise, Tensor pointwise,
                                         std::optional<Tensor> weight, std::optional<Tensor> d,
                                         std::optional<Tensor> z, std::optional<Tensor> mean,
                                         std::optional<Tensor> inverse, int64_t stride,
                                         int64_t padding, int64_t dilation, bool input,
-                                        bool weights) {
+                                        bool weights, bool added) {
   constexpr const char* kOp = "conv_block_backward";
   for (Tensor& x : xs) x = dense_channels_last(kOp, "xs", x);
   if (d) d = dense_channels_last(kOp, "d", *d);
@@ -245,9 +254,10 @@ std::vector<Tensor> conv_block_backward(Tensor grad, std::vector<Tensor> xs,
   if (pixels > 0) {
     dense = dense_channels_last(grad, [&] { return block.output(outer); });
     if (normalize) {
-      transform.emplace(shape, floats(dense), floats(*z), floats(*mean), floats(*inverse),
-                        floats(weight), floats_to_write(by_weight), floats_to_write(by_bias));
-    } else if (weights) {
+      transform.emplace(shape, gradient_sums(shape, floats(dense), floats(*z), floats(*mean)),
+                        floats(*mean), floats(*inverse), floats(weight),
+                        floats_to_write(by_weight), floats_to_write(by_bias));
+    } else if (weights && added) {
       const std::vector<float> zeros(static_cast<size_t>(shape.width));
       const auto sums = channel_sums<true>(shape, {floats(dense), zeros.data(), floats(dense)});
       for (int64_t i = 0; i < outer; ++i)
@@ -357,7 +367,7 @@ std::vector<Tensor> conv_block_backward(Tensor grad, std::vector<Tensor> xs,
     torch::stable::zero_(by_bias);
   }
   if (normalize) results.push_back(by_weight);
-  results.push_back(by_bias);
+  if (normalize || added) results.push_back(by_bias);
   return results;
 }
 

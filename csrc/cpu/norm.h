@@ -6,6 +6,8 @@
 
 #include "cpu/isa.h"
 #include "cpu/walk.h"
+#include "math/norm.h"
+#include "norm_checks.h"
 
 namespace fastbandit::norm {
 
@@ -136,6 +138,13 @@ std::vector<double> channel_sums(const Shape& shape, const Terms& terms) {
   return total_of(shape, parts);
 }
 
+// Those of grad and of grad (x - mean).
+inline std::vector<double> gradient_sums(const Shape& shape, const float* grad, const float* x,
+                                         const float* means) {
+  const std::vector<float> middle = repeated(shape, means);
+  return channel_sums<true>(shape, {x, middle.data(), grad});
+}
+
 template <class Row>
 void for_all_rows(const Shape& shape, const Row& row) {
   parallel(shape.blocks, 4, [&](int64_t from, int64_t to) {
@@ -143,63 +152,75 @@ void for_all_rows(const Shape& shape, const Row& row) {
   });
 }
 
+// From the sums of x - middle and of its square: mean and inverse deviation [channels], and, if it is
+// asked for, the unbiased variance.
+inline void statistics(const Shape& shape, const std::vector<double>& sums, const float* middle,
+                       double eps, float* means, float* inverses, float* variances = nullptr) {
+  const int64_t c = shape.channels;
+  const double count = static_cast<double>(shape.pixels);
+  for (int64_t i = 0; i < c; ++i) {
+    const double variance =
+        norm_statistics(sums[static_cast<size_t>(i)], sums[static_cast<size_t>(c + i)],
+                        static_cast<double>(middle[i]), count, eps, means[i], inverses[i]);
+    if (variances != nullptr) variances[i] = unbiased_variance<float>(variance, count);
+  }
+}
+
 // What normalises: y = (x - mean) * scale + shift. Each written out `repeat` times.
 struct ForwardNorm {
   std::vector<float> mean, scale, shift;
 
-  // sums: of x - middle and of its square. Writes mean and inverse deviation [channels].
-  ForwardNorm(const Shape& shape, const std::vector<double>& sums, const float* middle,
-              const float* weight, const float* bias, double eps, float* means, float* inverses) {
+  ForwardNorm(const Shape& shape, const float* means, const float* inverses, const float* weight,
+              const float* bias)
+      : mean(repeated(shape, means)) {
     const int64_t c = shape.channels;
-    const double count = static_cast<double>(shape.pixels);
     std::vector<float> scales(static_cast<size_t>(c)), shifts(static_cast<size_t>(c));
     for (int64_t i = 0; i < c; ++i) {
-      const double offset = sums[static_cast<size_t>(i)] / count;
-      double variance = sums[static_cast<size_t>(c + i)] / count - offset * offset;
-      if (variance < 0.0) variance = 0.0;  // rounding; NaN stays what it is
-      means[i] = static_cast<float>(static_cast<double>(middle[i]) + offset);
-      inverses[i] = static_cast<float>(1.0 / std::sqrt(variance + eps));
       scales[static_cast<size_t>(i)] = inverses[i] * (weight ? weight[i] : 1.0f);
       shifts[static_cast<size_t>(i)] = bias ? bias[i] : 0.0f;
     }
-    mean = repeated(shape, means);
     scale = repeated(shape, scales.data());
     shift = repeated(shape, shifts.data());
   }
 
-  void run(const Shape& shape, const float* x, float* y) const {
+  // out: `before`, if there is one, plus the `count` values of x normalised; all begin a row.
+  inline __attribute__((always_inline)) void row(int64_t count, const float* x,
+                                                 const float* before, float* out) const {
     const float *const mp = mean.data(), *const sp = scale.data(), *const bp = shift.data();
-    for_all_rows(shape, [=](int64_t at, int64_t n) FB_INLINE_LAMBDA {
+    if (before != nullptr) {
 #pragma GCC ivdep
-      for (int64_t i = 0; i < n; ++i) y[at + i] = (x[at + i] - mp[i]) * sp[i] + bp[i];
+      for (int64_t i = 0; i < count; ++i) out[i] = before[i] + normalized(x[i], mp[i], sp[i], bp[i]);
+    } else {
+#pragma GCC ivdep
+      for (int64_t i = 0; i < count; ++i) out[i] = normalized(x[i], mp[i], sp[i], bp[i]);
+    }
+  }
+
+  void run(const Shape& shape, const float* x, float* y) const {
+    for_all_rows(shape, [=](int64_t at, int64_t n) FB_INLINE_LAMBDA {
+      row(n, x + at, nullptr, y + at);
     });
   }
 };
 
-// grad_x = scale (grad - mean(grad) - (x - mean) inverse^2 mean(grad (x - mean)))
-//        = grad * scale - shift - (x - mean) * slope. Each written out `repeat` times.
+// What gives grad_x, see norm_gradient. Each written out `repeat` times.
 struct BackwardNorm {
   std::vector<float> mean, scale, shift, slope;
 
-  // Sums over grad and x; writes the gradients of weight and bias [channels].
-  BackwardNorm(const Shape& shape, const float* grad, const float* x, const float* means,
+  // sums: of grad and of grad (x - mean). Writes the gradients of weight and bias [channels].
+  BackwardNorm(const Shape& shape, const std::vector<double>& sums, const float* means,
                const float* inverses, const float* weight, float* by_weight, float* by_bias)
       : mean(repeated(shape, means)) {
     const int64_t c = shape.channels;
-    const auto sums = channel_sums<true>(shape, {x, mean.data(), grad});
     std::vector<float> scales(static_cast<size_t>(c)), shifts(static_cast<size_t>(c)),
         slopes(static_cast<size_t>(c));
     const double count = static_cast<double>(shape.pixels);
     for (int64_t i = 0; i < c; ++i) {
       const size_t at = static_cast<size_t>(i);
-      const double inverse = static_cast<double>(inverses[i]);
-      const double factor = inverse * (weight ? static_cast<double>(weight[i]) : 1.0);
-      const double product = sums[static_cast<size_t>(c + i)];
       by_bias[i] = static_cast<float>(sums[at]);
-      by_weight[i] = static_cast<float>(product * inverse);
-      scales[at] = static_cast<float>(factor);
-      shifts[at] = static_cast<float>(factor * sums[at] / count);
-      slopes[at] = static_cast<float>(factor * inverse * inverse * product / count);
+      norm_slopes(sums[at], sums[static_cast<size_t>(c + i)], static_cast<double>(inverses[i]),
+                  weight ? static_cast<double>(weight[i]) : 1.0, count, by_weight[i], scales[at],
+                  shifts[at], slopes[at]);
     }
     scale = repeated(shape, scales.data());
     shift = repeated(shape, shifts.data());
@@ -213,7 +234,7 @@ struct BackwardNorm {
                 *const mp = mean.data();
 #pragma GCC ivdep
     for (int64_t i = 0; i < count; ++i)
-      out[i] = grad[at + i] * ap[i] - bp[i] - (x[at + i] - mp[i]) * kp[i];
+      out[i] = norm_gradient(grad[at + i], x[at + i], mp[i], ap[i], bp[i], kp[i]);
   }
 };
 
@@ -224,14 +245,6 @@ inline void check_channels(const char* op, const char* name, const std::optional
   FB_CHECK(tensor->dim() == 1 && tensor->size(0) == x.size(1) && tensor->stride(0) == 1, op, name,
            ": expected one value for each of ", x.size(1), " channels, got shape ",
            shape_text(*tensor));
-}
-
-inline bool is_dense_channels_last(const Tensor& x) {
-  const int64_t strides[4] = {x.size(1) * x.size(2) * x.size(3), 1, x.size(1) * x.size(3),
-                              x.size(1)};
-  for (int d = 0; d < 4; ++d)
-    if (x.size(d) != 1 && x.stride(d) != strides[d]) return false;
-  return true;
 }
 
 inline Shape check_input(const char* op, const char* name, const Tensor& x) {
@@ -252,28 +265,6 @@ inline const float* floats(const std::optional<Tensor>& tensor) {
 }
 inline float* floats_to_write(const Tensor& tensor) {
   return static_cast<float*>(tensor.mutable_data_ptr());
-}
-
-// `tensor`, or where it lies in another layout (the gradient of a sum or a mean is expanded) a copy
-// of it in `make()`.
-//
-// What autograd saved may come back in another layout too: hooks on saved tensors may write them to
-// a file, or compress them.
-template <class Make>
-inline Tensor dense_channels_last(const Tensor& tensor, const Make& make) {
-  if (is_dense_channels_last(tensor)) return tensor;
-  Tensor copy = make();
-  torch::stable::copy_(copy, tensor);
-  return copy;
-}
-
-inline Tensor dense_channels_last(const char* op, const char* name, const Tensor& tensor) {
-  FB_CHECK(tensor.dim() == 4, op, name, ": expected shape [N, C, H, W], got ", shape_text(tensor));
-  return dense_channels_last(tensor, [&] {
-    const int64_t c = tensor.size(1), h = tensor.size(2), w = tensor.size(3);
-    const int64_t sizes[4] = {tensor.size(0), c, h, w}, strides[4] = {h * w * c, 1, w * c, c};
-    return empty_strided(tensor, sizes, strides, 4, tensor.scalar_type());
-  });
 }
 
 }  // namespace fastbandit::norm

@@ -10,12 +10,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from typing_extensions import Doc
 
 from fastbandit.bandit.policies import POLICIES
-from fastbandit.config import LATER
+from fastbandit.config import BELONGS, LATER
 
 __all__ = ["ALWAYS_RECORDED", "BanditSettings", "is_integer", "is_number"]
 
@@ -46,9 +46,6 @@ _POLICY = Doc(f"how arms are sampled and abandoned: {_list_policies()}; see docs
 @dataclass(frozen=True)
 class BanditSettings:
     """The bandit on every edge (Eqs. 4.9 to 4.13)."""
-
-    #: Settings that fall away where another changes (fastbandit.config.merge).
-    belongs: ClassVar[tuple[tuple[str, str], ...]] = (("mixes", "policy"),)
 
     policy: Annotated[
         str,
@@ -111,3 +108,7 @@ class BanditSettings:
             if (value := getattr(self, field.name)) != field.default
             or field.name in ALWAYS_RECORDED
         }
+
+
+# What a preset says of the mixes is said of its policy.
+BELONGS[BanditSettings] = (("mixes", "policy"),)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,11 +19,12 @@ from torch.nn import functional as F
 
 from fastbandit import ops
 from fastbandit._modes import autocast_dtype
-from fastbandit.nn.cell import concatenate
+from fastbandit.nn.cell import Term, compiling, concatenate, total
 from fastbandit.nn.frozen import foldable
 from fastbandit.nn.norm import BatchNorm2d, is_batch_norm
 from fastbandit.nn.shortcuts import Plain
-from fastbandit.ops.conv_block import computed
+from fastbandit.ops.conv_block import as_term
+from fastbandit.ops.norm_sum import fork
 
 __all__ = [
     "DepthwiseConv2d",
@@ -32,8 +34,10 @@ __all__ = [
     "Signed",
     "classify",
     "conv_block",
+    "conv_term",
     "conv_weight",
     "halve",
+    "norm_term",
     "normalization",
     "sign_weight",
 ]
@@ -120,17 +124,25 @@ class DepthwiseConv2d(Signed):
 is_depthwise = Plain(DepthwiseConv2d)
 
 
-def _compiling() -> bool:
-    """Whether a compiler or exporter looks on; it is shown the layers themselves."""
-    return torch.compiler.is_compiling() or torch.compiler.is_exporting()
-
-
 def conv_block(
     x: Tensor | Sequence[Tensor],
     pointwise: Tensor,
     norm: nn.Module,
     depthwise: DepthwiseConv2d | None = None,
 ) -> Tensor:
+    """:func:`conv_term`, normalised."""
+    y: Tensor = conv_term(x, pointwise, norm, depthwise, deferred=False)  # type: ignore[assignment]
+    return y
+
+
+def conv_term(
+    x: Tensor | Sequence[Tensor],
+    pointwise: Tensor,
+    norm: nn.Module,
+    depthwise: DepthwiseConv2d | None = None,
+    *,
+    deferred: bool = True,
+) -> Term:
     """ReLU, ``depthwise`` if there is one, a 1x1 convolution and ``norm``, as one op.
 
     A layer to which something is attached (see :class:`~fastbandit.nn.shortcuts.Plain`) is called.
@@ -140,33 +152,42 @@ def conv_block(
         pointwise: [C_out, C, 1, 1].
         norm: the batch norm.
         depthwise: a depthwise convolution, which has the ReLU inside; with one map only.
+        deferred: a batch norm may be left to the sum that the result is a term of.
     """
-    if _compiling() or not (depthwise is None or is_depthwise(depthwise)):
+    if compiling() or not (depthwise is None or is_depthwise(depthwise)):
         joined = x if isinstance(x, Tensor) else concatenate(x)
         activated = F.relu(joined) if depthwise is None else depthwise(joined)
-        y: Tensor = norm(F.conv2d(activated, pointwise))
-        return y
+        z = F.conv2d(activated, pointwise)
+        return norm_term(norm, z) if deferred else norm(z)
     xs = [x] if isinstance(x, Tensor) else x
     if depthwise is None:
-        return computed(xs, pointwise, **normalization(norm, x))
+        return as_term(xs, pointwise, **normalization(norm, x, deferred=deferred))
     stride = depthwise.stride
-    return computed(
+    return as_term(
         xs,
         pointwise,
         depthwise=depthwise.used(depthwise.weight),
         stride=stride,
         padding=depthwise.padding,
         dilation=depthwise.dilation,
-        **normalization(norm, x, stride),
+        **normalization(norm, x, stride, deferred=deferred),
     )
 
 
-def normalization(norm: nn.Module, x: Tensor | Sequence[Tensor], stride: int = 1) -> dict[str, Any]:
+def norm_term(norm: nn.Module, y: Tensor) -> Term:
+    """``norm(y)`` as a term of a sum, which may do a plain batch norm itself."""
+    return norm.term(y) if is_batch_norm(norm) and not compiling() else norm(y)
+
+
+def normalization(
+    norm: nn.Module, x: Tensor | Sequence[Tensor], stride: int = 1, deferred: bool = False
+) -> dict[str, Any]:
     """How :func:`fastbandit.ops.conv_block` is told of ``norm`` after a convolution of ``x``.
 
-    A plain batch norm is told by its tensors or folded into the convolution; any other is called.
+    A plain batch norm is told by its tensors or folded into the convolution; any other is called,
+    if ``deferred`` as :func:`norm_term`.
     """
-    if _compiling():
+    if compiling():
         return {"norm": norm}
     if foldable(norm):
         return {"norm": norm, "fold": norm.fold}
@@ -188,8 +209,9 @@ def normalization(norm: nn.Module, x: Tensor | Sequence[Tensor], stride: int = 1
             "running_var": variance if tracking else None,
             "momentum": norm.next_factor() if tracking else 0.0,
             "eps": norm.eps,
+            "deferred": deferred,
         }
-    return {"norm": norm}
+    return {"norm": partial(norm_term, norm) if deferred else norm}
 
 
 class ReluConvBN(Signed):
@@ -257,9 +279,15 @@ class Residual(nn.Module, ABC):
     def transform(self, x: Tensor) -> Tensor:
         """f."""
 
+    def terms(self, x: Tensor) -> list[Term]:
+        # The gradient of the first decides the layout of their sum; that of a Gabor filter is one
+        # map for all channels.
+        same, read = fork(x, 2)
+        both: list[Term] = [same, norm_term(self.bn, self.transform(read))]
+        return both if self.stride == 1 else [halve(total(both))]
+
     def forward(self, x: Tensor) -> Tensor:
-        y = x + self.bn(self.transform(x))
-        return y if self.stride == 1 else halve(y)
+        return total(self.terms(x))
 
 
 def classify(x: Tensor, classifier: nn.Module) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastbandit.nn.blocks import Residual, conv_weight
+from fastbandit.nn.cell import summand
 from fastbandit.operations import DenoiseKind, check_option
 
 __all__ = [
@@ -82,6 +83,7 @@ class Denoise(nn.Module):
         return windows.flatten(4).median(dim=4).values
 
 
+@summand
 class DenoiseBlock(Residual):
     """x + BN(denoise(x)), computed at full size and halved at stride 2; starts as the identity.
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fastbandit import ops
 from fastbandit.nn.blocks import Residual
+from fastbandit.nn.cell import summand
 from fastbandit.operations import GaborKind, check_option
 
 __all__ = [
@@ -72,6 +73,7 @@ class Gabor(nn.Module):
         )
 
 
+@summand
 class GaborBlock(Residual):
     """x + BN(gabor(x)), computed at full size and halved at stride 2; starts as the identity."""
 

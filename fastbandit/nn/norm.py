@@ -99,6 +99,14 @@ class BatchNorm2d(nn.BatchNorm2d):
         super().reset_running_stats()
 
     def forward(self, x: Tensor) -> Tensor:
+        term = self.term(x)
+        return term if isinstance(term, Tensor) else term.close()
+
+    def term(self, x: Tensor) -> Tensor | ops.Normalized:
+        """:meth:`forward` as a term of :func:`fastbandit.ops.norm_sum`.
+
+        Normalised already, except with the statistics of the batch at hand.
+        """
         if not self.training:
             if self.moves is not None:
                 self.moves.make()
@@ -114,23 +122,17 @@ class BatchNorm2d(nn.BatchNorm2d):
         if not self.track_running_stats:
             if self.synchronise is not None:
                 return self.synchronise(x, self.weight, self.bias, None, 0.0, self.eps)
-            return ops.batch_norm(x, self.weight, self.bias, eps=self.eps)
+            return ops.Normalized(x, self.weight, self.bias, eps=self.eps)
         factor = self.next_factor()
         if self.moves is not None and self.running_mean is not None:
             # With a momentum of 1 the running statistics are those of the batch.
             mean, var = self.moves.take(self)
-            return ops.batch_norm(x, self.weight, self.bias, mean, var, momentum=1.0, eps=self.eps)
+            return ops.Normalized(x, self.weight, self.bias, mean, var, 1.0, self.eps)
         if self.synchronise is not None:
             running = (self.running_mean, self.running_var)
             return self.synchronise(x, self.weight, self.bias, running, factor, self.eps)
-        return ops.batch_norm(
-            x,
-            self.weight,
-            self.bias,
-            self.running_mean,
-            self.running_var,
-            momentum=factor,
-            eps=self.eps,
+        return ops.Normalized(
+            x, self.weight, self.bias, self.running_mean, self.running_var, factor, self.eps
         )
 
     def fold(self, weight: Tensor) -> tuple[Tensor, Tensor]:

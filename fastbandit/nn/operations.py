@@ -45,14 +45,17 @@ from fastbandit.nn.blocks import (
     DilatedConv2d,
     Signed,
     conv_block,
+    conv_term,
     conv_weight,
+    norm_term,
     normalization,
 )
-from fastbandit.nn.cell import concatenate
+from fastbandit.nn.cell import Term, concatenate, summand, total
 from fastbandit.nn.denoise import DenoiseBlock
 from fastbandit.nn.gabor import GaborBlock
 from fastbandit.nn.norm import BatchNorm2d
 from fastbandit.operations import OperationOptions
+from fastbandit.ops.factorized_reduce import as_term as reduce_term
 
 __all__ = [
     "CONSTRUCTORS",
@@ -70,6 +73,7 @@ __all__ = [
 Constructor = Callable[[int, int, bool, OperationOptions], nn.Module]
 
 
+@summand
 class Pool(nn.Module):
     """3x3 pooling, padding 1, then batch norm; the average does not count the padding."""
 
@@ -80,14 +84,21 @@ class Pool(nn.Module):
         self.maximum, self.stride = kind == "max", stride
         self.bn = BatchNorm2d(channels, affine=affine) if norm else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def terms(self, x: Tensor) -> list[Term]:
         pool = ops.max_pool2d if self.maximum else ops.avg_pool2d
         y = pool(x, self.stride)
-        return y if self.bn is None else self.bn(y)
+        return [y if self.bn is None else norm_term(self.bn, y)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return total(self.terms(x))
 
 
+@summand
 class Identity(nn.Module):
     """``skip_connect`` at stride 1: the input itself, not a copy."""
+
+    def terms(self, x: Tensor) -> list[Term]:
+        return [x]
 
     def forward(self, x: Tensor) -> Tensor:
         return x
@@ -105,6 +116,7 @@ class Zero(nn.Module):
         return x[:, :, :: self.stride, :: self.stride].masked_fill(everywhere, 0.0)
 
 
+@summand
 class Downsample(Signed):
     """``skip_connect`` at stride 2.
 
@@ -129,13 +141,17 @@ class Downsample(Signed):
         self.weight_shifted = conv_weight(channels - half, width, 1)
         self.bn = BatchNorm2d(channels, affine=affine)
 
-    def forward(self, x: Tensor | Sequence[Tensor]) -> Tensor:
+    def terms(self, x: Tensor | Sequence[Tensor], deferred: bool = True) -> list[Term]:
         joined = x if isinstance(x, Tensor) else concatenate(x)
-        told = normalization(self.bn, joined, stride=2)
+        told = normalization(self.bn, joined, stride=2, deferred=deferred)
         weight = None if self.weight is None else self.used(self.weight)
-        return ops.factorized_reduce(joined, weight, self.used(self.weight_shifted), **told)
+        return [reduce_term(joined, weight, self.used(self.weight_shifted), **told)]
+
+    def forward(self, x: Tensor | Sequence[Tensor]) -> Tensor:
+        return total(self.terms(x, deferred=False))
 
 
+@summand
 class Conv(nn.Module):
     """ReLU, dense k x k convolution of dilation 2 ("convolution with rate 2"), batch norm."""
 
@@ -144,10 +160,14 @@ class Conv(nn.Module):
         self.conv = DilatedConv2d(channels, kernel_size, stride)
         self.bn = BatchNorm2d(channels, affine=affine)
 
+    def terms(self, x: Tensor) -> list[Term]:
+        return [norm_term(self.bn, self.conv(x))]
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.bn(self.conv(x))
+        return total(self.terms(x))
 
 
+@summand
 class SepConv(nn.Module):
     """ReLU, depthwise k x k, BN, ReLU, dense k x k, BN: the form of the released networks."""
 
@@ -159,11 +179,15 @@ class SepConv(nn.Module):
         self.weight = conv_weight(channels, channels, kernel_size)
         self.bn2 = BatchNorm2d(channels, affine=affine)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def terms(self, x: Tensor) -> list[Term]:
         x = F.relu(self.bn1(self.depthwise(x)))
-        return self.bn2(F.conv2d(x, self.weight, padding=self.padding))
+        return [norm_term(self.bn2, F.conv2d(x, self.weight, padding=self.padding))]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return total(self.terms(x))
 
 
+@summand
 class SepConvM(Signed):
     """Twice (ReLU, depthwise k x k, 1x1 convolution, BN): the separable convolution of DARTS."""
 
@@ -178,11 +202,16 @@ class SepConvM(Signed):
         self.pointwise2 = conv_weight(channels, channels, 1)
         self.bn2 = BatchNorm2d(channels, affine=affine)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def terms(self, x: Tensor, deferred: bool = True) -> list[Term]:
         x = conv_block(x, self.used(self.pointwise1), self.bn1, self.depthwise1)
-        return conv_block(x, self.used(self.pointwise2), self.bn2, self.depthwise2)
+        weight = self.used(self.pointwise2)
+        return [conv_term(x, weight, self.bn2, self.depthwise2, deferred=deferred)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return total(self.terms(x, deferred=False))
 
 
+@summand
 class DilConv(Signed):
     """ReLU, depthwise k x k of dilation 2, 1x1 convolution, BN: the form of DARTS."""
 
@@ -194,8 +223,12 @@ class DilConv(Signed):
         self.pointwise = conv_weight(channels, channels, 1)
         self.bn = BatchNorm2d(channels, affine=affine)
 
+    def terms(self, x: Tensor, deferred: bool = True) -> list[Term]:
+        weight = self.used(self.pointwise)
+        return [conv_term(x, weight, self.bn, self.depthwise, deferred=deferred)]
+
     def forward(self, x: Tensor) -> Tensor:
-        return conv_block(x, self.used(self.pointwise), self.bn, self.depthwise)
+        return total(self.terms(x, deferred=False))
 
 
 def _skip(channels: int, stride: int, affine: bool, options: OperationOptions) -> nn.Module:

@@ -32,11 +32,13 @@ from fastbandit.ops.dilated_conv2d import dilated_conv2d
 from fastbandit.ops.factorized_reduce import factorized_reduce
 from fastbandit.ops.gabor import gabor_conv2d, gabor_filters
 from fastbandit.ops.max_pool2d import max_pool2d
+from fastbandit.ops.norm_sum import Normalized, norm_sum
 from fastbandit.ops.pgd_step import pgd_step_, pgd_step_normalize_
 from fastbandit.ops.random_start import random_start
 from fastbandit.ops.sign_ste import sign_ste
 
 __all__ = [
+    "Normalized",
     "augment_images",
     "augment_start_normalize",
     "avg_pool2d",
@@ -56,6 +58,7 @@ __all__ = [
     "gabor_conv2d",
     "gabor_filters",
     "max_pool2d",
+    "norm_sum",
     "pack_sign",
     "pgd_step_",
     "pgd_step_normalize_",

@@ -126,18 +126,18 @@ def _registered(op: str, key: str) -> bool:
     return found
 
 
-def has_kernel(op: str, x: Tensor) -> bool:
-    """Whether x is what the kernels for one layout serve: float32 [N, C, H, W], channels-last,
-    C > 1, on a device that ``op`` has a kernel for; outside a compiler or exporter, which is shown
-    the plain operations and is asked nothing about sizes that may be open, and outside of
-    derivatives that only torch's operations have."""
+def has_kernel(op: str, x: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> bool:
+    """Whether x is what the kernels for one layout serve: [N, C, H, W] of one of ``dtypes``,
+    channels-last, C > 1, on a device that ``op`` has a kernel for; outside a compiler or exporter,
+    which is shown the plain operations and is asked nothing about sizes that may be open, and
+    outside of derivatives that only torch's operations have."""
     return (
         not torch.compiler.is_compiling()
         and not torch.compiler.is_exporting()
         and (x.is_cpu or x.is_cuda)
         and _registered(op, "CPU" if x.is_cpu else "CUDA")
         and not differentiated_by_torch()
-        and x.dtype == torch.float32
+        and x.dtype in dtypes
         and x.dim() == 4
         and x.is_contiguous(memory_format=torch.channels_last)
         and memory_format(x) == torch.channels_last

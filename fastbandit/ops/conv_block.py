@@ -14,8 +14,10 @@ from fastbandit._modes import autocast_dtype
 from fastbandit.ops import _convolution
 from fastbandit.ops._linf import check_number, check_tensors
 from fastbandit.ops._register import below_autograd, define, refuse_second_derivative
-from fastbandit.ops.batch_norm import batch_norm, check_running, update_running
+from fastbandit.ops.batch_norm import check_running, update_running
 from fastbandit.ops.depthwise_conv2d import depthwise_conv2d
+from fastbandit.ops.norm_sum import Normalized
+from fastbandit.ops.norm_sum import serves as sum_serves
 
 __all__ = ["conv_block"]
 
@@ -34,6 +36,7 @@ def _reference(
     dilation: int,
     normalize: bool,
     eps: float,
+    deferred: bool = False,  # the batch norm itself: z and its statistics are returned
 ) -> list[Tensor]:
     layout = _convolution.memory_format(xs[0])
     activated = torch.cat(xs, 1).relu()
@@ -46,7 +49,7 @@ def _reference(
     if not normalize:
         return [_convolution.in_layout(z, layout), *between]
     y, mean, inverse = torch.native_batch_norm(z, weight, bias, None, None, True, 0.0, eps)
-    maps = (y, *between, z)
+    maps = (z, *between) if deferred else (y, *between, z)
     return [*(_convolution.in_layout(tensor, layout) for tensor in maps), mean, inverse]
 
 
@@ -65,6 +68,7 @@ def _backward_reference(
     dilation: int,
     input: bool,
     weights: bool,
+    added: bool = True,  # there is a bias, or a batch norm
 ) -> list[Tensor]:
     layout = _convolution.memory_format(xs[0])
     by_weight = []
@@ -73,7 +77,7 @@ def _backward_reference(
             grad, z, weight, None, None, mean, inverse, True, 1e-5, [True, True, True]
         )
         by_weight = [grad_weight, grad_bias]
-    else:
+    elif added:
         by_weight = [grad.sum((0, 2, 3))]
     x = torch.cat(xs, 1)
     activated = x.relu()
@@ -110,6 +114,7 @@ def _fake(
     dilation: int,
     normalize: bool,
     eps: float,
+    deferred: bool = False,
 ) -> list[Tensor]:
     x, layout = xs[0], _convolution.memory_format(xs[0])
     size = (x.shape[2], x.shape[3])
@@ -125,7 +130,8 @@ def _fake(
     if depthwise is not None:
         results.append(empty(pointwise.shape[1]))
     if normalize:
-        results.append(empty(pointwise.shape[0]))
+        if not deferred:
+            results.append(empty(pointwise.shape[0]))
         results += [x.new_empty(pointwise.shape[0]), x.new_empty(pointwise.shape[0])]
     return results
 
@@ -138,16 +144,22 @@ def _backward_fake(
     weight: Tensor | None,
     d: Tensor | None,
     z: Tensor | None,
-    *settings: Any,
+    mean: Tensor | None,
+    inverse: Tensor | None,
+    stride: int,
+    padding: int,
+    dilation: int,
+    input: bool,
+    weights: bool,
+    added: bool = True,
 ) -> list[Tensor]:
-    *_, input, weights = settings
     layout = _convolution.memory_format(xs[0])
     results = [torch.empty_like(x, memory_format=layout) for x in xs] if input else []
     if weights:
         results.append(torch.empty_like(pointwise, memory_format=torch.contiguous_format))
         if depthwise is not None:
             results.append(torch.empty_like(depthwise, memory_format=torch.contiguous_format))
-        vectors = 1 if z is None else 2
+        vectors = int(added) if z is None else 2
         results += [pointwise.new_empty(pointwise.shape[0]) for _ in range(vectors)]
     return results
 
@@ -160,11 +172,15 @@ class _Function(torch.autograd.Function):
     def forward(ctx: Any, count: int, settings: tuple[Any, ...], *tensors: Any) -> Any:
         depthwise, pointwise, weight, bias, *xs = tensors
         results = below_autograd(_forward, xs, depthwise, pointwise, weight, bias, *settings)
-        *_, normalize, _ = settings
+        _, _, _, normalize, _, *deferred = settings
         saved = results[1:]
         mean = inverse = z = d = None
         if normalize:
-            *saved, z, mean, inverse = saved
+            *saved, mean, inverse = saved
+            if any(deferred):
+                mean = inverse = None
+            else:
+                *saved, z = saved
         if depthwise is not None:
             (d,) = saved
         ctx.save_for_backward(depthwise, pointwise, weight, d, z, mean, inverse, *xs)
@@ -191,7 +207,7 @@ class _Function(torch.autograd.Function):
             return nothing
         results = below_autograd(
             _backward, grad, xs, depthwise, pointwise, weight, d, z, mean, inverse,
-            *ctx.settings, wanted_input, wanted_weights,
+            *ctx.settings, wanted_input, wanted_weights, ctx.given[3] or z is not None,
         )  # fmt: skip
         grad_xs = results[: len(xs)] if wanted_input else [None] * len(xs)
         by_depthwise = by_pointwise = by_weight = by_bias = None
@@ -201,7 +217,7 @@ class _Function(torch.autograd.Function):
                 by_depthwise, *rest = rest
             if z is not None:
                 by_weight, *rest = rest
-            (by_bias,) = rest
+            by_bias = rest[0] if rest else None
         given = (by_depthwise, by_pointwise, by_weight, by_bias)
         by_tensor = (g if has else None for g, has in zip(given, ctx.given, strict=True))
         return (None, None, *by_tensor, *grad_xs)
@@ -227,7 +243,7 @@ _SETTINGS = "int stride, int padding, int dilation"
 _forward = define(
     "conv_block",
     "(Tensor[] xs, Tensor? depthwise, Tensor pointwise, Tensor? weight, Tensor? bias, "
-    f"{_SETTINGS}, bool normalize, float eps) -> Tensor[]",
+    f"{_SETTINGS}, bool normalize, float eps, bool deferred=False) -> Tensor[]",
     _reference,
     _fake,
     autograd=_ConvBlock,
@@ -235,8 +251,8 @@ _forward = define(
 _backward = define(
     "conv_block_backward",
     "(Tensor grad, Tensor[] xs, Tensor? depthwise, Tensor pointwise, Tensor? weight, Tensor? d, "
-    f"Tensor? z, Tensor? mean, Tensor? inverse, {_SETTINGS}, bool input, bool weights) "
-    "-> Tensor[]",
+    f"Tensor? z, Tensor? mean, Tensor? inverse, {_SETTINGS}, bool input, bool weights, "
+    "bool added=True) -> Tensor[]",
     _backward_reference,
     _backward_fake,
 )
@@ -266,7 +282,7 @@ def _backward_flops(
     *arguments: Any,
     **__: Any,
 ) -> int:
-    *_, wanted_input, wanted_weights = arguments
+    wanted_input, wanted_weights = arguments[8:10]
     n, c_out, h, w = grad
     taps = depthwise[2] * depthwise[3] if depthwise is not None else 0
     return 2 * n * h * w * pointwise[1] * (c_out + taps) * (wanted_input + wanted_weights)
@@ -408,7 +424,16 @@ def check_normalization(
         raise ValueError(f"{op}: bias: expected None with norm, which has its own; got a tensor")
 
 
-def computed(
+def computed(xs: Sequence[Tensor], pointwise: Tensor, **how: Any) -> Tensor:
+    """:func:`conv_block` of arguments that are known to be right, as those of a layer are.
+
+    The checks would take a tenth of a call on small maps.
+    """
+    y: Tensor = as_term(xs, pointwise, **how)
+    return y
+
+
+def as_term(
     xs: Sequence[Tensor],
     pointwise: Tensor,
     *,
@@ -423,17 +448,29 @@ def computed(
     running_var: Tensor | None = None,
     momentum: float = 0.1,
     eps: float = 1e-5,
-    norm: Callable[[Tensor], Tensor] | None = None,
+    norm: Callable[[Tensor], Any] | None = None,
     fold: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
-) -> Tensor:
-    """:func:`conv_block` of arguments that are known to be right, as those of a layer are.
+    deferred: bool = False,
+) -> Any:
+    """:func:`computed`, whose batch norm may be left to a sum.
 
-    The checks would take a tenth of a call on small maps.
+    Args:
+        deferred: with ``normalize``: what is returned is a term of :func:`fastbandit.ops.norm_sum`,
+            normalised or not, as is faster.
     """
     if serves(xs, pointwise):
         folded = fold is not None
         if fold is not None:
             pointwise, bias = fold(pointwise)
+        if deferred and sum_serves(
+            xs[0], _outputs(xs[0], pointwise, depthwise, stride, padding, dilation)
+        ):
+            z, *_, mean, inverse = _forward(
+                xs, depthwise, pointwise, None, None, stride, padding, dilation, True, eps, True
+            )
+            return Normalized(
+                z, weight, bias, running_mean, running_var, momentum, eps, (mean, inverse)
+            )
         results = _forward(
             xs, depthwise, pointwise, weight, bias, stride, padding, dilation, normalize, eps
         )
@@ -452,10 +489,23 @@ def computed(
     if not normalize:
         y = F.conv2d(activated, pointwise, bias)
         return y if norm is None else norm(y)
-    return batch_norm(
-        F.conv2d(activated, pointwise), weight, bias, running_mean, running_var,
-        momentum=momentum, eps=eps,
-    )  # fmt: skip
+    result = Normalized(
+        F.conv2d(activated, pointwise), weight, bias, running_mean, running_var, momentum, eps
+    )
+    return result if deferred else result.close()
+
+
+def _outputs(
+    x: Tensor, pointwise: Tensor, depthwise: Tensor | None, stride: int, padding: int, dilation: int
+) -> int:
+    """Elements of the result."""
+    height, width = x.shape[2:]
+    if depthwise is not None:
+        kernel = (depthwise.shape[2], depthwise.shape[3])
+        height, width = _convolution.output_size(
+            x, kernel, [stride] * 2, [padding] * 2, [dilation] * 2
+        )
+    return x.shape[0] * pointwise.shape[0] * height * width
 
 
 def normalized(
@@ -468,16 +518,18 @@ def normalized(
     running_var: Tensor | None = None,
     momentum: float = 0.1,
     eps: float = 1e-5,
-    norm: Callable[[Tensor], Tensor] | None = None,
+    norm: Callable[[Tensor], Any] | None = None,
     fold: object = None,
-) -> Tensor:
-    """What :func:`conv_block` does to the result of its convolution, by single ops.
+    deferred: bool = False,
+) -> Any:
+    """What :func:`as_term` does to the result of its convolution, by single ops.
 
     Args:
         fold: not used: the convolution is done.
     """
     if normalize:
-        return batch_norm(y, weight, bias, running_mean, running_var, momentum=momentum, eps=eps)
+        result = Normalized(y, weight, bias, running_mean, running_var, momentum, eps)
+        return result if deferred else result.close()
     if bias is not None:
         y = y + bias.view(-1, 1, 1)
     return y if norm is None else norm(y)

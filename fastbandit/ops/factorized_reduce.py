@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fastbandit.ops._convolution import check_optional
 from fastbandit.ops._linf import check_tensors
-from fastbandit.ops.conv_block import check_normalization, computed, normalized, serves
+from fastbandit.ops.conv_block import as_term as block_as_term
+from fastbandit.ops.conv_block import check_normalization, normalized, serves
 
 __all__ = ["factorized_reduce"]
 
@@ -75,11 +76,18 @@ def factorized_reduce(x: Tensor, even: Tensor | None, odd: Tensor, **normalizati
     check_tensors(op, x=x, odd=odd)
     check_optional(op, x, even=even, odd=odd)
     check_normalization(op, **normalization)
+    y: Tensor = as_term(x, even, odd, **normalization)
+    return y
+
+
+def as_term(x: Tensor, even: Tensor | None, odd: Tensor, **how: Any) -> Any:
+    """:func:`factorized_reduce` of arguments that are known to be right; ``how`` as in
+    :func:`fastbandit.ops.conv_block.as_term`."""
     if even is not None and serves([x], odd):
         # Both convolutions as one whose weight has zeros where neither looks: the kernel then
         # needs no map of what it reads, and the products are few at a quarter of the pixels.
         joined = torch.block_diag(even.flatten(1), odd.flatten(1))[:, :, None, None]
-        return computed(_Grids.apply(x), joined, **normalization)
+        return block_as_term(_Grids.apply(x), joined, **how)
     x = F.relu(x)
     shifted = x[:, :, 1:, 1:]
     height, width = x.shape[2:]
@@ -88,4 +96,4 @@ def factorized_reduce(x: Tensor, even: Tensor | None, odd: Tensor, **normalizati
     y = F.conv2d(shifted, odd, stride=2)
     if even is not None:
         y = torch.cat((F.conv2d(x, even, stride=2), y), dim=1)
-    return normalized(y, **normalization)
+    return normalized(y, **how)

@@ -7,6 +7,8 @@ robustness curves, training curves, adversarial examples as images and the suspi
 are matched by the hash of their genotype.
 """
 
+# How long this package and the commands are, and why: docs/decisions.md#size-of-the-upper-half
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any

@@ -5,13 +5,23 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastbandit import space as spaces
 from fastbandit.bandit import POLICIES, AntiBandit, BanditSettings
 from fastbandit.bandit.budget import SizeBudget
 from fastbandit.childparent import ChildParent
-from fastbandit.config import LATER, POSITIVE, SEED, SHARE, ConfigError, Radius, Range, at_least
+from fastbandit.config import (
+    BELONGS,
+    LATER,
+    POSITIVE,
+    SEED,
+    SHARE,
+    ConfigError,
+    Radius,
+    Range,
+    at_least,
+)
 from fastbandit.latency import Conditions
 from fastbandit.runs.environment import derive_seed
 from fastbandit.runs.session import resolve_device
@@ -108,12 +118,6 @@ _SUPERNET, _ALONE = SupernetConfig(), AloneConfig()
 @dataclass(frozen=True)
 class SearchConfig(BinarySettings, TrainingConfig):
     """Everything that decides the result of a search. Its hash is the run's id."""
-
-    #: Settings that fall away where another changes: a budget is one of a space and its width, and
-    #: there is one.
-    belongs: ClassVar[tuple[tuple[str, str], ...]] = tuple(
-        ("parameters", owner) for owner in ("space", "layers", "init_channels", "macs", "latency")
-    )
 
     seed: Annotated[int, SEED] = 0
     """decides everything random: weights, split, order, attacks, bandit"""
@@ -440,3 +444,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 SearchConfig.presets = PRESETS
+# A preset's budget is one of its space and its width, and there is one budget.
+BELONGS[SearchConfig] = tuple(
+    ("parameters", owner) for owner in ("space", "layers", "init_channels", "macs", "latency")
+)

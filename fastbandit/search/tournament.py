@@ -135,6 +135,7 @@ def hold(
     workers = workers or Workers()
     if not candidates:
         raise ValueError("tournament: expected one candidate or more, got none")
+    # Each network by itself, in a process: docs/decisions.md#networks-side-by-side
     folder = session.path / FOLDER / CANDIDATES
     # Nobody looks at them, so nobody can choose by them.
     unseen = dataclasses.replace(source, test=None)
