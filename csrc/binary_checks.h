@@ -1,6 +1,9 @@
 // Argument checks of the ops on packed signs, for every device.
 #pragma once
 
+#include <optional>
+#include <utility>
+
 #include "conv_checks.h"
 
 namespace fastbandit {
@@ -55,6 +58,66 @@ inline void check_filters(const char* op, const char* name, const Tensor& value,
   FB_CHECK(value.dim() == 1 && value.size(0) == filters, op, name, ": expected [", filters,
            "], one for each filter, got ", shape_text(value));
   check_same_device(op, name, value, "bits", bits);
+}
+
+inline void check_sign_map(const char* op, const Tensor& x, const std::optional<Tensor>& threshold) {
+  check_floating(op, "x", x);
+  FB_CHECK(x.dim() == 4 && x.size(1) >= 1, op,
+           "x: expected [N, C, H, W] with at least one channel, got ", shape_text(x));
+  if (!threshold) return;
+  FB_CHECK(threshold->scalar_type() == ScalarType::Float ||
+               threshold->scalar_type() == x.scalar_type(),
+           op, "threshold: expected float32 or ", dtype_name(x.scalar_type()), ", got ",
+           dtype_name(threshold->scalar_type()));
+  FB_CHECK(threshold->dim() == 1 && threshold->size(0) == x.size(1), op,
+           "threshold: expected one for each of the ", x.size(1), " channels of x, got ",
+           shape_text(*threshold));
+  check_same_device(op, "threshold", *threshold, "x", x);
+}
+
+inline void check_affine(const char* op, const std::optional<Tensor>& scale,
+                         const std::optional<Tensor>& bias, ScalarType out_dtype, int64_t filters,
+                         const Tensor& bits) {
+  FB_CHECK(is_floating(out_dtype), op,
+           "out_dtype: expected float32, float64, bfloat16 or float16, got ",
+           dtype_name(out_dtype));
+  const bool wide = out_dtype == ScalarType::Double;
+  const std::pair<const char*, const std::optional<Tensor>*> vectors[] = {{"scale", &scale},
+                                                                          {"bias", &bias}};
+  for (const auto& [name, value] : vectors) {
+    if (!*value) continue;
+    const ScalarType dtype = (*value)->scalar_type();
+    FB_CHECK(dtype == ScalarType::Float || (wide && dtype == ScalarType::Double), op, name,
+             ": expected float32", wide ? " or float64" : "", ", got ", dtype_name(dtype));
+    check_filters(op, name, **value, filters, bits);
+  }
+}
+
+inline void check_threshold(const char* op, const Tensor& threshold, const Tensor& flip,
+                            int64_t filters, const Tensor& bits) {
+  const ScalarType dtype = threshold.scalar_type();
+  FB_CHECK(dtype == ScalarType::Short || dtype == ScalarType::Int, op,
+           "threshold: expected int16 or int32, got ", dtype_name(dtype));
+  check_dtype(op, "flip", flip, ScalarType::Bool);
+  check_filters(op, "threshold", threshold, filters, bits);
+  check_filters(op, "flip", flip, filters, bits);
+}
+
+// `tensor`, or a copy in the order of its sizes.
+inline Tensor dense(const Tensor& tensor) {
+  const auto sizes = tensor.sizes();
+  const auto strides = tensor.strides();
+  int64_t step = 1;
+  bool is_dense = true;
+  for (int64_t d = tensor.dim() - 1; d >= 0; --d) {
+    const size_t i = static_cast<size_t>(d);
+    is_dense = is_dense && (sizes[i] == 1 || strides[i] == step);
+    step *= sizes[i];
+  }
+  if (is_dense || step == 0) return tensor;
+  Tensor copy = empty_contiguous(tensor, sizes.data(), tensor.dim(), tensor.scalar_type());
+  torch::stable::copy_(copy, tensor);
+  return copy;
 }
 
 }  // namespace fastbandit

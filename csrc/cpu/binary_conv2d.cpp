@@ -66,19 +66,8 @@ Tensor binary_conv2d(Tensor bits, Tensor weight_bits, int64_t channels, Pair str
   constexpr const char* op = "binary_conv2d";
   const SignShape s =
       sign_conv_shape(op, bits, weight_bits, channels, stride, padding, dilation, groups);
-  FB_CHECK(is_floating(out_dtype), op,
-           "out_dtype: expected float32, float64, bfloat16 or float16, got ",
-           dtype_name(out_dtype));
+  check_affine(op, scale, bias, out_dtype, s.conv.c, bits);
   const bool wide = out_dtype == ScalarType::Double;
-  const std::pair<const char*, const std::optional<Tensor>*> vectors[] = {{"scale", &scale},
-                                                                          {"bias", &bias}};
-  for (const auto& [name, value] : vectors) {
-    if (!*value) continue;
-    const ScalarType dtype = (*value)->scalar_type();
-    FB_CHECK(dtype == ScalarType::Float || (wide && dtype == ScalarType::Double), op, name,
-             ": expected float32", wide ? " or float64" : "", ", got ", dtype_name(dtype));
-    check_filters(op, name, **value, s.conv.c, bits);
-  }
   const int64_t sizes[4] = {s.conv.n, s.conv.c, s.conv.oh, s.conv.ow};
   const int64_t strides[4] = {s.conv.oh * s.conv.ow * s.conv.c, 1, s.conv.ow * s.conv.c, s.conv.c};
   Tensor y = empty_strided(bits, sizes, strides, 4, out_dtype);
@@ -107,12 +96,8 @@ Tensor binary_conv2d_bits(Tensor bits, Tensor weight_bits, int64_t channels, Pai
   constexpr const char* op = "binary_conv2d_bits";
   const SignShape s =
       sign_conv_shape(op, bits, weight_bits, channels, stride, padding, dilation, groups);
+  check_threshold(op, threshold, flip, s.conv.c, bits);
   const ScalarType dtype = threshold.scalar_type();
-  FB_CHECK(dtype == ScalarType::Short || dtype == ScalarType::Int, op,
-           "threshold: expected int16 or int32, got ", dtype_name(dtype));
-  check_dtype(op, "flip", flip, ScalarType::Bool);
-  check_filters(op, "threshold", threshold, s.conv.c, bits);
-  check_filters(op, "flip", flip, s.conv.c, bits);
   const int64_t sizes[4] = {s.conv.n, s.conv.oh, s.conv.ow, words_of(s.conv.c)};
   Tensor y = empty_contiguous(bits, sizes, 4, ScalarType::Long);
   if (y.numel() == 0) return y;

@@ -45,20 +45,8 @@ const void* thresholds_in(const Tensor& threshold, std::vector<double>& memory) 
 
 Tensor pack_sign(Tensor x, std::optional<Tensor> threshold) {
   constexpr const char* op = "pack_sign";
-  check_floating(op, "x", x);
-  FB_CHECK(x.dim() == 4 && x.size(1) >= 1, op,
-           "x: expected [N, C, H, W] with at least one channel, got ", shape_text(x));
+  check_sign_map(op, x, threshold);
   const int64_t sizes[4] = {x.size(0), x.size(2), x.size(3), words_of(x.size(1))};
-  if (threshold) {
-    FB_CHECK(threshold->scalar_type() == ScalarType::Float ||
-                 threshold->scalar_type() == x.scalar_type(),
-             op, "threshold: expected float32 or ", dtype_name(x.scalar_type()), ", got ",
-             dtype_name(threshold->scalar_type()));
-    FB_CHECK(threshold->dim() == 1 && threshold->size(0) == x.size(1), op,
-             "threshold: expected one for each of the ", x.size(1), " channels of x, got ",
-             shape_text(*threshold));
-    check_same_device(op, "threshold", *threshold, "x", x);
-  }
   Tensor bits = empty_contiguous(x, sizes, 4, ScalarType::Long);
   if (bits.numel() == 0) return bits;
   SignMap map = map_of(x, bits);

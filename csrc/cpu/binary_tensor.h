@@ -38,23 +38,6 @@ class Memory {
   int64_t capacity_ = 0;
 };
 
-// `tensor`, or a copy in the order of its sizes.
-inline Tensor dense(const Tensor& tensor) {
-  const auto sizes = tensor.sizes();
-  const auto strides = tensor.strides();
-  int64_t step = 1;
-  bool is_dense = true;
-  for (int64_t d = tensor.dim() - 1; d >= 0; --d) {
-    const size_t i = static_cast<size_t>(d);
-    is_dense = is_dense && (sizes[i] == 1 || strides[i] == step);
-    step *= sizes[i];
-  }
-  if (is_dense || step == 0) return tensor;
-  Tensor copy = empty_contiguous(tensor, sizes.data(), tensor.dim(), tensor.scalar_type());
-  torch::stable::copy_(copy, tensor);
-  return copy;
-}
-
 inline uint64_t* sign_words_of(const Tensor& bits) {
   return static_cast<uint64_t*>(const_cast<void*>(bits.const_data_ptr()));
 }
