@@ -254,6 +254,15 @@ class Task:
         model.train()
         reset_running_stats(self.modules)
 
+    def take_random_path(self, generator: torch.Generator) -> None:
+        """Train another path from here on."""
+        path = torch.randint(self.model.arms, (self.model.rows,), generator=generator)
+        self.model.set_path(path)
+        self.modules = list(self.model.path_modules())
+        self.parameters = list(self.model.path_parameters())
+        self.optimizer.param_groups[0]["params"] = self.parameters
+        reset_running_stats(self.modules)
+
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """The batch, as often as a call has steps: what train_epoch asks of a loader."""
         for _ in range(self.batches):

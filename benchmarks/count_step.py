@@ -22,7 +22,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fastbandit.nn.norm import reset_running_stats
 from fastbandit.training import Graphs
 
 # What torch launches on CUDA for one operation: for batch norm a memset, the statistics, what they
@@ -76,12 +75,7 @@ def count(space: str, attack: str, precision: str, seed: int | None) -> Counted:
                 graphs=graphs)  # fmt: skip
     if seed is not None:
         generator = torch.Generator().manual_seed(seed)
-        path = torch.randint(task.model.arms, (task.model.rows,), generator=generator)
-        task.model.set_path(path)
-        task.modules = list(task.model.path_modules())
-        task.parameters = list(task.model.path_parameters())
-        task.optimizer.param_groups[0]["params"] = task.parameters
-        reset_running_stats(task.modules)
+        task.take_random_path(generator)
     task.batches = 2  # the first one is eager, and the second one recorded
     task.step()
     kept = graphs._kept["train"][1]

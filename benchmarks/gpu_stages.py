@@ -34,7 +34,6 @@ from torch.nn import functional as F
 from fastbandit import info as package_info
 from fastbandit import ops
 from fastbandit._native import status
-from fastbandit.nn.norm import reset_running_stats
 from fastbandit.training import Cost, train_epoch
 from fastbandit.training.cuda_graphs import CudaRecorder, Graphs
 
@@ -322,12 +321,7 @@ def capture(bench: Bench) -> None:
     task = our_step(bench, "float32", recorder)
     generator = torch.Generator().manual_seed(0)
     for number in range(3):
-        path = torch.randint(task.model.arms, (task.model.rows,), generator=generator)
-        task.model.set_path(path)
-        task.modules = list(task.model.path_modules())
-        task.parameters = list(task.model.path_parameters())
-        task.optimizer.param_groups[0]["params"] = task.parameters
-        reset_running_stats(task.modules)
+        task.take_random_path(generator)
         task.batches = 4
         times = [time.perf_counter()]
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from _tiny import TINY, tiny
+from test_search import interrupted
 
 from fastbandit import latency, space
 from fastbandit.bandit import replay
@@ -19,7 +20,6 @@ from fastbandit.nn.signs import packed_signs
 from fastbandit.operations import OperationOptions
 from fastbandit.report import write_report
 from fastbandit.search import networks, search
-from fastbandit.search.loop import SearchRun
 from fastbandit.search.sizes import LATENCY, Budget, Sizes, table_of_search, timed
 
 FEW = space.SearchSpace(
@@ -281,18 +281,7 @@ def test_a_search_keeps_to_its_budget_of_latency(few, tmp_path, monkeypatch):
     assert "<th>ms</th>" in text
     # The table is in the configuration of the run: a run that goes on draws by it, whatever the
     # machine would say by then.
-    original, count = SearchRun.epoch, []
-
-    def epoch(self):
-        if len(count) == 4:
-            raise KeyboardInterrupt
-        count.append(1)
-        return original(self)
-
-    monkeypatch.setattr(SearchRun, "epoch", epoch)
-    with pytest.raises(KeyboardInterrupt):
-        search(config, tmp_path / "again")
-    monkeypatch.setattr(SearchRun, "epoch", original)
+    interrupted(config, tmp_path / "again", 4, monkeypatch)
     stored = (tmp_path / "again" / "config.yaml").read_text()
     assert "dil_conv_3x3 4 2 8 8" in stored
     monkeypatch.setattr(latency, "measure_table", None)

@@ -6,6 +6,7 @@ import json
 
 import pytest
 from _tiny import TINY, tiny
+from test_search import interrupted
 
 from fastbandit import space
 from fastbandit.bandit import replay
@@ -15,7 +16,6 @@ from fastbandit.models import multiply_adds
 from fastbandit.nn.network import Network
 from fastbandit.operations import OperationOptions
 from fastbandit.search import SearchConfig, networks, search
-from fastbandit.search.loop import SearchRun
 from fastbandit.search.sizes import Budget, Images, Sizes, stages
 
 GREY, COLOUR = Images((1, 8, 8), 10), Images((3, 11, 9), 7)
@@ -160,18 +160,7 @@ def test_a_search_keeps_to_its_budget(tmp_path, monkeypatch):
     assert replay(lines).final().tolist() == choices[-1]
     assert [low <= row["parameters"] <= high for row in summary["networks"]] == [True] * 3
     # Interrupted at a checkpoint and gone on with: the same bytes.
-    original, count = SearchRun.epoch, []
-
-    def epoch(self):
-        if len(count) == 5:
-            raise KeyboardInterrupt
-        count.append(1)
-        return original(self)
-
-    monkeypatch.setattr(SearchRun, "epoch", epoch)
-    with pytest.raises(KeyboardInterrupt):
-        search(config, tmp_path / "again")
-    monkeypatch.setattr(SearchRun, "epoch", original)
+    interrupted(config, tmp_path / "again", 5, monkeypatch)
     search(config, tmp_path / "again")
     for name in ("bandit.jsonl", "genotype.json"):
         assert (tmp_path / "again" / name).read_bytes() == (path / name).read_bytes()

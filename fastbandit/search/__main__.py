@@ -185,7 +185,7 @@ class SearchCommand(TrainingCommand[SearchConfig]):
         print(f"genotype {result['genotype_hash'][:12]}: {path / 'genotype.json'}")
         print(f"report: {path / 'report.html'}")
         print(f"next: {program('retrain')} {path}   (this network, trained in full)")
-        if result["name"] == "digits" and cost["epochs"] < _EPOCHS_IN_FULL:
+        if result["name"] == result["data"]["name"] == "digits":
             print(
                 f"      {program('search')} --preset digits-full   (six cells, all images, T = 3)"
             )
@@ -259,9 +259,6 @@ def _about_latency(facts: dict[str, Any]) -> str:
         f"{facts['networks']} whole networks is {'unknown' if rank is None else f'{rank:.2f}'}"
     )
 
-
-# Of digits-full; a shorter search of the digits names it.
-_EPOCHS_IN_FULL = 141
 
 _COMMAND = SearchCommand()
 parse = _COMMAND.parse

@@ -367,7 +367,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         bandit={"rounds": 1},
         final={"step_size": "0.01", "train_portion": 0.5, "network_epochs": 10},
     ),
-    "digits-full": _recommended(final={"network_epochs": 30}),
+    "digits-full": _recommended(name="digits-full", final={"network_epochs": 30}),
     "smoke": {
         "name": "smoke",
         "init_channels": 4,
