@@ -281,7 +281,7 @@ def test_a_search_keeps_to_its_budget_of_latency(few, tmp_path, monkeypatch):
     assert "<th>ms</th>" in text
     # The table is in the configuration of the run: a run that goes on draws by it, whatever the
     # machine would say by then.
-    interrupted(config, tmp_path / "again", 4, monkeypatch)
+    interrupted(config, tmp_path / "again", 5, monkeypatch)  # 3 epochs, and one of two samples
     stored = (tmp_path / "again" / "config.yaml").read_text()
     assert "dil_conv_3x3 4 2 8 8" in stored
     monkeypatch.setattr(latency, "measure_table", None)

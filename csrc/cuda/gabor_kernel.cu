@@ -205,14 +205,13 @@ __global__ void __launch_bounds__(depthwise::kStagedThreads)
   FB_DYNAMIC_SHARED(float, taps);  // [tap][channel], then the pixels
   float* const pixels = taps + K * K * kChunk;
   __shared__ Item items[kStagedThreads];
-  const int d = a.g.dilation, width = a.t.width(K);
+  const int d = a.g.dilation;
   if (static_cast<int>(threadIdx.x) < a.t.slots) {
     items[threadIdx.x] =
         a.t.item(static_cast<int>(blockIdx.x) * a.t.slots + static_cast<int>(threadIdx.x), d);
   }
   const Place place(a.t, V);
-  const float* from = pixels + place.channel +
-                      ((place.slot * a.t.rows(K) + place.row) * width + place.col) * kPitch;
+  const float* from = pixels + place.first_pixel(a.t, K) * kPitch + place.channel;
   float sum[kRows][kCols] = {};
   Item item{};
   int row = 0, col = 0;
@@ -230,30 +229,9 @@ __global__ void __launch_bounds__(depthwise::kStagedThreads)
     Pack<float, V> tap[K * K];
 #pragma unroll
     for (int i = 0; i < K * K; ++i) tap[i] = load_pack<V>(taps + i * kChunk + place.channel, 0);
-#pragma unroll
-    for (int i = 0; i < kRows + K - 1; ++i) {
-      const int y = row + i * d - a.g.pad_h;
-      if (y < 0 || y >= a.g.in_h) continue;
-      Pack<float, V> pixel[kCols + K - 1];
-#pragma unroll
-      for (int q = 0; q < kCols + K - 1; ++q) {
-        pixel[q] = load_pack<V>(from + i * width * kPitch + q * kPitch, 0);
-      }
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        if (i - r < 0 || i - r >= K) continue;
-#pragma unroll
-        for (int j = 0; j < K; ++j) {
-#pragma unroll
-          for (int q = 0; q < kCols; ++q) {
-#pragma unroll
-            for (int v = 0; v < V; ++v) {
-              sum[r][q] = fmaf(tap[(i - r) * K + j].value[v], pixel[q + j].value[v], sum[r][q]);
-            }
-          }
-        }
-      }
-    }
+    for_products<K, V, kPitch>(a, row, from, [&](int r, int q, int i, int v, float pixel) {
+      sum[r][q] = fmaf(tap[i].value[v], pixel, sum[r][q]);
+    });
   }
   for (int half = 1 << a.t.lane_bits >> 1; half > 0; half /= 2) {
 #pragma unroll

@@ -7,7 +7,7 @@ namespace {
 
 template <int K, class X, class T, bool kOne>
 __global__ void __launch_bounds__(kStagedThreads, 1) staged_kernel(StagedArgs a) {
-  constexpr int V = kVector<K>, kStep = kOne ? 1 : kPitch, kWide = kOne ? 1 : V;
+  constexpr int V = kVector<K>, kStep = kOne ? 1 : kPitch;
   FB_DYNAMIC_SHARED(float, taps);  // [tap][channel], then the pixels
   float* const pixels = taps + K * K * kChunk;
   __shared__ Item items[kStagedThreads];
@@ -30,35 +30,12 @@ __global__ void __launch_bounds__(kStagedThreads, 1) staged_kernel(StagedArgs a)
 #pragma unroll
   for (int i = 0; i < K * K; ++i) tap[i] = load_pack<V>(taps + i * kChunk + place.channel, 0);
 
-  const int width = a.t.width(K);
-  const float* from = pixels + ((place.slot * a.t.rows(K) + place.row) * width + place.col) * kStep +
-                      (kOne ? 0 : place.channel);
+  const float* from =
+      pixels + place.first_pixel(a.t, K) * kStep + (kOne ? 0 : place.channel);
   float sum[kRows][kCols][V] = {};
-#pragma unroll
-  for (int i = 0; i < kRows + K - 1; ++i) {
-    const int y = row + i * d - a.g.pad_h;
-    if (y < 0 || y >= a.g.in_h) continue;
-    Pack<float, kWide> pixel[kCols + K - 1];
-#pragma unroll
-    for (int q = 0; q < kCols + K - 1; ++q) {
-      pixel[q] = load_pack<kWide>(from + i * width * kStep + q * kStep, 0);
-    }
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      if (i - r < 0 || i - r >= K) continue;
-#pragma unroll
-      for (int j = 0; j < K; ++j) {
-#pragma unroll
-        for (int q = 0; q < kCols; ++q) {
-#pragma unroll
-          for (int v = 0; v < V; ++v) {
-            sum[r][q][v] = fmaf(tap[(i - r) * K + j].value[v], pixel[q + j].value[kOne ? 0 : v],
-                                sum[r][q][v]);
-          }
-        }
-      }
-    }
-  }
+  for_products<K, V, kStep>(a, row, from, [&](int r, int q, int i, int v, float pixel) {
+    sum[r][q][v] = fmaf(tap[i].value[v], pixel, sum[r][q][v]);
+  });
 
   const int c = c0 + place.channel;
   if (a.mask.data != nullptr) {

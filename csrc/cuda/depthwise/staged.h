@@ -61,6 +61,11 @@ struct Place {
     col = (tile & ((1 << t.col_bits) - 1)) * kCols;
     channel = (static_cast<int>(threadIdx.x) & ((1 << t.lane_bits) - 1)) * v;
   }
+
+  // The first staged pixel that the tile reads.
+  __device__ __forceinline__ int first_pixel(const Tiling& t, int k) const {
+    return (slot * t.rows(k) + row) * t.width(k) + col;
+  }
 };
 
 // A map with its channels side by side (or one for all), strides in bytes: what a pixel adds to the
@@ -134,6 +139,40 @@ __device__ __forceinline__ void stage_taps(const StagedArgs& a, int c0, int used
     taps[i] = c < used ? load_element<float>(a.weight, a.weight_dtype,
                                              int64_t{c0 + c} * K * K + from)
                        : 0.0f;
+  }
+}
+
+// Calls body(r, q, tap, v, pixel) for every product of a tile of kRows x kCols pixels with K x K taps
+// in V channels, in the order of the staged rows and then of the taps; a staged pixel is read once.
+// row: the tile's first, of the map; from: its first staged pixel. kStep 1: one channel for all.
+template <int K, int V, int kStep, class Body>
+__device__ __forceinline__ void for_products(const StagedArgs& a, int row, const float* from,
+                                             Body body) {
+  constexpr int kWide = kStep == 1 ? 1 : V;
+  const int width = a.t.width(K);
+#pragma unroll
+  for (int i = 0; i < kRows + K - 1; ++i) {
+    const int y = row + i * a.g.dilation - a.g.pad_h;
+    if (y < 0 || y >= a.g.in_h) continue;
+    Pack<float, kWide> pixel[kCols + K - 1];
+#pragma unroll
+    for (int q = 0; q < kCols + K - 1; ++q) {
+      pixel[q] = load_pack<kWide>(from + i * width * kStep + q * kStep, 0);
+    }
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      if (i - r < 0 || i - r >= K) continue;
+#pragma unroll
+      for (int j = 0; j < K; ++j) {
+#pragma unroll
+        for (int q = 0; q < kCols; ++q) {
+#pragma unroll
+          for (int v = 0; v < V; ++v) {
+            body(r, q, (i - r) * K + j, v, pixel[q + j].value[kWide == 1 ? 0 : v]);
+          }
+        }
+      }
+    }
   }
 }
 

@@ -9,16 +9,15 @@ constexpr int kTaps = 8;  // sums of the threads of a block are added for so man
 
 template <int K, class X, class T, bool kOne>
 __global__ void __launch_bounds__(kStagedThreads) staged_weight_kernel(StagedArgs a) {
-  constexpr int V = kVector<K>, kStep = kOne ? 1 : kPitch, kWide = kOne ? 1 : V;
+  constexpr int V = kVector<K>, kStep = kOne ? 1 : kPitch;
   FB_DYNAMIC_SHARED(float, pixels);  // afterwards the sums of kTaps taps
   __shared__ Item items[kStagedThreads];
   int group;
   const int split = a.t.by_group.divide(static_cast<int>(blockIdx.x), group);
   const int c0 = group * kChunk, used = min(kChunk, a.g.c - c0), d = a.g.dilation;
   const Place place(a.t, V);
-  const int width = a.t.width(K);
-  const float* from = pixels + ((place.slot * a.t.rows(K) + place.row) * width + place.col) * kStep +
-                      (kOne ? 0 : place.channel);
+  const float* from =
+      pixels + place.first_pixel(a.t, K) * kStep + (kOne ? 0 : place.channel);
   float sum[K * K][V] = {};
   for (int first = split * a.t.slots; first < a.t.items; first += a.splits * a.t.slots) {
     __syncthreads();
@@ -46,31 +45,9 @@ __global__ void __launch_bounds__(kStagedThreads) staged_weight_kernel(StagedArg
         for (int v = 0; v < V; ++v) grad[r][q][v] = to_compute(loaded.value[v]);
       }
     }
-#pragma unroll
-    for (int i = 0; i < kRows + K - 1; ++i) {
-      const int y = row + i * d - a.g.pad_h;
-      if (y < 0 || y >= a.g.in_h) continue;
-      Pack<float, kWide> pixel[kCols + K - 1];
-#pragma unroll
-      for (int q = 0; q < kCols + K - 1; ++q) {
-        pixel[q] = load_pack<kWide>(from + i * width * kStep + q * kStep, 0);
-      }
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        if (i - r < 0 || i - r >= K) continue;
-#pragma unroll
-        for (int j = 0; j < K; ++j) {
-#pragma unroll
-          for (int q = 0; q < kCols; ++q) {
-#pragma unroll
-            for (int v = 0; v < V; ++v) {
-              sum[(i - r) * K + j][v] = fmaf(grad[r][q][v], pixel[q + j].value[kOne ? 0 : v],
-                                             sum[(i - r) * K + j][v]);
-            }
-          }
-        }
-      }
-    }
+    for_products<K, V, kStep>(a, row, from, [&](int r, int q, int i, int v, float pixel) {
+      sum[i][v] = fmaf(grad[r][q][v], pixel, sum[i][v]);
+    });
   }
 
   // The tiles of the block in order, kTaps taps at a time.
