@@ -198,7 +198,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 // from shared memory as in depthwise/staged.cu, where a thread adds its channels into the same
 // 4 x 4 sums, 16 channels of the block after another, and the threads of a tile add theirs at last.
 template <int K, class T>
-__global__ void __launch_bounds__(depthwise::kStagedThreads)
+__global__ void __launch_bounds__(depthwise::kStagedThreads, 1)
     gabor_backward_staged_kernel(depthwise::StagedArgs a) {
   using namespace depthwise;
   constexpr int V = kVector<K>;

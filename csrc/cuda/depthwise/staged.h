@@ -17,7 +17,9 @@ constexpr int kChunk = 16;  // channels of a block
 // Floats from a staged pixel to the next. Tiles side by side begin kCols pixels apart: 80 floats,
 // so that two of them read different halves of the banks.
 constexpr int kPitch = kChunk + 4;
-constexpr int kStagedThreads = 128;            // of a block at most; small maps have fewer
+// Of a block at most; small maps have fewer. Kernels name one block a multiprocessor as well, without
+// which ptxas keeps to 128 registers on sm_90 and spills for it.
+constexpr int kStagedThreads = 128;
 constexpr int64_t kStagedBytes = 48 << 10;     // shared memory that no kernel has to ask for
 
 // The rectangle that begins at (row, col) of the map that is written; n < 0 for none.

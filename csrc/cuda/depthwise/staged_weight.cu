@@ -8,7 +8,7 @@ namespace {
 constexpr int kTaps = 8;  // sums of the threads of a block are added for so many taps at once
 
 template <int K, class X, class T, bool kOne>
-__global__ void __launch_bounds__(kStagedThreads) staged_weight_kernel(StagedArgs a) {
+__global__ void __launch_bounds__(kStagedThreads, 1) staged_weight_kernel(StagedArgs a) {
   constexpr int V = kVector<K>, kStep = kOne ? 1 : kPitch;
   FB_DYNAMIC_SHARED(float, pixels);  // afterwards the sums of kTaps taps
   __shared__ Item items[kStagedThreads];
