@@ -21,7 +21,6 @@ import importlib.util
 import io
 import json
 import os
-import platform
 import runpy
 import statistics
 import subprocess
@@ -123,6 +122,8 @@ def measure(images: int, rounds: int) -> list[dict[str, Any]]:
     """A row for each process, and a line on standard output."""
     import torch
 
+    from fastbandit.info import processor
+
     chosen = []
     for path in programs():
         library = path.stem.partition("_")[2]
@@ -152,7 +153,7 @@ def measure(images: int, rounds: int) -> list[dict[str, Any]]:
                         "images": images,
                         **found,
                         "threads": torch.get_num_threads(),
-                        "machine": f"{os.cpu_count()} cores, {_processor()}",
+                        "machine": f"{os.cpu_count()} cores, {processor()}",
                         "torch": torch.__version__,
                     }
                 )
@@ -162,14 +163,6 @@ def measure(images: int, rounds: int) -> list[dict[str, Any]]:
                     flush=True,
                 )
     return rows
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.machine()
 
 
 def write(rows: Sequence[dict[str, Any]], file: Path = RESULTS) -> None:

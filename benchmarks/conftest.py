@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import platform
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,8 @@ from typing import Any
 
 import pytest
 import torch
+
+from fastbandit.info import processor
 
 # float32 means float32, for ours and for the rivals, as in a run: TF32 rounds to 10 bits.
 torch.backends.cudnn.allow_tf32 = False
@@ -89,18 +90,8 @@ def _commit() -> str:
 COMMIT = _commit()
 
 
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
 def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
 
 
 def device_seconds(function: Callable[[], Any], device: torch.device) -> float | None:

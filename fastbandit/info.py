@@ -17,6 +17,7 @@ import importlib
 import json
 import platform
 import sys
+from pathlib import Path
 from typing import Any
 
 from fastbandit import _start
@@ -24,7 +25,7 @@ from fastbandit._output import flushed, lasting_streams
 from fastbandit._program import examples, program
 from fastbandit._version import __version__
 
-__all__ = ["build_info", "main"]
+__all__ = ["build_info", "main", "processor"]
 
 
 def build_info() -> dict[str, Any]:
@@ -80,6 +81,20 @@ def build_info() -> dict[str, Any]:
             for name in sorted(OPERATORS)
         },
     }
+
+
+def processor() -> str:
+    """The model of the processor, as far as the system tells."""
+    try:
+        for line in (
+            Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        ):
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine() or "unknown"
 
 
 def _waiting() -> dict[str, Any]:

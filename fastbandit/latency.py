@@ -56,7 +56,7 @@ from fastbandit._statistics import rank_correlation
 from fastbandit.bandit import random_mix
 from fastbandit.data.published import cache_folder
 from fastbandit.genotype import Genotype
-from fastbandit.info import build_info
+from fastbandit.info import build_info, processor
 from fastbandit.nn.binary import pack
 from fastbandit.nn.frozen import freeze
 from fastbandit.nn.network import Network
@@ -454,20 +454,6 @@ def machine(conditions: Conditions) -> dict[str, str]:
         "fastbandit": info["fastbandit"],
         "kernels": kernels,
     }
-
-
-def processor() -> str:
-    """The model of the processor, as far as the system tells."""
-    try:
-        for line in (
-            Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        ):
-            name, _, value = line.partition(":")
-            if name.strip() == "model name":
-                return value.strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine() or "unknown"
 
 
 # Of this process, so that all of a command have one table where the cache cannot be written.

@@ -2,6 +2,8 @@ import errno
 import itertools
 import json
 import math
+import subprocess
+import sys
 
 import _processes
 import pytest
@@ -284,3 +286,27 @@ def test_stored_is_the_result_of_a_finished_run_of_that_configuration(tmp_path):
     # A process that was clearing the folder was killed: what is left is no finished run.
     (tmp_path / "run" / ".clearing").touch()
     assert folder.stored(config) is None
+
+
+def test_deterministic_mode_does_not_load_the_compiler_and_is_told_to_one_that_comes():
+    """Loading torch's compiler takes a second, at the start of every command."""
+    program = """
+import sys, torch
+from fastbandit.runs.session import torch_settings
+with torch_settings(0, True):
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.is_deterministic_algorithms_warn_only_enabled()
+    assert "torch._inductor.config" not in sys.modules
+    import torch._inductor.config as compiler
+    assert compiler.deterministic
+assert not torch.are_deterministic_algorithms_enabled()
+assert not compiler.deterministic
+with torch_settings(0, True):
+    assert compiler.deterministic
+torch.use_deterministic_algorithms(True, warn_only=True)
+with torch_settings(0, False):
+    assert not torch.are_deterministic_algorithms_enabled()
+assert torch.is_deterministic_algorithms_warn_only_enabled()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -69,6 +70,15 @@ class OutOfMemoryError(ValueError):
     """There is not enough memory; the message suggests a batch size. The run can go on."""
 
 
+def _use_deterministic_algorithms(mode: bool, *, warn_only: bool = False) -> None:
+    """torch's function of this name, which loads torch's compiler only to tell it; that takes a
+    second, and most runs have no use for it."""
+    if "torch._inductor.config" in sys.modules:
+        torch.use_deterministic_algorithms(mode, warn_only=warn_only)
+    else:
+        torch.set_deterministic_debug_mode((1 if warn_only else 2) if mode else 0)
+
+
 @contextmanager
 def torch_settings(threads: int, deterministic: bool) -> Iterator[None]:
     """The process-wide settings of a run, undone afterwards; 0 threads: as they are."""
@@ -82,24 +92,27 @@ def torch_settings(threads: int, deterministic: bool) -> Iterator[None]:
     # Left to itself cuDNN computes float32 convolutions in TF32, with ten bits of mantissa. Who
     # wants that asks for bfloat16; what is called float32 here is float32.
     tf32 = torch.backends.cudnn.allow_tf32
-    workspace = "CUBLAS_WORKSPACE_CONFIG"
-    sets_workspace = deterministic and workspace not in os.environ
-    if sets_workspace:
-        os.environ[workspace] = ":4096:8"  # or torch refuses a matrix product on a GPU
+    variables = {}
+    if deterministic:
+        # Without the first torch refuses a matrix product on a GPU; its compiler, where something
+        # loads that later, reads the second.
+        variables = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "TORCHINDUCTOR_DETERMINISTIC": "1"}
+    variables = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(variables)
     try:
         memory.fill_uninitialized_memory = False
         torch.backends.cudnn.allow_tf32 = False
         if threads:
             torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
+        _use_deterministic_algorithms(deterministic)
         yield
     finally:
         torch.set_num_threads(before)
-        torch.use_deterministic_algorithms(was, warn_only=warn_only)
+        _use_deterministic_algorithms(was, warn_only=warn_only)
         memory.fill_uninitialized_memory = fill
         torch.backends.cudnn.allow_tf32 = tf32
-        if sets_workspace:
-            os.environ.pop(workspace, None)
+        for name in variables:
+            os.environ.pop(name, None)
 
 
 @contextmanager
