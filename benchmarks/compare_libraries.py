@@ -45,7 +45,7 @@ JOBS = {
 NOTES = {
     "pgd_fastbandit": "attacks only the images that still stand and checks successes in float32",
     "autoattack_fastbandit": "the preset `standard`: APGD-CE, APGD-T and Square on all images (no "
-    "FAB-T), nine checks, and the reference on 128 images",
+    "FAB-T), its checks, and the reference on 128 images",
     "autoattack_pyautoattack": "the reference: APGD-CE, APGD-T, FAB-T, Square",
     "autoattack_torchattacks": "four attacks of these names, with 10 steps each where the "
     "reference has 100",
@@ -223,7 +223,8 @@ def page(rows: Sequence[dict[str, str]]) -> str:
         "RobustBench's `benchmark(model, ...)` (1.1.1) attacks CIFAR-10, CIFAR-100 and ImageNet, "
         "which it loads itself, and takes no images of one's own, so this job cannot be given to "
         "it. What it runs there is AutoAttack `standard`, the program of the row `pyautoattack`. "
-        "It was not run here: its files import a module `autoattack`, its metadata asks for "
+        "That is from its source; it was not run here: its files import a module `autoattack`, its "
+        "metadata asks for "
         "`pyautoattack`, which has none of that name.",
         "",
     ]
