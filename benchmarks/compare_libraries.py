@@ -7,8 +7,8 @@
 Each file of benchmarks/comparison is a whole program for a user of one library: its lines are what
 is counted. Every round runs each program once in a process of its own, in another order. The clock
 starts when torch, the library, the network and the images are loaded, and stops when the program
-ends. Results go to benchmarks/results/comparison.csv, a row for each process, and from there to
-docs/comparison.md. Programs whose library is not installed are left out and named.
+ends. Results go to benchmarks/results/comparison/libraries.csv, a row for each process, and from
+there to docs/comparison.md. Programs whose library is not installed are left out and named.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = ROOT / "benchmarks" / "comparison"
-RESULTS = ROOT / "benchmarks" / "results" / "comparison.csv"
+RESULTS = ROOT / "benchmarks" / "results" / "comparison" / "libraries.csv"
 PAGE = ROOT / "docs" / "comparison.md"
 
 JOBS = {

@@ -65,8 +65,11 @@ def test_lines_where_there_is_no_terminal():
 class Machine:
     """A step takes so many seconds for each image, and memory grows by 2 MiB with each."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, per_image: float) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, per_image: float, of_calls: float = 0.0
+    ) -> None:
         self.now, self.per_image, self.steps = 0.0, per_image, []
+        self.of_calls = of_calls  # what a step takes beside its images
         self.peak = 100.0
         monkeypatch.setattr(preflight.time, "perf_counter", lambda: self.now)
         monkeypatch.setattr(preflight, "peak_memory_mb", lambda device: self.peak)
@@ -77,7 +80,7 @@ class Machine:
         return True
 
     def step(self, images: int) -> None:
-        self.now += images * self.per_image
+        self.now += self.of_calls + images * self.per_image
         self.steps.append(images)
         self.peak = max(self.peak, 100.0 + 2.0 * images)
 
@@ -86,17 +89,26 @@ def test_whole_batches_are_measured_where_they_are_fast(monkeypatch):
     machine = Machine(monkeypatch, per_image=0.001)
     measuring = Preflight(15.0)
     assert measuring.images(128, machine.step) == 128
-    assert machine.steps == [8, 8]
+    assert machine.steps == [4, 4]
     cpu = torch.device("cpu")
     assert measuring.peak_memory_mb(cpu, 128, machine.step) == 356.0
     assert not measuring.extrapolated
     assert not measuring.over
 
 
+def test_a_step_that_is_bound_by_its_calls_is_measured_with_whole_batches(monkeypatch):
+    """As for the smallest networks, of which 4 images take as long as 64."""
+    machine = Machine(monkeypatch, per_image=1e-5, of_calls=0.02)
+    measuring = Preflight(2.0)
+    assert measuring.images(64, machine.step) == 64
+    assert machine.steps == [4, 4, 64]
+    assert measuring.per_image == pytest.approx(0.02 / 64 + 1e-5)
+
+
 def test_a_slow_network_is_measured_with_fewer_images_in_half_a_minute(monkeypatch):
     machine = Machine(monkeypatch, per_image=0.1)
     measuring = Preflight(15.0)
-    assert measuring.images(512, machine.step) == 8  # 80 steps of 512 images take 68 minutes
+    assert measuring.images(512, machine.step) == 4  # 80 steps of 512 images take 68 minutes
     found = measuring.peak_memory_mb(torch.device("cpu"), 512, machine.step)
     assert measuring.extrapolated
     assert found == pytest.approx(100.0 + 2.0 * 512)

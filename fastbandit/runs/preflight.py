@@ -13,12 +13,12 @@ from fastbandit.runs.environment import peak_memory_mb
 __all__ = ["Preflight", "reset_peak_memory"]
 
 #: Seconds in which a dry run has measured what it can; its answer is due after half a minute.
-SECONDS = 12.0
+SECONDS = 8.0
 # What all measurements of a dry run come to, in steps with a whole batch: a few paths, each with
 # training, validation and attack.
 _STEPS = 80
 # So many images are enough to tell the time of one.
-_LEAST = 8
+_LEAST = 4
 
 _PROC = Path("/proc/self")
 
@@ -50,15 +50,22 @@ class Preflight:
 
         Args:
             batch_size: of the run.
-            step: a training step with so many images; is called twice with a few.
+            step: a training step with so many images; is called with a few, and once with all
+                where that may be quick.
         """
         few = min(_LEAST, batch_size)
         step(few)  # pays for what is loaded and planned once
-        started = time.perf_counter()
-        step(few)
-        self.per_image = (time.perf_counter() - started) / few
+        self._time(step, few)
+        if self.seconds / _STEPS < batch_size * self.per_image < self.seconds / 2:
+            # Of a small network a few images take as long as all: it is the calls that take time.
+            self._time(step, batch_size)
         most = int(self.seconds / _STEPS / self.per_image)
         return min(batch_size, max(_LEAST, most))
+
+    def _time(self, step: Callable[[int], None], images: int) -> None:
+        started = time.perf_counter()
+        step(images)
+        self.per_image = (time.perf_counter() - started) / images
 
     def peak_memory_mb(
         self, device: torch.device, batch_size: int, step: Callable[[int], None]
