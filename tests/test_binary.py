@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 
@@ -290,10 +291,29 @@ def test_a_node_is_packed_once(monkeypatch):
     real = ops.pack_sign
     monkeypatch.setattr(signs_module.ops, "pack_sign", lambda x: calls.append(x.shape) or real(x))
     packed(torch.rand(2, 1, 8, 8))
-    # Of each cell nodes 0 to 4; and what is preprocessed: of twelve inputs two have stride 2 and
-    # real weights, and three are the stem's one map. Where both cells after it read an output, its
-    # nodes are joined for each.
-    assert len(calls) == 6 * 5 + 12 - 2 - 2
+    # Of each cell nodes 0 to 4; the stem's map; and of each cell but the last its last node, which
+    # both cells after it read.
+    assert len(calls) == 6 * 5 + 1 + 5
+
+
+@pytest.mark.parametrize("widths", [(64, 128), (16,) * 5, (4,) * 4, (3, 5), (16, 32), (20,) * 4, (7,)])
+def test_bits_of_maps_side_by_side_are_those_of_one_map(widths):
+    """Also where bits, not numbers, are put together."""
+    torch.manual_seed(0)
+    maps = [torch.randn(2, width, 3, 5) for width in widths]
+    for shared in (False, True):
+        with signs_module.shared_signs() if shared else contextlib.nullcontext():
+            bits = signs_module.packed_signs(*maps)
+        assert torch.equal(bits, ops.pack_sign(torch.cat(maps, 1)))
+
+
+def test_words_stay_side_by_side_in_another_layout():
+    """Else each call would copy the weights first."""
+    layer = pack(BinarySepConv(3, 130).eval()).to(memory_format=torch.channels_last)
+    assert layer.depthwise_bits.shape == (1, 3, 3, 3)
+    assert layer.depthwise_bits.is_contiguous()
+    x = torch.randn(2, 130, 5, 5)
+    assert torch.equal(layer(x), pack(layer)(x))
 
 
 @pytest.mark.parametrize("inference", [False, True])

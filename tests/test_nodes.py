@@ -197,3 +197,29 @@ def test_a_reader_without_a_gradient():
     assert torch.equal(grad, torch.full_like(x, 3.0))
     with torch.no_grad():
         assert all(reader is x for reader in sums.fork(x, 3))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_zero_is_added_only_where_its_gradient_is_asked_for(stride):
+    zero, x = make("zero", 8, stride), some()
+    (term,) = terms_of(zero, x)
+    assert not term.any()
+    (gradient,) = torch.autograd.grad(term.sum(), x)
+    assert torch.equal(gradient, torch.zeros_like(x))
+    assert terms_of(zero, x.detach()) == []
+    with torch.no_grad():
+        assert terms_of(zero, x) == []
+
+
+def test_nodes_are_the_same_without_the_zeros():
+    names = ["zero", "skip_connect", "zero", "zero", "zero", "max_pool_3x3"]
+    made = nn.ModuleList(make(name, 8) for name in names)
+    x = some()
+    expected = run_nodes(x, EDGES, made)  # node 2 is 0, and so is all that node 3 gets of it
+    with torch.no_grad():
+        nodes = run_nodes(x, EDGES, made)
+    assert not expected[1].any()
+    assert expected[2].any()
+    for node, other in zip(nodes, expected, strict=True):
+        assert torch.equal(node, other)
+        assert node.is_contiguous(memory_format=torch.channels_last)

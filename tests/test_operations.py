@@ -141,6 +141,8 @@ def test_channels_last_computes_the_same(name, options, stride, device):
     x = torch.randn(2, 4, 5, 6, device=device)
     y = operation(x.contiguous(memory_format=torch.channels_last))
     torch.testing.assert_close(y, operation(x), rtol=1e-4, atol=1e-5)
+    # One map in another layout would take the kernels from all that follow.
+    assert y.is_contiguous(memory_format=torch.channels_last)
 
 
 def counts(c: int) -> dict[str, tuple[int, int]]:

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from fastbandit import ops
+from fastbandit.ops.factorized_reduce import as_term
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
@@ -88,3 +89,33 @@ def test_a_conv_block_refuses_a_bias_beside_a_norm(layout):
     x = torch.randn(2, 6, 4, 4).contiguous(memory_format=layout)
     with pytest.raises(ValueError, match="bias: expected None with norm"):
         ops.conv_block(x, torch.randn(6, 6, 1, 1), bias=torch.ones(6), norm=torch.tanh, fold=fold)
+
+
+@pytest.mark.parametrize("size", [(2, 8, 8), (1, 7, 5)])
+@pytest.mark.parametrize("widths", [(16, 16), (64, 3, 5)])
+def test_several_maps_and_halves_one_by_one_are_the_same_bits(widths, size, device):
+    """Maps side by side as one; without gradient, where each half is computed by itself."""
+    torch.manual_seed(0)
+    n, height, width = size
+    maps = [
+        torch.randn(n, c, height, width, device=device).to(memory_format=torch.channels_last)
+        for c in widths
+    ]
+    even, odd = weights(sum(widths), device)
+    scale = torch.linspace(0.5, 2.0, sum(widths), device=device)
+
+    def scaled(weight):
+        return weight * scale.view(-1, 1, 1, 1), scale - 1
+
+    how = {"fold": scaled, "norm": lambda y: y * scale.view(-1, 1, 1) + (scale - 1).view(-1, 1, 1)}
+    joined = torch.cat(maps, 1)
+    expected = how["norm"](by_definition(joined, even, odd))
+    results = []
+    for x in (joined, maps):
+        for gradient in (False, True):
+            with torch.set_grad_enabled(gradient):
+                results.append(as_term(x, even, odd, **how))
+    for y in results:
+        torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+        if device.type == "cpu":
+            assert torch.equal(y, results[0])

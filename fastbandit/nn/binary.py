@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +26,10 @@ from fastbandit.nn.blocks import Signed, conv_weight
 from fastbandit.nn.cell import concatenate
 from fastbandit.nn.frozen import is_plain_norm
 from fastbandit.nn.norm import BatchNorm2d
+from fastbandit.nn.packed import PackedLayer, wide
 from fastbandit.nn.shortcuts import Plain
-from fastbandit.nn.signs import packed_signs
 from fastbandit.operations import OperationOptions
-from fastbandit.ops.binary_ste import of_layer, pack_weight, weight_scale
+from fastbandit.ops.binary_ste import of_layer, weight_scale
 
 __all__ = [
     "BinaryConv2d",
@@ -47,11 +47,6 @@ __all__ = [
     "use_real_weights",
     "use_surrogate",
 ]
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of scales and shifts, in which sums are scaled: float32, or float64 for that."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 class BinaryConv2d(nn.Module):
@@ -159,7 +154,7 @@ class BinaryConv2d(nn.Module):
         alpha = weight_scale(self.weight, self.alpha)
         if alpha is not None:
             return alpha
-        return self.weight.new_ones(len(self.weight), dtype=_wide(self.weight.dtype))
+        return self.weight.new_ones(len(self.weight), dtype=wide(self.weight.dtype))
 
 
 class BinaryDepthwiseConv2d(BinaryConv2d):
@@ -199,7 +194,7 @@ def _affine(conv: BinaryConv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     shift = -mean.double() * factor
     if norm.bias is not None:
         shift = shift + norm.bias.double()
-    dtype = _wide(mean.dtype)
+    dtype = wide(mean.dtype)
     return (factor * conv.scale().double()).to(dtype), shift.to(dtype)
 
 
@@ -228,7 +223,7 @@ def _normalized(conv: BinaryConv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
         y: Tensor = norm(conv(x))
         return y
     scale, shift = _affine(conv, norm)
-    dtype = _wide(x.dtype)
+    dtype = wide(x.dtype)
     y = conv.binary(x, "none", dtype)
     # Two operations, so that no fused one rounds once where the packed layer rounds twice.
     return scale.to(dtype).view(-1, 1, 1) * y + shift.to(dtype).view(-1, 1, 1)
@@ -371,68 +366,6 @@ def clamp_latents(weights: Sequence[Tensor]) -> None:
 # --- Packed ---------------------------------------------------------------------------------------
 
 
-class PackedLayer(nn.Module):
-    """What the packed layers have in common: 1-bit convolutions as bits and settings, by name.
-
-    They have no gradient and are for evaluation only.
-
-    Attributes:
-        settings: of each convolution by name, the arguments of
-            :func:`fastbandit.ops.binary_conv2d`; its words are the buffer ``<name>_bits``.
-
-    Raises:
-        RuntimeError: in a call, of an input that requires grad, or in training mode.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.settings: dict[str, dict[str, Any]] = {}
-        self.training = False
-
-    def _keep(self, name: str, conv: BinaryConv2d) -> None:
-        if conv.full_precision or conv.real_weights:
-            raise RuntimeError("pack: expected the child, got a layer with real weights")
-        groups = conv.groups
-        self.register_buffer(f"{name}_bits", pack_weight(conv.weight.detach(), groups))
-        self.settings[name] = {
-            "channels": conv.weight.shape[0] if groups > 1 else conv.weight.shape[1],
-            # One number: only with such does the op take its short way.
-            "kernel_size": conv.weight.shape[2],
-            "stride": conv.stride,
-            "padding": conv.padding,
-            "dilation": conv.dilation,
-            "groups": groups,
-            "pad": conv.pad,
-        }
-
-    def _keep_affine(self, scale: Tensor | None, shift: Tensor | None) -> None:
-        self.register_buffer("scale", None if scale is None else scale.detach())
-        self.register_buffer("shift", None if shift is None else shift.detach())
-
-    def _bits(self, x: Tensor) -> Tensor:
-        kind = type(self).__name__
-        if self.training:
-            raise RuntimeError(f"{kind}: expected evaluation mode, got training mode")
-        if x.requires_grad and torch.is_grad_enabled():
-            raise RuntimeError(
-                f"{kind}: expected an input without gradient, got one that requires grad: a packed "
-                "layer has none (attack or train the network it was packed from, whose logits are "
-                "the same, or call this one under torch.no_grad())"
-            )
-        return packed_signs(x)
-
-    def _convolve(self, name: str, bits: Tensor, **more: Any) -> Tensor:
-        return ops.binary_conv2d(bits, getattr(self, f"{name}_bits"), **self.settings[name], **more)
-
-    def _scaled(self, name: str, bits: Tensor, dtype: torch.dtype) -> Tensor:
-        # A module that was cast to half precision is one with rounded scales.
-        scale, shift = (
-            one.to(_wide(one.dtype)) if isinstance(one, Tensor) else None
-            for one in (self.scale, self.shift)
-        )
-        return self._convolve(name, bits, scale=scale, bias=shift, out_dtype=dtype)
-
-
 def _norm_of(layer: nn.BatchNorm2d) -> nn.BatchNorm2d:
     """A copy for evaluation of the batch norm before a sign."""
     return copy.deepcopy(layer).eval().requires_grad_(False)
@@ -464,10 +397,11 @@ class PackedConvBN(PackedLayer):
             self._keep_affine(*_affine(layer.conv, layer.bn))
 
     def forward(self, x: Tensor | Sequence[Tensor]) -> Tensor:
-        joined = x if isinstance(x, Tensor) else concatenate(x)
-        bits = self._bits(self.bn(joined) if self.pre_bn else joined)
-        y = self._scaled("conv", bits, result_dtype(joined))
-        return F.relu(y) if self.pre_bn else y
+        if self.pre_bn:
+            joined = x if isinstance(x, Tensor) else concatenate(x)
+            return F.relu(self._scaled("conv", self._bits(self.bn(joined)), result_dtype(joined)))
+        first = x if isinstance(x, Tensor) else x[0]
+        return self._scaled("conv", self._bits(x), result_dtype(first))
 
 
 class PackedSepConv(PackedLayer):

@@ -24,7 +24,8 @@ class Summand(Protocol):
     """A module whose last step is a sum or a batch norm, which a node can do for all its terms."""
 
     def terms(self, x: Tensor) -> list[Term]:
-        """What ``forward(x)`` is the sum of."""
+        """What ``forward(x)`` is the sum of; none where it is 0 and the sum of a node needs no
+        gradient of it."""
 
 
 _PLAIN: dict[type, Plain[nn.Module]] = {}

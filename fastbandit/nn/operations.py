@@ -50,7 +50,7 @@ from fastbandit.nn.blocks import (
     norm_term,
     normalization,
 )
-from fastbandit.nn.cell import Term, concatenate, summand, total
+from fastbandit.nn.cell import Term, summand, total
 from fastbandit.nn.denoise import DenoiseBlock
 from fastbandit.nn.gabor import GaborBlock
 from fastbandit.nn.norm import BatchNorm2d
@@ -104,6 +104,7 @@ class Identity(nn.Module):
         return x
 
 
+@summand
 class Zero(nn.Module):
     """``zero``: 0, whatever the input is. Its gradient is 0 and not missing."""
 
@@ -111,9 +112,14 @@ class Zero(nn.Module):
         super().__init__()
         self.stride = stride
 
+    def terms(self, x: Tensor) -> list[Term]:
+        # Nothing to add where nobody asks for its gradient.
+        return [self(x)] if torch.is_grad_enabled() and x.requires_grad else []
+
     def forward(self, x: Tensor) -> Tensor:
         everywhere = torch.ones((), dtype=torch.bool, device=x.device)
-        return x[:, :, :: self.stride, :: self.stride].masked_fill(everywhere, 0.0)
+        # In place on a copy: masked_fill itself would lose the layout, and with it the kernels.
+        return x[:, :, :: self.stride, :: self.stride].clone().masked_fill_(everywhere, 0.0)
 
 
 @summand
@@ -142,10 +148,9 @@ class Downsample(Signed):
         self.bn = BatchNorm2d(channels, affine=affine)
 
     def terms(self, x: Tensor | Sequence[Tensor], deferred: bool = True) -> list[Term]:
-        joined = x if isinstance(x, Tensor) else concatenate(x)
-        told = normalization(self.bn, joined, stride=2, deferred=deferred)
+        told = normalization(self.bn, x, stride=2, deferred=deferred)
         weight = None if self.weight is None else self.used(self.weight)
-        return [reduce_term(joined, weight, self.used(self.weight_shifted), **told)]
+        return [reduce_term(x, weight, self.used(self.weight_shifted), **told)]
 
     def forward(self, x: Tensor | Sequence[Tensor]) -> Tensor:
         return total(self.terms(x, deferred=False))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -40,8 +41,40 @@ def shared_signs() -> AbstractContextManager[None]:
     return nullcontext() if torch.compiler.is_compiling() else _Shared()
 
 
-def packed_signs(x: Tensor) -> Tensor:
-    """:func:`fastbandit.ops.pack_sign` of ``x``."""
+def packed_signs(*maps: Tensor) -> Tensor:
+    """:func:`fastbandit.ops.pack_sign` of the maps side by side.
+
+    Args:
+        maps: at least one, [N, C_i, H, W].
+
+    Returns:
+        int64 [N, H, W, ceil(C / 64)], C the sum of the C_i.
+    """
+    if len(maps) == 1:
+        return _signs(maps[0])
+    widths = [one.shape[1] for one in maps]
+    # Where words are whole, or as many maps of one width fill each, bits are put together: a
+    # thirty-second of what the numbers would move.
+    if all(width % 64 == 0 for width in widths):
+        return torch.cat([_signs(one) for one in maps], -1)
+    if 64 % widths[0] != 0 or len(set(widths)) > 1:
+        return _signs(torch.cat(maps, 1))
+    return _joined([_signs(one) for one in maps], widths[0])
+
+
+def _joined(words: Sequence[Tensor], width: int) -> Tensor:
+    """Maps of ``width`` channels, which divides 64, in one word each: as many as fit, to a word."""
+    result = []
+    for first in range(0, len(words), 64 // width):
+        word, *others = words[first : first + 64 // width]
+        for index, other in enumerate(others, 1):
+            # What lies past the channels of a map is 0.
+            word = word | (other << width * index)
+        result.append(word)
+    return result[0] if len(result) == 1 else torch.cat(result, -1)
+
+
+def _signs(x: Tensor) -> Tensor:
     if torch.compiler.is_compiling() or _forward.number == 0:
         return ops.pack_sign(x)
     state = (_forward.number, 0 if x.is_inference() else x._version)

@@ -5,6 +5,7 @@ No op of its own: where it is faster, one ``conv_block`` on the pixels that the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -80,15 +81,28 @@ def factorized_reduce(x: Tensor, even: Tensor | None, odd: Tensor, **normalizati
     return y
 
 
-def as_term(x: Tensor, even: Tensor | None, odd: Tensor, **how: Any) -> Any:
+def as_term(x: Tensor | Sequence[Tensor], even: Tensor | None, odd: Tensor, **how: Any) -> Any:
     """:func:`factorized_reduce` of arguments that are known to be right; ``how`` as in
-    :func:`fastbandit.ops.conv_block.as_term`."""
-    if even is not None and serves([x], odd):
+    :func:`fastbandit.ops.conv_block.as_term`.
+
+    Args:
+        x: one map, or several that are meant side by side.
+    """
+    maps = [x] if isinstance(x, Tensor) else list(x)
+    if even is not None and serves(maps, odd):
+        grids = [_Grids.apply(one) for one in maps]
+        first, second = ([grid[index] for grid in grids] for index in (0, 1))
+        fold = how.get("fold")
+        if fold is not None and not torch.is_grad_enabled():
+            weight, bias = fold(torch.cat((even, odd)))
+            half = len(even)
+            halves = ((first, weight[:half], bias[:half]), (second, weight[half:], bias[half:]))
+            return torch.cat([block_as_term(g, w, bias=b) for g, w, b in halves], 1)
         # Both convolutions as one whose weight has zeros where neither looks: the kernel then
         # needs no map of what it reads, and the products are few at a quarter of the pixels.
         joined = torch.block_diag(even.flatten(1), odd.flatten(1))[:, :, None, None]
-        return block_as_term(_Grids.apply(x), joined, **how)
-    x = F.relu(x)
+        return block_as_term([*first, *second], joined, **how)
+    x = F.relu(maps[0] if len(maps) == 1 else torch.cat(maps, 1))
     shifted = x[:, :, 1:, 1:]
     height, width = x.shape[2:]
     if height % 2 or width % 2:
