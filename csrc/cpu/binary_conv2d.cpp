@@ -1,4 +1,4 @@
-// fastbandit::binary_conv2d and binary_conv2d_bits on the CPU.
+// fastbandit::binary_conv2d, binary_conv2d_bits and binary_sep_conv2d on the CPU.
 #include "cpu/binary_tensor.h"
 #include "cpu/walk.h"
 #include "dispatch.h"
@@ -60,6 +60,64 @@ const C* filter_values(const char* op, const char* name, const std::optional<Ten
   return memory.data();
 }
 
+// Sums of `p` as `type`, scaled and shifted.
+void run_scaled(const char* op, SignConv& p, bool depthwise, const std::optional<Tensor>& scale,
+                const std::optional<Tensor>& bias, ScalarType type, Tensor& y) {
+  p.result.type = real_of(type);
+  p.result.values = y.mutable_data_ptr();
+  const auto finish = [&](auto number) {
+    using C = decltype(number);
+    static thread_local std::vector<C> scales, biases;
+    p.result.scale = filter_values<C>(op, "scale", scale, p.filters, C{1}, scales);
+    p.result.bias = filter_values<C>(op, "bias", bias, p.filters, C{-0.0}, biases);
+    run(p, depthwise);
+  };
+  if (type == ScalarType::Double)
+    finish(double{});
+  else
+    finish(float{});
+}
+
+// Sums of `p` as bits in `y`.
+void run_bits(SignConv& p, bool depthwise, const Tensor& threshold, const Tensor& flip,
+              uint64_t* y) {
+  static thread_local std::vector<int32_t> thresholds;
+  static thread_local std::vector<int16_t> below;
+  static thread_local std::vector<uint64_t> flips;
+  const size_t count = static_cast<size_t>(p.filters);
+  thresholds.resize(count);
+  below.resize(count);
+  flips.assign(static_cast<size_t>(words_of(p.filters)), 0);
+  const auto read = [&](const auto* from) {
+    const int64_t step = threshold.stride(0);
+    for (size_t i = 0; i < count; ++i) {
+      const int32_t value = from[static_cast<int64_t>(i) * step];
+      thresholds[i] = value;
+      below[i] = static_cast<int16_t>(
+          std::min<int32_t>(std::max<int32_t>(value, -kMostShortTaps), kMostShortTaps + 1) - 1);
+    }
+  };
+  if (threshold.scalar_type() == ScalarType::Short)
+    read(static_cast<const int16_t*>(threshold.const_data_ptr()));
+  else
+    read(static_cast<const int32_t*>(threshold.const_data_ptr()));
+  const bool* const turned = static_cast<const bool*>(flip.const_data_ptr());
+  const int64_t step = flip.stride(0);
+  for (size_t i = 0; i < count; ++i)
+    flips[i / 64] |= static_cast<uint64_t>(turned[static_cast<int64_t>(i) * step]) << i % 64;
+  p.result.bits = y;
+  p.result.threshold = thresholds.data();
+  p.result.flips = flips.data();
+  if (p.taps() * (depthwise ? 1 : p.channels) <= kMostShortTaps) p.result.below = below.data();
+  run(p, depthwise);
+}
+
+Tensor empty_map(const SignConv& p, const Tensor& like, ScalarType type) {
+  const int64_t sizes[4] = {p.n, p.filters, p.oh, p.ow};
+  const int64_t strides[4] = {p.oh * p.ow * p.filters, 1, p.ow * p.filters, p.filters};
+  return empty_strided(like, sizes, strides, 4, type);
+}
+
 Tensor binary_conv2d(Tensor bits, Tensor weight_bits, int64_t channels, Pair stride, Pair padding,
                      Pair dilation, int64_t groups, bool plus_one, std::optional<Tensor> scale,
                      std::optional<Tensor> bias, ScalarType out_dtype) {
@@ -67,26 +125,10 @@ Tensor binary_conv2d(Tensor bits, Tensor weight_bits, int64_t channels, Pair str
   const SignShape s =
       sign_conv_shape(op, bits, weight_bits, channels, stride, padding, dilation, groups);
   check_affine(op, scale, bias, out_dtype, s.conv.c, bits);
-  const bool wide = out_dtype == ScalarType::Double;
-  const int64_t sizes[4] = {s.conv.n, s.conv.c, s.conv.oh, s.conv.ow};
-  const int64_t strides[4] = {s.conv.oh * s.conv.ow * s.conv.c, 1, s.conv.ow * s.conv.c, s.conv.c};
-  Tensor y = empty_strided(bits, sizes, strides, 4, out_dtype);
-  if (y.numel() == 0) return y;
   const Tensor map = dense(bits), filters = dense(weight_bits);
   SignConv p = problem_of(s, map, filters, channels, plus_one);
-  p.result.type = real_of(out_dtype);
-  p.result.values = y.mutable_data_ptr();
-  const auto finish = [&](auto number) {
-    using C = decltype(number);
-    static thread_local std::vector<C> scales, biases;
-    p.result.scale = filter_values<C>(op, "scale", scale, s.conv.c, C{1}, scales);
-    p.result.bias = filter_values<C>(op, "bias", bias, s.conv.c, C{-0.0}, biases);
-    run(p, s.depthwise);
-  };
-  if (wide)
-    finish(double{});
-  else
-    finish(float{});
+  Tensor y = empty_map(p, bits, out_dtype);
+  if (y.numel() != 0) run_scaled(op, p, s.depthwise, scale, bias, out_dtype, y);
   return y;
 }
 
@@ -97,41 +139,47 @@ Tensor binary_conv2d_bits(Tensor bits, Tensor weight_bits, int64_t channels, Pai
   const SignShape s =
       sign_conv_shape(op, bits, weight_bits, channels, stride, padding, dilation, groups);
   check_threshold(op, threshold, flip, s.conv.c, bits);
-  const ScalarType dtype = threshold.scalar_type();
   const int64_t sizes[4] = {s.conv.n, s.conv.oh, s.conv.ow, words_of(s.conv.c)};
   Tensor y = empty_contiguous(bits, sizes, 4, ScalarType::Long);
   if (y.numel() == 0) return y;
   const Tensor map = dense(bits), filters = dense(weight_bits);
   SignConv p = problem_of(s, map, filters, channels, plus_one);
-  static thread_local std::vector<int32_t> thresholds;
-  static thread_local std::vector<int16_t> below;
-  static thread_local std::vector<uint64_t> flips;
-  const size_t count = static_cast<size_t>(s.conv.c);
-  thresholds.resize(count);
-  below.resize(count);
-  flips.assign(static_cast<size_t>(sizes[3]), 0);
-  const auto read = [&](const auto* from) {
-    const int64_t step = threshold.stride(0);
-    for (size_t i = 0; i < count; ++i) {
-      const int32_t value = from[static_cast<int64_t>(i) * step];
-      thresholds[i] = value;
-      below[i] = static_cast<int16_t>(
-          std::min<int32_t>(std::max<int32_t>(value, -kMostShortTaps), kMostShortTaps + 1) - 1);
-    }
-  };
-  if (dtype == ScalarType::Short)
-    read(static_cast<const int16_t*>(threshold.const_data_ptr()));
-  else
-    read(static_cast<const int32_t*>(threshold.const_data_ptr()));
-  const bool* const turned = static_cast<const bool*>(flip.const_data_ptr());
-  for (size_t i = 0; i < count; ++i)
-    flips[i / 64] |= static_cast<uint64_t>(turned[static_cast<int64_t>(i) * flip.stride(0)])
-                     << i % 64;
-  p.result.bits = sign_words_of(y);
-  p.result.threshold = thresholds.data();
-  p.result.flips = flips.data();
-  if (p.taps() * channels <= kMostShortTaps) p.result.below = below.data();
-  run(p, s.depthwise);
+  run_bits(p, s.depthwise, threshold, flip, sign_words_of(y));
+  return y;
+}
+
+// The two above one after the other; the map between them belongs to the thread.
+Tensor binary_sep_conv2d(Tensor bits, Tensor depthwise_bits, Tensor threshold, Tensor flip,
+                         Tensor pointwise_bits, std::optional<Tensor> scale,
+                         std::optional<Tensor> bias, int64_t channels, int64_t stride,
+                         int64_t padding, int64_t dilation, bool plus_one, ScalarType out_dtype) {
+  constexpr const char* op = "binary_sep_conv2d";
+  const SignShape first =
+      sign_conv_shape(op, bits, depthwise_bits, channels, {stride, stride}, {padding, padding},
+                      {dilation, dilation}, channels);
+  check_threshold(op, threshold, flip, channels, bits);
+  check_dtype(op, "pointwise_bits", pointwise_bits, ScalarType::Long);
+  check_same_device(op, "pointwise_bits", pointwise_bits, "bits", bits);
+  FB_CHECK(pointwise_bits.dim() == 4 && pointwise_bits.size(0) >= 1 &&
+               pointwise_bits.size(1) == 1 && pointwise_bits.size(2) == 1 &&
+               pointwise_bits.size(3) == words_of(channels),
+           op, "pointwise_bits: expected [C_out, 1, 1, ", words_of(channels), "], got ",
+           shape_text(pointwise_bits));
+  check_affine(op, scale, bias, out_dtype, pointwise_bits.size(0), bits);
+  const Tensor map = dense(bits), depthwise = dense(depthwise_bits);
+  const Tensor pointwise = dense(pointwise_bits);
+  SignConv p = problem_of(first, map, depthwise, channels, plus_one);
+  SignConv q;
+  q.n = p.n, q.h = q.oh = p.oh, q.w = q.ow = p.ow;
+  q.channels = channels, q.words = p.words, q.filters = pointwise.size(0);
+  q.weight = sign_words_of(pointwise);
+  Tensor y = empty_map(q, bits, out_dtype);
+  if (y.numel() == 0) return y;
+  static thread_local Memory between;
+  uint64_t* const words = static_cast<uint64_t*>(between.get(p.pixels() * p.words * 8));
+  run_bits(p, first.depthwise, threshold, flip, words);
+  q.bits = words;
+  run_scaled(op, q, false, scale, bias, out_dtype, y);
   return y;
 }
 
@@ -141,4 +189,5 @@ Tensor binary_conv2d_bits(Tensor bits, Tensor weight_bits, int64_t channels, Pai
 STABLE_TORCH_LIBRARY_IMPL(fastbandit, CPU, library) {
   library.impl("binary_conv2d", TORCH_BOX(&fastbandit::cpu::binary_conv2d));
   library.impl("binary_conv2d_bits", TORCH_BOX(&fastbandit::cpu::binary_conv2d_bits));
+  library.impl("binary_sep_conv2d", TORCH_BOX(&fastbandit::cpu::binary_sep_conv2d));
 }

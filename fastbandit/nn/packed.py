@@ -14,6 +14,8 @@ from fastbandit.ops.binary_ste import pack_weight
 
 __all__ = ["PackedLayer", "wide"]
 
+_WIDE = (torch.float32, torch.float64)
+
 
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The dtype of scales and shifts, in which sums are scaled: float32, or float64 for that."""
@@ -77,13 +79,19 @@ class PackedLayer(nn.Module):
             )
         return packed_signs(*maps)
 
-    def _convolve(self, name: str, bits: Tensor, **more: Any) -> Tensor:
-        return ops.binary_conv2d(bits, getattr(self, f"{name}_bits"), **self.settings[name], **more)
+    def _affine(self) -> tuple[Tensor | None, Tensor | None]:
+        scale, shift = self._buffers["scale"], self._buffers["shift"]
+        # A module that was cast to half precision is one with rounded scales.
+        if scale is not None and scale.dtype not in _WIDE:
+            scale = scale.float()
+        if shift is not None and shift.dtype not in _WIDE:
+            shift = shift.float()
+        return scale, shift
 
     def _scaled(self, name: str, bits: Tensor, dtype: torch.dtype) -> Tensor:
-        # A module that was cast to half precision is one with rounded scales.
-        scale, shift = (
-            one.to(wide(one.dtype)) if isinstance(one, Tensor) else None
-            for one in (self.scale, self.shift)
+        words = self._buffers[f"{name}_bits"]
+        assert words is not None
+        scale, shift = self._affine()
+        return ops.binary_conv2d(
+            bits, words, **self.settings[name], scale=scale, bias=shift, out_dtype=dtype
         )
-        return self._convolve(name, bits, scale=scale, bias=shift, out_dtype=dtype)

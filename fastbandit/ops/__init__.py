@@ -10,6 +10,7 @@ own operations, which have them all; ops that say nothing of a gradient refuse t
 refuse tensors that require grad. All tensors of a call lie on one device.
 """
 
+import fastbandit.ops.binary_sep  # noqa: F401  (declares an op that layers call)
 from fastbandit import _native
 from fastbandit.ops.augment_images import augment_images
 from fastbandit.ops.augment_start_normalize import augment_start_normalize

@@ -98,7 +98,7 @@ def _dot(
     return integer_conv2d(x, weight, stride, padding, dilation, groups, plus_one)
 
 
-def _reference(
+def reference(
     bits: Tensor,  # int64 [N, H, W, words]
     weight_bits: Tensor,  # int64 [C_out, k, k, words], or [1, k, k, words] for a depthwise one
     channels: int,
@@ -115,7 +115,7 @@ def _reference(
     return affine(dot, scale, bias, out_dtype)
 
 
-def _bits_reference(
+def bits_reference(
     bits: Tensor,
     weight_bits: Tensor,
     channels: int,
@@ -161,7 +161,7 @@ def threshold_dtype(taps: int) -> torch.dtype:
 # --- Fake kernels ---------------------------------------------------------------------------------
 
 
-def _output(
+def output_size(
     bits: Tensor,
     weight_bits: Tensor,
     channels: int,
@@ -190,7 +190,7 @@ def _fake(
     bias: Tensor | None,
     out_dtype: torch.dtype,
 ) -> Tensor:
-    shape = _output(bits, weight_bits, channels, stride, padding, dilation, groups)
+    shape = output_size(bits, weight_bits, channels, stride, padding, dilation, groups)
     return torch.empty(
         shape, dtype=out_dtype, device=bits.device, memory_format=torch.channels_last
     )
@@ -206,7 +206,9 @@ def _bits_fake(
     groups: int,
     *_: Any,
 ) -> Tensor:
-    n, c, height, width = _output(bits, weight_bits, channels, stride, padding, dilation, groups)
+    n, c, height, width = output_size(
+        bits, weight_bits, channels, stride, padding, dilation, groups
+    )
     return torch.empty((n, height, width, words_of(c)), dtype=torch.int64, device=bits.device)
 
 
@@ -225,13 +227,13 @@ _SETTINGS = (
 conv = define(
     "binary_conv2d",
     f"({_SETTINGS}, Tensor? scale, Tensor? bias, ScalarType out_dtype) -> Tensor",
-    _reference,
+    reference,
     _fake,
 )
 conv_bits = define(
     "binary_conv2d_bits",
     f"({_SETTINGS}, Tensor threshold, Tensor flip) -> Tensor",
-    _bits_reference,
+    bits_reference,
     _bits_fake,
 )
 _threshold = define(
@@ -423,7 +425,7 @@ def binary_conv2d(
         for name, value in (("scale", scale), ("bias", bias)):
             if value is not None:
                 _check_vector(op, name, value, filters, dtypes, bits)
-        return (_reference if plain else conv)(*checked, scale, bias, out_dtype)
+        return (reference if plain else conv)(*checked, scale, bias, out_dtype)
     if scale is not None or bias is not None or out_dtype != torch.float32:
         raise ValueError(
             f"{op}: threshold: expected no scale, bias or out_dtype beside it: the result is bits"
@@ -435,7 +437,7 @@ def binary_conv2d(
         )
     _check_vector(op, "threshold", threshold[0], filters, (torch.int16, torch.int32), bits)
     _check_vector(op, "flip", threshold[1], filters, (torch.bool,), bits)
-    return (_bits_reference if plain else conv_bits)(*checked, *threshold)
+    return (bits_reference if plain else conv_bits)(*checked, *threshold)
 
 
 def sign_threshold(scale: Tensor, bias: Tensor, taps: int) -> Threshold:
