@@ -296,7 +296,9 @@ def test_a_node_is_packed_once(monkeypatch):
     assert len(calls) == 6 * 5 + 1 + 5
 
 
-@pytest.mark.parametrize("widths", [(64, 128), (16,) * 5, (4,) * 4, (3, 5), (16, 32), (20,) * 4, (7,)])
+@pytest.mark.parametrize(
+    "widths", [(64, 128), (16,) * 5, (4,) * 4, (3, 5), (16, 32), (20,) * 4, (7,)]
+)
 def test_bits_of_maps_side_by_side_are_those_of_one_map(widths):
     """Also where bits, not numbers, are put together."""
     torch.manual_seed(0)

@@ -39,7 +39,7 @@ def test_the_cpu_library_serves_the_elementwise_and_bandit_ops():
     facts = fastbandit.build_info()
     ops = ["pgd_step_", "pgd_step_normalize_", "random_start", "bandit_step_", "bandit_sample"]
     ops += ["bandit_bounds", "bandit_probabilities", "bandit_update_", "bandit_prune_"]
-    ops += ["pack_sign", "unpack_sign", "binary_conv2d", "binary_conv2d_bits"]
+    ops += ["pack_sign", "unpack_sign", "binary_conv2d", "binary_conv2d_bits", "binary_sep_conv2d"]
     assert {name: facts["ops"][name]["cpu"] for name in ops} == dict.fromkeys(ops, "native")
     assert facts["cpu_isa"] in ("baseline", "avx2", "avx512", "avx512vpopcntdq")
 

@@ -508,7 +508,7 @@ def test_autocast_changes_nothing(device):
     y = ops.binary_conv2d(*arguments, kernel_size=3)
     with torch.autocast(device.type, torch.bfloat16):
         assert torch.equal(ops.binary_conv2d(*arguments, kernel_size=3), y)
-        reference = module._reference(
+        reference = module.reference(
             *arguments, (1, 1), (0, 0), (1, 1), 1, False, None, None, torch.float32
         )
         assert torch.equal(reference, y)

@@ -27,6 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fastbandit import _native, ops
 from fastbandit.ops._register import OPERATORS
+from fastbandit.ops.binary_sep import separable
 
 Function = Callable[..., Tensor]
 Tensors = tuple[Tensor, ...]
@@ -420,6 +421,9 @@ def call_everything() -> None:
     ops.binary_conv2d(bits, weight, 3, kernel_size=2, scale=scale, bias=bias)
     threshold = ops.sign_threshold(scale, bias, 12)
     ops.binary_conv2d(bits, weight, 3, kernel_size=2, threshold=threshold)
+    threshold = ops.sign_threshold(mean, mean, 4)
+    separable(bits, weight[:1], *threshold, weight[:, :1, :1], scale, bias, 3, 1, 0, 1, False,
+              torch.float32)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ _MODULES = (
     "network",
     "norm",
     "operations",
+    "packed",
     "preprocess",
     "shortcuts",
     "signs",

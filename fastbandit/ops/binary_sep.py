@@ -90,9 +90,9 @@ def _flops(
     **__: Any,
 ) -> int:
     """As the multiply-adds that the bits stand for, two each."""
-    n, filters, height, width = out_shape
-    _, *kernel = depthwise_bits[:3]
-    return 2 * n * height * width * channels * (kernel[0] * kernel[1] + filters)
+    images, filters, height, width = out_shape
+    kernel = depthwise_bits[1:3]
+    return 2 * images * height * width * channels * (kernel[0] * kernel[1] + filters)
 
 
 def separable(*arguments: Any) -> Tensor:
