@@ -2,7 +2,8 @@
 
 ``fastbandit`` packs the signs, convolves with zero padding, scales and adds a bias. Its rivals are
 what the same layer costs in float32 (``F.conv2d``, channels-last; for a filter for each channel
-also ``ops.depthwise_conv2d``) and in int8 (oneDNN's, from numbers that are quantised already). In
+also ``ops.depthwise_conv2d``), in int8 (oneDNN's, from numbers that are quantised already), and
+OpenVINO's binary convolution, where ``openvino`` is installed. In
 the groups "bits to bits" ours reads packed signs and writes those of the next layer. A separable
 block and whole networks are timed beside their parents in float32 with the kernels of this package.
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from conftest import OURS
@@ -40,7 +42,7 @@ DEPTHWISE = [  # N, C, H = W, k
 
 # Least ratios of the project, by filter size and channels (3 x 3 from 128 channels on).
 GOALS = {
-    (3, 128): {"F.conv2d": 8.0, "int8": 4.0},
+    (3, 128): {"F.conv2d": 8.0, "int8": 4.0, "OpenVINO": 1.6},
     (3, 64): {"F.conv2d": 7.0},
     (1, 256): {"F.conv2d": 6.5},
     (1, 64): {"F.conv2d": 3.3},
@@ -64,7 +66,40 @@ def int8_conv(x: Tensor, weight: Tensor, padding: int) -> Callable[[], Tensor]:
     return lambda: torch.ops.quantized.conv2d(quantized, packed, 0.5, 128)
 
 
-@pytest.mark.parametrize("rival", [OURS, "F.conv2d", "int8"])
+def openvino_conv(x: Tensor, weight: Tensor, padding: int) -> Callable[[], Tensor]:
+    """OpenVINO's binary convolution on one thread, with its comparison of the map and its layouts
+    of input and output (contiguous)."""
+    openvino = pytest.importorskip("openvino")
+    from openvino import opset1
+
+    def constant(value: float) -> object:
+        return opset1.constant(np.full((1, 1, 1, 1), value, np.float32))
+
+    given = opset1.parameter(list(x.shape), np.float32)
+    # Two levels, 0 and 1, are bits; others would be numbers that are converted to bits later.
+    bits = opset1.fake_quantize(given, constant(0), constant(0), constant(0), constant(1), 2)
+    words = np.packbits((weight >= 0).numpy().reshape(-1), bitorder="little")
+    shape = openvino.Shape(list(weight.shape))
+    filters = openvino.op.Constant(openvino.Tensor(words, shape, openvino.Type.u1))
+    pads = [padding, padding]
+    y = opset1.binary_convolution(
+        bits, filters, [1, 1], pads, pads, [1, 1], "xnor-popcount", 0.0, "explicit"
+    )
+    model = openvino.Model([opset1.result(y)], [given], "binary")
+    settings = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1}
+    request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+    image = x.contiguous().numpy()
+    request.set_input_tensor(openvino.Tensor(image, shared_memory=True))
+
+    def call() -> Tensor:
+        call.kept = words, image  # type: ignore[attr-defined]  # it refers to their memory
+        request.infer()
+        return torch.from_numpy(request.get_output_tensor().data)
+
+    return call
+
+
+@pytest.mark.parametrize("rival", [OURS, "F.conv2d", "int8", "OpenVINO"])
 @pytest.mark.parametrize(("n", "c", "h", "k"), DENSE)
 def test_dense(measure: Callable[..., None], device, n, c, h, k, rival):
     torch.manual_seed(0)
@@ -82,6 +117,12 @@ def test_dense(measure: Callable[..., None], device, n, c, h, k, rival):
         expected = scale.view(-1, 1, 1) * sums + bias.view(-1, 1, 1)
         assert torch.equal(ours(), expected)
         call: Callable[[], Tensor] = ours
+    elif rival == "OpenVINO":
+        if device.type != "cpu":
+            pytest.skip("measured on the CPU")
+        call = openvino_conv(x, weight, padding)
+        # Its sign of 0 is -1, which does not occur here.
+        assert torch.equal(call(), F.conv2d(sign(x), sign(weight), None, 1, padding).round())
     elif rival == "int8":
         if device.type != "cpu":
             pytest.skip("int8 convolutions of torch run on the CPU")

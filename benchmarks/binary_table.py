@@ -25,17 +25,19 @@ from tables import ROOT, Machine, figure, groups, machines, median, table
 PAGE = ROOT / "docs" / "binary.md"
 BEGIN, END = "<!-- made by benchmarks/binary_table.py -->", "<!-- end -->"
 RUN, OURS = "binary", "fastbandit"
-RIVALS = ("F.conv2d", "int8", "depthwise_conv2d", "parent")
+RIVALS = ("F.conv2d", "int8", "OpenVINO", "depthwise_conv2d", "parent")
+SETTINGS = {"OMP_NUM_THREADS": "1", "FASTBANDIT_BENCH_INTERLEAVED": "1"}
 COMMAND = "pytest benchmarks/bench_binary.py -k cpu --benchmark-json FILE"
 HEAD = """\
 The text that 1-bit networks start from promises "up to 58 times faster and 32 times smaller". 58
 counts operations, 32 the weights of one convolution. Measured, one thread, ratios of medians,
-rival / ours: above 1 ours is faster, **what is below 1 is a loss**. Whole ops with sign and
-packing, float32 in and out, unless bits are named. `F.conv2d` is float32 channels-last, `int8`
-oneDNN's convolution of numbers that are quantised already, `depthwise_conv2d` ours in float32,
-`parent` the same block or network in full precision with the kernels of this package. CPUs with AMX
-multiply int8 and bfloat16 in tiles and are expected to be faster with these than by counting bits:
-there packed bits are a way to store a network. That was not measured.
+rival / ours: above 1 ours is faster, **what is below 1 is a loss**. Rivals of a line take turns in
+one process. Whole ops with sign and packing, float32 in and out, unless bits are named. `F.conv2d`
+is float32 channels-last, `int8` oneDNN's convolution of numbers that are quantised already,
+`OpenVINO` its binary convolution from float32 and back in its own layout, `depthwise_conv2d` ours
+in float32, `parent` the same block or network in full precision with the kernels of this package.
+CPUs with AMX multiply int8 and bfloat16 in tiles and are expected to be faster with these than by
+counting bits: there packed bits are a way to store a network. That was not measured.
 """
 
 
@@ -47,9 +49,10 @@ def measure(name: str, extra: Sequence[str]) -> None:
             sys.executable, "-m", "pytest", "-q", str(ROOT / "benchmarks" / "bench_binary.py"),
             "-k", "cpu", f"--benchmark-json={file}", *extra,
         ]  # fmt: skip
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), **SETTINGS}
         subprocess.run(command, check=True, cwd=ROOT, env=environment)
-        told = {"command": f"OMP_NUM_THREADS=1 {' '.join([COMMAND, *extra])}"}
+        set_to = [f"{name}={value}" for name, value in SETTINGS.items()]
+        told = {"command": " ".join([*set_to, COMMAND, *extra])}
         to_csv.add(file, name, RUN, told, to_csv.RESULTS)
 
 
