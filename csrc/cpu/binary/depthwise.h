@@ -60,7 +60,26 @@ struct PlanePlan {
   }
   // What a padded tap is read from: a row of it, and a period.
   int64_t zeros(const SignConv& p) const { return std::max(p.ow * p.words, period); }
-  int64_t words(const SignConv& p) const { return zeros_at(p.result.bits != nullptr) + zeros(p); }
+
+  // Whether rows are worked through whole, bits to bits: pixels beside an edge too, by masks.
+  bool whole_rows(const SignConv& p) const {
+    return p.result.bits != nullptr && !p.plus_one && p.stride_w == 1 &&
+           (taps == 9 || taps == 25) && p.ow * p.words >= kPlaneWords &&
+           p.words % kPlaneWords != 0;  // else a pixel is whole vectors already
+  }
+  // For each word of a row: of each column of taps whether it lies in the map, and the thresholds,
+  // for each number of rows of taps inside.
+  int64_t row_masks_at(const SignConv& p) const {
+    return zeros_at(p.result.bits != nullptr) + zeros(p);
+  }
+  int64_t row_thresholds_at(const SignConv& p) const {
+    return row_masks_at(p) + p.kernel_w * p.ow * p.words;
+  }
+  int64_t row_class_words(const SignConv& p) const { return (planes + 1) * p.ow * p.words; }
+  int64_t words(const SignConv& p) const {
+    return whole_rows(p) ? row_thresholds_at(p) + row_classes * row_class_words(p)
+                         : row_masks_at(p);
+  }
 };
 
 inline int64_t planes_prepared_bytes(const SignConv& p) { return PlanePlan(p).words(p) * 8; }
@@ -90,6 +109,30 @@ inline void write_thresholds(const SignConv& p, const PlanePlan& plan, int64_t i
   for (int64_t plane = 0; plane <= plan.planes; ++plane)
     for (int64_t i = p.words; i < plan.period; ++i)
       to[plane * plan.period + i] = to[plane * plan.period + i % p.words];
+}
+
+// What a row needs that is worked through whole; `used` tells the numbers of taps that occur.
+inline void write_rows(const SignConv& p, const PlanePlan& plan, const uint64_t* used,
+                       uint64_t* base) {
+  const int64_t length = p.ow * p.words;
+  for (int64_t x = 0; x < p.ow; ++x) {
+    int64_t first, stop;
+    inside_taps(x - p.pad_w, p.kernel_w, p.dilation_w, p.w, first, stop);
+    uint64_t* const masks = base + plan.row_masks_at(p) + x * p.words;
+    for (int64_t j = 0; j < p.kernel_w; ++j)
+      for (int64_t i = 0; i < p.words; ++i)
+        masks[j * length + i] = j >= first && j < stop ? ~uint64_t{0} : 0;
+    for (int64_t rows = 0; rows < plan.row_classes; ++rows) {
+      const int64_t at = rows * plan.column_classes + stop - first;
+      if (!(used[at] & 1)) continue;
+      const uint64_t* const from = base + plan.thresholds_at() + at * plan.class_words();
+      uint64_t* const to = base + plan.row_thresholds_at(p) + rows * plan.row_class_words(p) +
+                           x * p.words;
+      for (int64_t plane = 0; plane <= plan.planes; ++plane)
+        for (int64_t i = 0; i < p.words; ++i)
+          to[plane * length + i] = from[plane * plan.period + i];
+    }
+  }
 }
 
 inline void planes_prepare(const SignConv& p, void* prepared) {
@@ -133,6 +176,7 @@ inline void planes_prepare(const SignConv& p, void* prepared) {
         write_thresholds(p, plan, rows * columns,
                          base + plan.thresholds_at() + at * plan.class_words());
     }
+  if (plan.whole_rows(p)) write_rows(p, plan, used, base);
 }
 
 // ---- adders --------------------------------------------------------------------------------------
@@ -354,6 +398,99 @@ __attribute__((noinline)) void plane_pixels(const SignConv& p, const PlanePlan& 
                       static_cast<int32_t>(rows * columns), memory);
 }
 
+// A whole output row at stride 1, bits to bits. What lies beyond the sides of the map belongs to its
+// neighbours in memory, and a mask takes it out; `taps` say where each tap of pixel 0 lies.
+template <int kTaps>
+__attribute__((noinline)) void plane_row(const SignConv& p, const PlanePlan& plan,
+                                         const uint64_t* base, int64_t image, int64_t y,
+                                         int64_t rows, int64_t inner, int64_t outer,
+                                         const uint64_t** taps, const uint64_t** weights) {
+  constexpr int kPlanes = planes_of(kTaps);
+  const int64_t length = p.ow * p.words;
+  const uint64_t* masks[kTaps];
+  for (int64_t tap = 0, column = 0; tap < kTaps; ++tap) {
+    masks[tap] = base + plan.row_masks_at(p) + column * length;
+    if (++column == p.kernel_w) column = 0;
+  }
+  const uint64_t* const edge_thresholds =
+      base + plan.row_thresholds_at(p) + rows * plan.row_class_words(p);
+  const uint64_t* const thresholds =
+      base + plan.thresholds_at() +
+      (rows * plan.column_classes + plan.column_classes - 1) * plan.class_words();
+  uint64_t* const to = p.result.bits + (image * p.oh + y) * length;
+  const uint64_t* const flips = base + plan.flip_at();
+  const uint64_t* const channels = base + plan.mask_at();
+  const auto store = [&](int64_t i, int64_t place, PlaneVec reached)
+                         __attribute__((always_inline)) {
+    store_plane<PlaneVec>(to + i, (reached ^ load_plane<PlaneVec>(flips + place)) &
+                                      load_plane<PlaneVec>(channels + place));
+  };
+  const auto edge = [&](int64_t i, int64_t place) __attribute__((always_inline)) {
+    PlaneVec planes[kPlanes];
+    add_planes<kTaps, PlaneVec>(
+        [&](int64_t tap) __attribute__((always_inline)) {
+          return static_cast<PlaneVec>((load_plane<PlaneVec>(taps[tap] + i) ^
+                                        load_plane<PlaneVec>(weights[tap] + place)) &
+                                       load_plane<PlaneVec>(masks[tap] + i));
+        },
+        planes);
+    PlaneVec borrow{};
+    FB_UNROLL
+    for (int64_t plane = 0; plane < kPlanes; ++plane) {
+      const PlaneVec bound = load_plane<PlaneVec>(edge_thresholds + plane * length + i);
+      const PlaneVec apart = planes[plane] ^ bound;
+      borrow = (apart & bound) | (~apart & borrow);
+    }
+    store(i, place, borrow | load_plane<PlaneVec>(edge_thresholds + kPlanes * length + i));
+  };
+  PlaneRun run;
+  run.taps = taps, run.weights = weights, run.length = length, run.thresholds = thresholds;
+  const int64_t first = inner * p.words, last = outer * p.words;  // between them no tap is outside
+  const int64_t step = kPlaneWords % p.words;
+  for (int64_t i = 0, place = 0; i < length; i += kPlaneWords) {
+    if (i + kPlaneWords > length) {  // the last vector begins where it ends with the row
+      i = length - kPlaneWords;
+      place = i % p.words;
+    }
+    if (i < first || i + kPlaneWords > last) {
+      edge(i, place);
+    } else {
+      PlaneVec planes[kPlanes];
+      planes_at<kTaps, PlaneVec>(plan, run, i, place, planes);
+      store(i, place, below<kTaps, PlaneVec>(plan, run.thresholds + place, planes));
+    }
+    place += step;
+    if (place >= p.words) place -= p.words;
+  }
+}
+
+// plane_row, if the row may be worked through so: nothing may be read beyond the whole map.
+template <int kTaps>
+bool try_row(const SignConv& p, const PlanePlan& plan, const uint64_t* base, int64_t image,
+             int64_t y, int64_t inner, int64_t outer, const uint64_t** taps,
+             const uint64_t** weights) {
+  const int64_t top = y * p.stride_h - p.pad_h;
+  int64_t first_row, last_row;
+  inside_taps(top, p.kernel_h, p.dilation_h, p.h, first_row, last_row);
+  const uint64_t* const padding = base + plan.zeros_at(true);
+  const int64_t all = p.n * p.h * p.w * p.words;
+  for (int64_t i = 0, tap = 0; i < p.kernel_h; ++i) {
+    const int64_t row = (image * p.h + top + i * p.dilation_h) * p.w - p.pad_w;
+    for (int64_t j = 0; j < p.kernel_w; ++j, ++tap) {
+      if (i < first_row || i >= last_row) {
+        taps[tap] = weights[tap] = padding;  // nothing differs
+        continue;
+      }
+      const int64_t at = (row + j * p.dilation_w) * p.words;
+      if (at < 0 || at + p.ow * p.words > all) return false;
+      taps[tap] = p.bits + at;
+      weights[tap] = base + tap * plan.period;
+    }
+  }
+  plane_row<kTaps>(p, plan, base, image, y, last_row - first_row, inner, outer, taps, weights);
+  return true;
+}
+
 template <int kTaps>
 void plane_rows(const SignConv& p, const PlanePlan& plan, const uint64_t* base, void* memory,
                 int64_t begin, int64_t end, const uint64_t** taps, const uint64_t** weights) {
@@ -362,8 +499,12 @@ void plane_rows(const SignConv& p, const PlanePlan& plan, const uint64_t* base, 
   int64_t outer = p.w + p.pad_w - (p.kernel_w - 1) * p.dilation_w;
   outer = std::max(inner, std::min(p.ow, outer));
   if (p.stride_w != 1 || outer - inner < 2) inner = outer = p.ow;
+  const bool whole = plan.whole_rows(p);
   for (int64_t at = begin; at < end; ++at) {
     const int64_t image = at / p.oh, y = at % p.oh;
+    if constexpr (kTaps > 0) {
+      if (whole && try_row<kTaps>(p, plan, base, image, y, inner, outer, taps, weights)) continue;
+    }
     const auto pixels = [&](int64_t x, int64_t count) __attribute__((always_inline)) {
       plane_pixels<kTaps>(p, plan, base, image, y, x, count, taps, weights, memory);
     };
