@@ -66,11 +66,17 @@ LOG = {
     "arms_left": "on each row, after this abandonment",
     "epoch": "in which overfitting was found",
     "strong": "accuracy under a stronger attack",
+    "rewarded": "accuracy under the attack of the reward as it was",
+    "restarts": "accuracy under random starts through several surrogates",
+    "queries": "accuracy under the Square attack",
     "steps": "of the attack from now on",
     "attack": "that attack in words",
 }
 # What means something else in one line.
-LOG_OF = {("attack", "trained"): "accuracy under the training attack as it was"}
+LOG_OF = {
+    ("attack", "trained"): "accuracy under the training attack as it was",
+    ("reward", "epoch"): "in which masking was found",
+}
 CHILD_PARENT = {
     "algorithm": "`cp-nas`",
     "beta": "weight of the gap in the score (Eq. 4.15)",

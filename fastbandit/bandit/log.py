@@ -26,6 +26,7 @@ __all__ = [
     "End",
     "Line",
     "Observer",
+    "RewardChanged",
     "Sample",
     "Start",
     "expect_same",
@@ -193,6 +194,17 @@ class AttackChanged(BanditLine):
     attack: str
 
 
+class RewardChanged(BanditLine):
+    """The attack of the reward became a worst case: it was found to overstate 1-bit networks."""
+
+    event: Literal["reward"] = "reward"
+    sample: int
+    epoch: int
+    rewarded: float  # accuracy under the attack of the reward as it was
+    restarts: float  # under random starts through several surrogates
+    queries: float  # under the Square attack
+
+
 class End(BanditLine):
     """The last line: the arms that are left."""
 
@@ -207,6 +219,7 @@ LINES: dict[str, type[BanditLine]] = {
     "sample": Sample,
     "abandon": Abandon,
     "attack": AttackChanged,
+    "reward": RewardChanged,
     "end": End,
 }
 
@@ -284,7 +297,8 @@ def replay(
     Args:
         lines: the parsed lines of ``bandit.jsonl``, in order: :class:`Start`, then :class:`Sample`,
             :class:`Abandon` (one for each row; ``lower``, ``upper`` and ``score`` are compared
-            where they are there), :class:`AttackChanged` (not looked at) and :class:`End`. A log
+            where they are there), :class:`AttackChanged` and
+            :class:`RewardChanged` (not looked at) and :class:`End`. A log
             that stops early is a run that is not finished.
         observe: called with the bandit and each line after the line was applied; the arms that
             all rows abandon together are gone from the first of their lines on.
@@ -348,9 +362,9 @@ class _Replay:
             return self._sample(line)
         if event == "end":
             return self._end(line)
-        if event == "attack":  # rewards are as recorded
+        if event in ("attack", "reward"):  # rewards are as recorded
             return None
-        raise ValueError(f"event: expected sample, abandon, attack or end, got {event!r}")
+        raise ValueError(f"event: expected sample, abandon, attack, reward or end, got {event!r}")
 
     @property
     def _rows_left(self) -> str:

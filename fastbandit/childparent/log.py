@@ -137,8 +137,10 @@ def replay(lines: Iterable[Mapping[str, Any]]) -> ChildParent:
                     raise ValueError("expected abandon events, got end")
                 expect_same("choice", bandit.final().tolist(), end.choice)
                 ended = True
-            elif event != "attack":
-                raise ValueError(f"event: expected sample, abandon, attack or end, got {event!r}")
+            elif event not in ("attack", "reward"):
+                raise ValueError(
+                    f"event: expected sample, abandon, attack, reward or end, got {event!r}"
+                )
         except (RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"bandit log, line {number}: {error}") from error
     if bandit is None:

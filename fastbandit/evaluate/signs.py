@@ -8,8 +8,7 @@ queries without gradients find more than it does.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -22,7 +21,7 @@ from fastbandit.attacks.ball import Ball
 from fastbandit.attacks.registry import AttackResult
 from fastbandit.config import ConfigError
 from fastbandit.evaluate.plans import Plan, on_another
-from fastbandit.nn.binary import BinaryConv2d, pack, use_full_precision, use_surrogate
+from fastbandit.nn.binary import BinaryConv2d, pack, surrogate_of, use_full_precision
 from fastbandit.ops.sign_ste import ESTIMATORS
 from fastbandit.threat import ThreatModel
 
@@ -44,20 +43,9 @@ def has_signs(model: nn.Module) -> bool:
     return bool(_layers(model))
 
 
-@contextmanager
-def _through(model: nn.Module, ste: str) -> Iterator[None]:
-    before = [(layer, layer.ste) for layer in _layers(model)]
-    try:
-        use_surrogate(model, ste)
-        yield
-    finally:
-        for layer, own in before:
-            layer.ste = own
-
-
 def _plan_through(plan: Plan, ste: str) -> Plan:
     def run(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> AttackResult:
-        with _through(oracle.model, ste):
+        with surrogate_of(oracle.model, ste):
             return plan.run(oracle, x, y, ids, seed)
 
     return replace(
@@ -156,7 +144,7 @@ def surrogates_plan(ball: Ball, *, steps: int) -> Plan:
             rest = (~success).nonzero()[:, 0]
             if not len(rest):
                 break
-            with _through(oracle.model, ste):
+            with surrogate_of(oracle.model, ste):
                 found = pgd_loop(
                     oracle, x[rest], y[rest], threat,
                     seed=seed + number, index=ids[rest], stop_early=True,

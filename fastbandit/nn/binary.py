@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -44,6 +45,7 @@ __all__ = [
     "clamp_latents",
     "latents",
     "pack",
+    "surrogate_of",
     "use_full_precision",
     "use_real_weights",
     "use_surrogate",
@@ -342,6 +344,18 @@ def use_surrogate(module: nn.Module, ste: str, weight_ste: str | None = None) ->
         layer.ste = ste  # type: ignore[assignment]
         if weight_ste is not None:
             layer.weight_ste = weight_ste  # type: ignore[assignment]
+
+
+@contextmanager
+def surrogate_of(module: nn.Module, ste: str) -> Iterator[None]:
+    """Within it every child in ``module`` has this derivative for the signs of its maps."""
+    before = [(layer, layer.ste) for layer in _layers(module) if not layer.full_precision]
+    try:
+        use_surrogate(module, ste)
+        yield
+    finally:
+        for layer, own in before:
+            layer.ste = own
 
 
 def latents(module: nn.Module) -> Iterator[nn.Parameter]:

@@ -253,7 +253,7 @@ def _read_bandit(run: Run) -> None:
     name = "bandit.jsonl"
     for position, value in read_lines(run, name):
         event = value.get("event")
-        if event == "attack":  # a stronger adversary; the summary lists them
+        if event in ("attack", "reward"):  # a stronger adversary; the summary lists them
             continue
         kind = _kind_of(run, value)
         if kind is None:

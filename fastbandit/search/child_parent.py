@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastbandit.bandit import log
 from fastbandit.childparent import score
 from fastbandit.nn.binary import clamp_latents, latents, use_full_precision
 from fastbandit.nn.supernet import Supernet
@@ -24,6 +25,7 @@ from fastbandit.runs.session import Session
 from fastbandit.runs.tensors import CheckpointError
 from fastbandit.runs.training import load_momenta, momenta, sgd
 from fastbandit.search.adversarial import FEW_STATISTICS_BATCHES, Adversarial
+from fastbandit.search.masking import Masking, Transfer, attack, evaluating, masking, worst_case
 from fastbandit.search.setup import Setup
 from fastbandit.search.sizes import relative_latencies
 from fastbandit.search.trial import Path, PathResult, TrialResult
@@ -69,6 +71,8 @@ class ChildParentTrial(Adversarial):
         self._latencies: tuple[float, Tensor] | None = None
         if config.cp.latency_weight:
             self._latencies = relative_latencies(config, setup.source)
+        #: Each time that the reward was found to be masked: lines of the bandit's log.
+        self.masking: list[dict[str, Any]] = []
         # Steps are not recorded: a recorded one is made for one network and plain SGD.
         self.engine = Engine(config.precision)
 
@@ -124,7 +128,15 @@ class ChildParentTrial(Adversarial):
         return {**super().describe(), "child_parent": said}
 
     def summary(self) -> dict[str, Any]:
-        return {**super().summary(), "child_parent": self.describe()["child_parent"]}
+        told = {"child_parent": self.describe()["child_parent"], "masking": self.masking}
+        return {**super().summary(), **told}
+
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "masking": self.masking}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        super().restore(state)
+        self.masking = state.get("masking", [])
 
     # --- one path -------------------------------------------------------------------------------
 
@@ -148,6 +160,11 @@ class ChildParentTrial(Adversarial):
                 evaluation = self._validate(path, number)
                 if parent is not None:
                     parent = (parent[0], self._validate_parent(path, number))
+        masked = self._look_for_masking(path, number)
+        if masked is not None and masked.masked and not self.masking:
+            events.append(self._masked(number, masked, samples))
+            with accounting(self.cost, None):
+                evaluation = self._validate(path, number)
         figures: dict[str, Any] = {"loss": trained.loss, "train_accuracy": trained.accuracy}
         if parent is not None:
             figures |= {"parent_loss": parent[0].loss, "parent_train_accuracy": parent[0].accuracy}
@@ -157,6 +174,7 @@ class ChildParentTrial(Adversarial):
         metrics = {
             "attack_steps": steps,
             "overfitting": None if verdict is None else verdict.to_dict(),
+            "masking": None if masked is None else masked.to_dict(),
             "learning_rate": rate,
             "seconds_train": seconds,
             "seconds_validate": evaluation.seconds + (0.0 if parent is None else parent[1].seconds),
@@ -270,6 +288,67 @@ class ChildParentTrial(Adversarial):
             cost=self.cost,
             **scope,
         )
+
+    # Masking (see fastbandit.search.masking).
+
+    def _validate(self, path: Path, number: int) -> Evaluation:
+        """As ever; under the worst case of several runs once the reward was found to be masked."""
+        if not self.masking:
+            return super()._validate(path, number)
+        return worst_case(
+            self.supernet,
+            self.setup.validation,
+            self.reward_threat,
+            seed=derive_seed(self.config.seed, "attack", "masking", str(number)),
+            cost=self.cost,
+            modules=path.modules,
+            transfer=None if self._separate is None else self._transfer(path),
+        )
+
+    def _transfer(self, path: Path) -> Transfer:
+        """Images that the parent of the path makes."""
+        model, scope = self._parent_scope(path)
+        threat = self.reward_threat
+
+        def made(x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
+            with evaluating(scope["modules"]):
+                return attack(model, threat, x, y, ids, restarts=1, seed=self.config.seed)
+
+        return made
+
+    def _look_for_masking(self, path: Path, number: int) -> Masking | None:
+        """Whether the attack of the reward overstates the path; None where it is not asked."""
+        every = self.config.guard.every
+        due = self.guard is not None and (number + 1) % every == 0 and not self.masking
+        if not due:
+            return None
+        seed = derive_seed(self.config.seed, "attack", "masking")
+        with accounting(self.cost, None):
+            rewarded = evaluate(
+                self.supernet, self.setup.guard, self.reward_threat, seed=seed, cost=self.cost,
+                **path.scope,
+            )  # fmt: skip
+            return masking(
+                self.supernet, self.setup.guard, self.reward_threat, rewarded.robust_accuracy,
+                seed=seed, cost=self.cost, modules=path.modules,
+            )  # fmt: skip
+
+    def _masked(self, number: int, found: Masking, samples: int) -> dict[str, Any]:
+        """Reward the worst case from now on; returns the line for the bandit's log."""
+        line = log.RewardChanged(
+            sample=samples,
+            epoch=number,
+            rewarded=found.rewarded,
+            restarts=found.restarts,
+            queries=found.queries,
+        ).to_line()
+        self.masking.append(line)
+        self.session.progress.note(
+            f"masked reward in epoch {number + 1}: accuracy {100 * found.rewarded:.1f} % under its "
+            f"attack, {100 * found.restarts:.1f} % under random starts through several surrogates, "
+            f"{100 * found.queries:.1f} % under queries; on with the worst case of several runs"
+        )
+        return line
 
     def _statistics(self, model: nn.Module, scope: dict[str, Any], batches: int) -> None:
         reestimate_batchnorm(
