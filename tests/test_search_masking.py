@@ -153,8 +153,6 @@ def test_a_search_whose_reward_is_masked_goes_on_with_the_worst_case(tmp_path, m
     checked = [line.get("masking") for line in lines(whole / "metrics.jsonl")]
     assert [one is not None for one in checked[:5]] == [False, True, False, False, False]
     assert "unknown event" not in (whole / "report.html").read_text(encoding="utf-8")
-        encoding="utf-8"
-    )
 
     train = ChildParentTrial.train
 
