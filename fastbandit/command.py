@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Ty
 
 import tyro
 
+from fastbandit._files import json_value
 from fastbandit._latest import command_of, last_written, newest
 from fastbandit._output import flushed, lasting_streams
 from fastbandit._program import examples, program
@@ -222,7 +223,7 @@ class Command(ABC, Generic[C]):
             import yaml
 
             # Through JSON: lists where the configuration has tuples.
-            plain = json.loads(json.dumps(to_plain(self.resolved(request))))
+            plain = json_value(to_plain(self.resolved(request)))
             print(yaml.safe_dump(plain, sort_keys=False), end="")
             return 0
         if getattr(options, "download", False):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 import torch
 import tyro
 
+from fastbandit._files import json_value
 from fastbandit._latest import newest
 from fastbandit._program import program
 from fastbandit.callbacks.named import make
@@ -127,7 +128,7 @@ class TrainingCommand(Command[T]):
     def _fork(self, request: Request[T]) -> Request[T]:
         """Make the folder that ``--fork`` asks for, unless it is there and goes on; names it."""
         source = Path(request.options.fork)
-        plain = json.loads(json.dumps(to_plain(self.resolved(request))))
+        plain = json_value(to_plain(self.resolved(request)))
         if request.out is not None:
             path = Path(request.out)
             begun = (path / "config.yaml").is_file() and RunFolder.read_config(path) == plain

@@ -49,8 +49,7 @@ from fastbandit._files import (
     canonical_json,
     plain_file,
     read_sealed,
-    seal,
-    write_atomic,
+    write_sealed,
 )
 from fastbandit._statistics import rank_correlation
 from fastbandit.bandit import random_mix
@@ -484,6 +483,6 @@ def table_of(subject: Subject, conditions: Conditions | None = None) -> LatencyT
         # A cache that cannot be written is none; who uses the table keeps a copy.
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, json.dumps(seal({"lines": list(table.lines())}), indent=1) + "\n")
+            write_sealed(path, {"lines": list(table.lines())})
     _known[digest] = table
     return table

@@ -606,11 +606,11 @@ def test_figures_of_groups(monkeypatch, tmp_path):
             "seconds": 1.0,
         }
 
-    def found(path, config, source):
+    def searched(config, path, source):
         return random_genotype(config, "random network", 100 + config.seed), {"seconds": 60.0}
 
     monkeypatch.setattr(module, "train_from_scratch", made_up)
-    monkeypatch.setattr(module, "_found", found)
+    monkeypatch.setattr(module, "_search", searched)
     # Both entries find the same networks; each has its own training all the same.
     config = merge(StudyConfig(), REAL, "test")
     config = merge(config, {"real": {"policies": ["printed", "ridge,space=robust8-light"]}}, "test")

@@ -42,9 +42,9 @@ from fastbandit._files import (
     plain_file,
     read_sealed,
     read_text,
-    seal,
     sync_folder,
     write_atomic,
+    write_sealed,
 )
 from fastbandit._yaml import LARGEST_YAML, parse_yaml
 from fastbandit.runs.environment import config_digest
@@ -339,8 +339,7 @@ class RunFolder:
         """Write a sealed JSON file; the result with the digests of the text files beside it."""
         if name == self.files.result:
             value = {**value, "files": self._digests()}
-        text = json.dumps(seal(value), indent=2, allow_nan=False)
-        write_atomic(self.path / name, text + "\n")
+        write_sealed(self.path / name, value, indent=2)
 
     def read_json(self, name: str) -> Any:
         """What :meth:`write_json` was given.

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from fastbandit._files import json_value
 from fastbandit.callbacks.base import Callback, RunInfo
 from fastbandit.config import ConfigError, to_plain
 from fastbandit.distributed import Group
@@ -224,7 +225,7 @@ class Session:
             return
         self.progress = progress or Progress.silent()
         # As YAML gives it back: lists where the configuration has tuples.
-        plain = json.loads(json.dumps({**to_plain(self.config), **(identity or {})}))
+        plain = json_value({**to_plain(self.config), **(identity or {})})
         path = None if out is None else Path(out)
         path = path or RunFolder.find_unfinished(Path(root), plain, files.result)
         self.path = path or RunFolder.fresh_path(Path(root), name)
@@ -305,7 +306,7 @@ class Session:
         if folder is not None and self._callbacks:
             log = folder.path / "metrics.jsonl"
             done = log.read_bytes().count(b"\n") if resumed and log.is_file() else 0
-            config = json.loads(json.dumps(to_plain(self.config)))
+            config = json_value(to_plain(self.config))
             self._told = RunInfo(folder.files.command, folder.path, self.run_id, config, done)
             for one in self._callbacks:
                 one.on_start(self._told)

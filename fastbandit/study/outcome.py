@@ -25,13 +25,13 @@ def stored(session: Session, what: str, log: Callable[[str], None]) -> dict[str,
     if session.finished() is None:
         return None
     assert session.folder is not None
-    found: dict[str, Any] = session.folder.read_json("study.json")
-    found.pop("environment")
+    result: dict[str, Any] = session.folder.read_json("study.json")
+    result.pop("environment")
     log(
         f"{session.path}: all is done: the {what} of this configuration is finished, and this is "
         "its stored result; --force runs it again"
     )
-    return found
+    return result
 
 
 def begin(folder: RunFolder, device: str, **more: Any) -> None:

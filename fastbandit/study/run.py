@@ -79,8 +79,8 @@ def study(
     ):
         folder, path = session.folder, session.path
         assert folder is not None
-        if (known := stored(session, "study", log)) is not None:
-            return path, known
+        if (finished := stored(session, "study", log)) is not None:
+            return path, finished
         begin(folder, search.device)
         started = time.perf_counter()
         pieces = Pieces(path / "pieces")
@@ -90,8 +90,8 @@ def study(
         }
         # Only where it is asked for: what other studies store stays as it was.
         if config.tabular.file is not None:
-            found = run_tabular(config.tabular, config.seed, pieces, log)
-            result["tabular"] = found
-            write_atomic(path / "tabular.csv", tabular_csv(found))
+            tabular = run_tabular(config.tabular, config.seed, pieces, log)
+            result["tabular"] = tabular
+            write_atomic(path / "tabular.csv", tabular_csv(tabular))
         end(session, result, partial(make_page, config.name, result), started)
     return path, result

@@ -64,8 +64,8 @@ def rank_power(
     first = generator.normal(difference, sd, (simulations, n))
     second = generator.normal(0.0, sd if other_sd is None else other_sd, (simulations, n))
     method = "exact" if n * n <= EXACT_PAIRS else "asymptotic"
-    found = stats.mannwhitneyu(first, second, axis=1, method=method).pvalue
-    return float((found < alpha).mean())
+    p = stats.mannwhitneyu(first, second, axis=1, method=method).pvalue
+    return float((p < alpha).mean())
 
 
 def networks_simulated(
@@ -84,8 +84,9 @@ def networks_simulated(
     """
 
     def enough(n: int) -> bool:
-        found = rank_power(n, difference, sd, alpha=alpha, simulations=simulations, seed=seed)
-        return found >= power
+        return power <= rank_power(
+            n, difference, sd, alpha=alpha, simulations=simulations, seed=seed
+        )
 
     low = fewest(alpha, 1) - 1  # too few
     high = max(low + 1, networks_normal(difference, sd, alpha=alpha, power=power))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from fastbandit._files import plain_file, write_atomic
+from fastbandit._files import json_value, plain_file, write_atomic
 from fastbandit._statistics import scipy_stats
 from fastbandit.config import to_plain
 from fastbandit.report.compare import make_page
@@ -32,7 +31,7 @@ from fastbandit.study.compare.protocol import (
     read_frozen,
     test_images,
 )
-from fastbandit.study.compare.result import csv_text, summarise, training_rows
+from fastbandit.study.compare.result import compare_csv, summarise
 from fastbandit.study.compare.stages import (
     OPENED,
     check_unseen,
@@ -109,8 +108,8 @@ def compare(
     ):
         folder, path = session.folder, session.path
         assert folder is not None
-        if (known := stored(session, "comparison", log)) is not None:
-            return path, known
+        if (finished := stored(session, "comparison", log)) is not None:
+            return path, finished
         begin(folder, search.device, threads=1, jobs=processes)
         started = time.perf_counter()
         work = Work(path, processes, log)
@@ -131,7 +130,7 @@ def _stages(config: StudyConfig, folder: RunFolder, work: Work, until: Stage) ->
         pilot = run_pilot(config, drawn, work)
         if pilot is not None:
             folder.write_json("pilot.json", pilot)
-            write_atomic(path / "compare.csv", csv_text(training_rows(pilot, [], [])))
+            write_atomic(path / "compare.csv", compare_csv(pilot))
     if until == "pilot":
         return {"stage": "pilot", "pilot": pilot}
     if read_frozen(path) is None:
@@ -143,13 +142,13 @@ def _stages(config: StudyConfig, folder: RunFolder, work: Work, until: Stage) ->
         return {"stage": "frozen", "pilot": pilot, "sha256": frozen.sha256}
     members, candidates = run_arms(config, frozen, drawn, work)
     sealed = seal_networks(path, frozen, members)
-    write_atomic(path / "compare.csv", csv_text(training_rows(pilot, members, candidates)))
+    write_atomic(path / "compare.csv", compare_csv(pilot, members, candidates))
     if until == "run":
         return {"stage": "trained", "pilot": pilot, "sha256": frozen.sha256}
     open_images(config, sealed, members, work)
-    write_atomic(path / "compare.csv", csv_text(training_rows(pilot, members, candidates)))
-    plain: dict[str, Any] = json.loads(json.dumps(summarise(frozen, pilot, members)))
-    return plain
+    write_atomic(path / "compare.csv", compare_csv(pilot, members, candidates))
+    result: dict[str, Any] = json_value(summarise(frozen, pilot, members))
+    return result
 
 
 def _frozen_pilot(config: StudyConfig, folder: RunFolder) -> dict[str, Any] | None:
@@ -157,8 +156,8 @@ def _frozen_pilot(config: StudyConfig, folder: RunFolder) -> dict[str, Any] | No
     held = config.compare.pilot.networks and plain_file(folder.path / "pilot.json").is_file()
     if not held or read_frozen(folder.path) is None:
         return None
-    found: dict[str, Any] = folder.read_json("pilot.json")
-    return found
+    pilot: dict[str, Any] = folder.read_json("pilot.json")
+    return pilot
 
 
 def _say_power(frozen: Frozen, log: Log) -> None:
@@ -185,7 +184,7 @@ def _adopt(path: Path, config: StudyConfig, files: RunFiles, log: Log) -> None:
         stored = RunFolder.read_config(path, files.result)
     except RunError:
         return  # said by who opens it
-    wanted = json.loads(json.dumps(to_plain(config)))
+    wanted = json_value(to_plain(config))
     frozen = read_frozen(path)
     section = stored.get("compare")
     if stored == wanted or not (isinstance(section, dict) and section.get("searches")):

@@ -134,9 +134,9 @@ def read_table(path: str | Path, column: str) -> Table:
         )
     digits = operations ** np.arange(edges - 1, -1, -1, dtype=np.int64)
     codes = cells.astype(np.int64) @ digits
-    found, counts = np.unique(codes, return_counts=True)
-    if len(found) != n:
-        twice = cells[np.flatnonzero(codes == found[counts.argmax()])[1]].tolist()
+    distinct, counts = np.unique(codes, return_counts=True)
+    if len(distinct) != n:
+        twice = cells[np.flatnonzero(codes == distinct[counts.argmax()])[1]].tolist()
         raise TableError(f"{path}: cells: expected each cell once, got {twice} twice")
     if columns.ndim != 1 or columns.dtype.kind != "U" or len(set(columns.tolist())) < len(columns):
         raise TableError(
