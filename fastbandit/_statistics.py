@@ -315,8 +315,8 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> tuple[float | N
         )
     if len(first) < 3 or len(set(first)) < 2 or len(set(second)) < 2:
         return None, None
-    found = scipy_stats().spearmanr(first, second)
-    return float(found.statistic), float(found.pvalue)
+    result = scipy_stats().spearmanr(first, second)
+    return float(result.statistic), float(result.pvalue)
 
 
 def rank_correlation(

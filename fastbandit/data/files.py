@@ -50,9 +50,9 @@ def size_of(path: Path) -> int:
     Raises:
         DataError: ``path`` is anything else.
     """
-    found = what_is(path)
-    if found != "a file":
-        raise DataError(f"{path}: expected a regular file, got {found}")
+    kind = what_is(path)
+    if kind != "a file":
+        raise DataError(f"{path}: expected a regular file, got {kind}")
     return path.stat().st_size
 
 

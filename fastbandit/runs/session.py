@@ -246,21 +246,21 @@ class Session:
         Raises:
             RunError: the result cannot be read, or the data changed.
         """
-        found: dict[str, Any] | None = None
+        stored: dict[str, Any] | None = None
         folder = self.folder
         if folder is not None and (result := folder.stored(folder.config)) is not None:
             if splits is not None and (folder.path / "split.json").is_file():
                 self._check_same("split.json", splits)
-            found = {"path": str(folder.path), "result": result}
+            stored = {"path": str(folder.path), "result": result}
             self.progress.note(
                 f"{folder.path}: all is done: the run of this configuration is finished, and this "
                 "is its stored result; --force runs it again"
             )
-        found = self.broadcast(found)
-        if found is None:
+        stored = self.broadcast(stored)
+        if stored is None:
             return None
-        self.path = Path(found["path"])
-        return dict(found["result"])
+        self.path = Path(stored["path"])
+        return dict(stored["result"])
 
     def resume(
         self,
@@ -327,10 +327,10 @@ class Session:
         """Give every process the first one's state and the folder's path."""
         assert self.group is not None
         tensors, state = job.state()
-        found, tensors = self.group.broadcast({"path": str(self.path), "state": state}, tensors)
+        shared, tensors = self.group.broadcast({"path": str(self.path), "state": state}, tensors)
         if self.group.rank:
-            job.restore(tensors, found["state"])
-        self.path = Path(found["path"])
+            job.restore(tensors, shared["state"])
+        self.path = Path(shared["path"])
 
     def append(self, name: str, *values: dict[str, Any]) -> None:
         """Add lines to a log; see :meth:`RunFolder.append`."""

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from fastbandit.bandit import Bandits, BanditSettings
-from fastbandit.bandit.mixes import GAMMA_UNIFORMS, draw, mix_law
+from fastbandit.bandit.mixes import GAMMA_UNIFORMS, draw, mix_shares
 from fastbandit.bandit.policies import POLICIES
 from fastbandit.bandit.simulation import World
 from fastbandit.ops.philox import philox4x32
@@ -182,7 +182,7 @@ class TabularWorld:
         index = torch.arange(number * operations * GAMMA_UNIFORMS)
         index = index.view(1, number, operations, GAMMA_UNIFORMS)
         every = torch.ones(self.rows, operations, dtype=torch.bool)
-        shares = mix_law(_CONCENTRATION, uniforms(seeds, "mix", index), every)
+        shares = mix_shares(_CONCENTRATION, uniforms(seeds, "mix", index), every)
         chance = uniforms(seeds, "mix", torch.arange(number * self.rows).view(1, number, -1), 1)
         path = draw(shares, chance)  # [b, number, rows]
         none = torch.zeros(len(seeds), self.rows, operations, dtype=torch.float64)
