@@ -7,7 +7,7 @@ fills in, so the same drawing serves a light and a dark background. All text is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -377,6 +377,22 @@ class Points:
     low: Sequence[float]
     high: Sequence[float]
     style: str
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        at: Sequence[int],
+        rows: Sequence[Mapping[str, Any]],
+        style: str,
+        factor: float = 1,
+    ) -> Points:
+        """The mean, low and high of rows, each times ``factor``; None is not drawn."""
+        mean, low, high = (
+            [math.nan if row[key] is None else factor * row[key] for row in rows]
+            for key in ("mean", "low", "high")
+        )
+        return cls(name, at, mean, low, high, style)
 
 
 def whisker_chart(

@@ -190,8 +190,10 @@ class SearchRun:
         choices, probabilities = self.draw(min(self.paths_per_epoch, bandit.room), trained=True)
         paths = len(choices)
         path = self.use_path(choices, self.team(paths))
-        rate = cosine(number, bandit.total_samples, config.learning_rate, config.learning_rate_min)
-        trained = self.trial.train(path, number, rate, bandit.samples)
+        learning_rate = cosine(
+            number, bandit.total_samples, config.learning_rate, config.learning_rate_min
+        )
+        trained = self.trial.train(path, number, learning_rate, bandit.samples)
         lines = list(trained.events)
         lines += [
             self.credit(*each, trained=True)
@@ -229,9 +231,9 @@ class SearchRun:
         config, bandit = self.config, self.bandit
         timer, number = EpochTimer(self.cost), bandit.trained + self.tuned
         path = self.use_path([bandit.final()], self.team(1))
-        rate = cosine(self.tuned, config.final.tune_epochs, config.learning_rate)
+        learning_rate = cosine(self.tuned, config.final.tune_epochs, config.learning_rate)
         # The bandit's log has ended; a stronger attack is in the metrics and in the summary.
-        trained = self.trial.tune(path, number, rate, bandit.samples)
+        trained = self.trial.tune(path, number, learning_rate, bandit.samples)
         self.tuned += 1
         return self._end_epoch(timer, trained, number, "tuning", bandit.arms_left)
 

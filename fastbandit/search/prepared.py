@@ -114,7 +114,7 @@ class Prepared(Adversarial):
         batches, epochs = len(self.setup.weights), config.supernet.epochs
         warm = config.supernet.warmup * epochs * batches
 
-        def rate(step: int) -> float:
+        def learning_rate(step: int) -> float:
             done = number * batches + step
             if done < warm:
                 return config.learning_rate * min((done + 1) / warm, 1.0)
@@ -132,7 +132,7 @@ class Prepared(Adversarial):
             seed=derive_seed(config.seed, "attack", "train"),
             cost=self.cost,
             grad_clip=config.grad_clip,
-            learning_rate=rate,
+            learning_rate=learning_rate,
             engine=self.engine,
         )
         events = self._guarded(number)

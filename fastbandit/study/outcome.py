@@ -16,19 +16,15 @@ from fastbandit.runs.session import Session
 __all__ = ["begin", "end", "stored"]
 
 
-def stored(session: Session, what: str, log: Callable[[str], None]) -> dict[str, Any] | None:
-    """The result of a study that is finished; None of one that is not.
-
-    Args:
-        what: it is, in words.
-    """
+def stored(session: Session, kind: str, log: Callable[[str], None]) -> dict[str, Any] | None:
+    """The result of a study or comparison (its ``kind``) that is finished; None of another."""
     if session.finished() is None:
         return None
     assert session.folder is not None
     result: dict[str, Any] = session.folder.read_json("study.json")
     result.pop("environment")
     log(
-        f"{session.path}: all is done: the {what} of this configuration is finished, and this is "
+        f"{session.path}: all is done: the {kind} of this configuration is finished, and this is "
         "its stored result; --force runs it again"
     )
     return result

@@ -29,9 +29,7 @@ __all__ = ["run_real", "train_from_scratch", "training_key", "training_settings"
 def training_settings(config: SearchConfig, epochs: int, seed: int) -> RetrainConfig:
     """How the networks of a study are trained: data, adversary, batches and width of the search.
 
-    Args:
-        epochs: passes over the images.
-        seed: decides everything random, the starts of the attack on the test images included.
+    ``seed`` decides everything random, the starts of the attack on the test images included.
     """
     final = dataclasses.replace(config.final, network_epochs=epochs)
     settings = retrain_config(dataclasses.replace(config, final=final), "study")

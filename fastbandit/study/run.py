@@ -52,7 +52,6 @@ def study(
     """Run a study to its end, or go on with one that was interrupted.
 
     Args:
-        config: the settings.
         out: run folder; None: an unfinished study of the same configuration below ``root``, else a
             new folder there.
         force: replace what a finished or a different study left in ``out``.

@@ -142,12 +142,12 @@ def train_epoch(
                 recorded = recorded_training(engine, work, tensors, optimizer, grad_clip, objective)
                 records = recorded is not None
             if recorded is not None:
-                rate = optimizer.param_groups[0]["lr"]
+                lr = optimizer.param_groups[0]["lr"]
                 if learning_rate is not None:
-                    rate = learning_rate(steps)
+                    lr = learning_rate(steps)
                     for group in optimizer.param_groups:
-                        group["lr"] = rate
-                recorded(tensors, rate=rate, offset=epoch)
+                        group["lr"] = lr
+                recorded(tensors, rate=lr, offset=epoch)
                 steps += 1
                 if after_step is not None:
                     after_step()

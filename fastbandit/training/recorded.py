@@ -74,8 +74,8 @@ class RecordedTraining:
                 group["lr"] = self._rate
             yield
         finally:
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate
+            for group, lr in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = lr
             for norm, count in zip(self._norms, seen, strict=True):
                 norm.moves, norm.batches = None, count
 

@@ -226,7 +226,6 @@ def tournament_job(
 
     Args:
         config: of the search; its seed decides draws, images and trainings.
-        candidates: how many.
         mixes: whether the networks have random mixes of the operations.
         folder: of the study.
     """
@@ -371,13 +370,7 @@ def attack_job(
     *,
     protocol: str | None,
 ) -> Job:
-    """The stored weights of a trained network, attacked on some test images.
-
-    Args:
-        network: its piece.
-        images: which test images.
-        folder: of the study.
-    """
+    """The stored weights of ``network``, the piece of a training, attacked on some test images."""
     model = network["model"]
     key = {
         "protocol": protocol,

@@ -20,13 +20,8 @@ _MOST = 5000
 def networks_normal(difference: float, sd: float, *, alpha: float, power: float) -> int:
     """Networks of each of two arms for a test of their means, by the normal approximation.
 
-    n = 2 sd^2 (z(1 - alpha/2) + z(power))^2 / difference^2, rounded up.
-
-    Args:
-        difference: of the means; the same unit as ``sd``.
-        sd: of the networks of one arm.
-        alpha: two-sided level of the test.
-        power: probability to find the difference.
+    n = 2 sd^2 (z(1 - alpha/2) + z(power))^2 / difference^2, rounded up: ``sd`` is of the networks
+    of one arm, ``alpha`` the two-sided level.
     """
     normal = NormalDist()
     z = normal.inv_cdf(1 - alpha / 2) + normal.inv_cdf(power)
@@ -46,18 +41,11 @@ def rank_power(
     """Power of the two-sided Mann-Whitney test, n normal values against n, by simulation.
 
     Args:
-        n: values of each group.
-        difference: of the means.
         sd, other_sd: of the first and the second group; None: the same.
-        alpha: level of the test.
         simulations: the standard error of the result is sqrt(p (1 - p) / simulations).
-        seed: of the simulation.
 
     Returns:
         The share of the simulations in which p < alpha.
-
-    Raises:
-        ValueError: SciPy is missing.
     """
     stats = scipy_stats()
     generator = np.random.default_rng((seed, n))
@@ -80,7 +68,6 @@ def networks_simulated(
     """Networks of each of two arms for the Mann-Whitney test, by simulation.
 
     The smallest n whose simulated power is at least ``power``, by bisection; None above 5,000.
-    See :func:`rank_power` for the arguments and the error.
     """
 
     def enough(n: int) -> bool:
