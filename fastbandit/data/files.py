@@ -8,7 +8,6 @@ import stat
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import IO
 
 import numpy as np
@@ -135,12 +134,7 @@ class Npz(Mapping[str, np.ndarray]):
     def __enter__(self) -> Npz:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._archive.close()
 
     def __iter__(self) -> Iterator[str]:
