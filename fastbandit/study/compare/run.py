@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,6 @@ from fastbandit._statistics import scipy_stats
 from fastbandit.config import to_plain
 from fastbandit.report.compare import make_page
 from fastbandit.runs.folder import RunFiles, RunFolder
-from fastbandit.runs.session import Session, torch_settings
 from fastbandit.runs.tensors import RunError
 from fastbandit.search.sizes import LATENCY, timed
 from fastbandit.study.compare.arms import Chance
@@ -39,7 +37,7 @@ from fastbandit.study.compare.stages import (
     run_arms,
     seal_networks,
 )
-from fastbandit.study.outcome import begin, end, stored
+from fastbandit.study.outcome import Page, in_folder
 
 if TYPE_CHECKING:
     from fastbandit.study.config import StudyConfig
@@ -93,8 +91,6 @@ def compare(
         config = dataclasses.replace(
             config, search=dataclasses.replace(config.search, timing=timing)
         )
-    session = Session(config)
-    search = config.search.resolve()
     if out is not None and force and plain_file(Path(out) / OPENED).is_file():
         raise RunError(
             f"{Path(out) / OPENED}: --force does not replace a comparison whose test images are "
@@ -102,23 +98,18 @@ def compare(
         )
     if out is not None and not force:
         _adopt(Path(out), config, files, log)
-    with (
-        torch_settings(1, False),
-        session.open(files, out, root=root, name=config.name, force=force, progress=None),
-    ):
-        folder, path = session.folder, session.path
-        assert folder is not None
-        if (finished := stored(session, "comparison", log)) is not None:
-            return path, finished
-        begin(folder, search.device, threads=1, jobs=processes)
-        started = time.perf_counter()
-        work = Work(path, processes, log)
-        result = _stages(config, folder, work, until)
-        if result["stage"] == "opened":
-            whole = {"simulated": None, "real": None, "compare": result}
-            end(session, whole, partial(make_page, config.name, result), started)
-            return path, whole
-    return path, {"compare": result}
+
+    def work(folder: RunFolder) -> tuple[dict[str, Any], Page | None]:
+        result = _stages(config, folder, Work(folder.path, processes, log), until)
+        if result["stage"] != "opened":
+            return {"compare": result}, None
+        whole = {"simulated": None, "real": None, "compare": result}
+        return whole, partial(make_page, config.name, result)
+
+    return in_folder(
+        config, files, work, out,
+        kind="comparison", threads=1, root=root, force=force, log=log, jobs=processes,
+    )  # fmt: skip
 
 
 def _stages(config: StudyConfig, folder: RunFolder, work: Work, until: Stage) -> dict[str, Any]:

@@ -201,17 +201,15 @@ def _rows(
         )
         number = max(1, round(total / config.short_cost))
         others = best_among(number)
-        gains = mean_interval([value - random for value in values])
-        less = mean_interval([a - b for a, b in zip(values, others, strict=True)])
+        less = [a - b for a, b in zip(values, others, strict=True)]
         return {
             "cells": count, "budget": budget, "kind": setting.kind, "entry": setting.entry,
             "rho": setting.rho, "n": len(values), "mean": mean,
             "standard_error": standard_error(values), "low": low, "high": high,
             "parameters": result["parameters"], **cost, "cost": total, "random": random,
-            "gain": gains[0], "gain_low": gains[1], "gain_high": gains[2],
+            **_with_limits("gain", [value - random for value in values]),
             "best_of": number, "best_of_mean": sum(others) / len(others),
-            "against_best_of": less[0], "against_best_of_low": less[1],
-            "against_best_of_high": less[2], "cpu_seconds": result["cpu_seconds"],
+            **_with_limits("against_best_of", less), "cpu_seconds": result["cpu_seconds"],
         }  # fmt: skip
 
     rows = []
@@ -239,6 +237,11 @@ def _rows(
         "one_operation": _one_operation(table, within, count, parameters),
         "rows": rows,
     }
+
+
+def _with_limits(name: str, values: Sequence[float]) -> dict[str, float]:
+    """The mean of differences and its interval, as a row has them."""
+    return dict(zip((name, f"{name}_low", f"{name}_high"), mean_interval(values), strict=True))
 
 
 def _space(table: Table, within: Candidates, parameters: Tensor) -> dict[str, Any]:
