@@ -363,6 +363,9 @@ def arm_lanes(
     return chart.svg()
 
 
+Rows = Sequence[Mapping[str, Any]]
+
+
 @dataclass(frozen=True)
 class Points:
     """One group of a :func:`whisker_chart`: a value and its interval at some of the places.
@@ -379,14 +382,7 @@ class Points:
     style: str
 
     @classmethod
-    def of(
-        cls,
-        name: str,
-        at: Sequence[int],
-        rows: Sequence[Mapping[str, Any]],
-        style: str,
-        factor: float = 1,
-    ) -> Points:
+    def of(cls, name: str, at: Sequence[int], rows: Rows, style: str, factor: float = 1) -> Points:
         """The mean, low and high of rows, each times ``factor``; None is not drawn."""
         mean, low, high = (
             [math.nan if row[key] is None else factor * row[key] for row in rows]
