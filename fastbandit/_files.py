@@ -9,13 +9,15 @@ is refused before it is opened.
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import json
 import os
 import re
 import secrets
 import stat
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ __all__ = [
     "canonical_json",
     "check_seal",
     "checksum",
+    "csv_text",
+    "json_value",
     "naming",
     "parse_json",
     "plain_file",
@@ -34,6 +38,7 @@ __all__ = [
     "read_text",
     "seal",
     "write_atomic",
+    "write_sealed",
 ]
 
 MEGABYTE = 2**20
@@ -112,6 +117,15 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """Rows as CSV with a header; a column that a row lacks is empty, other entries are left out."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, "", "ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 # --- reading --------------------------------------------------------------------------------
@@ -193,12 +207,12 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
         raise ValueError(f"the key {twice!r:.80} is given twice")
-    return found
+    return mapping
 
 
 def _check_values(value: Any) -> None:
@@ -247,6 +261,11 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
+def json_value(value: Any) -> Any:
+    """``value`` as a file will give it back: lists where there are tuples, keys that are text."""
+    return json.loads(json.dumps(value))
+
+
 def checksum(value: Any) -> str:
     """CRC-32 of the canonical JSON of a value that JSON gave, 8 hexadecimal digits.
 
@@ -280,6 +299,13 @@ def check_seal(value: Any, where: str | os.PathLike[str]) -> Any:
     if not matches:
         raise FileError(f"{where}: damaged or edited: its checksum does not match what it says")
     return rest
+
+
+def write_sealed(
+    path: str | os.PathLike[str], value: Mapping[str, Any], *, indent: int = 1
+) -> None:
+    """Write ``value`` with its :func:`seal`, as :func:`read_sealed` wants it."""
+    write_atomic(path, json.dumps(seal(value), indent=indent, allow_nan=False) + "\n")
 
 
 def read_sealed(path: str | os.PathLike[str], limit: int = _LARGEST_JSON) -> Any:

@@ -32,10 +32,10 @@ def newest(
     path = Path(path)
     if path.name != _LATEST or os.path.lexists(path):
         return None
-    found = [(file, folder) for folder in path.parent.glob("*/") if (file := dated(folder))]
-    if not found:
+    candidates = [(file, folder) for folder in path.parent.glob("*/") if (file := dated(folder))]
+    if not candidates:
         raise error(f"{path}: expected {what} in {path.parent}, got none")
-    return max(found, key=lambda pair: pair[0].stat().st_mtime_ns)[1]
+    return max(candidates, key=lambda pair: pair[0].stat().st_mtime_ns)[1]
 
 
 def last_written(folder: Path) -> Path | None:

@@ -72,10 +72,10 @@ def _load_library(device: str, backend: str, directory: Path) -> dict[str, Any]:
 
     # The suffix varies with the build tool (.so, .abi3.so). After an upgrade of one of them an
     # old file may lie beside the new one, and two libraries cannot register the same kernel.
-    found = sorted(
+    libraries = sorted(
         directory.glob(f"_kernels_{device}*.so"), key=lambda path: path.stat().st_mtime_ns
     )
-    path = found[-1] if found else None
+    path = libraries[-1] if libraries else None
     if backend == "reference":
         return result(path, "FASTBANDIT_BACKEND=reference")
     if path is None:

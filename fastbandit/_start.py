@@ -104,8 +104,8 @@ def _open_descriptors() -> None:
 
 
 def _as_set() -> Waiting | None:
-    found = [f"{name}={os.environ[name]}" for name in _VARIABLES if name in os.environ]
-    return Waiting("as set", f"{', '.join(found)} in the environment") if found else None
+    variables = [f"{name}={os.environ[name]}" for name in _VARIABLES if name in os.environ]
+    return Waiting("as set", f"{', '.join(variables)} in the environment") if variables else None
 
 
 def _crowded() -> str:

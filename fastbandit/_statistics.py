@@ -23,6 +23,7 @@ __all__ = [
     "holm",
     "mann_whitney",
     "mean_interval",
+    "mean_limits",
     "r_squared",
     "rank_correlation",
     "scipy_stats",
@@ -105,6 +106,13 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
         return mean, math.nan, math.nan
     half = student_t(0.5 + level / 2, len(values) - 1) * standard_error(values)
     return mean, mean - half, mean + half
+
+
+def mean_limits(values: Sequence[float]) -> dict[str, float | None]:
+    """:func:`mean_interval` for a file: without ends, None, for one value."""
+    mean, low, high = mean_interval(values)
+    one = len(values) < 2
+    return {"mean": mean, "low": None if one else low, "high": None if one else high}
 
 
 # --- two groups -----------------------------------------------------------------------------
@@ -307,8 +315,8 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> tuple[float | N
         )
     if len(first) < 3 or len(set(first)) < 2 or len(set(second)) < 2:
         return None, None
-    found = scipy_stats().spearmanr(first, second)
-    return float(found.statistic), float(found.pvalue)
+    result = scipy_stats().spearmanr(first, second)
+    return float(result.statistic), float(result.pvalue)
 
 
 def rank_correlation(

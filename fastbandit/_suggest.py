@@ -11,9 +11,9 @@ __all__ = ["did_you_mean", "with_hint"]
 _NAMES = re.compile(r"expected (?:one|names) of (?P<known>[^:;]+), got '(?P<given>[^']+)'$")
 
 
-def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """``; did you mean NAME?`` with the nearest of ``known``, or nothing where none is near."""
-    names = list(known)
+def did_you_mean(given: str, candidates: Iterable[str]) -> str:
+    """``; did you mean NAME?`` with the nearest candidate, or nothing where none is near."""
+    names = list(candidates)
     if given in names:
         return ""
     lower = {name.lower(): name for name in reversed(names)}
@@ -23,8 +23,8 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
 
 def with_hint(message: str) -> str:
     """A message that ends with "expected one of A, B, got 'C'", and the nearest of the names."""
-    found = _NAMES.search(message)
-    if found is None:
+    match = _NAMES.search(message)
+    if match is None:
         return message
-    known = [name.strip() for name in found["known"].split(",")]
-    return message + did_you_mean(found["given"], known)
+    candidates = [name.strip() for name in match["known"].split(",")]
+    return message + did_you_mean(match["given"], candidates)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Ty
 
 import tyro
 
+from fastbandit._files import json_value
 from fastbandit._latest import command_of, last_written, newest
 from fastbandit._output import flushed, lasting_streams
 from fastbandit._program import examples, program
@@ -189,14 +190,14 @@ class Command(ABC, Generic[C]):
             frozen=True,
         )
         check_choices(program(self.name), (self.options, self.config), arguments)
-        found: Any = tyro.cli(
+        parsed: Any = tyro.cli(
             kind,
             default=kind(self.options(), base),
             args=list(arguments),
             prog=program(self.name),
             description=self.description + examples(self.name),
         )
-        return Request(found.options, found.config, getattr(found.options, "out", None))
+        return Request(parsed.options, parsed.config, getattr(parsed.options, "out", None))
 
     def main(self, arguments: Sequence[str] | None = None) -> int:
         """Run the command; returns its exit status."""
@@ -222,7 +223,7 @@ class Command(ABC, Generic[C]):
             import yaml
 
             # Through JSON: lists where the configuration has tuples.
-            plain = json.loads(json.dumps(to_plain(self.resolved(request))))
+            plain = json_value(to_plain(self.resolved(request)))
             print(yaml.safe_dump(plain, sort_keys=False), end="")
             return 0
         if getattr(options, "download", False):
@@ -290,16 +291,16 @@ def check_choices(name: str, kinds: Sequence[type[Any]], arguments: Sequence[str
 
 def _choices_of(kind: type[Any], prefix: str = "") -> dict[str, tuple[str, ...]]:
     """The settings below a dataclass that are one of some words, by flag."""
-    found: dict[str, tuple[str, ...]] = {}
+    choices: dict[str, tuple[str, ...]] = {}
     for name, hint in typing.get_type_hints(kind).items():
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-            found |= _choices_of(hint, f"{prefix}{name}.")
+            choices |= _choices_of(hint, f"{prefix}{name}.")
             continue
         members = typing.get_args(hint) if typing.get_origin(hint) is not Literal else (hint,)
         for member in members:
             if typing.get_origin(member) is Literal:
-                found[prefix + name] = tuple(map(str, typing.get_args(member)))
-    return found
+                choices[prefix + name] = tuple(map(str, typing.get_args(member)))
+    return choices
 
 
 def take_option(arguments: Sequence[str], name: str) -> str | None:

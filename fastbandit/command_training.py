@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 import torch
 import tyro
 
+from fastbandit._files import json_value
 from fastbandit._latest import newest
 from fastbandit._program import program
 from fastbandit.callbacks.named import make
@@ -57,18 +58,18 @@ class TrainingOptions(RunOptions):
         Raises:
             ConfigError: they are none, or one comes twice.
         """
-        found: list[int] = []
+        seeds: list[int] = []
         for part in (self.seeds or "").split(","):
             first, dash, last = (word.strip() for word in part.partition("-"))
             if not first.isdecimal() or (dash and not last.isdecimal()):
                 break
             low, high = int(first), int(last or first)
-            if not 0 <= high - low < MOST_SEEDS - len(found):
+            if not 0 <= high - low < MOST_SEEDS - len(seeds):
                 break
-            found += range(low, high + 1)
+            seeds += range(low, high + 1)
         else:
-            if len(set(found)) == len(found):
-                return found
+            if len(set(seeds)) == len(seeds):
+                return seeds
         raise ConfigError(
             f"--seeds: expected at most {MOST_SEEDS} different seeds such as 0-4 or 0,2,5-7, got "
             f"{self.seeds!r}"
@@ -127,14 +128,16 @@ class TrainingCommand(Command[T]):
     def _fork(self, request: Request[T]) -> Request[T]:
         """Make the folder that ``--fork`` asks for, unless it is there and goes on; names it."""
         source = Path(request.options.fork)
-        plain = json.loads(json.dumps(to_plain(self.resolved(request))))
+        plain = json_value(to_plain(self.resolved(request)))
         if request.out is not None:
             path = Path(request.out)
             begun = (path / "config.yaml").is_file() and RunFolder.read_config(path) == plain
         else:
-            found = RunFolder.find_unfinished(Path("runs"), plain, self.files.result)
-            begun = found is not None and not found.samefile(source)
-            path = found if found and begun else RunFolder.fresh_path(Path("runs"), "fork")
+            unfinished = RunFolder.find_unfinished(Path("runs"), plain, self.files.result)
+            begun = unfinished is not None and not unfinished.samefile(source)
+            path = (
+                unfinished if unfinished and begun else RunFolder.fresh_path(Path("runs"), "fork")
+            )
         if not begun:
             fork(source, path, plain, self.files, self.free)
         return dataclasses.replace(request, out=str(path))
@@ -172,23 +175,23 @@ class TrainingCommand(Command[T]):
                 f"--callbacks: expected none with --seeds on {gpus} GPUs, whose runs are in "
                 "processes of their own; --device cuda:0 runs them here"
             )
-        found: dict[int, tuple[Path, dict[str, Any]]] = {}
+        results: dict[int, tuple[Path, dict[str, Any]]] = {}
         progress = Progress()
         if gpus == 1:
             for position, one in enumerate(requests):
                 progress.line(f"seed {seeds[position]} ({position + 1} of {len(seeds)})")
-                found[position] = self.run(one, progress, None)
+                results[position] = self.run(one, progress, None)
         else:
 
             def done(position: int, made: dict[str, Any]) -> None:
-                found[position] = (Path(made["run"]), made["result"])
-                progress.line(f"seed {seeds[position]} ({len(found)} of {len(seeds)} are done)")
+                results[position] = (Path(made["run"]), made["result"])
+                progress.line(f"seed {seeds[position]} ({len(results)} of {len(seeds)} are done)")
 
             calls = [
                 self.job(one, f"seed {seed}") for one, seed in zip(requests, seeds, strict=True)
             ]
             run_calls(calls, gpus, done)
-        self._show_seeds(seeds, [found[position] for position in range(len(seeds))], options.json)
+        self._show_seeds(seeds, [results[position] for position in range(len(seeds))], options.json)
 
     def _show_seeds(
         self, seeds: Sequence[int], runs: Sequence[tuple[Path, dict[str, Any]]], as_json: bool

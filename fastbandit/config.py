@@ -151,7 +151,7 @@ class _Field:
 @cache
 def _fields(kind: Any) -> tuple[_Field, ...]:
     plain, full = typing.get_type_hints(kind), typing.get_type_hints(kind, include_extras=True)
-    found = []
+    fields = []
     for setting in dataclasses.fields(kind):
         hint = plain[setting.name]
         if dataclasses.is_dataclass(hint):
@@ -159,7 +159,7 @@ def _fields(kind: Any) -> tuple[_Field, ...]:
         # A tuple may be given as a list; a number that is no part of one never as text.
         strict = ConfigDict(strict=typing.get_origin(hint) is not tuple)
         marks = list(_metadata(full[setting.name]))
-        found.append(
+        fields.append(
             _Field(
                 setting.name,
                 TypeAdapter(hint, config=strict),
@@ -168,7 +168,7 @@ def _fields(kind: Any) -> tuple[_Field, ...]:
                 any(mark in Radius.__metadata__ for mark in marks),  # type: ignore[attr-defined]
             )
         )
-    return tuple(found)
+    return tuple(fields)
 
 
 @cache
@@ -291,13 +291,13 @@ def merge(config: T, changes: Mapping[str, Any], where: str, prefix: str = "") -
     """
     assert dataclasses.is_dataclass(config)
     hints = typing.get_type_hints(type(config))
-    known = [field.name for field in dataclasses.fields(config)]
+    names = [field.name for field in dataclasses.fields(config)]
     updates: dict[str, Any] = {}
     for raw, value in changes.items():
         name = str(raw).replace("-", "_")
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {prefix}{near[0]}?" if near else f"; known: {', '.join(known)}"
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"; did you mean {prefix}{near[0]}?" if near else f"; known: {', '.join(names)}"
             raise ConfigError(f"{where}: unknown setting {prefix}{raw}{hint}")
         if name in updates:
             raise ConfigError(

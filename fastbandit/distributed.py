@@ -191,10 +191,10 @@ class Group:
         Raises:
             PeerError: they do not; the run must not go on.
         """
-        mine = value.to(self.device)
-        first = mine.clone()
+        tensor = value.to(self.device)
+        first = tensor.clone()
         self._guarded(lambda: dist.broadcast(first, 0))
-        different = torch.tensor(int(not torch.equal(first, mine)), device=self.device)
+        different = torch.tensor(int(not torch.equal(first, tensor)), device=self.device)
         if int(self.sum_(different)):
             raise PeerError(f"rank {self.rank} of {self.size}: {what} differs between processes")
 

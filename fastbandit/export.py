@@ -206,7 +206,7 @@ def _onnx_bytes(program: torch.export.ExportedProgram, kind: str) -> bytes:
     with warnings.catch_warnings(), _without_log():
         # The exporter warns about its own internals, and about packages that are not needed here.
         warnings.simplefilter("ignore")
-        found = torch.onnx.export(
+        exported = torch.onnx.export(
             program,
             (),
             input_names=[_INPUT],
@@ -217,8 +217,8 @@ def _onnx_bytes(program: torch.export.ExportedProgram, kind: str) -> bytes:
             optimize=True,
             verbose=False,
         )
-    assert found is not None
-    model = found.model_proto
+    assert exported is not None
+    model = exported.model_proto
     for node in model.graph.node:
         # Where in the source each node comes from, with the paths of this machine.
         del node.metadata_props[:]
@@ -266,14 +266,14 @@ def _difference(network: nn.Module, run: Any, shape: Sequence[int]) -> float:
     worst = 0.0
     for n in _BATCHES:
         images = _images(n, shape)
-        expected, found = network(images), run(images)
-        if found.shape != expected.shape:
+        expected, actual = network(images), run(images)
+        if actual.shape != expected.shape:
             raise ExportError(
-                f"the exported network gives logits of shape {list(found.shape)}, expected "
+                f"the exported network gives logits of shape {list(actual.shape)}, expected "
                 f"{list(expected.shape)}; nothing was written"
             )
         scale = max(float(expected.abs().max()), 1e-6)
-        worst = max(worst, float((found - expected).abs().max()) / scale)
+        worst = max(worst, float((actual - expected).abs().max()) / scale)
         # Written this way it also catches NaN.
         if not worst <= _TOLERANCE:
             raise ExportError(

@@ -250,8 +250,8 @@ class Genotype(_Model):
         """Without a list of operations: those of the space, or of all spaces."""
         if isinstance(data, dict) and not data.get("operations"):
             space = data.get("space")
-            known = SPACES.get(space, OPERATION_NAMES) if isinstance(space, str) else None
-            return data | {"operations": known or OPERATION_NAMES}
+            operations = SPACES.get(space, OPERATION_NAMES) if isinstance(space, str) else None
+            return data | {"operations": operations or OPERATION_NAMES}
         return data
 
     @model_validator(mode="after")

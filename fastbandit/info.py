@@ -98,8 +98,8 @@ def processor() -> str:
 
 
 def _waiting() -> dict[str, Any]:
-    found = _start.waiting()
-    return {"policy": found.policy, "reason": found.reason, "variables": found.variables}
+    waiting = _start.waiting()
+    return {"policy": waiting.policy, "reason": waiting.reason, "variables": waiting.variables}
 
 
 def _devices() -> list[str]:

@@ -49,8 +49,7 @@ from fastbandit._files import (
     canonical_json,
     plain_file,
     read_sealed,
-    seal,
-    write_atomic,
+    write_sealed,
 )
 from fastbandit._statistics import rank_correlation
 from fastbandit.bandit import random_mix
@@ -178,15 +177,15 @@ class LatencyTable:
         Raises:
             ValueError: the table lacks an operation at a place.
         """
-        known = dict(self.times)
-        found = torch.zeros(space.rows, space.arms, dtype=torch.int64)
+        times = dict(self.times)
+        table = torch.zeros(space.rows, space.arms, dtype=torch.int64)
         for row, arm, place in placements(space, channels, size):
-            if place not in known:
+            if place not in times:
                 raise ValueError(
                     f"latency table: expected a time of {_words(place)}, which it does not have"
                 )
-            found[row, arm] += known[place]
-        return found
+            table[row, arm] += times[place]
+        return table
 
     def check_subject(self, subject: Subject, conditions: Conditions) -> None:
         """See that the table is about these networks under these conditions.
@@ -333,9 +332,9 @@ def _median_times(calls: Sequence[Callable[[], object]], conditions: Conditions)
         repeats.append(max(1, math.ceil(_SAMPLE / max(once, 1))))
     samples: list[list[float]] = [[] for _ in calls]
     for _ in range(conditions.rounds):
-        for call, count, found in zip(calls, repeats, samples, strict=True):
-            found.append(sample(call, count) / count)
-    return [round(statistics.median(found)) for found in samples]
+        for call, count, times in zip(calls, repeats, samples, strict=True):
+            times.append(sample(call, count) / count)
+    return [round(statistics.median(times)) for times in samples]
 
 
 def _wait(device: torch.device) -> None:
@@ -484,6 +483,6 @@ def table_of(subject: Subject, conditions: Conditions | None = None) -> LatencyT
         # A cache that cannot be written is none; who uses the table keeps a copy.
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, json.dumps(seal({"lines": list(table.lines())}), indent=1) + "\n")
+            write_sealed(path, {"lines": list(table.lines())})
     _known[digest] = table
     return table

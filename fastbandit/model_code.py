@@ -63,11 +63,11 @@ class ModelCode:
             ConfigError: no such code, or it makes no model.
             ValueError: the weights cannot be read or do not fit.
         """
-        found = _named(self.code)
-        if isinstance(found, nn.Module):
+        target = _named(self.code)
+        if isinstance(target, nn.Module):
             # Of the module that defines it, which keeps its own weights.
-            return found if self.weights is None else with_weights(found, self.weights)
-        model = _made(found, self.code)
+            return target if self.weights is None else with_weights(target, self.weights)
+        model = _made(target, self.code)
         if self.weights is not None:
             load_weights(model, self.weights)
         return model
@@ -85,7 +85,7 @@ def _named(code: str) -> Any:
         # The console command has its own folder there, not the one it is called in.
         sys.path.insert(0, folder)
     try:
-        found: Any = importlib.import_module(module_name)
+        target: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise ConfigError(f"model: {module_name}: its import fails: {error}") from error
@@ -98,24 +98,24 @@ def _named(code: str) -> Any:
             f"model: {module_name}: its import fails: {type(error).__name__}: {error}"
         ) from error
     for name in path.split("."):
-        if not hasattr(found, name):
-            known = [known for known in dir(found) if not known.startswith("_")]
+        if not hasattr(target, name):
+            names = [one for one in dir(target) if not one.startswith("_")]
             raise ConfigError(
-                f"model: {code}: {module_name} has no {name!r}{did_you_mean(name, known)}"
+                f"model: {code}: {module_name} has no {name!r}{did_you_mean(name, names)}"
             )
-        found = getattr(found, name)
-    return found
+        target = getattr(target, name)
+    return target
 
 
-def _made(found: Any, code: str) -> nn.Module:
-    """What ``found`` returns when it is called."""
-    if not callable(found):
+def _made(target: Any, code: str) -> nn.Module:
+    """What ``target`` returns when it is called."""
+    if not callable(target):
         raise ConfigError(
             f"model: {code}: expected a torch.nn.Module or a function that returns one, got a "
-            f"{type(found).__name__}"
+            f"{type(target).__name__}"
         )
     try:
-        inspect.signature(found).bind()
+        inspect.signature(target).bind()
     except TypeError as error:
         raise ConfigError(
             f"model: {code}: expected to be called without arguments ({error}); write a function "
@@ -123,7 +123,7 @@ def _made(found: Any, code: str) -> nn.Module:
         ) from None
     except ValueError:
         pass  # a builtin that does not say what it takes
-    made = found()
+    made = target()
     if not isinstance(made, nn.Module):
         raise ConfigError(
             f"model: {code}: expected it to return a torch.nn.Module, got a {type(made).__name__}"
@@ -177,7 +177,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             "torch.jit.load(FILE).state_dict() with torch.save"
         )
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         culprit = re.search(r"GLOBAL (\S+)", str(error))
         what = f" ({culprit[1]})" if culprit else ""
@@ -193,10 +193,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "damaged"
         raise ConfigError(f"weights: {path}: cannot be read by torch: {reason}") from None
-    return _state_dict(found, path)
+    return _state_dict(content, path)
 
 
-def _state_dict(found: Any, path: Path) -> dict[str, Tensor]:
+def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
     def tensors(value: Any) -> bool:
         return (
             isinstance(value, Mapping)
@@ -204,26 +204,26 @@ def _state_dict(found: Any, path: Path) -> dict[str, Tensor]:
             and all(isinstance(key, str) and isinstance(v, Tensor) for key, v in value.items())
         )
 
-    if tensors(found):
-        return dict(found)
-    if isinstance(found, Mapping):
-        inner = [name for name in _INNER if tensors(found.get(name))]
+    if tensors(content):
+        return dict(content)
+    if isinstance(content, Mapping):
+        inner = [name for name in _INNER if tensors(content.get(name))]
         if len(inner) == 1:
-            return dict(found[inner[0]])
-        several = inner or [name for name, value in found.items() if tensors(value)]
+            return dict(content[inner[0]])
+        several = inner or [name for name, value in content.items() if tensors(value)]
         if several:
             raise ConfigError(
                 f"weights: {path}: expected one state dict, got "
                 f"{', '.join(map(repr, several[:8]))} in a mapping; save the one that is wanted "
                 f"alone: torch.save(torch.load(FILE)[{several[0]!r}], NEW)"
             )
-        held = ", ".join(map(str, list(found)[:8])) or "nothing"
+        held = ", ".join(map(str, list(content)[:8])) or "nothing"
         raise ConfigError(
             f"weights: {path}: expected a state dict, tensors by name, or one below one of "
             f"{', '.join(_INNER)}; got a mapping of {held}"
         )
     raise ConfigError(
-        f"weights: {path}: expected a state dict, tensors by name, got a {type(found).__name__}"
+        f"weights: {path}: expected a state dict, tensors by name, got a {type(content).__name__}"
     )
 
 

@@ -250,11 +250,11 @@ def _write_card(file: Path, text: str) -> None:
     """Write the page about a model, in place of one that was written here and of no other file."""
     if os.path.lexists(file):
         try:
-            found = read_text(plain_file(file), MEGABYTE)
+            card = read_text(plain_file(file), MEGABYTE)
         except FileError:
-            found = ""
-        seal = _SEAL.search(found)
-        if seal is None or seal[1] != _checksum(found[: seal.start()]):
+            card = ""
+        seal = _SEAL.search(card)
+        if seal is None or seal[1] != _checksum(card[: seal.start()]):
             warnings.warn(
                 f"{file}: kept: it is not, or not as, save wrote it; the page about the model is "
                 "not written",
@@ -274,14 +274,14 @@ def _how_to_evaluate(name: str, data: dict[str, Any], training: dict[str, Any]) 
     from fastbandit.data.readers import EMBEDDED
 
     images, threat = data.get("name"), training.get("threat")
-    known = images in (EMBEDDED, *PUBLISHED)
+    published = images in (EMBEDDED, *PUBLISHED)
     radius = threat.get("epsilon") if isinstance(threat, dict) else None
     parts = ["fastbandit evaluate", shlex.quote(name), "--preset standard"]
-    parts.append(f"--data {images if known else 'DATA'}")
+    parts.append(f"--data {images if published else 'DATA'}")
     parts.append(f"--epsilon {radius or 'EPSILON'}")
     if isinstance(threat, dict) and threat.get("norm") == "l2":
         parts.append("--norm l2")
-    words = [] if known else ["DATA for its images, a folder or file"]
+    words = [] if published else ["DATA for its images, a folder or file"]
     words += [] if radius else ["EPSILON for a radius such as 8/255"]
     return f"`{' '.join(parts)}`" + (f", with {' and '.join(words)}" if words else "") + "."
 

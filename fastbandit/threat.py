@@ -87,9 +87,9 @@ def parse_fraction(value: object, name: str) -> Fraction:
                 f"got {value if len(value) <= 40 else value[:40] + '...'!r}"
             )
         try:
-            found = Fraction(text)
-            float(found)
-            return found
+            fraction = Fraction(text)
+            float(fraction)
+            return fraction
         except (ValueError, ZeroDivisionError, OverflowError):
             raise ValueError(
                 f"{name}: expected a number such as 8/255 or 0.3, got {value!r}"
@@ -117,12 +117,12 @@ def parse_number(value: object, name: str) -> float:
     if number is None:
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     try:
-        found = float(number)
+        converted = float(number)
     except OverflowError:
-        found = math.inf
-    if not math.isfinite(found):
-        raise ValueError(f"{name}: expected a finite number, got {found}")
-    return found
+        converted = math.inf
+    if not math.isfinite(converted):
+        raise ValueError(f"{name}: expected a finite number, got {converted}")
+    return converted
 
 
 def parse_whole(value: object, name: str, least: int = 0, most: int | None = None) -> int:

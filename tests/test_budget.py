@@ -10,7 +10,7 @@ import torch
 
 from fastbandit.bandit import SizeBudget, random_mix
 from fastbandit.bandit.budget import ATTEMPTS
-from fastbandit.bandit.mixes import GAMMA_UNIFORMS, mix_law
+from fastbandit.bandit.mixes import GAMMA_UNIFORMS, mix_shares
 
 FLOAT = torch.float64
 
@@ -229,7 +229,7 @@ def test_mixes_have_the_moments_of_a_dirichlet_law(concentration):
     generator = torch.Generator().manual_seed(1)
     numbers = torch.rand(n, arms, GAMMA_UNIFORMS, generator=generator, dtype=FLOAT)
     every = torch.ones(n, 1, arms, dtype=torch.bool)
-    shares = mix_law(concentration, numbers, every).squeeze(1)
+    shares = mix_shares(concentration, numbers, every).squeeze(1)
     assert shares.sum(1).tolist() == pytest.approx([1.0] * n)
     # Mean 1 / K, variance (1 / K) (1 - 1 / K) / (K c + 1).
     variance = (1 / arms) * (1 - 1 / arms) / (arms * concentration + 1)
@@ -241,7 +241,7 @@ def test_mixes_have_the_moments_of_a_dirichlet_law(concentration):
     assert shares.pow(3).mean().item() == pytest.approx(third, rel=0.05)
     # Rows share a mix; what is not alive in a row leaves the proportions of the rest.
     alive = torch.tensor([[True, False, True, True], [True, True, True, True]])
-    law = mix_law(concentration, numbers, alive)
+    law = mix_shares(concentration, numbers, alive)
     assert bool((law[:, 0, 1] == 0).all())
     left = shares / (1 - shares[:, 1:2])
     kept = shares[:, 1] < 0.9

@@ -589,11 +589,11 @@ def test_networks_of_one_size_are_equally_likely():
     slopes = []
     for share in (0.2, 0.5, 0.9):
         wanted = round(least + share * (most - least))
-        law = drawn._law(wanted)
-        mean = (law * sizes).sum().item() + drawn.sizes.base_parameters
+        probabilities = drawn._probabilities(wanted)
+        mean = (probabilities * sizes).sum().item() + drawn.sizes.base_parameters
         assert mean == pytest.approx(wanted, abs=1)
         # log p is a straight line over size, the same for every row.
-        logs = law.log()
+        logs = probabilities.log()
         rise = (logs - logs[:, :1]) / (sizes - sizes[:, :1]).double()
         rise = rise[:, 1:]
         assert torch.allclose(rise, rise[0, 0].expand_as(rise), rtol=1e-6)

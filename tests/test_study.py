@@ -606,11 +606,11 @@ def test_figures_of_groups(monkeypatch, tmp_path):
             "seconds": 1.0,
         }
 
-    def found(path, config, source):
+    def searched(config, path, source):
         return random_genotype(config, "random network", 100 + config.seed), {"seconds": 60.0}
 
     monkeypatch.setattr(module, "train_from_scratch", made_up)
-    monkeypatch.setattr(module, "_found", found)
+    monkeypatch.setattr(module, "_search", searched)
     # Both entries find the same networks; each has its own training all the same.
     config = merge(StudyConfig(), REAL, "test")
     config = merge(config, {"real": {"policies": ["printed", "ridge,space=robust8-light"]}}, "test")
@@ -652,7 +652,7 @@ def test_every_repeat_trains_from_a_seed_of_its_own(monkeypatch, tmp_path):
     base = merge(StudyConfig(), REAL, "test").search
     always = random_genotype(base, "random network", 0)
     monkeypatch.setattr(module, "train_from_scratch", made_up)
-    monkeypatch.setattr(module, "_found", lambda path, config, source: (always, {"seconds": 1.0}))
+    monkeypatch.setattr(module, "_search", lambda config, path, source: (always, {"seconds": 1.0}))
     changes = {"real": {"policies": ["printed"], "random": 0, "repeats": 2}}
     config = merge(merge(StudyConfig(), REAL, "test"), changes, "test")
     _, result = study(config, tmp_path / "run")

@@ -55,10 +55,10 @@ def ascend(
         loss: maximised, of (logits, *columns); ``columns``: [N] each. Where it is not finite the
             iterate counts as worse than any other.
     """
-    found = AttackResult.none(images)
+    result = AttackResult.none(images)
     dtype, images = images.dtype, wide(images)
     if not len(images):
-        return found
+        return result
     if ball.norm == "linf":
         delta = ball.start(images, seed=seed, index=index, offset=offset)
     else:
@@ -89,15 +89,15 @@ def ascend(
         fooled = oracle.fooled(point, logits, s["y"], s["id"])
         if bool(fooled.any()):
             rows = s["row"][fooled]
-            found.adversarial[rows] = point[fooled]
-            found.success[rows] = True
+            result.adversarial[rows] = point[fooled]
+            result.success[rows] = True
             kept = (~fooled).nonzero()[:, 0]
             for name in s:
                 s[name] = s[name][kept]
         return len(s["row"]) > 0
 
     if not query(gradient=True):
-        return found
+        return result
     s["best"], s["best_loss"], s["best_gradient"] = s["delta"], s["loss"], s["gradient"]
     s["last_loss"] = s["checked_loss"] = s["loss"]
     s["step"] = torch.full_like(s["loss"], 2 * ball.epsilon)
@@ -114,7 +114,7 @@ def ascend(
         following = delta + weight * (target - delta) + (1 - weight) * (delta - s["previous"])
         s["previous"], s["delta"] = delta, ball.project(following, x)
         if not query(gradient=number + 1 < steps):
-            return found
+            return result
         s["increases"] = s["increases"] + (s["loss"] > s["last_loss"])
         s["last_loss"] = s["loss"]
         better = s["loss"] > s["best_loss"]
@@ -136,8 +136,8 @@ def ascend(
         s["halved"], s["checked_loss"] = halve, s["best_loss"]
         s["increases"] = torch.zeros_like(s["row"])
         period, since = max(period - shrink, least), 0
-    found.adversarial[s["row"]] = point_of(s["x"], s["best"], dtype)
-    return found
+    result.adversarial[s["row"]] = point_of(s["x"], s["best"], dtype)
+    return result
 
 
 @dataclass(frozen=True)

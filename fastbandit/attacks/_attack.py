@@ -133,15 +133,15 @@ def from_starts(
         attempts: each is given the positions of these images, int64 [n], and attacks them. An image
             keeps what the first success ended with; one that stands, what the last attempt did.
     """
-    found = AttackResult.none(images)
+    result = AttackResult.none(images)
     for attempt in attempts:
-        rows = (~found.success).nonzero()[:, 0]
+        rows = (~result.success).nonzero()[:, 0]
         if not len(rows):
             break
         again = attempt(rows)
-        found.adversarial[rows] = again.adversarial
-        found.success[rows] = again.success
-    return found
+        result.adversarial[rows] = again.adversarial
+        result.success[rows] = again.success
+    return result
 
 
 def check_radius(norm: str, epsilon: Fraction | str | float) -> Ball:

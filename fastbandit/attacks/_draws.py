@@ -24,8 +24,8 @@ def words(seed: int, index: Tensor, count: int, offset: int | Tensor) -> Tensor:
         offset: number of the draw, in [0, 2^32).
     """
     quarter = torch.arange((count + 3) // 4, device=index.device)
-    found = philox4x32((quarter, offset, *split64(index[:, None])), split64(seed))
-    return torch.stack(found, dim=-1).flatten(1)[:, :count]
+    blocks = philox4x32((quarter, offset, *split64(index[:, None])), split64(seed))
+    return torch.stack(blocks, dim=-1).flatten(1)[:, :count]
 
 
 def uniform(seed: int, index: Tensor, count: int, offset: int | Tensor) -> Tensor:

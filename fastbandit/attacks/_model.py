@@ -431,7 +431,7 @@ class Oracle:
         """Logits [N, K], loss [N], and the gradient of each image's loss, shape of ``x``."""
         self.forward_passes += len(x)
         self.backward_passes += len(x)
-        found: list[tuple[Tensor, Tensor, Tensor]] = []
+        chunks: list[tuple[Tensor, Tensor, Tensor]] = []
         for part in self._cut(len(x)):
             n = part.stop - part.start
             point = x[part].detach().requires_grad_(True)
@@ -449,16 +449,16 @@ class Oracle:
                     "computed without autograd (no_grad, detach, quantised layers, other "
                     "libraries); only black-box attacks such as square need none"
                 )
-            found.append((logits.detach()[:n], losses.detach()[:n], gradient))
-        if len(found) == 1:
-            return found[0]
-        a, b, c = (torch.cat(parts) for parts in zip(*found, strict=True))
+            chunks.append((logits.detach()[:n], losses.detach()[:n], gradient))
+        if len(chunks) == 1:
+            return chunks[0]
+        a, b, c = (torch.cat(parts) for parts in zip(*chunks, strict=True))
         return a, b, c
 
     def value(self, loss: Loss, logits: Tensor, *columns: Tensor) -> Tensor:
         """The loss of each image, [n]; of a targeted attack with the other sign."""
-        found = loss(logits, *columns)
-        return -found if self.targeted else found
+        values = loss(logits, *columns)
+        return -values if self.targeted else values
 
     def _won(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Whether the answer is what the attack is after, bool [N]."""
@@ -473,10 +473,10 @@ class Oracle:
             logits: what the model said at ``x``.
             index: ids of the images, to remember those that the exact model denied.
         """
-        found = self._won(logits, labels) & finite_images(x)
-        if not self._confirms or not bool(found.any()):
-            return found
-        rows = found.nonzero()[:, 0]
+        success = self._won(logits, labels) & finite_images(x)
+        if not self._confirms or not bool(success.any()):
+            return success
+        rows = success.nonzero()[:, 0]
         truth = self._won(self.logits(x[rows], exact=True), labels[rows])
         self.unconfirmed.update(index[rows[~truth]].tolist())
-        return found.index_put((rows,), truth)
+        return success.index_put((rows,), truth)

@@ -184,11 +184,11 @@ class _Iterates:
         bits = delta.contiguous().view(torch.int64 if delta.element_size() == 8 else torch.int32)
         # Integer sums wrap and have no order.
         key = (bits.flatten(1).to(torch.int64) * self._factors).sum(1)
-        found = torch.zeros_like(key, dtype=torch.bool)
+        repeated = torch.zeros_like(key, dtype=torch.bool)
         for seen in self._seen:
-            found |= seen == key
+            repeated |= seen == key
         self._seen.append(key)
-        return found
+        return repeated
 
     def keep(self, kept: Tensor) -> None:
         self._seen = [seen[kept] for seen in self._seen]
@@ -221,9 +221,9 @@ def pgd_loop(
     ball, step = threat.ball, threat.step_value
     dtype, images = images.dtype, wide(images)
     delta = _start(images, threat, seed, index, offset)
-    found = AttackResult.none(point_of(images, delta, dtype))
+    result = AttackResult.none(point_of(images, delta, dtype))
     if not len(images):
-        return found
+        return result
     rows = torch.arange(len(images), device=images.device)
     momentum = torch.zeros_like(images) if decay is not None else None
     # Only there is a step a function of the iterate that often comes back exactly.
@@ -239,11 +239,11 @@ def pgd_loop(
             if iterates is not None:
                 done = fooled | iterates.repeats(delta)
             if bool(done.any()):
-                found.adversarial[rows[done]] = point[done]
-                found.success[rows[fooled]] = True
+                result.adversarial[rows[done]] = point[done]
+                result.success[rows[fooled]] = True
                 kept = (~done).nonzero()[:, 0]
                 if not len(kept):
-                    return found
+                    return result
                 rows, x, y, delta = rows[kept], x[kept], y[kept], delta[kept]
                 gradient = gradient[kept]
                 if momentum is not None:
@@ -254,10 +254,10 @@ def pgd_loop(
             gradient = momentum = decay * momentum + of_sum_one(gradient)
         ball.step_(delta, gradient, x, step)
     point = point_of(x, delta, dtype)
-    found.adversarial[rows] = point
+    result.adversarial[rows] = point
     if judge:
-        found.success[rows] = oracle.fooled(point, oracle.logits(point), y, index[rows])
-    return found
+        result.success[rows] = oracle.fooled(point, oracle.logits(point), y, index[rows])
+    return result
 
 
 def restart(
@@ -335,8 +335,8 @@ class PGDAttack(GradientAttack):
 
     @classmethod
     def parse(cls, name: str) -> dict[str, Any] | None:
-        found = re.fullmatch(r"pgd-?(\d+)", name)
-        return {"steps": int(found[1])} if found and int(found[1]) else None
+        match = re.fullmatch(r"pgd-?(\d+)", name)
+        return {"steps": int(match[1])} if match and int(match[1]) else None
 
     @staticmethod
     def note(settings: Any) -> str | None:

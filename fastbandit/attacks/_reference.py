@@ -73,9 +73,11 @@ class ReferenceAutoAttack(Attack):
     ) -> AttackResult:
         from pyautoattack import AutoAttack
 
-        found = oracle.logits(images[:1], exact=True).shape[1]
-        if found != self.classes:
-            raise ValueError(f"classes: expected {found}, the model's outputs, got {self.classes}")
+        outputs = oracle.logits(images[:1], exact=True).shape[1]
+        if outputs != self.classes:
+            raise ValueError(
+                f"classes: expected {outputs}, the model's outputs, got {self.classes}"
+            )
         device = images.device
         attack = AutoAttack(
             oracle.exact,

@@ -61,20 +61,20 @@ class _Window:
 
 def _rectangles(height: int, width: int) -> Tensor:
     """Concentric rectangles whose weight falls as 1 / k^2: half of a bump of Algorithm 3."""
-    found = torch.zeros(height, width, dtype=torch.float64)
+    bump = torch.zeros(height, width, dtype=torch.float64)
     centre = (height // 2, width // 2)
     for ring in range(max(height, width) // 2 + 1):
         top, left = max(centre[0] - ring, 0), max(centre[1] - ring, 0)
         bottom, right = min(centre[0] + ring + 1, height), min(centre[1] + ring + 1, width)
-        found[top:bottom, left:right] += 1 / (ring + 1) ** 2
-    return found
+        bump[top:bottom, left:right] += 1 / (ring + 1) ** 2
+    return bump
 
 
 def _bump(side: int) -> Tensor:
     """The update of Algorithm 3, of norm 1: a positive and a negative half, [side, side]."""
     upper = side // 2
-    found = torch.cat([_rectangles(upper, side), -_rectangles(side - upper, side)])
-    return found / found.norm()
+    bump = torch.cat([_rectangles(upper, side), -_rectangles(side - upper, side)])
+    return bump / bump.norm()
 
 
 def _squared(value: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -135,7 +135,7 @@ class SquareAttack(Attack):
         offset: int,
     ) -> AttackResult:
         """The search from one start."""
-        found = AttackResult.none(images)
+        result = AttackResult.none(images)
         dtype, linf = images.dtype, ball.norm == "linf"
         x, y, rows = wide(images), labels, torch.arange(len(images), device=images.device)
         channels, height, width = x.shape[1:]
@@ -156,15 +156,15 @@ class SquareAttack(Attack):
             lowest = torch.where(better, value, lowest)
             best = torch.where(better.view(-1, 1, 1, 1), candidate, best)
             if bool(fooled.any()):
-                found.adversarial[rows[fooled]] = candidate[fooled]
-                found.success[rows[fooled]] = True
+                result.adversarial[rows[fooled]] = candidate[fooled]
+                result.success[rows[fooled]] = True
                 kept = (~fooled).nonzero()[:, 0]
                 if not len(kept):
-                    return found
+                    return result
                 rows, x, y, ids = rows[kept], x[kept], y[kept], ids[kept]
                 best, lowest = best[kept], lowest[kept]
-        found.adversarial[rows] = best
-        return found
+        result.adversarial[rows] = best
+        return result
 
     def passes(self) -> tuple[float, float]:
         return self.queries * self.restarts, 0

@@ -331,13 +331,13 @@ class AntiBandit(Bandits):
         settings = self.settings.recorded()
         settings.pop(_NOT_IN_STATE, None)
         size = {"rows": self.rows, "arms": self.arms}
-        found = {"policy": self.settings.policy, **size, **settings, "seed": self.seed}
-        known = self.known()
-        if known:
+        recorded = {"policy": self.settings.policy, **size, **settings, "seed": self.seed}
+        constraints = self.known()
+        if constraints:
             # Long lists, which the configuration of a run decides: a digest is enough to compare.
-            text = json.dumps(known, sort_keys=True)
-            found["known"] = hashlib.sha256(text.encode()).hexdigest()[:16]
-        return found
+            text = json.dumps(constraints, sort_keys=True)
+            recorded["known"] = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return recorded
 
     def _check_state(self, state: Mapping[str, Any]) -> dict[str, Tensor]:
         """The tensors of `state`, copied to the device, when all of it is sound."""
@@ -435,9 +435,9 @@ def check_path(choice: Tensor | Sequence[int], alive: Tensor) -> Tensor:
         raise ValueError(f"credit: choice: expected shape [{rows}], got {list(path.shape)}")
     path = path.to(alive.device, torch.int64, copy=True)
     inside = (path >= 0) & (path < arms)
-    known = inside & alive.gather(1, path.clamp(0, arms - 1).unsqueeze(1)).squeeze(1)
-    if not bool(known.all()):
-        row = int((~known).int().argmax())
+    allowed = inside & alive.gather(1, path.clamp(0, arms - 1).unsqueeze(1)).squeeze(1)
+    if not bool(allowed.all()):
+        row = int((~allowed).int().argmax())
         arm = int(path[row])
         if bool(inside[row]):
             raise ValueError(f"credit: choice: arm {arm} of row {row} was abandoned")

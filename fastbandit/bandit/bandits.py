@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fastbandit import ops
 from fastbandit.bandit.budget import ATTEMPTS, SizeBudget, whole_costs
-from fastbandit.bandit.mixes import GAMMA_UNIFORMS, draw, mix_law
+from fastbandit.bandit.mixes import GAMMA_UNIFORMS, draw, mix_shares
 from fastbandit.bandit.policies import POLICIES, History
 from fastbandit.bandit.settings import BanditSettings
 from fastbandit.ops.philox import philox4x32
@@ -244,18 +244,18 @@ class Bandits:
             trained: as in :meth:`sample`.
         """
         if self.sizes is None:
-            return self._law(trained)
+            return self._probabilities(trained)
         with self._usable() as usable:
-            return self.sizes.law(self._law(trained), usable)
+            return self.sizes.law(self._probabilities(trained), usable)
 
-    def _law(self, trained: bool) -> Tensor:
+    def _probabilities(self, trained: bool) -> Tensor:
         """The law without regard to the budget; with one, as weights of the arms of use."""
         if self._mixed(trained):
             number = self._samples + self._uncredited
             uniform = counter_uniform(
                 self._seed, "mix", number, self.arms, GAMMA_UNIFORMS, self.device
             )
-            return mix_law(self.settings.mixes, uniform, self.alive)
+            return mix_shares(self.settings.mixes, uniform, self.alive)
         if self.phase == "initial":
             untried = self._untried()
             return untried.double() / untried.sum(-1, keepdim=True).clamp(min=1)
@@ -329,7 +329,7 @@ class Bandits:
             if bool(outside.any()):
                 uniform = self._uniform("budget", self._samples + self._uncredited, ATTEMPTS)
                 choice[outside] = self.sizes.draw(
-                    self._law(trained)[outside], usable[outside], uniform[outside]
+                    self._probabilities(trained)[outside], usable[outside], uniform[outside]
                 )
         return choice
 
@@ -337,7 +337,9 @@ class Bandits:
         """A path without regard to the budget."""
         if self._mixed(trained):
             number = self._samples + self._uncredited
-            return draw(self._law(trained), self._uniform("sample", number, 1).squeeze(-1))
+            return draw(
+                self._probabilities(trained), self._uniform("sample", number, 1).squeeze(-1)
+            )
         if self.phase == "initial":
             # Without a budget the first untried arm has the position of the path.
             untried = self._untried().gather(-1, self._initial)
@@ -388,14 +390,14 @@ class Bandits:
 
         Those that are not at their default.
         """
-        found: dict[str, Any] = {}
+        constraints: dict[str, Any] = {}
         if self.groups is not None:
-            found["groups"] = list(self.groups)
+            constraints["groups"] = list(self.groups)
         if self.costs is not None:
-            found |= {"costs": self.costs.tolist(), "base_cost": self.base_cost}
+            constraints |= {"costs": self.costs.tolist(), "base_cost": self.base_cost}
         if self.sizes is not None:
-            found["budget"] = self.sizes.ends
-        return found
+            constraints["budget"] = self.sizes.ends
+        return constraints
 
     # --- inside ---------------------------------------------------------------------------------
 
@@ -415,8 +417,8 @@ class Bandits:
         assert self.sizes is not None
         rows, arms = self.rows, self.arms
         alive = self.alive.reshape(-1, rows, arms)
-        found = abandoned.reshape(-1, rows).clone()
-        left = alive.scatter(-1, found.unsqueeze(-1), False)
+        chosen = abandoned.reshape(-1, rows).clone()
+        left = alive.scatter(-1, chosen.unsqueeze(-1), False)
         lost = [i for i, arms_left in enumerate(left) if not self.sizes.possible(arms_left)]
         if not lost:
             return abandoned
@@ -424,8 +426,8 @@ class Bandits:
         kept = self.sizes.best(worth[lost], alive[lost])
         if self._arms_left == 2:
             # The other one of the two that are alive.
-            found[lost] = alive[lost].scatter(-1, kept.unsqueeze(-1), False).int().argmax(-1)
-            return found.view_as(abandoned)
+            chosen[lost] = alive[lost].scatter(-1, kept.unsqueeze(-1), False).int().argmax(-1)
+            return chosen.view_as(abandoned)
         every = self.alive
         spared = alive.clone()
         spared[lost] = alive[lost].scatter(-1, kept.unsqueeze(-1), False)
@@ -436,14 +438,14 @@ class Bandits:
         finally:
             self.alive = every
         for i, path in zip(lost, kept, strict=True):
-            one, other = found[i], instead[i]
+            one, other = chosen[i], instead[i]
             loss = worth[i].gather(-1, other.unsqueeze(-1)) - worth[i].gather(-1, one.unsqueeze(-1))
             order = loss.squeeze(-1).argsort(stable=True).tolist()
             for row in (row for row in order if int(one[row]) == int(path[row])):
                 one[row] = other[row]
                 if self.sizes.possible(alive[i].scatter(-1, one.unsqueeze(-1), False)):
                     break
-        return found.view_as(abandoned)
+        return chosen.view_as(abandoned)
 
     @property
     def _uncredited(self) -> int:

@@ -125,10 +125,10 @@ class SizeBudget:
         """
         return self._tilted(_shared(law, alive))
 
-    def _tilted(self, law: Tensor) -> Tensor:
-        costs = self.costs.to(law.device).double()
-        known = law.log()
-        mean, variance = _moments(law, costs)
+    def _tilted(self, probabilities: Tensor) -> Tensor:
+        costs = self.costs.to(probabilities.device).double()
+        logs = probabilities.log()
+        mean, variance = _moments(probabilities, costs)
         mean = mean + self.base
         # By a standard deviation within, so that about one draw in three misses.
         inside = variance.sqrt().clamp(max=(self.high - self.low) / 2)
@@ -141,7 +141,7 @@ class SizeBudget:
         tilt = torch.zeros_like(mean)
         low, high = tilt - _STEEPEST, tilt + _STEEPEST
         for _ in range(_STEPS):
-            tilted = (known - (tilt / unit)[..., None, None] * costs).softmax(-1)
+            tilted = (logs - (tilt / unit)[..., None, None] * costs).softmax(-1)
             mean, variance = _moments(tilted, costs)
             miss = mean + self.base - target
             done = miss.abs() <= 1e-3 * unit
@@ -189,9 +189,9 @@ class SizeBudget:
         """
         return self._repaired(choice, _shared(law, alive), alive)
 
-    def _repaired(self, choice: Tensor, law: Tensor, alive: Tensor) -> Tensor:
-        staying = torch.zeros_like(law).scatter_(-1, choice.unsqueeze(-1), _STAY)
-        return self.best(law.log() + staying, alive)
+    def _repaired(self, choice: Tensor, probabilities: Tensor, alive: Tensor) -> Tensor:
+        staying = torch.zeros_like(probabilities).scatter_(-1, choice.unsqueeze(-1), _STAY)
+        return self.best(probabilities.log() + staying, alive)
 
     # --- the best path --------------------------------------------------------------------------
 
@@ -243,21 +243,21 @@ class SizeBudget:
         last = cells - 1
         if self.high < math.inf:
             last = min(last, math.floor((self.high - base) / rounded))
-        found = torch.empty(worth.shape[:-1], dtype=torch.int64)
+        choice = torch.empty(worth.shape[:-1], dtype=torch.int64)
         window = (first + margin if first else first), (last - margin if last < cells - 1 else last)
         at_a_time = max(1, _MOST_CELLS // cells)
         for start in range(0, len(worth), at_a_time):
             part = slice(start, start + at_a_time)
-            found[part] = self._programmed(worth[part], alive[part], steps, cells, window)
-        for i in (~self.holds(found)).nonzero().squeeze(-1).tolist():
+            choice[part] = self._programmed(worth[part], alive[part], steps, cells, window)
+        for i in (~self.holds(choice)).nonzero().squeeze(-1).tolist():
             path = None if exact else self._any(alive[i])
             if path is None:
                 raise ValueError(
                     f"budget: no path of the arms left has {self}; the nearest to it "
-                    f"has {int(self.size(found[i])):,}"
+                    f"has {int(self.size(choice[i])):,}"
                 )
-            found[i] = path
-        return found
+            choice[i] = path
+        return choice
 
     @staticmethod
     def _programmed(
@@ -286,13 +286,13 @@ class SizeBudget:
         end = inside.argmax(1)
         lost = inside.amax(1) == -math.inf
         end = torch.where(lost, value.argmax(1), end)
-        found = torch.empty((bandits, rows), dtype=torch.int64)
+        choice = torch.empty((bandits, rows), dtype=torch.int64)
         each = torch.arange(bandits)
         for row in reversed(range(rows)):
             chosen = taken[row, each, end].long()
-            found[:, row] = chosen
+            choice[:, row] = chosen
             end = end - steps[row, chosen]
-        return found
+        return choice
 
     # --- whether there is one -------------------------------------------------------------------
 
@@ -367,19 +367,19 @@ class SizeBudget:
         return torch.tensor(path[::-1])
 
 
-def _shared(law: Tensor, alive: Tensor) -> Tensor:
+def _shared(probabilities: Tensor, alive: Tensor) -> Tensor:
     """The law with a small share for each arm alive; 0 elsewhere. Its sum may be another than 1."""
     share = alive.double() / alive.sum(-1, keepdim=True)
     # A law that gives all to arms that are not alive counts for nothing.
-    law = torch.where(alive, law, 0.0)
-    law = law / law.sum(-1, keepdim=True).clamp(min=1e-300)
-    mixed = (1.0 - _SHARE) * law + _SHARE * share
+    probabilities = torch.where(alive, probabilities, 0.0)
+    probabilities = probabilities / probabilities.sum(-1, keepdim=True).clamp(min=1e-300)
+    mixed = (1.0 - _SHARE) * probabilities + _SHARE * share
     return mixed / mixed.sum(-1, keepdim=True)
 
 
-def _moments(law: Tensor, costs: Tensor) -> tuple[Tensor, Tensor]:
+def _moments(probabilities: Tensor, costs: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of the sum of costs, [...] each; added in the order of rows and arms."""
-    weighted = law * costs
+    weighted = probabilities * costs
     mean = weighted.cumsum(-1)[..., -1]
     square = (weighted * costs).cumsum(-1)[..., -1] - mean**2
     return mean.cumsum(-1)[..., -1], square.clamp(min=0.0).cumsum(-1)[..., -1]
@@ -387,13 +387,13 @@ def _moments(law: Tensor, costs: Tensor) -> tuple[Tensor, Tensor]:
 
 def whole_costs(costs: Tensor | Sequence[Sequence[int]]) -> Tensor:
     """Costs as int64 [rows, arms] on the CPU."""
-    found = torch.as_tensor(costs).detach().cpu()
-    if found.dim() != 2 or found.dtype in (torch.bool, torch.complex64, torch.complex128):
+    tensor = torch.as_tensor(costs).detach().cpu()
+    if tensor.dim() != 2 or tensor.dtype in (torch.bool, torch.complex64, torch.complex128):
         raise ValueError(
-            f"costs: expected whole numbers [rows, arms], got {found.dtype} {list(found.shape)}"
+            f"costs: expected whole numbers [rows, arms], got {tensor.dtype} {list(tensor.shape)}"
         )
-    whole = found.to(torch.int64)
-    if not bool((found.double() == whole.double()).all()) or bool((whole < 0).any()):
+    whole = tensor.to(torch.int64)
+    if not bool((tensor.double() == whole.double()).all()) or bool((whole < 0).any()):
         raise ValueError(
             "costs: expected whole numbers >= 0 (a latency: in nanoseconds), got others"
         )

@@ -381,7 +381,7 @@ class _Likelihood:
         self.z, self.designs, self.spread, self.units = z, designs, spread, units
         self.blocks = blocks
         # What depends on h_3 alone, by its exponent.
-        self.known: dict[float, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+        self.terms: dict[float, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
 
     def __call__(self, exponents: Tensor) -> Tensor:
         """The loss, [g], of exponents [g, 3]."""
@@ -407,12 +407,12 @@ class _Likelihood:
         return loss + 2.0 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
 
     def _edge(self, exponent: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        if exponent not in self.known:
+        if exponent not in self.terms:
             growth = 1.0 + 10.0**exponent / self.units[2] * self.spread
             scaled = self.designs / growth.unsqueeze(1)
             right, square = scaled.T @ self.z, (self.z**2 / growth).sum()
-            self.known[exponent] = self.designs.T @ scaled, right, square, growth.log().sum()
-        return self.known[exponent]
+            self.terms[exponent] = self.designs.T @ scaled, right, square, growth.log().sum()
+        return self.terms[exponent]
 
 
 def _search(likelihood: _Likelihood, free: Sequence[bool]) -> Tensor:
@@ -427,10 +427,10 @@ def _search(likelihood: _Likelihood, free: Sequence[bool]) -> Tensor:
     for step in _STEPS[1:]:
         for _ in range(int((_MOST - _LEAST) / step)):
             around = (best + step * near).clamp(_LEAST, _MOST)
-            found = _best(likelihood, torch.cat([best.unsqueeze(0), around]))
-            if torch.equal(found, best):
+            nearby = _best(likelihood, torch.cat([best.unsqueeze(0), around]))
+            if torch.equal(nearby, best):
                 break
-            best = found
+            best = nearby
     return best
 
 

@@ -115,30 +115,30 @@ class Start(_StartWithSettings):
         edges: Sequence[str],
         settings: BanditSettings,
         seed: int,
-        **known: Any,
+        **constraints: Any,
     ) -> Start:
         """The line of a search that begins.
 
         Args:
-            known: what :meth:`fastbandit.bandit.Bandits.known` of its bandit returns.
+            constraints: what :meth:`fastbandit.bandit.Bandits.known` of its bandit returns.
         """
         facts: dict[str, Any] = {"operations": list(operations), "edges": list(edges)}
-        if "budget" in known:
-            low, high = known.pop("budget")
-            known["budget_low"] = math.ceil(low)
+        if "budget" in constraints:
+            low, high = constraints.pop("budget")
+            constraints["budget_low"] = math.ceil(low)
             if high < math.inf:
-                known["budget_high"] = math.floor(high)
-        return cls(space=space, **facts, **settings.recorded(), seed=seed, **known)
+                constraints["budget_high"] = math.floor(high)
+        return cls(space=space, **facts, **settings.recorded(), seed=seed, **constraints)
 
     @property
     def known(self) -> dict[str, Any]:
         """What the bandit is given beside its settings, as :meth:`of` took it."""
-        found: dict[str, Any] = {"groups": self.groups, "costs": self.costs}
-        found["base_cost"] = self.base_cost
+        constraints: dict[str, Any] = {"groups": self.groups, "costs": self.costs}
+        constraints["base_cost"] = self.base_cost
         if self.budget_low is not None:
             high = math.inf if self.budget_high is None else self.budget_high
-            found["budget"] = (self.budget_low, high)
-        return found
+            constraints["budget"] = (self.budget_low, high)
+        return constraints
 
     @property
     def settings(self) -> BanditSettings:
@@ -310,24 +310,24 @@ def replay(
     Raises:
         ValueError: a line that is not what the run leads to, with its number (from 1).
     """
-    found: _Replay | None = None
+    replaying: _Replay | None = None
     for number, line in enumerate(lines, start=1):
         event = line.get("event") if isinstance(line, Mapping) else None
         try:
-            if found is not None:
-                taken = found.take(event, line)
+            if replaying is not None:
+                taken = replaying.take(event, line)
             elif event == "start":
                 start = read_line(Start, line)
-                found, taken = _Replay(start, device), start
+                replaying, taken = _Replay(start, device), start
             else:
                 raise ValueError(f"event: expected start, got {event!r}")
         except (RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"bandit log, line {number}: {error}") from error
         if observe is not None and taken is not None:
-            observe(found.bandit, taken)
-    if found is None:
+            observe(replaying.bandit, taken)
+    if replaying is None:
         raise ValueError("bandit log: no start event, the log is empty")
-    return found.bandit
+    return replaying.bandit
 
 
 class _Replay:
@@ -384,15 +384,15 @@ class _Replay:
         if not self._expected:
             lines = prune(self.bandit, self.start.edges, self.start.operations)
             self._expected = {one.row: one for one in lines}
-        found = read_line(Abandon, line)
-        if found.row not in self._expected:
-            raise ValueError(f"row: expected one of {self._rows_left}, got {found.row!r}")
-        expected = self._expected[found.row]
-        for name in ("sample", "arm", *type(found).model_fields):
-            if name in found.model_fields_set:
-                expect_same(name, getattr(expected, name), getattr(found, name))
-        del self._expected[found.row]
-        return found
+        stated = read_line(Abandon, line)
+        if stated.row not in self._expected:
+            raise ValueError(f"row: expected one of {self._rows_left}, got {stated.row!r}")
+        expected = self._expected[stated.row]
+        for name in ("sample", "arm", *type(stated).model_fields):
+            if name in stated.model_fields_set:
+                expect_same(name, getattr(expected, name), getattr(stated, name))
+        del self._expected[stated.row]
+        return stated
 
     def _end(self, line: Mapping[str, Any]) -> End:
         end = read_line(End, line)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["GAMMA_UNIFORMS", "draw", "mix_law", "random_mix"]
+__all__ = ["GAMMA_UNIFORMS", "draw", "mix_shares", "random_mix"]
 
 # Marsaglia and Tsang accept more than 95 % of their attempts; 16 all fail once in 10^20 times.
 _ATTEMPTS = 16
@@ -39,7 +39,7 @@ def _log_gamma_draws(concentration: float, uniform: Tensor) -> Tensor:
     ].log() / concentration
 
 
-def mix_law(concentration: float, uniform: Tensor, alive: Tensor) -> Tensor:
+def mix_shares(concentration: float, uniform: Tensor, alive: Tensor) -> Tensor:
     """The law of each row from one draw of shares, float64 [..., rows, arms].
 
     The shares are those of a Dirichlet law; on each row they are divided by the sum of those of the
@@ -54,14 +54,14 @@ def mix_law(concentration: float, uniform: Tensor, alive: Tensor) -> Tensor:
     return torch.where(alive, draws, -torch.inf).softmax(-1)
 
 
-def draw(law: Tensor, uniform: Tensor) -> Tensor:
+def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
     """An arm of each row by its law, int64 [..., rows].
 
     Args:
-        law: [..., rows, arms], 0 for arms that cannot be drawn.
+        probabilities: [..., rows, arms], 0 for arms that cannot be drawn.
         uniform: [..., rows], in [0, 1).
     """
-    sums = law.cumsum(-1)
+    sums = probabilities.cumsum(-1)
     # The last sum divided by itself is 1, above every uniform number.
     return (sums / sums[..., -1:] > uniform.unsqueeze(-1)).int().argmax(-1)
 
@@ -88,5 +88,5 @@ def random_mix(
         return torch.rand(shape, dtype=torch.float64, generator=generator)
 
     alive = torch.ones((rows, arms), dtype=torch.bool)
-    law = mix_law(concentration, uniform(arms, GAMMA_UNIFORMS), alive)
-    return draw(law, uniform(rows))
+    shares = mix_shares(concentration, uniform(arms, GAMMA_UNIFORMS), alive)
+    return draw(shares, uniform(rows))

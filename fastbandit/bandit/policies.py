@@ -168,23 +168,23 @@ def _credit_average(bandit: State, choice: Tensor, reward: Tensor | float) -> No
     bandit.count.scatter_(-1, index, count + 1)
 
 
-def _best_law(mean: Tensor, deviation: Tensor, alive: Tensor) -> Tensor:
+def _best_probabilities(mean: Tensor, deviation: Tensor, alive: Tensor) -> Tensor:
     """P(arm k is the largest) for independent N(mean, deviation^2), [..., arms], by quadrature.
 
     ``integral of phi(z) prod over j of Phi((mean_k + deviation_k z - mean_j) / deviation_j) dz``.
     """
     z = torch.linspace(-6.0, 6.0, 129, dtype=torch.float64, device=mean.device)
     density = (-0.5 * z**2).exp()
-    law = torch.zeros_like(mean)
+    probabilities = torch.zeros_like(mean)
     for arm in range(mean.shape[-1]):
         value = mean[..., arm, None] + deviation[..., arm, None] * z  # [..., z]
         below = (value.unsqueeze(-2) - mean.unsqueeze(-1)) / deviation.unsqueeze(-1)
         below = torch.special.ndtr(below)  # [..., arms, z]
         others = alive.unsqueeze(-1).clone()
         others[..., arm, :] = False
-        law[..., arm] = (torch.where(others, below, 1.0).prod(-2) * density).sum(-1)
-    law = torch.where(alive, law, 0.0)
-    return law / law.sum(-1, keepdim=True)
+        probabilities[..., arm] = (torch.where(others, below, 1.0).prod(-2) * density).sum(-1)
+    probabilities = torch.where(alive, probabilities, 0.0)
+    return probabilities / probabilities.sum(-1, keepdim=True)
 
 
 def _draw_best(bandit: State, mean: Tensor, deviation: Tensor) -> Tensor:
@@ -293,8 +293,8 @@ class Ucb1(_Averaging):
     description = "largest upper bounds"
 
     def probabilities(self, bandit: State) -> Tensor:
-        law = torch.zeros_like(bandit.mean)
-        return law.scatter_(-1, self.sample(bandit).unsqueeze(-1), 1.0)
+        probabilities = torch.zeros_like(bandit.mean)
+        return probabilities.scatter_(-1, self.sample(bandit).unsqueeze(-1), 1.0)
 
     def sample(self, bandit: State) -> Tensor:
         _, upper = ops.bandit_bounds(bandit.mean, bandit.count, bonus=bandit.settings.bonus)
@@ -316,7 +316,7 @@ class Thompson(_Averaging):
     description = "draws from normal posteriors"
 
     def probabilities(self, bandit: State) -> Tensor:
-        return _best_law(bandit.mean, self._deviation(bandit), bandit.alive)
+        return _best_probabilities(bandit.mean, self._deviation(bandit), bandit.alive)
 
     def sample(self, bandit: State) -> Tensor:
         return _draw_best(bandit, bandit.mean, self._deviation(bandit))
@@ -410,12 +410,12 @@ class Ridge(_Balanced):
         """The model of all samples so far; None before there are enough to tell arms from trend."""
         history = bandit.history
         if self._fitted is not None:
-            known, found = self._fitted
-            if all(torch.equal(a, b) for a, b in zip(known, history, strict=True)):
-                return found
-        found = ridge(history.choice, history.reward, history.trained, bandit.arms)
-        self._fitted = (history, found)
-        return found
+            fitted_to, model = self._fitted
+            if all(torch.equal(a, b) for a, b in zip(fitted_to, history, strict=True)):
+                return model
+        model = ridge(history.choice, history.reward, history.trained, bandit.arms)
+        self._fitted = (history, model)
+        return model
 
     def score(self, bandit: State) -> Tensor:
         fit = self.fit(bandit)
@@ -436,7 +436,7 @@ class RidgeThompson(Ridge):
     description = "draws from that model"
 
     def probabilities(self, bandit: State) -> Tensor:
-        return _best_law(*self._beliefs(bandit), bandit.alive)
+        return _best_probabilities(*self._beliefs(bandit), bandit.alive)
 
     def sample(self, bandit: State) -> Tensor:
         return _draw_best(bandit, *self._beliefs(bandit))
@@ -481,21 +481,21 @@ class Hierarchical(_Balanced):
         """The models of all samples so far, one for each bandit in the order of their seeds."""
         history = bandit.history
         if self._fitted is not None:
-            known, found = self._fitted
-            if all(torch.equal(a, b) for a, b in zip(known, history, strict=True)):
-                return found
+            fitted_to, models = self._fitted
+            if all(torch.equal(a, b) for a, b in zip(fitted_to, history, strict=True)):
+                return models
         groups = (0,) * bandit.rows if bandit.groups is None else bandit.groups
         bandits = math.prod(bandit.mean.shape[:-2])
         choices = history.choice.reshape(bandits, *history.choice.shape[-2:])
         rewards = history.reward.reshape(bandits, history.reward.shape[-1])
-        found = [
+        models = [
             HierarchicalRidge(groups, bandit.arms, bandit.costs, base_cost=bandit.base_cost).fit(
                 choice, reward, history.trained
             )
             for choice, reward in zip(choices, rewards, strict=True)
         ]
-        self._fitted = (history, found)
-        return found
+        self._fitted = (history, models)
+        return models
 
     def score(self, bandit: State) -> Tensor:
         return self._effects(bandit, 0)
@@ -505,8 +505,8 @@ class Hierarchical(_Balanced):
         return self._effects(bandit, 1)
 
     def _effects(self, bandit: State, which: int) -> Tensor:
-        found = [model.effects()[which] for model in self.models(bandit)]
-        if not found:
+        per_bandit = [model.effects()[which] for model in self.models(bandit)]
+        if not per_bandit:
             return torch.zeros_like(bandit.mean)
-        effects = torch.stack(found).view_as(bandit.mean).to(bandit.mean.device)
+        effects = torch.stack(per_bandit).view_as(bandit.mean).to(bandit.mean.device)
         return bandit.settings.scale * effects

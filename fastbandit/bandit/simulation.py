@@ -146,12 +146,12 @@ def simulate(
     settings.check()
     if chunk is None:
         chunk = POLICIES[settings.policy].simulated_at_a_time
-    found = [_simulate(world, settings, part) for part in _parts(seeds, chunk)]
+    parts = [_simulate(world, settings, part) for part in _parts(seeds, chunk)]
     return dataclasses.replace(
-        found[0],
-        final=torch.cat([one.final for one in found]),
-        advantage=torch.cat([one.advantage for one in found]),
-        best_kept=torch.cat([one.best_kept for one in found]),
+        parts[0],
+        final=torch.cat([one.final for one in parts]),
+        advantage=torch.cat([one.advantage for one in parts]),
+        best_kept=torch.cat([one.best_kept for one in parts]),
     )
 
 

@@ -62,16 +62,16 @@ def flat(
     values: Mapping[str, Any] | Sequence[Any], separator: str = ".", prefix: str = ""
 ) -> dict[str, Any]:
     """Nested mappings as one, keys joined by ``separator``; sequences are left as they are."""
-    found: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
     if not isinstance(values, Mapping):
         return {prefix: values}
     for key, value in values.items():
         name = f"{prefix}{separator}{key}" if prefix else str(key)
         if isinstance(value, Mapping) and value:
-            found |= flat(value, separator, name)
+            entries |= flat(value, separator, name)
         else:
-            found[name] = value
-    return found
+            entries[name] = value
+    return entries
 
 
 def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:

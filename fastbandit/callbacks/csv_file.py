@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastbandit._files import MEGABYTE, FileError, read_text, write_atomic
+from fastbandit._files import MEGABYTE, FileError, csv_text, read_text, write_atomic
 from fastbandit.callbacks.base import Callback, RunInfo, flat
 
 __all__ = ["Csv"]
@@ -49,11 +49,7 @@ class Csv(Callback):
         row = flat(metrics)
         self._columns |= dict.fromkeys(row)
         self._rows.append(row)
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(self._columns), restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self._rows)
-        write_atomic(self._file(run), text.getvalue())
+        write_atomic(self._file(run), csv_text(list(self._columns), self._rows))
 
     def _file(self, run: RunInfo) -> Path:
         return self.path or run.path / "metrics.csv"

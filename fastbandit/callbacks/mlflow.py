@@ -42,14 +42,16 @@ class MLflow(Callback):
     def on_start(self, run: RunInfo) -> None:
         client, path = self._client, run.path / FILE
         if run.epoch and path.is_file():
-            found = read_json(path)
-            self._run = str(found.get("run_id")) if isinstance(found, dict) else ""
+            stored = read_json(path)
+            self._run = str(stored.get("run_id")) if isinstance(stored, dict) else ""
             if not self._run:
                 raise FileError(f"{path}: expected the name of a run of MLflow, got none")
             client.update_run(self._run, status="RUNNING")
             return
-        known = client.get_experiment_by_name(self.experiment)
-        number = known.experiment_id if known else client.create_experiment(self.experiment)
+        experiment = client.get_experiment_by_name(self.experiment)
+        number = (
+            experiment.experiment_id if experiment else client.create_experiment(self.experiment)
+        )
         tags = {"command": run.command, "run_folder": str(run.path), "run_id": run.run_id}
         self._run = client.create_run(number, run_name=run.path.name, tags=tags).info.run_id
         write_atomic(path, f'{{"run_id": "{self._run}"}}\n')

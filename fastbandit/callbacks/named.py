@@ -47,10 +47,10 @@ def _make(name: str) -> Callback:
             f"{did_you_mean(name, READY)}"
         )
     try:
-        found = importlib.import_module(module)
+        target = importlib.import_module(module)
         for part in attribute.split("."):
-            found = getattr(found, part)
-        made = found() if callable(found) else found
+            target = getattr(target, part)
+        made = target() if callable(target) else target
     except (ImportError, AttributeError) as error:
         hint = f"; pip install {name}" if name in READY else ""
         raise ValueError(f"callbacks: {name}: {error}{hint}") from error

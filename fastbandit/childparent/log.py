@@ -119,8 +119,8 @@ def replay(lines: Iterable[Mapping[str, Any]]) -> ChildParent:
                 raise ValueError("nothing may follow the end event")
             elif event == "abandon":
                 if not expected:
-                    found = prune(bandit, start.edges, start.operations)
-                    expected = {one.row: one for one in found}
+                    abandoned = prune(bandit, start.edges, start.operations)
+                    expected = {one.row: one for one in abandoned}
                 _check_abandon(read_line(Abandon, line), expected)
             elif expected:
                 raise ValueError(f"expected abandon events of rows {sorted(expected)}, got {event}")
@@ -148,10 +148,10 @@ def replay(lines: Iterable[Mapping[str, Any]]) -> ChildParent:
     return bandit
 
 
-def _check_abandon(found: Abandon, expected: dict[int, Abandon]) -> None:
-    if found.row not in expected:
-        raise ValueError(f"row: expected one of {sorted(expected)}, got {found.row!r}")
-    wanted = expected.pop(found.row)
-    for name in type(found).model_fields:
-        if name in found.model_fields_set:
-            expect_same(name, getattr(wanted, name), getattr(found, name))
+def _check_abandon(stated: Abandon, expected: dict[int, Abandon]) -> None:
+    if stated.row not in expected:
+        raise ValueError(f"row: expected one of {sorted(expected)}, got {stated.row!r}")
+    wanted = expected.pop(stated.row)
+    for name in type(stated).model_fields:
+        if name in stated.model_fields_set:
+            expect_same(name, getattr(wanted, name), getattr(stated, name))

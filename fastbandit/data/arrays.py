@@ -225,8 +225,8 @@ def _check(part: Part, classes: int, shape: tuple[int, ...]) -> None:
 HELD_OUT = ("test", "val", "valid", "validation")
 
 
-def choose_test(found: Collection[str], where: object) -> tuple[str | None, str]:
-    """Return which of the parts ``found`` beside the training images is the test set, and a note.
+def choose_test(names: Collection[str], where: object) -> tuple[str | None, str]:
+    """Return which of the parts ``names`` beside the training images is the test set, and a note.
 
     That is ``test``; without it, the validation part, for validation images are always taken from
     the training images. Where both are there the validation part is not read, and a warning says
@@ -235,7 +235,7 @@ def choose_test(found: Collection[str], where: object) -> tuple[str | None, str]
     Raises:
         DataError: several validation parts and no test part.
     """
-    parts = [part for part in HELD_OUT if part in found]
+    parts = [part for part in HELD_OUT if part in names]
     if not parts:
         return None, ""
     if parts[0] == "test":
@@ -267,7 +267,7 @@ def assemble(
     must have a training image: a gap is a sign of labels that count from 1, or of a part of a
     data set.
     """
-    known = classes is not None
+    named = classes is not None
     largest = int(train.labels.max()) if train.labels.size else -1
     count = largest + 1 if classes is None else classes
     _check(train, max(count, 1), train.images.shape[1:])
@@ -276,7 +276,7 @@ def assemble(
         raise DataError(
             f"{train.where}: expected images of two classes or more, got only class {present[0]}"
         )
-    if not known and len(present) < count:
+    if not named and len(present) < count:
         expected = np.arange(len(present))
         missing = int(expected[present != expected][0])
         raise DataError(

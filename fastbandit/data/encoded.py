@@ -204,16 +204,16 @@ def read_image_folder(folder: Path, fit: Fit = AS_IS) -> DataSource:
         for path in classes:
             if path.name not in names:
                 raise DataError(f"{path}: expected a class of {root}, got '{path.name}'")
-            found = _visible(path)
-            if deeper := [inner for inner in found if inner.is_dir()]:
+            entries = _visible(path)
+            if deeper := [inner for inner in entries if inner.is_dir()]:
                 raise DataError(
                     f"{path}: expected the images of a class in one folder, got the folder "
                     f"'{deeper[0].name}'"
                 )
-            files = [file for file in found if _is_image(file)]
+            files = [file for file in entries if _is_image(file)]
             if not files:
                 raise DataError(f"{path}: expected images ({' '.join(sorted(SUFFIXES))}), got none")
-            left_out.extend(file for file in found if not _is_image(file))
+            left_out.extend(file for file in entries if not _is_image(file))
             images += [decode(file, str(file)) for file in files]
             labels += [names.index(path.name)] * len(files)
         if not images:
@@ -257,26 +257,26 @@ def parquet_files(folder: Path) -> dict[str, list[Path]]:
     """
     parts = ("train", *sorted(HELD_OUT, key=len, reverse=True))
     for place in (folder, folder / "data"):
-        found: dict[str, list[Path]] = {}
+        by_part: dict[str, list[Path]] = {}
         for path in _visible(place) if place.is_dir() else []:
             if path.suffix.lower() == ".parquet":
                 name = path.name.lower()
                 part = next((part for part in parts if name.startswith(part)), "")
-                found.setdefault(part, []).append(path)
-        if "train" in found:
-            return found
+                by_part.setdefault(part, []).append(path)
+        if "train" in by_part:
+            return by_part
     return {}
 
 
 def read_parquet_folder(
-    folder: Path, found: Mapping[str, Sequence[Path]], fit: Fit = AS_IS
+    folder: Path, parts: Mapping[str, Sequence[Path]], fit: Fit = AS_IS
 ) -> DataSource:
     """Read the parts that :func:`parquet_files` found."""
-    chosen, note = choose_test(list(found), folder)
-    train, test = found["train"], found[chosen] if chosen is not None else []
+    chosen, note = choose_test(list(parts), folder)
+    train, test = parts["train"], parts[chosen] if chosen is not None else []
     for paths in (train, test):
         _check_shards(paths)
-    others = found.get("", ())
+    others = parts.get("", ())
     if others:
         note += f" Not read: {', '.join(path.name for path in others[:5])}"
         note += f" and {len(others) - 5} more." if len(others) > 5 else "."
@@ -290,8 +290,8 @@ def read_parquet_folder(
 
 def _check_shards(paths: Sequence[Path]) -> None:
     """Refuse files ``*-00000-of-00003.parquet`` unless they are all of one set, once each."""
-    found = [_SHARD.search(path.stem) for path in paths]
-    shards = [(int(match[1]), int(match[2])) for match in found if match is not None]
+    matches = [_SHARD.search(path.stem) for path in paths]
+    shards = [(int(match[1]), int(match[2])) for match in matches if match is not None]
     if shards and sorted(shards) != [(i, len(paths)) for i in range(len(paths))]:
         raise DataError(
             f"{paths[0].parent}: expected each of {shards[0][1]} parquet files of one set, got "

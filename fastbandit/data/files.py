@@ -8,7 +8,6 @@ import stat
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import IO
 
 import numpy as np
@@ -50,9 +49,9 @@ def size_of(path: Path) -> int:
     Raises:
         DataError: ``path`` is anything else.
     """
-    found = what_is(path)
-    if found != "a file":
-        raise DataError(f"{path}: expected a regular file, got {found}")
+    kind = what_is(path)
+    if kind != "a file":
+        raise DataError(f"{path}: expected a regular file, got {kind}")
     return path.stat().st_size
 
 
@@ -135,12 +134,7 @@ class Npz(Mapping[str, np.ndarray]):
     def __enter__(self) -> Npz:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._archive.close()
 
     def __iter__(self) -> Iterator[str]:

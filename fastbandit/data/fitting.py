@@ -117,8 +117,8 @@ def fitted(source: DataSource, fit: Fit) -> DataSource:
         if same and (fit.color is None or channels == _CHANNELS[fit.color]):
             return part
         images = part.images.cpu().numpy()
-        found = np.stack([fit.array(image, where) for image in images])
-        return ImageSet(torch.from_numpy(found).to(part.device), part.labels)
+        pixels = np.stack([fit.array(image, where) for image in images])
+        return ImageSet(torch.from_numpy(pixels).to(part.device), part.labels)
 
     train, test = one(source.train, f"{source.name} (train)"), one(source.test, source.name)
     assert train is not None

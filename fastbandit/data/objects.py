@@ -142,12 +142,12 @@ def _pair(images: Any, labels: Any, where: str, names: Sequence[str]) -> Part:
     return Part(pixels, numbers, where, classes, moved)
 
 
-def _named(found: Mapping[str, Any], known: Sequence[str], what: str, where: str) -> str:
-    names = [name for name in known if name in found]
+def _named(entries: Mapping[str, Any], accepted: Sequence[str], what: str, where: str) -> str:
+    names = [name for name in accepted if name in entries]
     if len(names) != 1:
         raise DataError(
-            f"{where}: expected one {what} of {', '.join(known)}, got "
-            f"{', '.join(names) or ', '.join(map(str, list(found)[:8])) or 'none'}"
+            f"{where}: expected one {what} of {', '.join(accepted)}, got "
+            f"{', '.join(names) or ', '.join(map(str, list(entries)[:8])) or 'none'}"
         )
     return names[0]
 

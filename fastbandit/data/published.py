@@ -134,9 +134,9 @@ def download(
     """
     if name not in PUBLISHED:
         raise DataError(f"download: expected one of {', '.join(PUBLISHED)}, got {name!r}")
-    found = cached(name)
-    if found is not None:
-        return found
+    path = cached(name)
+    if path is not None:
+        return path
     published, folder = PUBLISHED[name], cache_folder() / name
     folder.mkdir(parents=True, exist_ok=True)
     base = address or published.address

@@ -225,8 +225,8 @@ def _classes(data: DataSource) -> str:
 
 
 def _load_path(path: Path, fit: Fit) -> DataSource:
-    found = what_is(path)
-    if found == "a file":
+    what = what_is(path)
+    if what == "a file":
         if path.suffix.lower() == ".npz":
             return _read_npz(path, fit)
         if path.suffix.lower() == ".parquet":
@@ -238,13 +238,13 @@ def _load_path(path: Path, fit: Fit) -> DataSource:
             f"{path}: expected a .npz or .parquet file, the IDX file of training images, or a "
             f"folder; for CIFAR-10 files name the folder that holds them"
         )
-    if found != "a folder":
-        if found == "nothing" and (fetched := cached(str(path))) is not None:
+    if what != "a folder":
+        if what == "nothing" and (fetched := cached(str(path))) is not None:
             return dataclasses.replace(_load_path(fetched, fit), name=str(path))
-        if found.endswith("nothing"):
-            found = "no such file or folder"
+        if what.endswith("nothing"):
+            what = "no such file or folder"
         hint = how_to_get(str(path)) or f"expected {EMBEDDED} (embedded) or a path"
-        raise DataError(f"{path}: {found}; {hint}{did_you_mean(str(path), (EMBEDDED, *PUBLISHED))}")
+        raise DataError(f"{path}: {what}; {hint}{did_you_mean(str(path), (EMBEDDED, *PUBLISHED))}")
     readers = _readers(path, fit)
     if not readers:
         below = {name: _readers(path / name, fit) for name in BELOW if (path / name).is_dir()}
@@ -266,21 +266,21 @@ def _readers(folder: Path, fit: Fit) -> dict[str, Callable[[], DataSource]]:
     """Return what reads the data sets of files in ``folder``, by what they are."""
     with reading(folder, "a folder"):
         names = {entry.name for entry in folder.iterdir()}
-    found: dict[str, Callable[[], DataSource]] = {}
+    readers: dict[str, Callable[[], DataSource]] = {}
     for match in filter(None, map(_IDX_NAME.fullmatch, sorted(names))):
         words = f"IDX files {match['set'] or ''}".rstrip(" -")
-        found[words] = functools.partial(_read_idx_folder, folder, match["set"])
+        readers[words] = functools.partial(_read_idx_folder, folder, match["set"])
     for suffix in (".bin", ""):
         if any(re.fullmatch(rf"data_batch_\d+{re.escape(suffix)}", name) for name in names):
-            found["CIFAR-10"] = functools.partial(read_cifar, folder, suffix)
+            readers["CIFAR-10"] = functools.partial(read_cifar, folder, suffix)
             break
     if parts := parquet_files(folder):
-        found["parquet"] = functools.partial(read_parquet_folder, folder, parts, fit)
+        readers["parquet"] = functools.partial(read_parquet_folder, folder, parts, fit)
     if {"train_images.npy", "x_train.npy", "images.npy", "x.npy"} & names:
-        found[".npy files"] = functools.partial(_read_npy_folder, folder)
+        readers[".npy files"] = functools.partial(_read_npy_folder, folder)
     if "cifar10-jpeg.npz" in names:
-        found["cifar10-jpeg.npz"] = functools.partial(_read_cifar_jpeg, folder)
-    return found
+        readers["cifar10-jpeg.npz"] = functools.partial(_read_cifar_jpeg, folder)
+    return readers
 
 
 def _digits() -> DataSource:
@@ -334,20 +334,20 @@ def _read_idx_folder(folder: Path, prefix: str | None) -> DataSource:
     EMNIST's images are stored column by column and its letters count from 1: here they stand
     upright, as MNIST's, and labels count from 0.
     """
-    found: dict[tuple[str, str], Path] = {}
+    files: dict[tuple[str, str], Path] = {}
     # Sorted, the plain file comes before its .gz and is the one kept.
     for path in sorted(folder.iterdir()):
         match = _IDX_NAME.fullmatch(path.name)
         if match and match["set"] == prefix:
             part = "train" if match["part"] == "train" else "test"
-            first = found.setdefault((part, match["kind"]), path)
+            first = files.setdefault((part, match["kind"]), path)
             if path.name.removesuffix(".gz") != first.name.removesuffix(".gz"):
                 raise DataError(
                     f"{folder}: expected one IDX file of {part} {match['kind']}, got {first.name} "
                     f"and {path.name}"
                 )
     for part in ("train", "test"):
-        kinds = [kind for kind in ("images", "labels") if (part, kind) in found]
+        kinds = [kind for kind in ("images", "labels") if (part, kind) in files]
         if len(kinds) == 1 or (part == "train" and not kinds):
             raise DataError(
                 f"{folder}: expected the IDX files of {part} images and labels, got "
@@ -357,16 +357,16 @@ def _read_idx_folder(folder: Path, prefix: str | None) -> DataSource:
     lowest = int(prefix == "emnist-letters-")
 
     def read(part: str) -> Part:
-        images = _read_idx(found[part, "images"], 3)
-        labels = _read_idx(found[part, "labels"], 1).astype(np.int64)
+        images = _read_idx(files[part, "images"], 3)
+        labels = _read_idx(files[part, "labels"], 1).astype(np.int64)
         if lowest and not labels.all():
-            raise DataError(f"{found[part, 'labels']}: expected labels 1 .. 26, got 0")
+            raise DataError(f"{files[part, 'labels']}: expected labels 1 .. 26, got 0")
         if prefix is not None:
             images = images.transpose(0, 2, 1)
-        return Part(images[:, None], labels - lowest, str(found[part, "images"]))
+        return Part(images[:, None], labels - lowest, str(files[part, "images"]))
 
     train = read("train")
-    test = read("test") if ("test", "images") in found else None
+    test = read("test") if ("test", "images") in files else None
     if prefix is None:
         place = folder.resolve()
         label = place.parent.name if place.name == "raw" else place.name

@@ -122,8 +122,8 @@ def in_layout(y: Tensor, layout: torch.memory_format) -> Tensor:
 @cache
 def _registered(op: str, key: str) -> bool:
     """Whether a library has a kernel of this op for CPU or CUDA, by torch's own table."""
-    found: bool = torch._C._dispatch_has_kernel_for_dispatch_key(f"fastbandit::{op}", key)
-    return found
+    registered: bool = torch._C._dispatch_has_kernel_for_dispatch_key(f"fastbandit::{op}", key)
+    return registered
 
 
 def has_kernel(op: str, x: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> bool:

@@ -7,7 +7,7 @@ fills in, so the same drawing serves a light and a dark background. All text is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -363,6 +363,9 @@ def arm_lanes(
     return chart.svg()
 
 
+Rows = Sequence[Mapping[str, Any]]
+
+
 @dataclass(frozen=True)
 class Points:
     """One group of a :func:`whisker_chart`: a value and its interval at some of the places.
@@ -377,6 +380,15 @@ class Points:
     low: Sequence[float]
     high: Sequence[float]
     style: str
+
+    @classmethod
+    def of(cls, name: str, at: Sequence[int], rows: Rows, style: str, factor: float = 1) -> Points:
+        """The mean, low and high of rows, each times ``factor``; None is not drawn."""
+        mean, low, high = (
+            [math.nan if row[key] is None else factor * row[key] for row in rows]
+            for key in ("mean", "low", "high")
+        )
+        return cls(name, at, mean, low, high, style)
 
 
 def whisker_chart(

@@ -61,15 +61,15 @@ def _target(folders: Sequence[Path], out: str | Path | None) -> Path:
     return folders[0] / "report.html" if len(folders) == 1 else Path("report.html")
 
 
-def _write(found: Collection, target: Path) -> Path:
+def _write(collection: Collection, target: Path) -> Path:
     if target.is_dir():
         raise ReportError(f"{target}: expected a file to write to, got a folder")
-    if found.runs == found.searches and len(found.searches) == 1:
-        run = found.searches[0]
+    if collection.runs == collection.searches and len(collection.searches) == 1:
+        run = collection.searches[0]
         run.key = ""
         page = make_page(run)
     else:
-        page = make_joint_page(found)
+        page = make_joint_page(collection)
     write_atomic(target, page)
     return target
 
@@ -97,28 +97,28 @@ def _run(arguments: Sequence[str] | None) -> int:
     if not command.run:
         raise ReportError("RUN: expected at least one run folder, got none")
     folders = [named_run(folder) for folder in command.run]
-    found = collect(folders)
-    path = _write(found, _target(folders, command.out))
-    alone = len(found.runs) == 1
+    collection = collect(folders)
+    path = _write(collection, _target(folders, command.out))
+    alone = len(collection.runs) == 1
     notes = [
         note if alone else f"{run.key} ({run.label}): {note}"
-        for run in found.runs
+        for run in collection.runs
         for note in run.notes
     ]
     if command.json:
         result: dict[str, Any] = {
             "report": str(path),
             "bytes": path.stat().st_size,
-            "status": "finished" if all(run.finished for run in found.runs) else "unfinished",
+            "status": "finished" if all(run.finished for run in collection.runs) else "unfinished",
         }
-        if alone and found.searches:
-            result["samples"] = len(found.searches[0].samples)
-            result["planned"] = found.searches[0].planned
+        if alone and collection.searches:
+            result["samples"] = len(collection.searches[0].samples)
+            result["planned"] = collection.searches[0].planned
         else:
-            result["searches"] = len(found.searches)
-            result["retrainings"] = len(found.retrainings)
-            result["evaluations"] = len(found.evaluations)
-            result["suspicious"] = sum(run.suspicious for run in found.evaluations)
+            result["searches"] = len(collection.searches)
+            result["retrainings"] = len(collection.retrainings)
+            result["evaluations"] = len(collection.evaluations)
+            result["suspicious"] = sum(run.suspicious for run in collection.evaluations)
         print(json.dumps({**result, "notes": notes}))
     else:
         for note in notes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,10 +39,6 @@ _SECTIONS = (
 )
 
 
-def _percent(value: float | None) -> float:
-    return float("nan") if value is None else 100 * value
-
-
 def _charts(result: Mapping[str, Any]) -> tuple[Markup, Markup]:
     """Every network of each arm with the arm's mean, and robust accuracy over size."""
     strips, clouds = [], []
@@ -57,7 +54,10 @@ def _charts(result: Mapping[str, Any]) -> tuple[Markup, Markup]:
         robust = arm["robust_accuracy"]
         # Networks of one operation are no sample of anything.
         sample = arm["name"] != "one-operation"
-        low, high = (_percent(robust[end] if sample else None) for end in ("low", "high"))
+        low, high = (
+            100 * robust[end] if sample and robust[end] is not None else math.nan
+            for end in ("low", "high")
+        )
         strips.append(Strip(words, accuracies, notes, 100 * robust["mean"], low, high, style))
         parameters = [one["parameters"] for one in members]
         clouds.append(Cloud(words, parameters, accuracies, notes, style))

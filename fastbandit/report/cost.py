@@ -117,8 +117,8 @@ def _words(name: str, run: Folder) -> str:
         if name.startswith(prefix):
             return f"seconds, {name.removeprefix(prefix).replace('_', ' ')}"
     # An evaluation says itself what its passes count.
-    known = _WORDS if isinstance(run, Evaluation) else {**_WORDS, **_PASSES}
-    return known.get(name) or name.replace("_", " ")
+    words = _WORDS if isinstance(run, Evaluation) else {**_WORDS, **_PASSES}
+    return words.get(name) or name.replace("_", " ")
 
 
 def _entry(name: str, value: Any) -> tuple[str, str]:

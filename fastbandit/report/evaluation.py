@@ -81,8 +81,8 @@ class Result:
 
     @property
     def epsilon(self) -> str:
-        found = self.threat.get("epsilon")
-        return "not recorded" if found is None else str(found)
+        epsilon = self.threat.get("epsilon")
+        return "not recorded" if epsilon is None else str(epsilon)
 
     @property
     def radius(self) -> float | None:
@@ -131,8 +131,8 @@ class Evaluation(Folder):
     @property
     def weights(self) -> str | None:
         """Digest of the model: of its file, or of the class and tensors of one from Python."""
-        found = get(self.model, "digest")
-        return found if isinstance(found, str) and found else None
+        digest = get(self.model, "digest")
+        return digest if isinstance(digest, str) and digest else None
 
     @cached_property
     def fingerprint(self) -> Fingerprint | None:

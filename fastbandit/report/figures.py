@@ -26,15 +26,15 @@ def accuracy_rows(run: Run) -> list[tuple[str, str, float, int | None, str]]:
     """(split, kind, accuracy, n, attack) of every accuracy of the found path."""
     rows = []
     for key in ("test", "final"):
-        found = get(run.summary, key)
-        if not isinstance(found, Mapping):
+        evaluation = get(run.summary, key)
+        if not isinstance(evaluation, Mapping):
             continue
-        n, split = count(found.get("n")) or None, as_text(found.get("split") or key)
+        n, split = count(evaluation.get("n")) or None, as_text(evaluation.get("split") or key)
         for kind in ("clean", "robust"):
-            stated = found.get(f"{kind}_accuracy")
+            stated = evaluation.get(f"{kind}_accuracy")
             value = share(stated)
             if value is not None:
-                attack = as_text(found.get("attack") or "") if kind == "robust" else ""
+                attack = as_text(evaluation.get("attack") or "") if kind == "robust" else ""
                 rows.append((split, kind, value, n, attack))
             elif stated is not None:
                 run.note(
@@ -55,10 +55,10 @@ def figures(run: Run) -> Markup:
     ]
     if not accuracies and run.samples:
         last, n = run.samples[-1], split_size(run, "validation")
-        for kind, found in (("clean", last.clean_accuracy), ("robust", last.robust_accuracy)):
-            if found is not None:
-                more = f"{images(found, n)} (validation)"
-                tiles.append((f"{kind} accuracy, last sample", percent(found), more))
+        for kind, accuracy in (("clean", last.clean_accuracy), ("robust", last.robust_accuracy)):
+            if accuracy is not None:
+                more = f"{images(accuracy, n)} (validation)"
+                tiles.append((f"{kind} accuracy, last sample", percent(accuracy), more))
     cost, measured = get(run.summary, "cost") or {}, totals(run)
 
     def stated(name: str) -> float | None:

@@ -32,8 +32,8 @@ _READERS: dict[str, Callable[[Path, Mapping[str, Any] | None], Folder]] = {
 
 def _stated(value: Mapping[str, Any] | None) -> str | None:
     """The command that a file names, where it is one that the report knows."""
-    found = get(value, "command")
-    return found if isinstance(found, str) and found in _READERS else None
+    command = get(value, "command")
+    return command if isinstance(command, str) and command in _READERS else None
 
 
 def _stated_in(file: Path) -> str | None:
@@ -90,16 +90,16 @@ def read_folder(folder: Path, summary: Mapping[str, Any] | None = None) -> Folde
 def _evaluations_below(folder: Path) -> Iterator[Path]:
     """Folders of evaluations inside that of a retraining run, by name. Links are not followed."""
     below = [folder]
-    found: list[Path] = []
+    below_all: list[Path] = []
     for _ in range(_DEEPEST):
         below = [
             Path(entry.path)
             for parent in below
             for entry in _entries(parent)
             if entry.is_dir(follow_symlinks=False)
-        ][: _MOST_FOLDERS - len(found)]
-        found += below
-    for path in sorted(found):
+        ][: _MOST_FOLDERS - len(below_all)]
+        below_all += below
+    for path in sorted(below_all):
         named = any((path / name).is_file() for name in (EVALUATION, "env.json"))
         if named and _command(path) == "evaluate":
             yield path
@@ -122,22 +122,22 @@ def collect(folders: Sequence[Path], summary: Mapping[str, Any] | None = None) -
     Raises:
         ReportError: one of ``folders`` is not a run.
     """
-    found = Collection()
+    collection = Collection()
     seen: set[Path] = set()
 
     def add(run: Folder) -> None:
         seen.add(run.folder.resolve())
         kinds: tuple[tuple[type[Folder], list[Any]], ...] = (
-            (Run, found.searches),
-            (Retraining, found.retrainings),
-            (Evaluation, found.evaluations),
+            (Run, collection.searches),
+            (Retraining, collection.retrainings),
+            (Evaluation, collection.evaluations),
         )
-        next(known for kind, known in kinds if isinstance(run, kind)).append(run)
+        next(runs for kind, runs in kinds if isinstance(run, kind)).append(run)
 
     for position, folder in enumerate(folders):
         if folder.resolve() not in seen:
             add(read_folder(folder, summary if position == 0 else None))
-    for retraining in found.retrainings:
+    for retraining in collection.retrainings:
         for path in _evaluations_below(retraining.folder):
             if path.resolve() in seen:
                 continue
@@ -146,6 +146,6 @@ def collect(folders: Sequence[Path], summary: Mapping[str, Any] | None = None) -
             except ReportError as error:
                 retraining.notes.append(without_folder(str(error), retraining.folder))
                 seen.add(path.resolve())
-    name_runs(found)
-    match(found)
-    return found
+    name_runs(collection)
+    match(collection)
+    return collection

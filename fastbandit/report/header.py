@@ -81,11 +81,11 @@ def _state(unfinished: Sequence[Folder], words: str) -> dict[str, Any]:
 
 def _describe_threat(value: Mapping[str, Any]) -> str:
     """A threat model in words; the bare settings where they make no valid one."""
-    known = {name: value[name] for name in ThreatModel.__dataclass_fields__ if name in value}
-    if not known:
+    settings = {name: value[name] for name in ThreatModel.__dataclass_fields__ if name in value}
+    if not settings:
         return "not recorded"
     try:
-        return ThreatModel(**known).describe()
+        return ThreatModel(**settings).describe()
     except (TypeError, ValueError):
         return ", ".join(f"{as_text(name)} {as_text(entry)}" for name, entry in value.items())
 

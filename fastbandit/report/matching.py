@@ -32,8 +32,8 @@ class Model:
     @property
     def first(self) -> Folder:
         """The run that the model is named after."""
-        found = [self.retraining, *self.evaluations, *self.searches]
-        return next(run for run in found if run is not None)
+        runs = [self.retraining, *self.evaluations, *self.searches]
+        return next(run for run in runs if run is not None)
 
 
 @dataclass
@@ -50,24 +50,24 @@ class Collection:
         return [*self.searches, *self.retrainings, *self.evaluations]
 
 
-def name_runs(found: Collection) -> None:
+def name_runs(collection: Collection) -> None:
     """Keys S1, R1, E1, and labels that tell the folders apart."""
     for letter, runs in (
-        ("S", found.searches),
-        ("R", found.retrainings),
-        ("E", found.evaluations),
+        ("S", collection.searches),
+        ("R", collection.retrainings),
+        ("E", collection.evaluations),
     ):
         for number, run in enumerate(runs, 1):
             run.key = f"{letter}{number}"
-    for evaluation in found.evaluations:
-        for retraining in found.retrainings:
+    for evaluation in collection.evaluations:
+        for retraining in collection.retrainings:
             if _inside(evaluation, retraining):
                 inner = evaluation.folder.resolve().relative_to(retraining.folder.resolve())
                 evaluation.label = f"{retraining.label}/{inner.as_posix()}"
     taken: dict[str, int] = {}
-    for run in found.runs:
+    for run in collection.runs:
         taken[run.label] = taken.get(run.label, 0) + 1
-    for run in found.runs:
+    for run in collection.runs:
         if not run.label or taken[run.label] > 1:
             whole = run.folder.resolve()
             run.label = f"{whole.parent.name}/{whole.name}"
@@ -77,20 +77,20 @@ def _inside(inner: Folder, outer: Folder) -> bool:
     return outer.folder.resolve() in inner.folder.resolve().parents
 
 
-def _owner(evaluation: Evaluation, found: Collection) -> Retraining | None:
+def _owner(evaluation: Evaluation, collection: Collection) -> Retraining | None:
     """The retraining that an evaluation names: by place, by run id, by genotype alone.
 
     Of several with one run id or genotype it is that whose folder holds the model. Whether the
     evaluation is of the model that lies there now, :func:`_attach` sees.
     """
-    for retraining in found.retrainings:
+    for retraining in collection.retrainings:
         if _inside(evaluation, retraining):
             return retraining
     identity = get(evaluation.model, "training", "run_id")
     if identity is not None:
-        named = [r for r in found.retrainings if get(r.summary, "run_id") == identity]
+        named = [r for r in collection.retrainings if get(r.summary, "run_id") == identity]
     else:
-        named = [r for r in found.retrainings if r.digest and r.digest == evaluation.digest]
+        named = [r for r in collection.retrainings if r.digest and r.digest == evaluation.digest]
     if evaluation.weights is not None:
         named = [r for r in named if evaluation.weights in r.model_files] or named
     return named[0] if len(named) == 1 or (named and identity is not None) else None
@@ -117,7 +117,7 @@ def _attach(retraining: Retraining, evaluations: Sequence[Evaluation]) -> list[E
     files = retraining.model_files if any(run.weights for run in evaluations) else {}
     best = next(iter(files), None)
     stands: Evaluation | None = None
-    mine = set()
+    attached = set()
     # Where the file is not there: the best model before the last.
     for run in sorted(evaluations, key=lambda run: _checkpoint(run) == "last"):
         if None not in (run.digest, retraining.digest) and run.digest != retraining.digest:
@@ -133,19 +133,19 @@ def _attach(retraining: Retraining, evaluations: Sequence[Evaluation]) -> list[E
             ):
                 continue
             stands = stands or run
-        mine.add(id(run))
-    return [run for run in evaluations if id(run) in mine]
+        attached.add(id(run))
+    return [run for run in evaluations if id(run) in attached]
 
 
 def _checkpoint(run: Evaluation) -> Any:
     return get(run.model, "training", "checkpoint")
 
 
-def match(found: Collection) -> None:
-    models = [Model(retraining=run, digest=run.digest) for run in found.retrainings]
+def match(collection: Collection) -> None:
+    models = [Model(retraining=run, digest=run.digest) for run in collection.retrainings]
     owned: dict[int, list[Evaluation]] = {}
-    for evaluation in found.evaluations:
-        owner = _owner(evaluation, found)
+    for evaluation in collection.evaluations:
+        owner = _owner(evaluation, collection)
         if owner is not None:
             owned.setdefault(id(owner), []).append(evaluation)
             if None not in (evaluation.digest, owner.digest) and evaluation.digest != owner.digest:
@@ -159,7 +159,7 @@ def match(found: Collection) -> None:
         if model.digest is None:
             model.digest = next((run.digest for run in model.evaluations if run.digest), None)
     attached = {id(run) for model in models for run in model.evaluations}
-    for evaluation in found.evaluations:
+    for evaluation in collection.evaluations:
         if id(evaluation) in attached:
             continue
         same = next(
@@ -174,7 +174,7 @@ def match(found: Collection) -> None:
             models.append(Model(evaluations=[evaluation], digest=evaluation.digest))
         else:
             same.evaluations.append(evaluation)
-    for search in found.searches:
+    for search in collection.searches:
         digest = genotype_digest(search)
         own = [model for model in models if digest is not None and model.digest == digest]
         # Weights shared in two searches are two models, also where both found one genotype.
@@ -184,4 +184,4 @@ def match(found: Collection) -> None:
             model.searches.append(search)
         if not own:
             models.append(Model(searches=[search], digest=digest))
-    found.models = models
+    collection.models = models

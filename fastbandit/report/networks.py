@@ -68,10 +68,10 @@ def _so_far(run: Run) -> list[Any]:
     """The networks of a search that is not finished, from their own folders."""
     rows = []
     for name in (FOUND, *(f"random-{i}" for i in range(1, _MOST + 1)), REFERENCE):
-        found = read_optional(run, f"{FOLDER}/{name}/summary.json")
-        if found is not None:
+        summary = read_optional(run, f"{FOLDER}/{name}/summary.json")
+        if summary is not None:
             try:
-                rows.append(network_row(name, found))
+                rows.append(network_row(name, summary))
             except (KeyError, TypeError):
                 run.notes.append(f"{FOLDER}/{name}/summary.json: not of a retraining; left out")
     return rows
@@ -82,14 +82,14 @@ def trained_networks(run: Run) -> list[Trained]:
     rows = get(run.summary, "networks")
     if not isinstance(rows, list):
         rows = _so_far(run)
-    known = [one for row in rows[:_MOST_ROWS] if (one := _trained(row)) is not None]
-    if left := len(rows) - len(known):
+    networks = [one for row in rows[:_MOST_ROWS] if (one := _trained(row)) is not None]
+    if left := len(rows) - len(networks):
         run.note(
             f"summary.json: networks: {left:,} of {len(rows):,} are left out: expected at most "
             f"{_MOST_ROWS}, each with a name and two accuracies in [0, 1]"
         )
     order = {FOUND: 0, REFERENCE: 2}
-    return sorted(known, key=lambda one: order.get(one.name, 1))
+    return sorted(networks, key=lambda one: order.get(one.name, 1))
 
 
 def networks(run: Run) -> Markup:

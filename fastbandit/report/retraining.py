@@ -61,7 +61,7 @@ class Retraining(Folder):
     @cached_property
     def model_files(self) -> dict[str, str]:
         """Name of each model file in the folder by its digest, the best first."""
-        found: dict[str, str] = {}
+        files: dict[str, str] = {}
         for name in ("model-best.safetensors", "model-last.safetensors"):
             file, digest = self.folder / name, hashlib.sha256()
             if not file.is_file():
@@ -73,8 +73,8 @@ class Retraining(Folder):
             except OSError as error:
                 self.notes.append(f"{name}: cannot be read: {error.strerror}")
                 continue
-            found.setdefault(digest.hexdigest()[:16], name)
-        return found
+            files.setdefault(digest.hexdigest()[:16], name)
+        return files
 
 
 def read_retraining(folder: Path, summary: Mapping[str, Any] | None) -> Retraining:
@@ -89,19 +89,19 @@ def read_retraining(folder: Path, summary: Mapping[str, Any] | None) -> Retraini
         if line is not None:
             run.epochs.append(line)
     for part in ("best", "last", "test"):
-        found = get(run.summary, part)
-        if found is None:
+        section = get(run.summary, part)
+        if section is None:
             continue
-        if not isinstance(found, Mapping):
-            kind = type(found).__name__
+        if not isinstance(section, Mapping):
+            kind = type(section).__name__
             run.notes.append(f"summary.json: {part}: expected an object, got {kind}")
             continue
         shares = [
             None
-            if found.get(f"{kind}_accuracy") is None
+            if section.get(f"{kind}_accuracy") is None
             else make_share(
-                found[f"{kind}_accuracy"],
-                found.get("n"),
+                section[f"{kind}_accuracy"],
+                section.get("n"),
                 where=f"summary.json: {part}.{kind}_accuracy",
                 notes=run.notes,
             )

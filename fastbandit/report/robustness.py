@@ -68,29 +68,31 @@ _Points = dict[float, tuple[Evaluation, Result]]
 def _points(model: Model, norm: str) -> dict[tuple[Any, ...], _Points]:
     """One result for each epsilon, for each set of images: where there are several, one that is
     not suspicious, then the one with most attacks."""
-    found: dict[tuple[Any, ...], _Points] = {}
+    by_data: dict[tuple[Any, ...], _Points] = {}
 
     def rank(run: Evaluation, result: Result) -> tuple[bool, int]:
         return (not run.suspicious, len(result.attacks))
 
     for run in model.evaluations:
-        points = found.setdefault((*run.data, str(get(run.summary, "data", "n"))), {})
+        points = by_data.setdefault((*run.data, str(get(run.summary, "data", "n"))), {})
         for result in run.results:
             radius = result.radius
             if result.norm != norm or radius is None or result.worst is None:
                 continue
             if radius not in points or rank(*points[radius]) < rank(run, result):
                 points[radius] = (run, result)
-    return {data: dict(sorted(points.items())) for data, points in found.items() if points}
+    return {data: dict(sorted(points.items())) for data, points in by_data.items() if points}
 
 
 def _curves(model: Model, norm: str) -> list[tuple[str, _Points]]:
     """Name and points of each curve of a model: one for each set of images."""
-    found = _points(model, norm)
+    by_data = _points(model, norm)
     name = model_name(model)
-    if len(found) == 1:
-        return [(name, points) for points in found.values()]
-    return [(f"{name}, {next(iter(points.values()))[0].key}", points) for points in found.values()]
+    if len(by_data) == 1:
+        return [(name, points) for points in by_data.values()]
+    return [
+        (f"{name}, {next(iter(points.values()))[0].key}", points) for points in by_data.values()
+    ]
 
 
 def _sweeps(models: Sequence[Model]) -> list[dict[str, Any]]:
@@ -172,15 +174,15 @@ def _curve(
 
 def _attack_curves(points: Mapping[float, tuple[Evaluation, Result]]) -> list[Series]:
     """A line for each attack that was run at two radii or more."""
-    found: dict[str, dict[float, float]] = {}
+    curves: dict[str, dict[float, float]] = {}
     for radius, (_, result) in points.items():
         for attack in result.attacks:
-            found.setdefault(attack.name, {})[radius] = attack.share.accuracy
+            curves.setdefault(attack.name, {})[radius] = attack.share.accuracy
     worst = {r: result.worst.accuracy for r, (_, result) in points.items() if result.worst}
     # The line of the attack that decides everywhere would lie on that of the worst case.
     lines = [
         (name, values)
-        for name, values in found.items()
+        for name, values in curves.items()
         if len(values) > 1 and values != {radius: worst[radius] for radius in values}
     ][:_MOST_LINES]
     return [
@@ -324,12 +326,12 @@ def examples_section(collection: Collection) -> Markup:
     for run, examples in kept:
         count, total = _shown(examples), len(examples.label)
         names = get(run.summary, "data", "class_names")
-        known = names if isinstance(names, list) else None
+        classes = names if isinstance(names, list) else None
         note = f", the first {count} of {total:,}" if count < total else ""
         channels, height, width = examples.clean.shape[1:]
         if channels not in (1, 3):
             note += f"; the mean of their {channels} channels"
-        cards = [_card(examples, i, known) for i in range(count)]
+        cards = [_card(examples, i, classes) for i in range(count)]
         shown.append((run, note, str(width), str(height), cards))
     files = sources([run for run, _ in kept], EXAMPLES)
     return section("examples", "Adversarial examples", files, "examples", runs=shown)

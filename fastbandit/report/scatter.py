@@ -56,8 +56,8 @@ class Cloud:
 
 def _points(cloud: Cloud) -> list[tuple[float, float, str]]:
     """What can be drawn of it: (x, y, note)."""
-    found = zip(cloud.x, cloud.y, cloud.notes, strict=True)
-    return [(x, y, note) for x, y, note in found if drawable(x) and drawable(y)]
+    triples = zip(cloud.x, cloud.y, cloud.notes, strict=True)
+    return [(x, y, note) for x, y, note in triples if drawable(x) and drawable(y)]
 
 
 def strip_chart(strips: Sequence[Strip], *, title: str, y_label: str) -> Markup:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,18 +46,11 @@ _REAL = (
 )
 
 
-def _points(
-    name: str, places: Sequence[int], rows: Sequence[Mapping[str, Any]], style: str
-) -> Points:
-    mean, low, high = ([row[key] for row in rows] for key in ("mean", "low", "high"))
-    return Points(name, places, mean, low, high, style)
-
-
 def _part(name: str, rows: Sequence[Mapping[str, Any]]) -> Markup:
     title, x_label, words = _PARTS[name]
     possible = [(rows[0]["possible_mean"], "best possible"), (0.0, "chance")]
     if name == "policies":
-        groups = [_points("policy", range(len(rows)), rows, "s1")]
+        groups = [Points.of("policy", range(len(rows)), rows, "s1")]
         labels = [row["entry"] for row in rows]
     else:
         labels = list(dict.fromkeys(row["x"] for row in rows))
@@ -69,7 +63,7 @@ def _part(name: str, rows: Sequence[Mapping[str, Any]]) -> Markup:
         for entry in entries:
             members = [row for row in rows if row["entry"] == entry]
             places = [labels.index(row["x"]) for row in members]
-            groups.append(_points(entry, places, members, styles[entry]))
+            groups.append(Points.of(entry, places, members, styles[entry]))
     chart = whisker_chart(
         groups,
         labels,
@@ -108,13 +102,10 @@ def _simulated(simulated: Mapping[str, Any]) -> list[Section]:
 def _real_chart(groups: Sequence[Mapping[str, Any]], kind: str) -> Markup:
     """Mean and interval of each group of networks, and every network."""
     shares = [group[f"{kind}_accuracy"] for group in groups]
-    mean, low, high = (
-        [_percent(share[key]) for share in shares] for key in ("mean", "low", "high")
-    )
-    means = Points("mean and 95 % interval", range(len(groups)), mean, low, high, "s1")
+    means = Points.of("mean and 95 % interval", range(len(groups)), shares, "s1", 100)
     each = [(at, 100 * value) for at, share in enumerate(shares) for value in share["values"]]
     places, values = [at for at, _ in each], [value for _, value in each]
-    nothing = [float("nan")] * len(each)
+    nothing = [math.nan] * len(each)
     return whisker_chart(
         [means, Points("one network", places, values, nothing, nothing, "s2")],
         [group["name"] for group in groups],
@@ -129,10 +120,6 @@ def _real(real: Mapping[str, Any]) -> Section:
     charts = [(kind, _real_chart(real["groups"], kind)) for kind in ("robust", "clean")]
     title = "Real data: networks trained from scratch"
     return "real", "", section("real", title, _REAL, "study_real", real=real, charts=charts)
-
-
-def _percent(value: float | None) -> float:
-    return float("nan") if value is None else 100 * value
 
 
 def make_page(

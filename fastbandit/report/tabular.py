@@ -28,14 +28,11 @@ def _chart(table: Mapping[str, Any]) -> Markup:
     rhos = list(dict.fromkeys(row["rho"] for row in rows))
     for position, rho in enumerate(rhos):
         members = [row for row in rows if row["rho"] == rho]
-        mean, low, high = ([100 * row[key] for row in members] for key in ("mean", "low", "high"))
         name = "no shared rewards" if rho is None else f"rho {rho:g}"
         places = [labels.index(row["entry"]) for row in members]
-        groups.append(Points(name, places, mean, low, high, _STYLES[position % len(_STYLES)]))
-    lines = [
-        (100 * table[name]["mean"], text)
-        for name, text in (("random", "random"), ("largest", "largest"), ("best", "best there is"))
-    ]
+        groups.append(Points.of(name, places, members, _STYLES[position % len(_STYLES)], 100))
+    words = {"random": "random", "largest": "largest", "best": "best there is"}
+    lines = [(100 * table[name]["mean"], text) for name, text in words.items()]
     return whisker_chart(
         groups,
         labels,
@@ -57,10 +54,11 @@ def _cost(row: Mapping[str, Any]) -> str:
 
 def _references(table: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     """Networks that no search found, for comparison."""
-    every = (("random", "random, all of them"), ("largest", "largest network"),
-             ("best", "the best there is"))  # fmt: skip
-    return [(text, table[name]) for name, text in every] + [
-        (f"operation {one['operation']} everywhere", one) for one in table["one_operation"]
+    return [
+        ("random, all of them", table["random"]),
+        ("largest network", table["largest"]),
+        ("the best there is", table["best"]),
+        *((f"operation {one['operation']} everywhere", one) for one in table["one_operation"]),
     ]
 
 

@@ -57,7 +57,9 @@ def _entry(number: int, value: Any) -> _Entry | None:
     rungs = get(value, "rungs")
     if not isinstance(rungs, list) or not 1 <= len(rungs) <= _MOST_RUNGS:
         return None
-    robust = [known for one in rungs if (known := share(get(one, "robust_accuracy"))) is not None]
+    robust = [
+        accuracy for one in rungs if (accuracy := share(get(one, "robust_accuracy"))) is not None
+    ]
     clean, size = share(get(rungs[-1], "clean_accuracy")), count(get(value, "parameters"))
     if len(robust) < len(rungs) or clean is None or size is None:
         return None
@@ -114,7 +116,7 @@ def _chart(entries: list[_Entry]) -> Markup:
 
 def tournament(run: Run) -> Markup:
     """The section; empty where networks were trained alone for nothing but the end."""
-    check, found = get(run.summary, "reward_check"), get(run.summary, "tournament")
+    check, stored = get(run.summary, "reward_check"), get(run.summary, "tournament")
     check, entries = check if isinstance(check, Mapping) else None, _entries(run)
     if not check and not entries:
         return Markup()
@@ -122,11 +124,11 @@ def tournament(run: Run) -> Markup:
     said = "not known, since one side does not vary" if rho is None else f"{rho:.2f}"
     if rho is not None and low is not None and high is not None:
         said += f" (95 %: {low:.2f} to {high:.2f})"
-    listed = get(found, "rungs")
+    listed = get(stored, "rungs")
     rungs = listed if isinstance(listed, list) else []
     held = max((len(one.robust) for one in entries), default=0)
     epochs = [get(rungs[i], "epochs") if i < len(rungs) else "?" for i in range(held)]
-    winner = count(get(found, "winner"))
+    winner = count(get(stored, "winner"))
     latency = any(one.latency is not None for one in entries)
     return section(
         "tournament",
@@ -147,6 +149,6 @@ def tournament(run: Run) -> Markup:
         winner=winner,
         rungs=held,
         latency=latency,
-        seconds=finite(get(found, "cost", "seconds_total")),
-        attack=get(found, "attack"),
+        seconds=finite(get(stored, "cost", "seconds_total")),
+        attack=get(stored, "attack"),
     )

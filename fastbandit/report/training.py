@@ -101,7 +101,7 @@ def training(collection: Collection) -> Markup:
             for kind in ("robust", "clean")
         ]  # fmt: skip
     loss = _series(runs, "loss", "loss", 3 if alone else None)
-    rate = _series(runs, "learning_rate", "rate", 0 if alone else None)
+    learning_rate = _series(runs, "learning_rate", "rate", 0 if alone else None)
     return section(
         "training",
         "Training",
@@ -110,7 +110,7 @@ def training(collection: Collection) -> Markup:
         accuracies=accuracies,
         others=[
             chart(loss, "Training loss", "loss, attacked images", "loss", **SMALL),
-            chart(rate, "Learning rate", "learning rate", "learning_rate", **SMALL),
+            chart(learning_rate, "Learning rate", "learning rate", "learning_rate", **SMALL),
         ],
         warned=[
             (run, str(line.epoch + 1), words)

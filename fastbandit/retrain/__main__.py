@@ -102,8 +102,8 @@ class RetrainCommand(TrainingCommand[RetrainConfig]):
         return Call(name, run_job, arguments)
 
     def figures(self, result: dict[str, Any]) -> dict[str, float]:
-        found = result["test"] or result["best"]
-        return {"clean": found["clean_accuracy"], "robust": found["robust_accuracy"]}
+        accuracies = result["test"] or result["best"]
+        return {"clean": accuracies["clean_accuracy"], "robust": accuracies["robust_accuracy"]}
 
     def estimate(self, request: Request[RetrainConfig], progress: Progress) -> dict[str, Any]:
         return dry_run(request.config, genotype=_genotype(request), progress=progress)
@@ -139,12 +139,12 @@ class RetrainCommand(TrainingCommand[RetrainConfig]):
             f"({2 * result['macs']:,} FLOPs); genotype {result['genotype_hash'][:12]}"
         )
         for name in ("best", "last"):
-            found = result[name]
+            accuracies = result[name]
             print(
-                f"{name}, epoch {found['epoch'] + 1:<4} validation  clean "
-                f"{100 * found['clean_accuracy']:.2f} %  robust "
-                f"{100 * found['robust_accuracy']:.2f} %  (n = {found['n']})  "
-                f"{path / found['file']}"
+                f"{name}, epoch {accuracies['epoch'] + 1:<4} validation  clean "
+                f"{100 * accuracies['clean_accuracy']:.2f} %  robust "
+                f"{100 * accuracies['robust_accuracy']:.2f} %  (n = {accuracies['n']})  "
+                f"{path / accuracies['file']}"
             )
         test = result["test"]
         print(f"validation attack: {result['best']['attack']}")

@@ -96,8 +96,8 @@ def dry_run(
 
         def validation(loader: Loader, threat: ThreatModel, batches: int) -> float:
             action = partial(validate, loader, threat, current.engine)
-            found = measure_throughput(action, batches, recorded=current.engine.records)
-            return found.of(len(loader.index))
+            throughput = measure_throughput(action, batches, recorded=current.engine.records)
+            return throughput.of(len(loader.index))
 
         train(1)
         training = measure_throughput(train, 3, recorded=current.training_engine.records)

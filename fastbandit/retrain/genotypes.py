@@ -66,11 +66,11 @@ def search_settings(where: str) -> dict[str, Any]:
     if not where or not (path / "config.yaml").is_file():
         return {}
     stored = RunFolder.read_config(path)
-    found: dict[str, Any] = {name: stored[name] for name in ("name", "data") if name in stored}
+    settings: dict[str, Any] = {name: stored[name] for name in ("name", "data") if name in stored}
     attack = stored.get("attack")
     if isinstance(attack, dict) and "epsilon" in attack:
-        found["attack"] = {"epsilon": attack["epsilon"]}
-    return found
+        settings["attack"] = {"epsilon": attack["epsilon"]}
+    return settings
 
 
 def with_genotype(
@@ -80,13 +80,13 @@ def with_genotype(
     if genotype is None:
         # By its own name: there will be newer ones.
         config = dataclasses.replace(config, genotype=named_run(config.genotype))
-    found = find_genotype(config.genotype) if genotype is None else genotype
-    if config.genotype_hash not in (None, found.hash):
+    chosen = find_genotype(config.genotype) if genotype is None else genotype
+    if config.genotype_hash not in (None, chosen.hash):
         raise ConfigError(
-            f"genotype_hash: expected {config.genotype_hash}, got {found.hash} from "
+            f"genotype_hash: expected {config.genotype_hash}, got {chosen.hash} from "
             f"{config.genotype or 'the genotype given'}"
         )
-    return dataclasses.replace(config, genotype_hash=found.hash), found
+    return dataclasses.replace(config, genotype_hash=chosen.hash), chosen
 
 
 def check_genotype(folder: RunFolder, genotype: Genotype) -> None:

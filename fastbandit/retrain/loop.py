@@ -111,8 +111,8 @@ class Retraining:
     def _learning(self) -> dict[str, Tensor]:
         """Weights, momentum and average: what training goes on from."""
         tensors = {f"model.{k}": v for k, v in self.network.state_dict().items()}
-        found = momenta(self.network, self.setup.optimizer)
-        tensors |= {f"momentum.{k}": v for k, v in found.items()}
+        buffers = momenta(self.network, self.setup.optimizer)
+        tensors |= {f"momentum.{k}": v for k, v in buffers.items()}
         if self.average is not None:
             average = self.average.network.state_dict()
             tensors |= {f"average.{k}": v for k, v in average.items()}
@@ -307,12 +307,14 @@ class Retraining:
             steps = self.threat.steps
             trained = self.train()
             checked, note = self.guarded()
-            found = None
+            evaluation = None
             if (number + 1) % config.selection.every == 0 or number + 1 == config.epochs:
-                found = self.validate()
+                evaluation = self.validate()
         improved = False
-        if found is not None:
-            self.last = Record(number, found.clean_correct, found.robust_correct, found.images)
+        if evaluation is not None:
+            self.last = Record(
+                number, evaluation.clean_correct, evaluation.robust_correct, evaluation.images
+            )
             # A network with real weights is not the one that is wanted.
             improved = step_of(config, number) == 2 and self.last.better_than(self.best)
             if improved:
@@ -326,14 +328,14 @@ class Retraining:
             "epoch": number,
             "loss": trained.loss,
             "train_accuracy": trained.accuracy,
-            "clean_accuracy": None if found is None else found.clean_accuracy,
-            "robust_accuracy": None if found is None else found.robust_accuracy,
+            "clean_accuracy": None if evaluation is None else evaluation.clean_accuracy,
+            "robust_accuracy": None if evaluation is None else evaluation.robust_accuracy,
             "best": improved,
             "attack_steps": steps,
             "overfitting": checked,
             "learning_rate": self.setup.optimizer.param_groups[0]["lr"],
             "seconds_train": trained.seconds,
-            "seconds_validate": 0.0 if found is None else found.seconds,
+            "seconds_validate": 0.0 if evaluation is None else evaluation.seconds,
             "seconds_total": seconds,
             "images_per_second": trained.images / trained.seconds,
             "peak_memory_mb": self.peak_memory,
@@ -379,7 +381,7 @@ class Retraining:
         network.to(setup.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         threat = config.final_threat()
         with accounting(self.cost, self.team), phase(self.cost, "test"):
-            found = evaluate(
+            evaluation = evaluate(
                 network,
                 setup.test,
                 threat,
@@ -390,9 +392,9 @@ class Retraining:
             )
         return {
             "split": "test",
-            "n": found.images,
-            "clean_accuracy": found.clean_accuracy,
-            "robust_accuracy": found.robust_accuracy,
+            "n": evaluation.images,
+            "clean_accuracy": evaluation.clean_accuracy,
+            "robust_accuracy": evaluation.robust_accuracy,
             "attack": threat.describe(),
             "of": "best",
         }

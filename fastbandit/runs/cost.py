@@ -87,8 +87,8 @@ class EpochTimer:
     def stop(self) -> float:
         """End it; returns the seconds."""
         seconds = time.perf_counter() - self._started
-        known = sum(self._cost.seconds.values()) - self._accounted
-        self._cost.add_seconds("other", seconds - known)
+        accounted = sum(self._cost.seconds.values()) - self._accounted
+        self._cost.add_seconds("other", seconds - accounted)
         return seconds
 
 

@@ -44,12 +44,17 @@ def peak_memory_mb(device: torch.device) -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
+def utc_now() -> str:
+    """The time, to the second, as files have it."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
 def environment(device: torch.device) -> dict[str, Any]:
     """What a result depends on beside the configuration: versions, processor, threads, backends."""
     from fastbandit import _native
 
     return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": utc_now(),
         "fastbandit": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,

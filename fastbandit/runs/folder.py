@@ -27,7 +27,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import filelock
@@ -42,9 +41,9 @@ from fastbandit._files import (
     plain_file,
     read_sealed,
     read_text,
-    seal,
     sync_folder,
     write_atomic,
+    write_sealed,
 )
 from fastbandit._yaml import LARGEST_YAML, parse_yaml
 from fastbandit.runs.environment import config_digest
@@ -308,12 +307,7 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     # Files.
@@ -339,8 +333,7 @@ class RunFolder:
         """Write a sealed JSON file; the result with the digests of the text files beside it."""
         if name == self.files.result:
             value = {**value, "files": self._digests()}
-        text = json.dumps(seal(value), indent=2, allow_nan=False)
-        write_atomic(self.path / name, text + "\n")
+        write_sealed(self.path / name, value, indent=2)
 
     def read_json(self, name: str) -> Any:
         """What :meth:`write_json` was given.
@@ -368,13 +361,13 @@ class RunFolder:
         return value
 
     def _digests(self) -> dict[str, str]:
-        found = {}
+        digests = {}
         for name in (*self._DIGESTED, *self.files.logs):
             if name != self.files.result and (self.path / name).is_file():
                 log = Log()
                 log.read(self.path / name)
-                found[name] = log.sha256.hexdigest()
-        return found
+                digests[name] = log.sha256.hexdigest()
+        return digests
 
     def _log(self, name: str) -> Log:
         if name not in self._logs:
@@ -455,8 +448,8 @@ class RunFolder:
             # Killed between the two renames of save_checkpoint: the one before it is whole.
             latest = previous
         logs = {name: Log() for name in self.files.logs}
-        found = latest.is_file()
-        if found:
+        exists = latest.is_file()
+        if exists:
             hint = (
                 f"; delete it to go on from {previous.name}, one epoch earlier"
                 if latest != previous and previous.is_file()
@@ -480,7 +473,7 @@ class RunFolder:
         for name, log in logs.items():
             self._cut(self.path / name, log.length)
         self._logs = logs
-        return found
+        return exists
 
     def _read_log(self, name: str, log: Log, length: int, digest: str | None, by: str) -> None:
         """Read the part of a log that counts, and see that it is as it was."""
@@ -535,12 +528,12 @@ def _warn_of_no_locks(path: Path) -> None:
 
 def _difference(stored: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> str:
     """The first settings in which two configurations differ, in words."""
-    found = []
+    differences = []
     for key in dict.fromkeys([*stored, *wanted]):
         left, right = stored.get(key), wanted.get(key)
         if isinstance(left, dict) and isinstance(right, dict):
             if left != right:
-                found.append(_difference(left, right, f"{prefix}{key}."))
+                differences.append(_difference(left, right, f"{prefix}{key}."))
         elif left != right:
-            found.append(f"{prefix}{key}: {left!r} there, {right!r} asked for")
-    return "; ".join(found[:3])
+            differences.append(f"{prefix}{key}: {left!r} there, {right!r} asked for")
+    return "; ".join(differences[:3])

@@ -60,10 +60,10 @@ def fork(
     if written not in (None, files.command):
         raise RunError(f"{source}: expected a run of {files.command}, got one of {written}")
     _check_settings(source, stored, config, free)
-    found: list[tuple[dict[str, Tensor], dict[str, Any]]] = []
+    states: list[tuple[dict[str, Tensor], dict[str, Any]]] = []
     # Its lock, so that it does not grow meanwhile; and its checks.
     with RunFolder.open(source, stored, files=files) as old:
-        if not old.load_checkpoint(lambda *state: found.append(state)):
+        if not old.load_checkpoint(lambda *state: states.append(state)):
             raise RunError(f"{source}: expected a run with a checkpoint, got none yet")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -80,7 +80,7 @@ def fork(
                         write_atomic(temporary / name, plain_file(source / name).read_bytes())
                 origin = {"run_id": run_id(stored), "folder": str(source), "epochs": epochs}
                 new.write_json("env.json", {**old.read_json("env.json"), "forked_from": origin})
-                new.save_checkpoint(*found[0])
+                new.save_checkpoint(*states[0])
             # mkdtemp's folders are for their owner alone.
             temporary.chmod(source.stat().st_mode & 0o777)
             os.rename(temporary, path)

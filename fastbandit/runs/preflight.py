@@ -82,16 +82,16 @@ class Preflight:
             step(batch_size)
             return peak_memory_mb(device)
         few = max(_LEAST, min(batch_size // 4, int(self.seconds / 12 / self.per_image)))
-        found = []
+        peaks = []
         for images in (few, 2 * few):
             if not reset_peak_memory(device):
                 step(batch_size)
                 return peak_memory_mb(device)
             step(images)
-            found.append(peak_memory_mb(device))
+            peaks.append(peak_memory_mb(device))
         self.extrapolated = True
-        slope = max(found[1] - found[0], 0.0) / few
-        return found[1] + slope * (batch_size - 2 * few)
+        slope = max(peaks[1] - peaks[0], 0.0) / few
+        return peaks[1] + slope * (batch_size - 2 * few)
 
 
 def reset_peak_memory(device: torch.device) -> bool:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from fastbandit._files import json_value
 from fastbandit.callbacks.base import Callback, RunInfo
 from fastbandit.config import ConfigError, to_plain
 from fastbandit.distributed import Group
@@ -224,7 +225,7 @@ class Session:
             return
         self.progress = progress or Progress.silent()
         # As YAML gives it back: lists where the configuration has tuples.
-        plain = json.loads(json.dumps({**to_plain(self.config), **(identity or {})}))
+        plain = json_value({**to_plain(self.config), **(identity or {})})
         path = None if out is None else Path(out)
         path = path or RunFolder.find_unfinished(Path(root), plain, files.result)
         self.path = path or RunFolder.fresh_path(Path(root), name)
@@ -245,21 +246,21 @@ class Session:
         Raises:
             RunError: the result cannot be read, or the data changed.
         """
-        found: dict[str, Any] | None = None
+        stored: dict[str, Any] | None = None
         folder = self.folder
         if folder is not None and (result := folder.stored(folder.config)) is not None:
             if splits is not None and (folder.path / "split.json").is_file():
                 self._check_same("split.json", splits)
-            found = {"path": str(folder.path), "result": result}
+            stored = {"path": str(folder.path), "result": result}
             self.progress.note(
                 f"{folder.path}: all is done: the run of this configuration is finished, and this "
                 "is its stored result; --force runs it again"
             )
-        found = self.broadcast(found)
-        if found is None:
+        stored = self.broadcast(stored)
+        if stored is None:
             return None
-        self.path = Path(found["path"])
-        return dict(found["result"])
+        self.path = Path(stored["path"])
+        return dict(stored["result"])
 
     def resume(
         self,
@@ -305,7 +306,7 @@ class Session:
         if folder is not None and self._callbacks:
             log = folder.path / "metrics.jsonl"
             done = log.read_bytes().count(b"\n") if resumed and log.is_file() else 0
-            config = json.loads(json.dumps(to_plain(self.config)))
+            config = json_value(to_plain(self.config))
             self._told = RunInfo(folder.files.command, folder.path, self.run_id, config, done)
             for one in self._callbacks:
                 one.on_start(self._told)
@@ -326,10 +327,10 @@ class Session:
         """Give every process the first one's state and the folder's path."""
         assert self.group is not None
         tensors, state = job.state()
-        found, tensors = self.group.broadcast({"path": str(self.path), "state": state}, tensors)
+        shared, tensors = self.group.broadcast({"path": str(self.path), "state": state}, tensors)
         if self.group.rank:
-            job.restore(tensors, found["state"])
-        self.path = Path(found["path"])
+            job.restore(tensors, shared["state"])
+        self.path = Path(shared["path"])
 
     def append(self, name: str, *values: dict[str, Any]) -> None:
         """Add lines to a log; see :meth:`RunFolder.append`."""

@@ -86,8 +86,8 @@ def _safetensors(
     """
     for name, tensor in tensors.items():
         if tensor.dtype not in _NAMES:
-            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in _NAMES)
-            raise TypeError(f"{name}: expected a tensor of {known}, got {tensor.dtype}")
+            dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in _NAMES)
+            raise TypeError(f"{name}: expected a tensor of {dtypes}, got {tensor.dtype}")
     order = {dtype: place for place, dtype in enumerate(_NAMES)}
     header: dict[str, Any] = {"__metadata__": metadata}
     parts, end = [], 0
@@ -135,9 +135,9 @@ def _read_safetensors(path: Path, limit: int | None) -> tuple[dict[str, Tensor],
             data = file.read()
             text = parse_json(data[:length]).get("__metadata__", {})
             return load(length.to_bytes(8, "little") + data), text
-    with safe_open(path, framework="pt") as found:
-        text = found.metadata() or {}
-        return {name: found.get_tensor(name) for name in found.keys()}, text  # noqa: SIM118
+    with safe_open(path, framework="pt") as opened:
+        text = opened.metadata() or {}
+        return {name: opened.get_tensor(name) for name in opened.keys()}, text  # noqa: SIM118
 
 
 def load_tensors(
@@ -162,19 +162,19 @@ def load_tensors(
         raise CheckpointError(f"{path}: a safetensors file, but not one that fastbandit wrote")
     try:
         metadata = parse_json(text[_METADATA_KEY])
-        found = (metadata["kind"], metadata["version"])
+        stated = (metadata["kind"], metadata["version"])
         crc = metadata["crc32"]
     except (ValueError, KeyError, TypeError):
         raise CheckpointError(f"{path}: damaged: its metadata cannot be read") from None
-    if found not in ((kind, 1), (kind, _VERSION)):
+    if stated not in ((kind, 1), (kind, _VERSION)):
         raise CheckpointError(
-            f"{path}: expected a {kind} of version 1 or {_VERSION}, got {found[0]!r:.80} of "
-            f"version {found[1]!r:.80}"
+            f"{path}: expected a {kind} of version 1 or {_VERSION}, got {stated[0]!r:.80} of "
+            f"version {stated[1]!r:.80}"
         )
     rest = {key: value for key, value in metadata.items() if key != "crc32"}
     # What a damaged byte makes of a file of version 2 has not the checksum of version 1.
-    if crc != _digest(tensors, _bytes_of(tensors), None if found[1] == 1 else rest):
-        what = "tensors" if found[1] == 1 else "tensors and metadata"
+    if crc != _digest(tensors, _bytes_of(tensors), None if stated[1] == 1 else rest):
+        what = "tensors" if stated[1] == 1 else "tensors and metadata"
         raise CheckpointError(f"{path}: damaged: the checksum of its {what} does not match")
     return tensors, metadata
 

@@ -211,12 +211,12 @@ def overfitting_guard(
 
 def momenta(network: nn.Module, optimizer: torch.optim.SGD) -> dict[str, Tensor]:
     """The momentum of each weight that has one, by name."""
-    found = {}
+    buffers = {}
     for name, parameter in network.named_parameters():
         buffer = optimizer.state.get(parameter, {}).get("momentum_buffer")
         if buffer is not None:
-            found[name] = buffer
-    return found
+            buffers[name] = buffer
+    return buffers
 
 
 def load_momenta(

@@ -110,9 +110,9 @@ class SearchCommand(TrainingCommand[SearchConfig]):
             if row["name"] == FOUND:
                 return {"clean": row["clean_accuracy"], "robust": row["robust_accuracy"]}
         # Without one that was trained from scratch.
-        found = result["test"] or result["final"]
+        accuracies = result["test"] or result["final"]
         names = {"clean": "shared, clean", "robust": "shared, robust"}
-        return {text: found[f"{name}_accuracy"] for name, text in names.items()}
+        return {text: accuracies[f"{name}_accuracy"] for name, text in names.items()}
 
     def estimate(self, request: Request[SearchConfig], progress: Progress) -> dict[str, Any]:
         return dry_run(request.config, self._processes(request), progress)
@@ -174,12 +174,12 @@ class SearchCommand(TrainingCommand[SearchConfig]):
             if alone
             else "with the supernet's shared weights, which do not judge an architecture:"
         )
-        for found in (final, test):
-            if found is not None:
+        for accuracies in (final, test):
+            if accuracies is not None:
                 print(
-                    f"  {'last' if tournament else 'found'} path, {found['split']:<10} clean "
-                    f"{100 * found['clean_accuracy']:.2f} %  "
-                    f"robust {100 * found['robust_accuracy']:.2f} %  (n = {found['n']})"
+                    f"  {'last' if tournament else 'found'} path, {accuracies['split']:<10} clean "
+                    f"{100 * accuracies['clean_accuracy']:.2f} %  "
+                    f"robust {100 * accuracies['robust_accuracy']:.2f} %  (n = {accuracies['n']})"
                 )
         print(f"attack: {final['attack']}")
         print(f"genotype {result['genotype_hash'][:12]}: {path / 'genotype.json'}")

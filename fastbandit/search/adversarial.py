@@ -83,7 +83,7 @@ class Adversarial:
 
     def train(self, path: Path, number: int, rate: float, samples: int) -> TrialResult:
         """Train this process's path, epoch ``number + path.place``, and validate it."""
-        config, team, mine = self.config, path.team, number + path.place
+        config, team, sample = self.config, path.team, number + path.place
         steps = self.threat.steps
         self.setup.optimizer.param_groups[0]["lr"] = rate
         reset_batchnorm(path.modules)
@@ -91,7 +91,7 @@ class Adversarial:
             trained = train_epoch(
                 self.supernet,
                 self.setup.weights,
-                mine,
+                sample,
                 self.setup.optimizer,
                 self.threat,
                 seed=derive_seed(config.seed, "attack", "train"),
@@ -99,20 +99,20 @@ class Adversarial:
                 grad_clip=config.grad_clip,
                 **path.scope,
             )
-            evaluation = self._validate(path, mine)
+            evaluation = self._validate(path, sample)
         verdict, events = self._check(path, number), []
         if verdict is not None and verdict.overfitted and self.threat.steps < MOST_STEPS:
             events.append(self._overfitted(number, verdict, samples))
             # A path is not credited with an accuracy that the overfitting has made up.
             with accounting(self.cost, team):
-                evaluation = self._validate(path, mine)
+                evaluation = self._validate(path, sample)
         figures = [[trained.loss, trained.accuracy, trained.images]]
         if team is not None:
             figures = [list(values) for values in team.collect(figures[0])]
         images = sum(int(count) for _, _, count in figures)
         results = [
-            self._result(found, loss=loss, train_accuracy=accuracy)
-            for (loss, accuracy, _), found in zip(
+            self._result(each, loss=loss, train_accuracy=accuracy)
+            for (loss, accuracy, _), each in zip(
                 figures, _of_all_paths(team, evaluation), strict=True
             )
         ]
@@ -134,7 +134,7 @@ class Adversarial:
         with accounting(self.cost, path.team):
             self._reestimate(path, FEW_STATISTICS_BATCHES)
             evaluation = self._validate(path, number)
-        return [self._result(found) for found in _of_all_paths(path.team, evaluation)]
+        return [self._result(each) for each in _of_all_paths(path.team, evaluation)]
 
     def measure(self, path: Path, *, trained: bool) -> dict[str, Any]:
         """Accuracy on the validation and the test images under the final attack."""
@@ -150,7 +150,7 @@ class Adversarial:
                 measured[name] = None
                 continue
             with accounting(self.cost, path.team):
-                found = evaluate(
+                evaluation = evaluate(
                     self.supernet,
                     loader,
                     threat,
@@ -160,9 +160,9 @@ class Adversarial:
                 )
             measured[name] = {
                 "split": split,
-                "n": found.images,
-                "clean_accuracy": found.clean_accuracy,
-                "robust_accuracy": found.robust_accuracy,
+                "n": evaluation.images,
+                "clean_accuracy": evaluation.clean_accuracy,
+                "robust_accuracy": evaluation.robust_accuracy,
                 "attack": threat.describe(),
             }
         return measured
@@ -219,8 +219,10 @@ class Adversarial:
         if self.guard is None or (number + path.paths) // every == number // every:
             return None
         with accounting(self.cost, path.team):
-            found = self.guard.measure(self.supernet, self.threat, cost=self.cost, **path.scope)
-        return self.guard.judge(*(_of_all_paths(path.team, one) for one in found))
+            evaluations = self.guard.measure(
+                self.supernet, self.threat, cost=self.cost, **path.scope
+            )
+        return self.guard.judge(*(_of_all_paths(path.team, one) for one in evaluations))
 
     def _overfitted(self, number: int, verdict: Verdict, samples: int) -> dict[str, Any]:
         """Train against a stronger attack from now on; returns the line for the bandit's log."""
@@ -242,12 +244,12 @@ class Adversarial:
         return line
 
 
-def _of_all_paths(team: Team | None, mine: Evaluation) -> list[Evaluation]:
+def _of_all_paths(team: Team | None, evaluation: Evaluation) -> list[Evaluation]:
     """The evaluation of every path that was computed at the same time, on every process."""
     if team is None:
-        return [mine]
-    found = team.collect([mine.clean_correct, mine.robust_correct, mine.images])
+        return [evaluation]
+    counts = team.collect([evaluation.clean_correct, evaluation.robust_correct, evaluation.images])
     return [
-        Evaluation(int(clean), int(robust), int(images), mine.seconds)
-        for clean, robust, images in found
+        Evaluation(int(clean), int(robust), int(images), evaluation.seconds)
+        for clean, robust, images in counts
     ]

@@ -201,13 +201,13 @@ def credit(
     bandit: AntiBandit | ChildParent,
     choice: Tensor,
     probability: Tensor,
-    found: PathResult,
+    result: PathResult,
     *,
     trained: bool,
 ) -> log.Sample:
     """Credit a path with its score; returns the line for the bandit's log."""
     kind = ChildParentSample if isinstance(bandit, ChildParent) else log.Sample
-    unknown = set(found.log) - set(kind.model_fields)
+    unknown = set(result.log) - set(kind.model_fields)
     if unknown:
         raise TypeError(f"bandit.jsonl: a sample has no {min(unknown)}; metrics may have it")
     line = kind(
@@ -215,8 +215,8 @@ def credit(
         phase=bandit.phase,
         choice=choice.tolist(),
         probability=probability.tolist(),
-        **found.log,  # type: ignore[arg-type]
-        reward=found.score,
+        **result.log,  # type: ignore[arg-type]
+        reward=result.score,
     )
     if not trained:
         line.trained = False
@@ -225,7 +225,7 @@ def credit(
         bandit.credit(choice, line.child_accuracy, line.parent_accuracy, line.penalty)
     else:
         assert isinstance(bandit, AntiBandit)
-        bandit.credit(choice, found.score, trained=trained)
+        bandit.credit(choice, result.score, trained=trained)
     return line
 
 

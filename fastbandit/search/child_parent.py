@@ -84,15 +84,15 @@ class ChildParentTrial(Adversarial):
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights and momentum of the parent, and what Adam keeps of the child."""
-        found: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         if self._separate is not None:
-            found |= {f"model.{k}": v for k, v in self._separate.state_dict().items()}
+            tensors |= {f"model.{k}": v for k, v in self._separate.state_dict().items()}
             kept = momenta(self._separate, self.parent_optimizer)
-            found |= {f"momentum.{k}": v for k, v in kept.items()}
+            tensors |= {f"momentum.{k}": v for k, v in kept.items()}
         for name, parameter in self.supernet.named_parameters():
             state = self.optimizer.state.get(parameter, {})
-            found |= {f"adam.{key}.{name}": state[key] for key in _ADAM if key in state}
-        return found
+            tensors |= {f"adam.{key}.{name}": state[key] for key in _ADAM if key in state}
+        return tensors
 
     def restore_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Go on from :meth:`tensors`."""
@@ -110,13 +110,13 @@ class ChildParentTrial(Adversarial):
             if any(one not in parts["adam"] for one in names.values()):
                 self.optimizer.state.pop(parameter, None)
                 continue
-            found = {key: parts["adam"][one] for key, one in names.items()}
+            moments = {key: parts["adam"][one] for key, one in names.items()}
             # The layout of the weight, which a file does not keep.
             state = {
-                key: torch.empty_like(parameter, requires_grad=False).copy_(found[key])
+                key: torch.empty_like(parameter, requires_grad=False).copy_(moments[key])
                 for key in _ADAM[:2]
             }
-            self.optimizer.state[parameter] = {**state, "step": found["step"].clone()}
+            self.optimizer.state[parameter] = {**state, "step": moments["step"].clone()}
 
     def describe(self) -> dict[str, Any]:
         cp = self.config.cp

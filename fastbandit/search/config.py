@@ -238,13 +238,13 @@ class SearchConfig(BinarySettings, TrainingConfig):
 
         every = {"parameters": self.parameters, "macs": self.macs, "latency": self.latency}
         given = {name: text for name, text in every.items() if text is not None}
-        found = [Budget.parse(text, name) for name, text in given.items()]
-        if len(found) > 1:
+        budgets = [Budget.parse(text, name) for name, text in given.items()]
+        if len(budgets) > 1:
             raise ConfigError(
                 f"{', '.join(given)}: expected a budget of one of them, got "
                 f"{' and '.join(map(repr, given.values()))}"
             )
-        return found[0] if found else None
+        return budgets[0] if budgets else None
 
     def size_budget(self, source: DataSource | None = None) -> SizeBudget | None:
         """The budget with the sizes of this space; None where there is none.
@@ -274,14 +274,16 @@ class SearchConfig(BinarySettings, TrainingConfig):
         Args:
             source: the images of the search, which decide sizes; None: those that ``data`` names.
         """
-        found = self.search_space()
+        searched = self.search_space()
         seed = derive_seed(self.seed, "bandit")
         if self.algorithm == "cp-nas":
-            return ChildParent(found.rows, found.arms, self.cp.settings(), seed=seed)
-        known = self._known_of_rows(source)
-        return AntiBandit(found.rows, len(found.operations), self.bandit, seed=seed, **known)
+            return ChildParent(searched.rows, searched.arms, self.cp.settings(), seed=seed)
+        constraints = self._row_constraints(source)
+        return AntiBandit(
+            searched.rows, len(searched.operations), self.bandit, seed=seed, **constraints
+        )
 
-    def _known_of_rows(self, source: DataSource | None) -> dict[str, Any]:
+    def _row_constraints(self, source: DataSource | None) -> dict[str, Any]:
         """Stages and sizes, where the budget or the policy needs them."""
         uses = POLICIES[self.bandit.policy].uses_rows
         budget = self.size_budget(source)
@@ -289,11 +291,16 @@ class SearchConfig(BinarySettings, TrainingConfig):
             return {}
         from fastbandit.search.sizes import Sizes, stages
 
-        known: dict[str, Any] = {"groups": stages(self.search_space())} if uses else {}
+        constraints: dict[str, Any] = {"groups": stages(self.search_space())} if uses else {}
         if budget is not None:
-            return {**known, "costs": budget.costs, "base_cost": budget.base, "budget": budget.ends}
+            return {
+                **constraints,
+                "costs": budget.costs,
+                "base_cost": budget.base,
+                "budget": budget.ends,
+            }
         sizes = Sizes.of_search(self, source)
-        return {**known, "costs": sizes.parameters, "base_cost": sizes.base_parameters}
+        return {**constraints, "costs": sizes.parameters, "base_cost": sizes.base_parameters}
 
     def training_threat(self) -> ThreatModel:
         """The adversary of the training step."""

@@ -205,16 +205,16 @@ def _trainings_alone(config: SearchConfig, samples: int) -> list[tuple[int, int,
 
     What follows where a supernet fails its check is not among them.
     """
-    found = []
+    trainings = []
     if config.rewards == "alone":
-        found.append((config.alone.epochs, samples + 1, config.alone.paths))
+        trainings.append((config.alone.epochs, samples + 1, config.alone.paths))
     elif config.supernet.epochs and config.supernet.check:
-        found.append((config.alone.epochs, config.supernet.check, config.supernet.check))
+        trainings.append((config.alone.epochs, config.supernet.check, config.supernet.check))
     entries = config.final.tournament
     for epochs in config.final.rungs if entries else ():
-        found.append((epochs, entries, entries))
+        trainings.append((epochs, entries, entries))
         entries = max(1, math.ceil(config.final.keep * entries))
-    return found
+    return trainings
 
 
 def _train(current: SearchRun, path: Path, loader: Loader) -> tuple[float, int]:

@@ -70,8 +70,8 @@ class SearchRun:
         """Tensors and plain values: all that :meth:`restore` needs."""
         bandit = self.bandit.state_dict()
         tensors = {f"model.{k}": v for k, v in self.supernet.state_dict().items()}
-        found = momenta(self.supernet, self.setup.optimizer)
-        tensors |= {f"momentum.{k}": v for k, v in found.items()}
+        buffers = momenta(self.supernet, self.setup.optimizer)
+        tensors |= {f"momentum.{k}": v for k, v in buffers.items()}
         tensors |= {f"bandit.{k}": v for k, v in bandit.items() if isinstance(v, Tensor)}
         # A trial with weights of its own says so.
         own = getattr(self.trial, "tensors", None)
@@ -114,23 +114,23 @@ class SearchRun:
     def prepare(self) -> dict[str, Any] | None:
         """One step of the trial's preparation; logs and saves. Returns its metrics, or None where
         nothing is left to do."""
-        found = self.trial.prepare(self.prepared)
-        if found is None:
+        prepared = self.trial.prepare(self.prepared)
+        if prepared is None:
             return None
         self.peak_memory = max(self.peak_memory, peak_memory_mb(self.setup.device))
-        self.session.append("bandit.jsonl", *found.pop("events", ()))
-        if found["phase"] == "supernet":
+        self.session.append("bandit.jsonl", *prepared.pop("events", ()))
+        if prepared["phase"] == "supernet":
             metrics = {
                 "epoch": self.prepared,
                 "arms": self.bandit.arms_left,
                 "samples": self.bandit.samples,
-                **found,
+                **prepared,
                 "peak_memory_mb": self.peak_memory,
             }
             self.prepared += 1
             self.session.append("metrics.jsonl", metrics)
         self.session.save(self)
-        return found
+        return prepared
 
     # One sample of Algorithm 8.
 
@@ -146,18 +146,18 @@ class SearchRun:
 
     def use_path(self, choices: Sequence[Tensor], team: Team | None) -> Path:
         """Set the supernet to this process's path of ``choices``."""
-        mine = 0 if team is None else team.path
+        place = 0 if team is None else team.path
         parameters = []
         for choice in choices:
             self.supernet.set_path(choice)
             parameters.append(list(self.supernet.path_parameters()))
-        self.supernet.set_path(choices[mine])
+        self.supernet.set_path(choices[place])
         # The optimiser's state is kept by parameter, so momentum of the other arms stays. What
         # another process's path uses is updated here too: all hold the same weights.
         updated = parameters[0] if team is None else team.use(parameters)
         self.setup.optimizer.param_groups[0]["params"] = updated
         modules = list(self.supernet.path_modules())
-        return Path(list(choices), modules, parameters[mine], team, self.engine)
+        return Path(list(choices), modules, parameters[place], team, self.engine)
 
     def draw(self, paths: int, *, trained: bool) -> tuple[list[Tensor], list[Tensor]]:
         """Paths from the bandit and the probability of each of their arms, [rows] each."""
@@ -173,10 +173,10 @@ class SearchRun:
         return choices, probabilities
 
     def credit(
-        self, choice: Tensor, probability: Tensor, found: PathResult, *, trained: bool
+        self, choice: Tensor, probability: Tensor, result: PathResult, *, trained: bool
     ) -> dict[str, Any]:
         """Credit a path with its score; returns the line for the bandit's log."""
-        return credit(self.bandit, choice, probability, found, trained=trained).to_line()
+        return credit(self.bandit, choice, probability, result, trained=trained).to_line()
 
     def epoch(self) -> dict[str, Any]:
         """Sample, train, validate, credit, perhaps prune; log and save. Returns the metrics.
@@ -190,8 +190,10 @@ class SearchRun:
         choices, probabilities = self.draw(min(self.paths_per_epoch, bandit.room), trained=True)
         paths = len(choices)
         path = self.use_path(choices, self.team(paths))
-        rate = cosine(number, bandit.total_samples, config.learning_rate, config.learning_rate_min)
-        trained = self.trial.train(path, number, rate, bandit.samples)
+        learning_rate = cosine(
+            number, bandit.total_samples, config.learning_rate, config.learning_rate_min
+        )
+        trained = self.trial.train(path, number, learning_rate, bandit.samples)
         lines = list(trained.events)
         lines += [
             self.credit(*each, trained=True)
@@ -214,10 +216,10 @@ class SearchRun:
     def evaluate_only(self, number: int, paths: int) -> list[dict[str, Any]]:
         """Draw paths, evaluate them with the weights as they are, credit them; their lines."""
         choices, probabilities = self.draw(paths, trained=False)
-        found = self.trial.evaluate(self.use_path(choices, self.team(paths)), number)
+        results = self.trial.evaluate(self.use_path(choices, self.team(paths)), number)
         return [
             self.credit(*each, trained=False)
-            for each in zip(choices, probabilities, found, strict=True)
+            for each in zip(choices, probabilities, results, strict=True)
         ]
 
     def tune(self) -> dict[str, Any]:
@@ -229,9 +231,9 @@ class SearchRun:
         config, bandit = self.config, self.bandit
         timer, number = EpochTimer(self.cost), bandit.trained + self.tuned
         path = self.use_path([bandit.final()], self.team(1))
-        rate = cosine(self.tuned, config.final.tune_epochs, config.learning_rate)
+        learning_rate = cosine(self.tuned, config.final.tune_epochs, config.learning_rate)
         # The bandit's log has ended; a stronger attack is in the metrics and in the summary.
-        trained = self.trial.tune(path, number, rate, bandit.samples)
+        trained = self.trial.tune(path, number, learning_rate, bandit.samples)
         self.tuned += 1
         return self._end_epoch(timer, trained, number, "tuning", bandit.arms_left)
 
@@ -247,13 +249,13 @@ class SearchRun:
                 "phase": phase,
                 "arms": arms,
                 "samples": self.bandit.samples,
-                **found.metrics,
-                **({} if phase == "tuning" else {"reward": found.score}),
+                **result.metrics,
+                **({} if phase == "tuning" else {"reward": result.score}),
                 **trained.metrics,
                 "seconds_total": seconds / len(trained.paths),
                 "peak_memory_mb": self.peak_memory,
             }
-            for i, found in enumerate(trained.paths)
+            for i, result in enumerate(trained.paths)
         ]
         self.session.append("metrics.jsonl", *metrics)
         self.session.save(self)
@@ -264,8 +266,8 @@ class SearchRun:
         bandit = self.bandit
         edges, operations = self.space.edge_names, self.space.operations
         # Both algorithms have what is read here.
-        found = log.prune(bandit, edges, operations)
-        lines = [line.to_line() for line in found]
+        abandoned = log.prune(bandit, edges, operations)
+        lines = [line.to_line() for line in abandoned]
         self.session.append(
             "genotypes.jsonl",
             {

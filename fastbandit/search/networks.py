@@ -117,9 +117,10 @@ def _random_choice(
         uniform = torch.rand((searched.rows, ATTEMPTS), generator=generator, dtype=torch.float64)
         alive = torch.ones(shape, dtype=torch.bool)
         # Shares as in the mix that was drawn; every arm has some.
-        law = torch.bincount(choice, minlength=searched.arms).double() / searched.rows
-        law = law if mixes is not None else torch.full_like(law, 1 / searched.arms)
-        choice = budget.draw(law.expand(shape), alive, uniform)
+        probabilities = torch.bincount(choice, minlength=searched.arms).double() / searched.rows
+        if mixes is None:
+            probabilities = torch.full_like(probabilities, 1 / searched.arms)
+        choice = budget.draw(probabilities.expand(shape), alive, uniform)
     return choice, rank
 
 
@@ -175,22 +176,24 @@ def same_size(
     ends = (exact * (1 - _NEAR), exact * (1 + _NEAR))
     near = SizeBudget(sizes.parameters, sizes.base_parameters, ends)
     budget = config.size_budget(source)
-    law = torch.full((searched.rows, searched.arms), 1 / searched.arms, dtype=torch.float64)
-    alive = torch.ones_like(law, dtype=torch.bool)
+    probabilities = torch.full(
+        (searched.rows, searched.arms), 1 / searched.arms, dtype=torch.float64
+    )
+    alive = torch.ones_like(probabilities, dtype=torch.bool)
     for draw in range(_DRAWS):
         generator = torch.Generator().manual_seed(
             derive_seed(config.seed, *purpose, "tilted", draw)
         )
         uniform = torch.rand((searched.rows, ATTEMPTS), generator=generator, dtype=torch.float64)
-        choice = near.draw(law, alive, uniform)
-        found = Genotype.from_choices(
+        choice = near.draw(probabilities, alive, uniform)
+        candidate = Genotype.from_choices(
             searched,
             choice.tolist(),
             options=OperationOptions.of(config),
             macro={"layers": searched.cells, "channels": config.init_channels},
         )
-        if found.hash != genotype.hash and (budget is None or bool(budget.holds(choice))):
-            return found
+        if candidate.hash != genotype.hash and (budget is None or bool(budget.holds(choice))):
+            return candidate
     return nearest
 
 
@@ -279,13 +282,13 @@ class Networks:
         if self.config.final.reference and self.config.final.network_epochs:
             self._train(REFERENCE, reference_genotype(self.config, self.source))
 
-    def train_found(self, found: Genotype) -> None:
+    def train_found(self, genotype: Genotype) -> None:
         """The found network and random ones of its size, if there are to be any."""
         if not self.config.final.network_epochs:
             return
-        self._train(FOUND, found)
+        self._train(FOUND, genotype)
         for number in range(1, self.config.final.random_networks + 1):
-            other = same_size(found, self.config, number, self.source)
+            other = same_size(genotype, self.config, number, self.source)
             self._train(f"random-{number}", other)
 
     def _train(self, name: str, genotype: Genotype) -> None:

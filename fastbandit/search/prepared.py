@@ -114,7 +114,7 @@ class Prepared(Adversarial):
         batches, epochs = len(self.setup.weights), config.supernet.epochs
         warm = config.supernet.warmup * epochs * batches
 
-        def rate(step: int) -> float:
+        def learning_rate(step: int) -> float:
             done = number * batches + step
             if done < warm:
                 return config.learning_rate * min((done + 1) / warm, 1.0)
@@ -132,7 +132,7 @@ class Prepared(Adversarial):
             seed=derive_seed(config.seed, "attack", "train"),
             cost=self.cost,
             grad_clip=config.grad_clip,
-            learning_rate=rate,
+            learning_rate=learning_rate,
             engine=self.engine,
         )
         events = self._guarded(number)
@@ -193,8 +193,8 @@ class Prepared(Adversarial):
         rewards = []
         for choice in choices:
             rewards.append(self.evaluate(self._path(choice), 0)[0].score)
-        found = self._judge(choices, "check", "check of the reward")
-        scores = [reward_of(config, one) for one in found]
+        trainings = self._judge(choices, "check", "check of the reward")
+        scores = [reward_of(config, one) for one in trainings]
         rho, low, high = rank_correlation(rewards, scores)
         trusted = rho >= config.supernet.threshold
         self.checked = {
@@ -243,49 +243,52 @@ class Prepared(Adversarial):
             for number, choice in enumerate(choices)
         ]
         # Those that an earlier process brought to their end; it is gone, and its ledger with it.
-        known = [finished_network(one.folder, settings, one.genotype) for one in pieces]
-        seconds = sum(one["cost"]["seconds_total"] for one in known if one is not None)
+        finished = [finished_network(one.folder, settings, one.genotype) for one in pieces]
+        seconds = sum(one["cost"]["seconds_total"] for one in finished if one is not None)
         started = time.perf_counter()
-        found: list[dict[str, Any]] = [{} for _ in pieces]
-        train_alone(pieces, self.unseen, self.workers, found.__setitem__)
-        for one in found:
+        trainings: list[dict[str, Any]] = [{} for _ in pieces]
+        train_alone(pieces, self.unseen, self.workers, trainings.__setitem__)
+        for one in trainings:
             for name in COUNTS:
                 setattr(self.cost, name, getattr(self.cost, name) + one[name])
         self.cost.add_seconds("train", seconds + time.perf_counter() - started)
-        return found
+        return trainings
 
     def train(self, path: Path, number: int, rate: float, samples: int) -> TrialResult:
         """Score the paths; with ``alone`` their networks are trained from scratch first."""
         started = time.perf_counter()
         if self.alone:
-            found = self._judge(path.choices, "path", number)
-            results = [self._of(one) for one in found]
-            images = sum(one["images_trained"] for one in found)
+            trainings = self._judge(path.choices, "path", number)
+            results = [self._of(one) for one in trainings]
+            images = sum(one["images_trained"] for one in trainings)
             seconds = time.perf_counter() - started
-            metrics = {"seconds_train": seconds / len(found), "images_per_second": images / seconds}
+            metrics = {
+                "seconds_train": seconds / len(trainings),
+                "images_per_second": images / seconds,
+            }
             return TrialResult(results, metrics, [])
         return TrialResult(self.evaluate(path, number), {}, [])
 
     def tune(self, path: Path, number: int, rate: float, samples: int) -> TrialResult:
         return super().train(path, number, rate, samples)
 
-    def _of(self, found: dict[str, Any]) -> PathResult:
-        accuracies = {name: found[name] for name in ("clean_accuracy", "robust_accuracy")}
-        return PathResult(reward_of(self.config, found), accuracies, dict(accuracies))
+    def _of(self, training: dict[str, Any]) -> PathResult:
+        accuracies = {name: training[name] for name in ("clean_accuracy", "robust_accuracy")}
+        return PathResult(reward_of(self.config, training), accuracies, dict(accuracies))
 
     def measure(self, path: Path, *, trained: bool) -> dict[str, Any]:
         """With ``alone`` the figures of the path's network after its training alone, on the
         validation images; the test images wait for the network found."""
         if not self.alone:
             return super().measure(path, trained=trained)
-        found = self._judge(path.choices, "found")[0]
+        training = self._judge(path.choices, "found")[0]
         settings = alone_settings(self.config, self.config.alone.epochs, "alone", "found")
         return {
             "final": {
                 "split": "validation",
-                "n": found["n"],
-                "clean_accuracy": found["clean_accuracy"],
-                "robust_accuracy": found["robust_accuracy"],
+                "n": training["n"],
+                "clean_accuracy": training["clean_accuracy"],
+                "robust_accuracy": training["robust_accuracy"],
                 "attack": settings.selection_threat().describe(),
             },
             "test": None,

@@ -121,19 +121,19 @@ class Budget:
 
 def _whole(text: str) -> int | None:
     """A whole number with its suffix; None for anything else."""
-    found = _NUMBER.fullmatch(text)
-    if found is None:
+    match = _NUMBER.fullmatch(text)
+    if match is None:
         return None
-    value = Decimal(found[1]) * _SUFFIXES[found[2]]
+    value = Decimal(match[1]) * _SUFFIXES[match[2]]
     return int(value) if value == int(value) else None
 
 
 def _milliseconds(text: str) -> int | None:
     """Milliseconds as whole nanoseconds; None for anything else."""
-    found = _NUMBER.fullmatch(text)
-    if found is None or found[2]:
+    match = _NUMBER.fullmatch(text)
+    if match is None or match[2]:
         return None
-    return round(Decimal(found[1]) * 10**6)
+    return round(Decimal(match[1]) * 10**6)
 
 
 class Images(NamedTuple):
@@ -173,9 +173,9 @@ def stages(searched: SearchSpace) -> list[int]:
     if searched.cells != searched.cell_types:
         return [cell for cell in range(searched.cell_types) for _ in searched.edges]
     reductions = reduction_cells(searched.cell_types)
-    found = [sum(cell >= one for one in reductions) for cell in range(searched.cell_types)]
+    stage = [sum(cell >= one for one in reductions) for cell in range(searched.cell_types)]
     # Where the first cell halves the map there is nothing before it.
-    return [found[cell] - found[0] for cell in range(searched.cell_types) for _ in searched.edges]
+    return [stage[cell] - stage[0] for cell in range(searched.cell_types) for _ in searched.edges]
 
 
 class Sizes:
@@ -224,8 +224,8 @@ class Sizes:
         Args:
             unit: ``parameters``, ``macs`` or ``latency``.
         """
-        found = {PARAMETERS: "parameters", MACS: "macs", LATENCY: "latencies"}[unit]
-        costs: Tensor = getattr(self, found)
+        field = {PARAMETERS: "parameters", MACS: "macs", LATENCY: "latencies"}[unit]
+        costs: Tensor = getattr(self, field)
         return costs
 
     def base(self, unit: str) -> int:
@@ -418,12 +418,12 @@ def _table(
     count: Callable[[nn.Module, tuple[int, ...]], int],
 ) -> Tensor:
     """``count`` of every operation on every edge, with the shape of its input, [rows, arms]."""
-    known: dict[Place, int] = {}
-    found = torch.zeros(searched.rows, searched.arms, dtype=torch.int64)
+    sizes: dict[Place, int] = {}
+    table = torch.zeros(searched.rows, searched.arms, dtype=torch.int64)
     for row, arm, place in placements(searched, channels, size):
-        if place not in known:
+        if place not in sizes:
             with torch.random.fork_rng(devices=[]):
                 module = make(place.operation, place.channels, place.stride, options=options)
-            known[place] = count(module, (place.channels, place.height, place.width))
-        found[row, arm] += known[place]
-    return found
+            sizes[place] = count(module, (place.channels, place.height, place.width))
+        table[row, arm] += sizes[place]
+    return table

@@ -179,9 +179,9 @@ def _rank(entry: dict[str, Any], number: int) -> tuple[float, float, int]:
     return rewards[-1], rewards[-2] if len(rewards) > 1 else 0.0, number
 
 
-def reward_of(config: SearchConfig, found: dict[str, Any]) -> float:
+def reward_of(config: SearchConfig, accuracies: dict[str, Any]) -> float:
     """What the bandit is credited with, and what a tournament is won by."""
-    clean, robust = found["clean_accuracy"], found["robust_accuracy"]
+    clean, robust = accuracies["clean_accuracy"], accuracies["robust_accuracy"]
     return float({"robust": robust, "clean": clean, "mix": 0.5 * (robust + clean)}[config.reward])
 
 
@@ -260,17 +260,17 @@ def _train(
         len(pieces),
     ) as update:
 
-        def enter(position: int, found: dict[str, Any]) -> None:
+        def enter(position: int, training: dict[str, Any]) -> None:
             entry = entries[numbers[position]]
-            entry["rungs"].append(found)
-            entry["parameters"], entry["macs"] = found.pop("parameters"), found.pop("macs")
-            found["reward"] = reward_of(config, found)
+            entry["rungs"].append(training)
+            entry["parameters"], entry["macs"] = training.pop("parameters"), training.pop("macs")
+            training["reward"] = reward_of(config, training)
             update(
                 sum(len(entries[number]["rungs"]) > rung for number in numbers),
                 f"network {entry['number'] + 1} ({entry['origin']}, {latency_words(entry)}"
                 f"{entry['parameters']:,} parameters)  clean "
-                f"{100 * found['clean_accuracy']:.1f} %  robust "
-                f"{100 * found['robust_accuracy']:.1f} %",
+                f"{100 * training['clean_accuracy']:.1f} %  robust "
+                f"{100 * training['robust_accuracy']:.1f} %",
             )
 
         train_alone(pieces, source, workers, enter)
@@ -350,20 +350,22 @@ def candidates_of(
     # The path that the bandit ends with is always there.
     propose = min(round(final.from_model * final.tournament), final.tournament - 1)
     wanted = min(max(1, round(final.from_bandit * final.tournament)), final.tournament - propose)
-    found = [Candidate(tuple(bandit.final().tolist()), "bandit")]
+    candidates = [Candidate(tuple(bandit.final().tolist()), "bandit")]
     # Algorithm 9 keeps no history of paths.
     history = bandit.history if isinstance(bandit, AntiBandit) else None
     if wanted > 1 and history is not None and len(history.reward):
         model = model_of(config, source).fit(history.choice, history.reward, history.trained)
         pool = [*history.choice.tolist(), *_mixes(config, source, "bandit's candidates")]
-        found += [Candidate(one, "bandit") for one in _best(model, pool, found, wanted - 1)]
+        candidates += [
+            Candidate(one, "bandit") for one in _best(model, pool, candidates, wanted - 1)
+        ]
     for number in range(_POOL):
-        if len(found) >= final.tournament - propose:
+        if len(candidates) >= final.tournament - propose:
             break
         drawn = tuple(_mix(config, source, "random", number))
-        if all(drawn != one.choice for one in found):
-            found.append(Candidate(drawn, "random"))
-    return found, propose
+        if all(drawn != one.choice for one in candidates):
+            candidates.append(Candidate(drawn, "random"))
+    return candidates, propose
 
 
 def run_tournament(
@@ -376,9 +378,9 @@ def run_tournament(
         stored: dict[str, Any] = folder.read_json(FILE)
         return stored
     candidates, propose = candidates_of(session.config, source, bandit)
-    found = hold(session, source, candidates, propose=propose, workers=workers)
-    folder.write_json(FILE, found)
-    return found
+    result = hold(session, source, candidates, propose=propose, workers=workers)
+    folder.write_json(FILE, result)
+    return result
 
 
 def _mix(config: SearchConfig, source: DataSource, *purpose: str | int) -> list[int]:
@@ -396,21 +398,21 @@ def _mixes(config: SearchConfig, source: DataSource, purpose: str) -> list[list[
 def _best(
     model: HierarchicalRidge,
     pool: Sequence[Sequence[int]],
-    known: Sequence[Candidate],
+    taken: Sequence[Candidate],
     count: int,
 ) -> list[tuple[int, ...]]:
     """The choices of the pool that the model expects most of, none of them known or twice."""
     mean, _ = model.predict(torch.tensor(list(map(list, pool))))
-    seen = {one.choice for one in known}
-    found: list[tuple[int, ...]] = []
+    seen = {one.choice for one in taken}
+    choices: list[tuple[int, ...]] = []
     for position in _descending(mean):
         choice = tuple(pool[position])
         if choice not in seen:
             seen.add(choice)
-            found.append(choice)
-        if len(found) == count:
+            choices.append(choice)
+        if len(choices) == count:
             break
-    return found
+    return choices
 
 
 def _descending(values: Tensor) -> list[int]:
@@ -426,9 +428,9 @@ def _proposals(
         torch.tensor([one["choice"] for one in entries]),
         torch.tensor([one["rungs"][0]["reward"] for one in entries], dtype=torch.float64),
     )
-    known = [Candidate(tuple(one["choice"]), "random") for one in entries]
+    trained = [Candidate(tuple(one["choice"]), "random") for one in entries]
     pool = _mixes(config, source, "proposals")
-    return [Candidate(one, "model") for one in _best(model, pool, known, count)]
+    return [Candidate(one, "model") for one in _best(model, pool, trained, count)]
 
 
 def clear(session: Session) -> None:

@@ -94,19 +94,21 @@ def _plan(config: StudyConfig) -> dict[str, int]:
     """How many pieces there are to make."""
     if config.compare.searches:
         return _plan_compare(config)
-    settings = list(config.simulated.settings())
-    real = config.real if config.data is not None else None
-    searches = [] if real is None else [config.search_of(entry, 0) for entry in real.policies]
-    paths = [used.make_bandit().total_samples for used in searches]
-    found = 0 if real is None else real.seeds * len(searches)
+    settings, real = len(list(config.simulated.settings())), config.real
+    searches = epochs = networks = 0
+    if config.data is not None:
+        searches = real.seeds * len(real.policies)
+        bandits = [config.search_of(entry, 0).make_bandit() for entry in real.policies]
+        epochs = real.seeds * sum(bandit.total_samples for bandit in bandits)
+        networks = (searches + real.random) * real.repeats
     return {
-        "simulated_settings": len(settings),
-        "simulated_searches": len(settings) * config.simulated.seeds,
+        "simulated_settings": settings,
+        "simulated_searches": settings * config.simulated.seeds,
         **(plan(config.tabular) if config.tabular.file is not None else {}),
-        "searches": found,
-        "search_epochs": sum(paths) * (real.seeds if real else 0),
-        "networks": 0 if real is None else (found + real.random) * real.repeats,
-        "network_epochs": 0 if real is None else (found + real.random) * real.repeats * real.epochs,
+        "searches": searches,
+        "search_epochs": epochs,
+        "networks": networks,
+        "network_epochs": networks * real.epochs,
     }
 
 

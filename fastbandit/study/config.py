@@ -196,8 +196,8 @@ class StudyConfig(Config):
             ("tabular", TabularConfig()),
             ("real", RealConfig()),
         ):
-            mine = getattr(self, name)
-            if mine != default and not (name == "simulated" and not mine.parts):
+            section = getattr(self, name)
+            if section != default and not (name == "simulated" and not section.parts):
                 raise ConfigError(
                     f"{name}: expected no settings with compare.searches {self.compare.searches}, "
                     "which makes a comparison and no other study"

@@ -4,58 +4,72 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from fastbandit._files import write_atomic
 from fastbandit.runs.environment import environment
-from fastbandit.runs.folder import RunFolder
-from fastbandit.runs.session import Session
+from fastbandit.runs.folder import RunFiles, RunFolder
+from fastbandit.runs.session import Session, torch_settings
 
-__all__ = ["begin", "end", "stored"]
+if TYPE_CHECKING:
+    from fastbandit.study.config import StudyConfig
 
+__all__ = ["in_folder"]
 
-def stored(session: Session, what: str, log: Callable[[str], None]) -> dict[str, Any] | None:
-    """The result of a study that is finished; None of one that is not.
-
-    Args:
-        what: it is, in words.
-    """
-    if session.finished() is None:
-        return None
-    assert session.folder is not None
-    found: dict[str, Any] = session.folder.read_json("study.json")
-    found.pop("environment")
-    log(
-        f"{session.path}: all is done: the {what} of this configuration is finished, and this is "
-        "its stored result; --force runs it again"
-    )
-    return found
+#: Makes the page from the environment and the text of ``config.yaml``.
+Page = Callable[[dict[str, Any], str], str]
 
 
-def begin(folder: RunFolder, device: str, **more: Any) -> None:
-    """Write where the study runs, unless it goes on."""
-    if not (folder.path / "env.json").is_file():
-        facts = environment(torch.device(device))
-        folder.write_json("env.json", {"command": folder.files.command, **facts, **more})
-
-
-def end(
-    session: Session,
-    result: dict[str, Any],
-    page: Callable[[dict[str, Any], str], str],
-    started: float,
-) -> None:
-    """Write the result and the page, and last what makes the study finished.
+def in_folder(
+    config: StudyConfig,
+    files: RunFiles,
+    work: Callable[[RunFolder], tuple[dict[str, Any], Page | None]],
+    out: str | Path | None,
+    *,
+    kind: str,
+    threads: int,
+    root: str | Path,
+    force: bool,
+    log: Callable[[str], None],
+    **facts: Any,
+) -> tuple[Path, dict[str, Any]]:
+    """Do the work of a study in its run folder; of a finished one return what is stored.
 
     Args:
-        page: makes the page from the environment and the text of ``config.yaml``.
-        started: on the clock of :func:`time.perf_counter`.
+        work: returns the result and its page; without a page the study goes on another time.
+        kind: study or comparison.
+        facts: more of where it runs than every command records.
     """
-    folder, path = session.folder, session.path
-    assert folder is not None
-    facts = folder.read_json("env.json")
-    folder.write_json("study.json", {**result, "environment": facts})
-    write_atomic(path / "study.html", page(facts, (path / "config.yaml").read_text()))
-    session.finish({"status": "finished", "seconds_last_call": time.perf_counter() - started})
+    session, device = Session(config), torch.device(config.search.resolve().device)
+    with (
+        torch_settings(threads, False),
+        session.open(files, out, root=root, name=config.name, force=force, progress=None),
+    ):
+        folder, path = session.folder, session.path
+        assert folder is not None
+        result: dict[str, Any]
+        if session.finished() is not None:
+            result = folder.read_json("study.json")
+            result.pop("environment")
+            log(
+                f"{path}: all is done: the {kind} of this configuration is finished, and this is "
+                "its stored result; --force runs it again"
+            )
+            return path, result
+        if not (path / "env.json").is_file():
+            folder.write_json(
+                "env.json", {"command": files.command, **environment(device), **facts}
+            )
+        started = time.perf_counter()
+        result, page = work(folder)
+        if page is not None:
+            where = folder.read_json("env.json")
+            folder.write_json("study.json", {**result, "environment": where})
+            write_atomic(path / "study.html", page(where, (path / "config.yaml").read_text()))
+            # Last, since it makes the study finished.
+            seconds = time.perf_counter() - started
+            session.finish({"status": "finished", "seconds_last_call": seconds})
+    return path, result

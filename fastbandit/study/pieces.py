@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,10 @@ from typing import Any
 from fastbandit._files import (
     FileError,
     canonical_json,
+    json_value,
     plain_file,
     read_sealed,
-    seal,
-    write_atomic,
+    write_sealed,
 )
 
 __all__ = ["Pieces"]
@@ -39,14 +38,14 @@ class Pieces:
         Raises:
             FileError: a stored piece is damaged.
         """
-        found = []
+        keys = []
         for path in sorted(self.folder.glob(f"{kind}-*.json")):
             stored = read_sealed(plain_file(path))
             key = stored.get("key") if isinstance(stored, dict) else None
             if not isinstance(key, dict):
                 raise FileError(f"{path}: expected a piece of a study; delete it to go on")
-            found.append(key)
-        return found
+            keys.append(key)
+        return keys
 
     def get(
         self, kind: str, key: Mapping[str, Any], make: Callable[[], dict[str, Any]]
@@ -58,14 +57,12 @@ class Pieces:
         """
         path = self.path(kind, key)
         if not path.is_file():
-            found = make()
+            made = make()
             self.folder.mkdir(exist_ok=True)
-            piece = seal({"key": dict(key), "result": found})
-            text = json.dumps(piece, indent=1, allow_nan=False)
-            write_atomic(path, text + "\n")
-            return found
+            write_sealed(path, {"key": dict(key), "result": made})
+            return made
         stored = read_sealed(plain_file(path))
-        if not isinstance(stored, dict) or stored.get("key") != json.loads(json.dumps(dict(key))):
+        if not isinstance(stored, dict) or stored.get("key") != json_value(dict(key)):
             raise FileError(
                 f"{path}: expected the piece of the study that its name says, got another; "
                 "delete it to have it made again"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import shutil
 import statistics
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastbandit._files import plain_file
-from fastbandit._statistics import mann_whitney, mean_interval
+from fastbandit._statistics import mann_whitney, mean_limits
 from fastbandit.config import ConfigError, to_plain
 from fastbandit.data import DataSource, load
 from fastbandit.genotype import Genotype
@@ -24,19 +23,32 @@ from fastbandit.search.run import search
 from fastbandit.study.config import StudyConfig
 from fastbandit.study.pieces import Pieces
 
-__all__ = ["run_real", "train_from_scratch", "training_settings"]
+__all__ = ["run_real", "train_from_scratch", "training_key", "training_settings"]
 
 
 def training_settings(config: SearchConfig, epochs: int, seed: int) -> RetrainConfig:
     """How the networks of a study are trained: data, adversary, batches and width of the search.
 
-    Args:
-        epochs: passes over the images.
-        seed: decides everything random, the starts of the attack on the test images included.
+    ``seed`` decides everything random, the starts of the attack on the test images included.
     """
     final = dataclasses.replace(config.final, network_epochs=epochs)
     settings = retrain_config(dataclasses.replace(config, final=final), "study")
     return dataclasses.replace(settings, seed=seed)
+
+
+def training_key(genotype: Genotype, settings: RetrainConfig, digest: str) -> dict[str, Any]:
+    """What decides a training: a part of the name of its piece.
+
+    Args:
+        digest: of the images; a name says nothing of what the data hold now.
+    """
+    macro = genotype.macro  # has a part in the network, but none in the hash
+    return {
+        "genotype": genotype.hash,
+        "macro": None if macro is None else macro.model_dump(mode="json"),
+        "data": digest,
+        "training": to_plain(settings),
+    }
 
 
 def train_from_scratch(
@@ -67,8 +79,10 @@ def _slug(text: str) -> str:
     return "".join(c if c.isalnum() or c in "-." else "_" for c in text.replace("=", "-"))
 
 
-def _found(path: Path, config: SearchConfig, source: DataSource) -> tuple[Genotype, dict[str, Any]]:
-    """What a search found; a finished one gives its stored result, of other data an error."""
+def _search(
+    config: SearchConfig, path: Path, source: DataSource
+) -> tuple[Genotype, dict[str, Any]]:
+    """A search; a finished one gives its stored result, of other data an error."""
     _, summary = search(config, path, source=source)
     cost = summary["cost"]
     return Genotype.load(plain_file(path / "genotype.json")), {
@@ -100,30 +114,23 @@ def run_real(
             # Network i of every group starts from the same seed and meets the same attack.
             seed = derive_seed(config.seed, "network", number, repeat)
             settings = training_settings(used, real.epochs, seed)
-            macro = genotype.macro  # has a part in the network, but none in the hash
-            key = {
-                "genotype": genotype.hash,
-                "macro": None if macro is None else macro.model_dump(mode="json"),
-                # A name says nothing of what the data hold now.
-                "data": source.digest,
-                "training": to_plain(settings),
-            }
-            known = pieces.done("network", key)
+            key = training_key(genotype, settings, source.digest)
+            stored = pieces.done("network", key)
             run = folder / "training" / pieces.path("network", key).stem
 
             def make(settings: RetrainConfig = settings, run: Path = run) -> dict[str, Any]:
                 run.parent.mkdir(exist_ok=True)
                 return train_from_scratch(genotype, settings, run, source)
 
-            found = pieces.get("network", key, make)
+            result = pieces.get("network", key, make)
             # Its result is stored.
             if run.exists():
                 shutil.rmtree(run)
-            trained.append(found)
+            trained.append(result)
             log(
-                f"network {group} {number}: clean {100 * found['clean_accuracy']:.2f} %, robust "
-                f"{100 * found['robust_accuracy']:.2f} %  "
-                f"({'stored' if known else format(found['seconds'], '.0f') + ' s'})"
+                f"network {group} {number}: clean {100 * result['clean_accuracy']:.2f} %, robust "
+                f"{100 * result['robust_accuracy']:.2f} %  "
+                f"({'stored' if stored else format(result['seconds'], '.0f') + ' s'})"
             )
         return {
             "genotype": genotype.hash,
@@ -144,17 +151,12 @@ def run_real(
             used = config.search_of(entry, number)
             path = folder / "searches" / f"{_slug(entry)}-seed{used.seed}"
             path.parent.mkdir(exist_ok=True)
-            genotype, found = _found(path, used, source)
-            searches.append({"folder": str(path.relative_to(folder)), "seed": used.seed, **found})
-            log(f"search {entry} {number}: {found['seconds'] / 60:.1f} minutes")
+            genotype, facts = _search(used, path, source)
+            searches.append({"folder": str(path.relative_to(folder)), "seed": used.seed, **facts})
+            log(f"search {entry} {number}: {facts['seconds'] / 60:.1f} minutes")
             members.append(network(entry, number, genotype, training(used)))
         groups.append({"name": entry, "networks": members, "searches": searches})
-    base = dataclasses.replace(
-        config.search,
-        data=config.data,
-        seed=config.seed,
-        threads=config.threads,
-    )
+    base = config.search_of(config.search.bandit.policy, 0)
     drawn = [
         network("random", number, random_genotype(base, "random network", number), training(base))
         for number in range(real.random)
@@ -171,18 +173,12 @@ def _summarise(groups: list[dict[str, Any]]) -> None:
     for group in groups:
         for name in ("clean_accuracy", "robust_accuracy"):
             values = [one[name] for one in group["networks"]]
-            mean, low, high = mean_interval(values)
-            group[name] = {
-                "mean": mean,
-                "low": low if math.isfinite(low) else None,
-                "high": high if math.isfinite(high) else None,
-                "values": values,
-            }
-            group[name]["p"] = {
+            p = {
                 other["name"]: mann_whitney(values, [one[name] for one in other["networks"]])
                 for other in groups
                 if other is not group and other["name"] in ("printed", "random networks")
             }
+            group[name] = {**mean_limits(values), "values": values, "p": p}
         group["parameters"] = statistics.fmean(one["parameters"] for one in group["networks"])
         seconds = [one["seconds"] for one in group["searches"]]
         group["search_seconds"] = statistics.fmean(seconds) if seconds else None

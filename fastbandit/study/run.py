@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,11 +10,10 @@ from typing import Any
 from fastbandit._files import write_atomic
 from fastbandit._statistics import scipy_stats
 from fastbandit.report.study import make_page
-from fastbandit.runs.folder import RunFiles
-from fastbandit.runs.session import Session, torch_settings
+from fastbandit.runs.folder import RunFiles, RunFolder
 from fastbandit.study.compare.run import Stage, compare
 from fastbandit.study.config import StudyConfig
-from fastbandit.study.outcome import begin, end, stored
+from fastbandit.study.outcome import Page, in_folder
 from fastbandit.study.pieces import Pieces
 from fastbandit.study.real import run_real
 from fastbandit.study.simulated import run_simulated
@@ -52,7 +50,6 @@ def study(
     """Run a study to its end, or go on with one that was interrupted.
 
     Args:
-        config: the settings.
         out: run folder; None: an unfinished study of the same configuration below ``root``, else a
             new folder there.
         force: replace what a finished or a different study left in ``out``.
@@ -71,27 +68,21 @@ def study(
         return compare(config, FILES, out, root=root, force=force, until=until, log=log)
     # Before the work: the tests at its end need it.
     scipy_stats()
-    session = Session(config)
-    search = config.search.resolve()
-    with (
-        torch_settings(config.threads, False),
-        session.open(FILES, out, root=root, name=config.name, force=force, progress=None),
-    ):
-        folder, path = session.folder, session.path
-        assert folder is not None
-        if (known := stored(session, "study", log)) is not None:
-            return path, known
-        begin(folder, search.device)
-        started = time.perf_counter()
-        pieces = Pieces(path / "pieces")
+
+    def work(folder: RunFolder) -> tuple[dict[str, Any], Page]:
+        pieces = Pieces(folder.path / "pieces")
         result = {
             "simulated": run_simulated(config, pieces, log),
-            "real": run_real(config, path, pieces, log),
+            "real": run_real(config, folder.path, pieces, log),
         }
         # Only where it is asked for: what other studies store stays as it was.
         if config.tabular.file is not None:
-            found = run_tabular(config.tabular, config.seed, pieces, log)
-            result["tabular"] = found
-            write_atomic(path / "tabular.csv", tabular_csv(found))
-        end(session, result, partial(make_page, config.name, result), started)
-    return path, result
+            tabular = run_tabular(config.tabular, config.seed, pieces, log)
+            result["tabular"] = tabular
+            write_atomic(folder.path / "tabular.csv", tabular_csv(tabular))
+        return result, partial(make_page, config.name, result)
+
+    return in_folder(
+        config, FILES, work, out,
+        kind="study", threads=config.threads, root=root, force=force, log=log,
+    )  # fmt: skip

@@ -49,21 +49,21 @@ def run_simulated(
 
         def make(world: World = world, settings: BanditSettings = settings) -> dict[str, Any]:
             started, busy = time.perf_counter(), time.process_time()
-            found = simulate(world, settings, seeds)
+            searches = simulate(world, settings, seeds)
             busy = time.process_time() - busy
             best = world.effects(seeds)
             possible = (best.amax(-1) - best.mean(-1)).mean(-1) / world.effect
             return {
-                "advantage": (found.advantage / world.effect).tolist(),
-                "best_kept": found.best_kept.tolist(),
+                "advantage": (searches.advantage / world.effect).tolist(),
+                "best_kept": searches.best_kept.tolist(),
                 "possible": possible.tolist(),
-                "trained": found.trained,
-                "evaluated": found.evaluated,
+                "trained": searches.trained,
+                "evaluated": searches.evaluated,
                 "seconds": time.perf_counter() - started,
                 "cpu_seconds": busy,
             }
 
-        known = pieces.done("simulated", key)
+        stored = pieces.done("simulated", key)
         result = pieces.get("simulated", key, make)
         mean, low, high = mean_interval(result["advantage"])
         rows.append(
@@ -84,7 +84,7 @@ def run_simulated(
             }
         )
         what = f"{part}: {entry}" + (f", {X_NAMES[part]} {x}" if x else "")
-        took = "stored" if known else f"{result['seconds']:.1f} s"
+        took = "stored" if stored else f"{result['seconds']:.1f} s"
         log(
             f"simulated {position}/{len(wanted)}  {what}: {mean:.3f} "
             f"+- {rows[-1]['standard_error']:.3f}  ({took})"
@@ -100,17 +100,12 @@ def run_simulated(
 
 def _test_against(rows: list[dict[str, Any]]) -> None:
     """Adds to each row what it is compared with and the p of Wilcoxon's test; None without."""
+    by_place = {(row["part"], row["entry"], row["x"]): row for row in reversed(rows)}
     for row in rows:
-        if row["part"] == "policies":
-            others = [r for r in rows if r["part"] == "policies" and r["entry"] == "printed"]
-        else:
-            others = [
-                r
-                for r in rows
-                if (r["part"], r["entry"]) == (row["part"], row["entry"])
-                and r["x"] == REFERENCES.get(row["part"])
-            ]
+        part, policies = row["part"], row["part"] == "policies"
+        place = ("printed", "") if policies else (row["entry"], REFERENCES.get(part))
+        other = by_place.get((part, *place))
         row["against"], row["p"] = None, None
-        if others and others[0] is not row:
-            row["against"] = others[0]["entry"] if row["part"] == "policies" else others[0]["x"]
-            row["p"] = wilcoxon(row["advantage"], others[0]["advantage"])
+        if other is not None and other is not row:
+            row["against"] = other["entry"] if policies else other["x"]
+            row["p"] = wilcoxon(row["advantage"], other["advantage"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastbandit.study.compare.tables import format_compare
+from fastbandit.study.compare.tables import format_compare, mean_text
 from fastbandit.study.simulated import REFERENCES, X_NAMES
 
 __all__ = ["format_tables"]
@@ -64,21 +64,15 @@ def format_tables(result: dict[str, Any]) -> str:
             f"{'robust %':>24}{'parameters':>11}{'search min':>11}  p (robust): random, printed"
         )
         for group in groups:
-            cells = []
-            for name in ("clean_accuracy", "robust_accuracy"):
-                found = group[name]
-                text = f"{100 * found['mean']:.2f}"
-                if found["low"] is not None:
-                    text += f" ({100 * found['low']:.2f}, {100 * found['high']:.2f})"
-                cells.append(text)
+            clean, robust = (mean_text(group[f"{kind}_accuracy"]) for kind in ("clean", "robust"))
             p = group["robust_accuracy"]["p"]
             tests = ", ".join(
                 f"{p[name]:.2g}" if name in p else "-" for name in ("random networks", "printed")
             )
             minutes = group["search_seconds"]
             lines.append(
-                f"{group['name']:<{max(wide, 20)}}{len(group['networks']):>9}{cells[0]:>24}"
-                f"{cells[1]:>24}{group['parameters']:>11,.0f}"
+                f"{group['name']:<{max(wide, 20)}}{len(group['networks']):>9}{clean:>24}"
+                f"{robust:>24}{group['parameters']:>11,.0f}"
                 f"{'-' if minutes is None else format(minutes / 60, '.1f'):>11}  {tests}"
             )
         lines.append(
@@ -88,12 +82,12 @@ def format_tables(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _tabular(found: dict[str, Any]) -> list[str]:
+def _tabular(result: dict[str, Any]) -> list[str]:
     lines = [
-        f"true accuracies ({found['column']}), {found['seeds']} seeds, %; differences in points "
+        f"true accuracies ({result['column']}), {result['seeds']} seeds, %; differences in points "
         "with 95 % intervals; F: a full training"
     ]
-    for table in found["tables"]:
+    for table in result["tables"]:
         rows = table["rows"]
         wide = max(len(row["entry"]) for row in rows)
         lines += [

@@ -142,12 +142,12 @@ def train_epoch(
                 recorded = recorded_training(engine, work, tensors, optimizer, grad_clip, objective)
                 records = recorded is not None
             if recorded is not None:
-                rate = optimizer.param_groups[0]["lr"]
+                lr = optimizer.param_groups[0]["lr"]
                 if learning_rate is not None:
-                    rate = learning_rate(steps)
+                    lr = learning_rate(steps)
                     for group in optimizer.param_groups:
-                        group["lr"] = rate
-                recorded(tensors, rate=rate, offset=epoch)
+                        group["lr"] = lr
+                recorded(tensors, rate=lr, offset=epoch)
                 steps += 1
                 if after_step is not None:
                     after_step()
@@ -193,7 +193,7 @@ def train_epoch(
     if recorded is not None:
         loss_sum += recorded.loss_sum
         correct += recorded.correct
-    mine = images
+    own_images = images
     if team is not None:
         team.average_batchnorm(used)
         sums = team.total(torch.stack([loss_sum, correct.double(), loss_sum.new_tensor(images)]))
@@ -208,7 +208,7 @@ def train_epoch(
         objective.passes(threat),
         cost=cost,
         batches=batch_count,
-        mine=mine,
+        own_images=own_images,
     )
 
 
@@ -223,7 +223,7 @@ def end_epoch(
     *,
     cost: Cost,
     batches: int,
-    mine: int,
+    own_images: int,
 ) -> TrainingResult:
     """The result of an epoch of training, which enters the ledger.
 
@@ -232,7 +232,7 @@ def end_epoch(
         loss_sum, correct, images: of all processes.
         started: on the clock of :func:`time.perf_counter`.
         passes: forward and backward passes of a batch.
-        batches, mine: batches, and images of this process.
+        batches, own_images: batches, and images of this process.
 
     Raises:
         DivergenceError: the loss became NaN or infinite.
@@ -242,7 +242,7 @@ def end_epoch(
     seconds = time.perf_counter() - started
     cost.forward_passes += batches * passes[0]
     cost.backward_passes += batches * passes[1]
-    cost.images_trained += mine
+    cost.images_trained += own_images
     cost.add_seconds("train", seconds)
     if not math.isfinite(mean_loss):
         raise DivergenceError(f"{what} is {mean_loss}; lower --learning-rate or set --grad-clip")
@@ -302,8 +302,8 @@ def evaluate(
                 recorded = recorded or recorded_evaluation(engine, work, tensors)
                 recorded(tensors, offset=offset)
                 continue
-            found, withstood = count_correct(engine, work.step(tensors, offset))
-            clean += found
+            still_correct, withstood = count_correct(engine, work.step(tensors, offset))
+            clean += still_correct
             robust += withstood
     finally:
         for module, was in modes:
@@ -311,7 +311,7 @@ def evaluate(
     if recorded is not None:
         clean += recorded.clean
         robust += recorded.robust
-    mine = images
+    own_images = images
     if team is not None:
         clean, robust, total = team.total(torch.stack([clean, robust, clean.new_tensor(images)]))
         images = int(total)
@@ -321,7 +321,7 @@ def evaluate(
     passes = threat.steps if threat.attacks else 0
     cost.forward_passes += steps * (passes + (2 if threat.attacks else 1))
     cost.backward_passes += steps * passes
-    cost.images_evaluated += mine
+    cost.images_evaluated += own_images
     cost.add_seconds("validate", seconds)
     return Evaluation(correct, robust_correct, images, seconds)
 

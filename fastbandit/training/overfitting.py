@@ -135,7 +135,7 @@ class OverfittingGuard:
     @staticmethod
     def judge(trained: Sequence[Evaluation], strong: Sequence[Evaluation]) -> Verdict:
         """What the evaluations say together: of one network, or of several paths of a supernet."""
-        images = sum(found.images for found in trained)
-        weak = sum(found.robust_correct for found in trained) / images
-        left = sum(found.robust_correct for found in strong) / images
+        images = sum(evaluation.images for evaluation in trained)
+        weak = sum(evaluation.robust_correct for evaluation in trained) / images
+        left = sum(evaluation.robust_correct for evaluation in strong) / images
         return Verdict(weak, left, images, weak - left >= GAP and left < SHARE * weak)

@@ -86,5 +86,5 @@ def train_paths(
         objective.passes(threat),
         cost=cost,
         batches=steps,
-        mine=images,
+        own_images=images,
     )

@@ -74,8 +74,8 @@ class RecordedTraining:
                 group["lr"] = self._rate
             yield
         finally:
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate
+            for group, lr in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = lr
             for norm, count in zip(self._norms, seen, strict=True):
                 norm.moves, norm.batches = None, count
 
@@ -127,15 +127,15 @@ def recorded_training(
         type(objective),
         tuple(sorted(vars(objective).items())),
     )
-    found: RecordedTraining = engine.graphs.recorded(
+    training: RecordedTraining = engine.graphs.recorded(
         "train",
         key,
         lambda recorder: RecordedTraining(
             recorder, engine, work, tensors, optimizer, grad_clip, objective
         ),
     )
-    found.start()
-    return found
+    training.start()
+    return training
 
 
 class RecordedEvaluation:
@@ -155,8 +155,8 @@ class RecordedEvaluation:
         self._work = work  # a graph holds what it reads by address alone
 
         def run(*buffers: Tensor) -> None:
-            found, withstood = count_correct(engine, work.step(buffers, self._offset))
-            self.clean += found
+            still_correct, withstood = count_correct(engine, work.step(buffers, self._offset))
+            self.clean += still_correct
             self.robust += withstood
 
         self._step = Recorded(recorder, tensors, run)
@@ -175,10 +175,10 @@ def recorded_evaluation(
 ) -> RecordedEvaluation:
     assert engine.graphs is not None
     key = (work.key, form_of(tensors), engine.precision)
-    found: RecordedEvaluation = engine.graphs.recorded(
+    evaluation: RecordedEvaluation = engine.graphs.recorded(
         "evaluate",
         key,
         lambda recorder: RecordedEvaluation(recorder, engine, work, tensors),
     )
-    found.start()
-    return found
+    evaluation.start()
+    return evaluation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -113,10 +114,10 @@ class Chance:
         wanted = self.sizes.of(other).parameters
         seed = derive_seed(self.config.seed, "compare", "matched", number)
         generator = torch.Generator().manual_seed(seed)
-        law, best = self._law(wanted), None
+        probabilities, best = self._probabilities(wanted), None
         for start in range(0, draws, _CHUNK):
             n = min(_CHUNK, draws - start)
-            choice = torch.multinomial(law, n, replacement=True, generator=generator).T
+            choice = torch.multinomial(probabilities, n, replacement=True, generator=generator).T
             rank = torch.rand((n, self.space.rows), generator=generator, dtype=torch.float64)
             sizes = self._edges(choice, rank) + self.sizes.base_parameters
             away = (sizes - wanted).abs()
@@ -125,11 +126,11 @@ class Chance:
                 genotype = self.genotype(choice[place].tolist(), rank[place].tolist())
                 if genotype.hash == other.hash:
                     continue
-                found = Matched(genotype, wanted, int(sizes[place]), start + place + 1)
+                match = Matched(genotype, wanted, int(sizes[place]), start + place + 1)
                 if within:
-                    return found
+                    return match
                 if best is None or away[place] < abs(best.parameters - wanted):
-                    best = found
+                    best = match
                 break
         if best is None:
             raise ConfigError(
@@ -144,7 +145,7 @@ class Chance:
             )
         return best
 
-    def _law(self, wanted: int) -> Tensor:
+    def _probabilities(self, wanted: int) -> Tensor:
         """Probabilities [rows, arms] under which a network has ``wanted`` parameters on average.
 
         An arm weighs exp(t size), so networks of one size are equally likely; t moves the mean.
@@ -156,13 +157,12 @@ class Chance:
                 kept[first:end] = min(1.0, self.kept / (end - first))
         scale = max(float(sizes.max()), 1.0)
         low, high = -200.0, 200.0
-        law = torch.softmax(0 * sizes, 1)
         for _ in range(80):
             middle = (low + high) / 2
-            law = torch.softmax(middle * sizes / scale, 1)
-            mean = float((kept * law * sizes).sum()) + self.sizes.base_parameters
+            probabilities = torch.softmax(middle * sizes / scale, 1)
+            mean = float((kept * probabilities * sizes).sum()) + self.sizes.base_parameters
             low, high = (middle, high) if mean < wanted else (low, middle)
-        return law
+        return probabilities
 
     def _edges(self, choice: Tensor, rank: Tensor) -> Tensor:
         """Parameters of the edges that are kept, int64 [n], for choices and ranks [n, rows]."""
@@ -178,15 +178,12 @@ class Chance:
 
     def _nodes(self) -> list[tuple[int, int]]:
         """First and last row (not included) of the edges into each node of each cell."""
-        found: list[tuple[int, int]] = []
-        edges, start = self.space.edges, 0
-        for row in range(self.space.rows):
-            after = row + 1
-            last = after % len(edges) == 0
-            if last or edges[after % len(edges)][1] != edges[row % len(edges)][1]:
-                found.append((start, after))
-                start = after
-        return found
+        edges = self.space.edges
+        # Edges of one node stand together, and no node is the last of one cell and of the next.
+        into = [(row // len(edges), edges[row % len(edges)][1]) for row in range(self.space.rows)]
+        sizes = [len(list(rows)) for _, rows in itertools.groupby(into)]
+        ends = list(itertools.accumulate(sizes))
+        return list(zip([0, *ends], ends, strict=False))
 
     # Single networks.
 
@@ -214,10 +211,11 @@ def largest_sum(rows: Sequence[Sequence[int]], most: int) -> list[int]:
     Raises:
         ConfigError: the smallest sum is above ``most``.
     """
-    if sum(min(row) for row in rows) > most:
+    least = sum(min(row) for row in rows)
+    if least > most:
         raise ConfigError(
-            f"largest network: expected room for {sum(min(row) for row in rows):,} beside what all "
-            f"networks have, got {most:,}"
+            f"largest network: expected room for {least:,} beside what all networks have, got "
+            f"{most:,}"
         )
     unit = math.gcd(*(size for row in rows for size in row)) or 1
     rows, most = [[size // unit for size in row] for row in rows], most // unit

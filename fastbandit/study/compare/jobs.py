@@ -35,6 +35,7 @@ from fastbandit.search.networks import FOLDER, random_choice
 from fastbandit.search.run import search
 from fastbandit.search.tournament import FILE, MIXES, Candidate, genotype_of, hold
 from fastbandit.study.pieces import Pieces
+from fastbandit.study.real import training_key
 
 __all__ = [
     "COST",
@@ -140,13 +141,13 @@ class Work:
         self.folder, self.processes, self.log = folder, processes, log
         self.pieces = Pieces(folder / "pieces")
 
-    def known(self, job: Job) -> bool:
+    def stored(self, job: Job) -> bool:
         """Whether its piece is stored."""
         return self.pieces.done(job.kind, job.key)
 
     def do(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
         """The pieces of all jobs, in their order; those that are stored are not made again."""
-        found: dict[int, dict[str, Any]] = {}
+        results: dict[int, dict[str, Any]] = {}
         count = len(jobs)
 
         def keep(position: int, made: dict[str, Any] | None) -> None:
@@ -155,13 +156,13 @@ class Work:
             result = self.pieces.get(job.kind, job.key, lambda: made or {})
             if job.scratch is not None and job.scratch.exists():
                 shutil.rmtree(job.scratch)
-            found[position] = result
+            results[position] = result
             stored = "" if made is not None else "  (stored)"
-            self.log(f"{job.call.name} [{len(found)}/{count}]: {job.say(result)}{stored}")
+            self.log(f"{job.call.name} [{len(results)}/{count}]: {job.say(result)}{stored}")
 
         missing = []
         for position, job in enumerate(jobs):
-            if self.known(job):
+            if self.stored(job):
                 keep(position, None)
             else:
                 missing.append(position)
@@ -171,7 +172,7 @@ class Work:
                 self.processes,
                 lambda number, made: keep(missing[number], made),
             )
-        return [found[position] for position in range(count)]
+        return [results[position] for position in range(count)]
 
 
 # --- a search -------------------------------------------------------------------------------
@@ -225,7 +226,6 @@ def tournament_job(
 
     Args:
         config: of the search; its seed decides draws, images and trainings.
-        candidates: how many.
         mixes: whether the networks have random mixes of the operations.
         folder: of the study.
     """
@@ -307,15 +307,8 @@ def network_job(
         protocol: the hash of the protocol that it belongs to; None: none, as in a pilot.
         keeps: name of its model file, which is kept; empty: none is.
     """
-    macro = genotype.macro  # has a part in the network, but none in the hash
-    key = {
-        "protocol": protocol,
-        "genotype": genotype.hash,
-        "macro": None if macro is None else macro.model_dump(mode="json"),
-        "data": closed(settings.data, settings).digest,
-        "training": to_plain(settings),
-        "model": keeps,
-    }
+    training = training_key(genotype, settings, closed(settings.data, settings).digest)
+    key = {"protocol": protocol, **training, "model": keeps}
     run = folder / "training" / Pieces(folder).path("alone", key).stem
     model = folder / "models" / keeps if keeps else None
     call = Call(name, _train, (genotype.to_dict(), settings, run, model))
@@ -356,10 +349,11 @@ def _train(
 
 
 def _say_network(result: Mapping[str, Any]) -> str:
-    found = result["validation"]
+    accuracy = result["validation"]
     return (
         f"{result['parameters']:,} parameters, validation images clean "
-        f"{100 * found['clean_accuracy']:.2f} %, robust {100 * found['robust_accuracy']:.2f} %, "
+        f"{100 * accuracy['clean_accuracy']:.2f} %, robust "
+        f"{100 * accuracy['robust_accuracy']:.2f} %, "
         f"{result['cost']['seconds_total']:.0f} s"
     )
 
@@ -376,13 +370,7 @@ def attack_job(
     *,
     protocol: str | None,
 ) -> Job:
-    """The stored weights of a trained network, attacked on some test images.
-
-    Args:
-        network: its piece.
-        images: which test images.
-        folder: of the study.
-    """
+    """The stored weights of ``network``, the piece of a training, attacked on some test images."""
     model = network["model"]
     key = {
         "protocol": protocol,
@@ -399,13 +387,13 @@ def attack_job(
 def _attack(model: Path, config: EvaluateConfig, images: Images, out: Path) -> dict[str, Any]:
     out.parent.mkdir(exist_ok=True)
     _, result = evaluate_model(model, config, out, source=opened(config.data, config, images))
-    found = result["results"][0]
+    radius = result["results"][0]
     return {
-        "n": found["worst_case"]["n"],
-        "clean_accuracy": found["clean"]["accuracy"],
-        "robust_accuracy": found["worst_case"]["accuracy"],
-        "attacks": {one["name"]: one["accuracy"] for one in found["attacks"]},
-        "provenance": found["provenance"],
+        "n": radius["worst_case"]["n"],
+        "clean_accuracy": radius["clean"]["accuracy"],
+        "robust_accuracy": radius["worst_case"]["accuracy"],
+        "attacks": {one["name"]: one["accuracy"] for one in radius["attacks"]},
+        "provenance": radius["provenance"],
         "seconds": result["cost"]["seconds_total"],
     }
 

@@ -64,8 +64,8 @@ def run_pilot(config: StudyConfig, drawn: Chance, work: Work) -> dict[str, Any] 
     groups = [robust[i : i + r] for i in range(0, len(robust), r)]
     means = [statistics.fmean(group) for group in groups]
     parameters = [one["parameters"] for one in trained[::r]]
-    found = components(groups)
-    sd = math.sqrt(found.between**2 + found.within**2 / compare.repeats)
+    variance = components(groups)
+    sd = math.sqrt(variance.between**2 + variance.within**2 / compare.repeats)
     # Few networks say little about a standard deviation: its upper limit, one-sided, 80 %.
     freedom = len(groups) - 1
     upper = sd * math.sqrt(freedom / float(scipy_stats().chi2.ppf(0.2, freedom)))
@@ -97,7 +97,7 @@ def run_pilot(config: StudyConfig, drawn: Chance, work: Work) -> dict[str, Any] 
             for one, group in zip(trained[::r], groups, strict=True)
         ],
         "mean": statistics.fmean(means),
-        "components": dataclasses.asdict(found),
+        "components": dataclasses.asdict(variance),
         "icc_level": 0.9,
         "repeats": compare.repeats,
         "sd": sd,

@@ -20,13 +20,8 @@ _MOST = 5000
 def networks_normal(difference: float, sd: float, *, alpha: float, power: float) -> int:
     """Networks of each of two arms for a test of their means, by the normal approximation.
 
-    n = 2 sd^2 (z(1 - alpha/2) + z(power))^2 / difference^2, rounded up.
-
-    Args:
-        difference: of the means; the same unit as ``sd``.
-        sd: of the networks of one arm.
-        alpha: two-sided level of the test.
-        power: probability to find the difference.
+    n = 2 sd^2 (z(1 - alpha/2) + z(power))^2 / difference^2, rounded up: ``sd`` is of the networks
+    of one arm, ``alpha`` the two-sided level.
     """
     normal = NormalDist()
     z = normal.inv_cdf(1 - alpha / 2) + normal.inv_cdf(power)
@@ -46,26 +41,19 @@ def rank_power(
     """Power of the two-sided Mann-Whitney test, n normal values against n, by simulation.
 
     Args:
-        n: values of each group.
-        difference: of the means.
         sd, other_sd: of the first and the second group; None: the same.
-        alpha: level of the test.
         simulations: the standard error of the result is sqrt(p (1 - p) / simulations).
-        seed: of the simulation.
 
     Returns:
         The share of the simulations in which p < alpha.
-
-    Raises:
-        ValueError: SciPy is missing.
     """
     stats = scipy_stats()
     generator = np.random.default_rng((seed, n))
     first = generator.normal(difference, sd, (simulations, n))
     second = generator.normal(0.0, sd if other_sd is None else other_sd, (simulations, n))
     method = "exact" if n * n <= EXACT_PAIRS else "asymptotic"
-    found = stats.mannwhitneyu(first, second, axis=1, method=method).pvalue
-    return float((found < alpha).mean())
+    p = stats.mannwhitneyu(first, second, axis=1, method=method).pvalue
+    return float((p < alpha).mean())
 
 
 def networks_simulated(
@@ -80,12 +68,12 @@ def networks_simulated(
     """Networks of each of two arms for the Mann-Whitney test, by simulation.
 
     The smallest n whose simulated power is at least ``power``, by bisection; None above 5,000.
-    See :func:`rank_power` for the arguments and the error.
     """
 
     def enough(n: int) -> bool:
-        found = rank_power(n, difference, sd, alpha=alpha, simulations=simulations, seed=seed)
-        return found >= power
+        return power <= rank_power(
+            n, difference, sd, alpha=alpha, simulations=simulations, seed=seed
+        )
 
     low = fewest(alpha, 1) - 1  # too few
     high = max(low + 1, networks_normal(difference, sd, alpha=alpha, power=power))

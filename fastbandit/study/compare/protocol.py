@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import hashlib
-import json
 import math
 from pathlib import Path
 from statistics import NormalDist
@@ -13,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fastbandit._files import canonical_json, plain_file, read_sealed, seal, write_atomic
+from fastbandit._files import canonical_json, json_value, plain_file, read_sealed, write_sealed
 from fastbandit._version import __version__
 from fastbandit.config import ConfigError, merge
 from fastbandit.evaluate.config import EvaluateConfig
 from fastbandit.retrain.config import RetrainConfig
-from fastbandit.runs.environment import derive_seed
+from fastbandit.runs.environment import derive_seed, utc_now
 from fastbandit.runs.tensors import RunError
 from fastbandit.search.config import SearchConfig
 from fastbandit.study.compare.config import SEARCH, image_range
@@ -90,26 +88,26 @@ def best_seed(config: StudyConfig, number: int) -> int:
 
 def attack_settings(config: StudyConfig, attacks: str) -> EvaluateConfig:
     """The attack on test images, worst case image by image."""
-    found, compare = config.search, config.compare
+    search, compare = config.search, config.compare
     changes: dict[str, Any] = {
         "name": "compare",
         "data": config.data,
-        "image_size": found.image_size,
-        "image_color": found.image_color,
-        "epsilon": str(found.attack.epsilon),
+        "image_size": search.image_size,
+        "image_color": search.image_color,
+        "epsilon": str(search.attack.epsilon),
         "attacks": attacks,
         "seed": derive_seed(config.seed, "compare", "attack"),
-        "device": found.device,
-        "deterministic": found.deterministic,
+        "device": search.device,
+        "deterministic": search.deterministic,
         "threads": 1,
-        "batch_size": found.evaluation_batch_size,
+        "batch_size": search.evaluation_batch_size,
         "examples": 0,
         "apgd": {"steps": compare.apgd_steps},
         # Checks are for one model that is published; here they would cost more than the attack.
         "checks": {"images": 0},
     }
-    if found.final.step_size is not None:
-        changes["pgd"] = {"step_size": str(found.final.step_size)}
+    if search.final.step_size is not None:
+        changes["pgd"] = {"step_size": str(search.final.step_size)}
     try:
         return merge(EvaluateConfig(), changes, "compare").resolve()
     except ConfigError as error:
@@ -123,10 +121,10 @@ def test_images(config: StudyConfig) -> tuple[int, int]:
         ConfigError: there are no such images.
     """
     assert config.data is not None
-    source = opened(config.data, config.search, image_range(config.compare.test, "compare.test"))
+    images = image_range(config.compare.test, "compare.test")
+    source = opened(config.data, config.search, images)
     assert source.test is not None
-    first = (image_range(config.compare.test, "compare.test") or (0, 0))[0]
-    return first, first + len(source.test)
+    return images or (0, len(source.test))
 
 
 def make_protocol(config: StudyConfig, pilot: dict[str, Any] | None) -> dict[str, Any]:
@@ -138,27 +136,7 @@ def make_protocol(config: StudyConfig, pilot: dict[str, Any] | None) -> dict[str
     assert config.data is not None
     compare = config.compare
     used = searches(config)
-    search = dataclasses.asdict(used[0])
     images = test_images(config)
-    tests = [
-        {
-            "name": f"{SEARCH} against {arm}",
-            "arms": [SEARCH, arm],
-            "test": "Mann-Whitney, two-sided, on means over the repeats of each network",
-        }
-        for arm in compare.tested
-    ]
-    training = {
-        "settings": {**dataclasses.asdict(recipe(config, compare.epochs, 0)), "seed": None},
-        "repeats": compare.repeats,
-        "seeds": {
-            arm: [
-                [network_seed(config, arm, number, repeat) for repeat in range(compare.repeats)]
-                for number in range(compare.searches)
-            ]
-            for arm in (SEARCH, *compare.tested)
-        },
-    }
     protocol: dict[str, Any] = {
         "version": 1,
         "seed": config.seed,
@@ -171,25 +149,41 @@ def make_protocol(config: StudyConfig, pilot: dict[str, Any] | None) -> dict[str
         },
         "search": {
             "policy": compare.policy,
-            "settings": {**search, "seed": None},
+            "settings": {**dataclasses.asdict(used[0]), "seed": None},
             "seeds": [one.seed for one in used],
         },
-        "training": training,
+        "training": {
+            "settings": {**dataclasses.asdict(recipe(config, compare.epochs, 0)), "seed": None},
+            "repeats": compare.repeats,
+            "seeds": {
+                arm: [
+                    [network_seed(config, arm, number, repeat) for repeat in range(compare.repeats)]
+                    for number in range(compare.searches)
+                ]
+                for arm in (SEARCH, *compare.tested)
+            },
+        },
         "arms": _arms(config),
         "attack": {
             "settings": dataclasses.asdict(attack_settings(config, compare.attacks)),
             "robust": "an image counts where no attack changes the class",
         },
-        "tests": tests,
+        "tests": [
+            {
+                "name": f"{SEARCH} against {arm}",
+                "arms": [SEARCH, arm],
+                "test": "Mann-Whitney, two-sided, on means over the repeats of each network",
+            }
+            for arm in compare.tested
+        ],
         "correction": "Holm",
         "alpha": compare.alpha,
         "margin_points": compare.margin,
         "claim": _claims(config) if compare.claim else None,
         "pilot": None if pilot is None else _of_pilot(pilot, config),
     }
-    # As it will be read: lists where there are tuples.
-    plain: dict[str, Any] = json.loads(json.dumps(protocol))
-    return plain
+    result: dict[str, Any] = json_value(protocol)
+    return result
 
 
 def _arms(config: StudyConfig) -> dict[str, Any]:
@@ -221,19 +215,19 @@ def _arms(config: StudyConfig) -> dict[str, Any]:
 
 def _claims(config: StudyConfig) -> dict[str, str]:
     compare = config.compare
-    found = {}
+    claims = {}
     if "matched" in compare.tested:
-        found["better than chance"] = (
+        claims["better than chance"] = (
             f"{SEARCH} has the larger mean than matched, and p adjusted is below {compare.alpha:g}"
         )
     if "best" in compare.tested:
-        found["not inferior to best of m"] = (
+        claims["not inferior to best of m"] = (
             f"the 95 % interval of {SEARCH} less best lies above -{compare.margin:g} points"
         )
-        found["better than best of m"] = (
+        claims["better than best of m"] = (
             f"{SEARCH} has the larger mean than best, and p adjusted is below {compare.alpha:g}"
         )
-    return found
+    return claims
 
 
 def _of_pilot(pilot: dict[str, Any], config: StudyConfig) -> dict[str, Any]:
@@ -295,30 +289,29 @@ def freeze(folder: Path, protocol: dict[str, Any]) -> Frozen:
             )
         return stored
     sha256 = protocol_sha256(protocol)
-    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     content = {
         "sha256": sha256,
-        "frozen": now,
+        "frozen": utc_now(),
         "versions": {"fastbandit": __version__, "torch": torch.__version__},
         "protocol": protocol,
     }
-    write_atomic(folder / FILE, json.dumps(seal(content), indent=1, allow_nan=False) + "\n")
+    write_sealed(folder / FILE, content)
     return Frozen(protocol, sha256)
 
 
 def _completed(protocol: dict[str, Any]) -> dict[str, Any]:
     """The same with the settings that came later, which had their defaults then."""
-    found: dict[str, Any] = json.loads(json.dumps(protocol))
+    completed: dict[str, Any] = json_value(protocol)
     for part, config in (
         ("search", SearchConfig()),
         ("training", RetrainConfig()),
         ("attack", EvaluateConfig()),
     ):
-        defaults = json.loads(json.dumps(dataclasses.asdict(config)))
-        section = found.get(part)
+        defaults = json_value(dataclasses.asdict(config))
+        section = completed.get(part)
         if isinstance(section, dict) and isinstance(section.get("settings"), dict):
             section["settings"] = _filled(defaults, section["settings"])
-    return found
+    return completed
 
 
 def _filled(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
@@ -333,15 +326,13 @@ def _filled(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
 
 def difference(then: Any, now: Any, name: str = "") -> tuple[str, str, str] | None:
     """The first field in which two plain values differ, and both its values as short text."""
-    if isinstance(then, dict) and isinstance(now, dict):
-        for key in (*then, *(key for key in now if key not in then)):
-            if key not in then or key not in now:
-                found = (str(then.get(key, "nothing")), str(now.get(key, "nothing")))
-                return (f"{name}{key}", found[0][:120], found[1][:120])
-            deeper = difference(then[key], now[key], f"{name}{key}.")
-            if deeper is not None:
-                return deeper
-        return None
-    if then == now:
-        return None
-    return name.rstrip("."), f"{then}"[:120], f"{now}"[:120]
+    if not (isinstance(then, dict) and isinstance(now, dict)):
+        return None if then == now else (name, str(then)[:120], str(now)[:120])
+    for key in dict.fromkeys([*then, *now]):
+        path = f"{name}.{key}" if name else key
+        if key not in then or key not in now:
+            return path, str(then.get(key, "nothing"))[:120], str(now.get(key, "nothing"))[:120]
+        deeper = difference(then[key], now[key], path)
+        if deeper is not None:
+            return deeper
+    return None

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from fastbandit._files import csv_text
 from fastbandit._statistics import (
     hodges_lehmann,
     holm,
     mann_whitney,
-    mean_interval,
+    mean_limits,
     r_squared,
     smallest_p,
     spearman,
@@ -23,7 +22,7 @@ from fastbandit.study.compare.jobs import COST
 from fastbandit.study.compare.protocol import Frozen
 from fastbandit.study.compare.stages import Member, passes, total
 
-__all__ = ["csv_text", "judge", "summarise", "training_rows"]
+__all__ = ["compare_csv", "judge", "summarise"]
 
 #: Of a row of the CSV file.
 COLUMNS = (
@@ -84,28 +83,19 @@ def _network(member: Member) -> dict[str, Any]:
 
 
 def _arm(name: str, networks: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {"name": name, "networks": len(networks)}
+    arm: dict[str, Any] = {"name": name, "networks": len(networks)}
     for key in ("clean_accuracy", "robust_accuracy"):
         values = [one[key] for one in networks]
-        mean, low, high = mean_interval(values)
-        finite = math.isfinite(low)
-        found[key] = {
-            "mean": mean,
-            "low": low if finite else None,
-            "high": high if finite else None,
-            "sd": statistics.stdev(values) if len(values) > 1 else None,
-            "values": values,
-        }
+        sd = statistics.stdev(values) if len(values) > 1 else None
+        arm[key] = {**mean_limits(values), "sd": sd, "values": values}
     latency = [key for key in ("latency_table_ms",) if key in networks[0]]
     for key in ("parameters", "macs", *latency):
-        found[key] = statistics.fmean(one[key] for one in networks)
+        arm[key] = statistics.fmean(one[key] for one in networks)
     sizes = [math.log(one["parameters"]) for one in networks]
-    found["size_r_squared"] = r_squared(sizes, found["robust_accuracy"]["values"])
-    found["cost"] = {
-        key: value / len(networks)
-        for key, value in total([one["cost"] for one in networks]).items()
-    }
-    return found
+    arm["size_r_squared"] = r_squared(sizes, arm["robust_accuracy"]["values"])
+    spent = total([one["cost"] for one in networks])
+    arm["cost"] = {key: value / len(networks) for key, value in spent.items()}
+    return arm
 
 
 def _size(networks: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -130,20 +120,20 @@ def judge(protocol: dict[str, Any], values: dict[str, Sequence[float]]) -> dict[
     alpha, margin = protocol["alpha"], protocol["margin_points"] / 100
     tests: list[dict[str, Any]] = []
     for one in protocol["tests"]:
-        mine, other = (values[arm] for arm in one["arms"])
-        if len(mine) < 2:
-            difference, low, high = statistics.fmean(mine) - statistics.fmean(other), None, None
+        searched, drawn = (values[arm] for arm in one["arms"])
+        if len(searched) < 2:
+            difference, low, high = statistics.fmean(searched) - statistics.fmean(drawn), None, None
         else:
-            difference, low, high = welch(mine, other)
+            difference, low, high = welch(searched, drawn)
         tests.append(
             {
                 **one,
                 "difference": difference,
                 "low": low,
                 "high": high,
-                "hodges_lehmann": hodges_lehmann(mine, other),
-                "p": mann_whitney(mine, other),
-                "smallest_p": smallest_p(len(mine), len(other)),
+                "hodges_lehmann": hodges_lehmann(searched, drawn),
+                "p": mann_whitney(searched, drawn),
+                "smallest_p": smallest_p(len(searched), len(drawn)),
             }
         )
     adjusted = holm({one["name"]: one["p"] for one in tests})
@@ -164,30 +154,31 @@ def judge(protocol: dict[str, Any], values: dict[str, Sequence[float]]) -> dict[
 
 def _cost(members: Sequence[Member]) -> dict[str, Any]:
     """Of each arm: finding its networks, and training them by the recipe."""
-    found = {}
+    costs = {}
     for arm in _order(members):
-        mine = [member for member in members if member.arm == arm]
-        finding = total([member.cost for member in mine])
-        training = total([one["cost"] for member in mine for one in member.trained])
-        found[arm] = {
+        of_arm = [member for member in members if member.arm == arm]
+        finding = total([member.cost for member in of_arm])
+        training = total([one["cost"] for member in of_arm for one in member.trained])
+        costs[arm] = {
             "finding": {**finding, "passes": passes(finding)},
             "training": {**training, "passes": passes(training)},
-            "seconds_attacks": sum(one["seconds"] for member in mine for one in member.attacked),
+            "seconds_attacks": sum(one["seconds"] for member in of_arm for one in member.attacked),
         }
-    return found
+    return costs
 
 
 # --- every network --------------------------------------------------------------------------
 
 
-def training_rows(
+def compare_csv(
     pilot: dict[str, Any] | None,
-    members: Sequence[Member],
-    candidates: Sequence[dict[str, Any]],
-) -> list[dict[str, Any]]:
-    """One row for each network that was trained."""
-    rows = []
+    members: Sequence[Member] = (),
+    candidates: Sequence[dict[str, Any]] = (),
+) -> str:
+    """``compare.csv``: a row for each network that was trained."""
+    rows: list[dict[str, Any]] = []
     if pilot is not None:
+        accuracy = "validation_robust" if "validation" in pilot["images"] else "test_robust"
         for number, one in enumerate(pilot["networks"]):
             rows += [
                 {
@@ -197,9 +188,7 @@ def training_rows(
                     "genotype": one["genotype"],
                     "parameters": one["parameters"],
                     "macs": one["macs"],
-                    "validation_robust"
-                    if "validation" in pilot["images"]
-                    else "test_robust": value,
+                    accuracy: value,
                 }
                 for repeat, value in enumerate(one["robust_accuracy"])
             ]
@@ -217,8 +206,7 @@ def training_rows(
                     "epochs": trained["epochs"],
                     "validation_clean": trained["clean_accuracy"],
                     "validation_robust": trained["robust_accuracy"],
-                    **{key: trained[key] for key in COST if key != "seconds_total"},
-                    "seconds": trained["seconds_total"],
+                    **_spent(trained),
                 }
                 for rung, trained in enumerate(entry["rungs"])
             ]
@@ -230,7 +218,11 @@ def training_rows(
                 "number": member.number,
                 "name": member.name,
                 "repeat": repeat,
-                **_of_training(one),
+                **{key: one[key] for key in ("genotype", "parameters", "macs", "seed", "epochs")},
+                "validation_clean": one["validation"]["clean_accuracy"],
+                "validation_robust": one["validation"]["robust_accuracy"],
+                **_spent(one["cost"]),
+                "model_sha256": "" if one["model"] is None else one["model"]["sha256"],
             }
             if member.attacked:
                 tested = member.attacked[repeat]
@@ -240,25 +232,8 @@ def training_rows(
                     "test_robust": tested["robust_accuracy"],
                 }
             rows.append(row)
-    return rows
+    return csv_text(COLUMNS, rows)
 
 
-def _of_training(one: dict[str, Any]) -> dict[str, Any]:
-    cost = one["cost"]
-    return {
-        **{key: one[key] for key in ("genotype", "parameters", "macs", "seed", "epochs")},
-        "validation_clean": one["validation"]["clean_accuracy"],
-        "validation_robust": one["validation"]["robust_accuracy"],
-        **{key: cost[key] for key in ("images_trained", "forward_passes", "backward_passes")},
-        "seconds": cost["seconds_total"],
-        "model_sha256": "" if one["model"] is None else one["model"]["sha256"],
-    }
-
-
-def csv_text(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as CSV with a header."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+def _spent(cost: dict[str, Any]) -> dict[str, Any]:
+    return {key.removesuffix("_total"): cost[key] for key in COST}

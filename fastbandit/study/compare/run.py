@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,12 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from fastbandit._files import plain_file, write_atomic
+from fastbandit._files import json_value, plain_file, write_atomic
 from fastbandit._statistics import scipy_stats
 from fastbandit.config import to_plain
 from fastbandit.report.compare import make_page
 from fastbandit.runs.folder import RunFiles, RunFolder
-from fastbandit.runs.session import Session, torch_settings
 from fastbandit.runs.tensors import RunError
 from fastbandit.search.sizes import LATENCY, timed
 from fastbandit.study.compare.arms import Chance
@@ -32,7 +29,7 @@ from fastbandit.study.compare.protocol import (
     read_frozen,
     test_images,
 )
-from fastbandit.study.compare.result import csv_text, summarise, training_rows
+from fastbandit.study.compare.result import compare_csv, summarise
 from fastbandit.study.compare.stages import (
     OPENED,
     check_unseen,
@@ -40,7 +37,7 @@ from fastbandit.study.compare.stages import (
     run_arms,
     seal_networks,
 )
-from fastbandit.study.outcome import begin, end, stored
+from fastbandit.study.outcome import Page, in_folder
 
 if TYPE_CHECKING:
     from fastbandit.study.config import StudyConfig
@@ -94,8 +91,6 @@ def compare(
         config = dataclasses.replace(
             config, search=dataclasses.replace(config.search, timing=timing)
         )
-    session = Session(config)
-    search = config.search.resolve()
     if out is not None and force and plain_file(Path(out) / OPENED).is_file():
         raise RunError(
             f"{Path(out) / OPENED}: --force does not replace a comparison whose test images are "
@@ -103,23 +98,18 @@ def compare(
         )
     if out is not None and not force:
         _adopt(Path(out), config, files, log)
-    with (
-        torch_settings(1, False),
-        session.open(files, out, root=root, name=config.name, force=force, progress=None),
-    ):
-        folder, path = session.folder, session.path
-        assert folder is not None
-        if (known := stored(session, "comparison", log)) is not None:
-            return path, known
-        begin(folder, search.device, threads=1, jobs=processes)
-        started = time.perf_counter()
-        work = Work(path, processes, log)
-        result = _stages(config, folder, work, until)
-        if result["stage"] == "opened":
-            whole = {"simulated": None, "real": None, "compare": result}
-            end(session, whole, partial(make_page, config.name, result), started)
-            return path, whole
-    return path, {"compare": result}
+
+    def work(folder: RunFolder) -> tuple[dict[str, Any], Page | None]:
+        result = _stages(config, folder, Work(folder.path, processes, log), until)
+        if result["stage"] != "opened":
+            return {"compare": result}, None
+        whole = {"simulated": None, "real": None, "compare": result}
+        return whole, partial(make_page, config.name, result)
+
+    return in_folder(
+        config, files, work, out,
+        kind="comparison", threads=1, root=root, force=force, log=log, jobs=processes,
+    )  # fmt: skip
 
 
 def _stages(config: StudyConfig, folder: RunFolder, work: Work, until: Stage) -> dict[str, Any]:
@@ -131,7 +121,7 @@ def _stages(config: StudyConfig, folder: RunFolder, work: Work, until: Stage) ->
         pilot = run_pilot(config, drawn, work)
         if pilot is not None:
             folder.write_json("pilot.json", pilot)
-            write_atomic(path / "compare.csv", csv_text(training_rows(pilot, [], [])))
+            write_atomic(path / "compare.csv", compare_csv(pilot))
     if until == "pilot":
         return {"stage": "pilot", "pilot": pilot}
     if read_frozen(path) is None:
@@ -143,13 +133,13 @@ def _stages(config: StudyConfig, folder: RunFolder, work: Work, until: Stage) ->
         return {"stage": "frozen", "pilot": pilot, "sha256": frozen.sha256}
     members, candidates = run_arms(config, frozen, drawn, work)
     sealed = seal_networks(path, frozen, members)
-    write_atomic(path / "compare.csv", csv_text(training_rows(pilot, members, candidates)))
+    write_atomic(path / "compare.csv", compare_csv(pilot, members, candidates))
     if until == "run":
         return {"stage": "trained", "pilot": pilot, "sha256": frozen.sha256}
     open_images(config, sealed, members, work)
-    write_atomic(path / "compare.csv", csv_text(training_rows(pilot, members, candidates)))
-    plain: dict[str, Any] = json.loads(json.dumps(summarise(frozen, pilot, members)))
-    return plain
+    write_atomic(path / "compare.csv", compare_csv(pilot, members, candidates))
+    result: dict[str, Any] = json_value(summarise(frozen, pilot, members))
+    return result
 
 
 def _frozen_pilot(config: StudyConfig, folder: RunFolder) -> dict[str, Any] | None:
@@ -157,8 +147,8 @@ def _frozen_pilot(config: StudyConfig, folder: RunFolder) -> dict[str, Any] | No
     held = config.compare.pilot.networks and plain_file(folder.path / "pilot.json").is_file()
     if not held or read_frozen(folder.path) is None:
         return None
-    found: dict[str, Any] = folder.read_json("pilot.json")
-    return found
+    pilot: dict[str, Any] = folder.read_json("pilot.json")
+    return pilot
 
 
 def _say_power(frozen: Frozen, log: Log) -> None:
@@ -185,7 +175,7 @@ def _adopt(path: Path, config: StudyConfig, files: RunFiles, log: Log) -> None:
         stored = RunFolder.read_config(path, files.result)
     except RunError:
         return  # said by who opens it
-    wanted = json.loads(json.dumps(to_plain(config)))
+    wanted = json_value(to_plain(config))
     frozen = read_frozen(path)
     section = stored.get("compare")
     if stored == wanted or not (isinstance(section, dict) and section.get("searches")):

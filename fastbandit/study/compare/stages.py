@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastbandit._files import canonical_json, plain_file, read_sealed, seal, write_atomic
+from fastbandit._files import plain_file, read_sealed, write_sealed
 from fastbandit.genotype import Genotype
+from fastbandit.runs.environment import utc_now
 from fastbandit.runs.tensors import RunError
 from fastbandit.study.compare.arms import Chance
 from fastbandit.study.compare.config import SEARCH
@@ -60,8 +59,8 @@ class Member:
     number: int
     name: str
     genotype: Genotype
-    origin: dict[str, Any]
-    cost: dict[str, float]
+    origin: dict[str, Any] = dataclasses.field(default_factory=dict)
+    cost: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(COST, 0.0))
     """of finding it, before it is trained by the recipe"""
     latency: int | None = None
     """by the table of the search, nanoseconds; None where latency is not the budget"""
@@ -91,20 +90,18 @@ def run_arms(
         RunError: the test images are opened, and a network is not trained.
     """
     compare = config.compare
-    found = work.do(
-        _allowed(
-            work,
-            [
-                search_job(
-                    "search",
-                    used,
-                    # Its protocol in the name: a search for another one is none of this.
-                    work.folder / "searches" / f"compare-{frozen.sha256[:12]}-{number}",
-                    frozen.sha256,
-                )
-                for number, used in enumerate(searches(config))
-            ],
-        )
+    searched = _do(
+        work,
+        [
+            search_job(
+                "search",
+                used,
+                # Its protocol in the name: a search for another one is none of this.
+                work.folder / "searches" / f"compare-{frozen.sha256[:12]}-{number}",
+                frozen.sha256,
+            )
+            for number, used in enumerate(searches(config))
+        ],
     )
     members = [
         Member(
@@ -115,9 +112,8 @@ def run_arms(
             {"folder": one["folder"], "seed": one["seed"]},
             one["cost"],
         )
-        for number, one in enumerate(found)
+        for number, one in enumerate(searched)
     ]
-    free = dict.fromkeys(COST, 0.0)
     if "matched" in compare.arms:
         for number in range(compare.searches):
             match = drawn.matched(
@@ -127,19 +123,11 @@ def run_arms(
                 nearest=compare.nearest,
                 number=number,
             )
-            members.append(
-                Member(
-                    "matched",
-                    number,
-                    f"matched {number}",
-                    match.genotype,
-                    match.facts(),
-                    dict(free),
-                )
-            )
+            name = f"matched {number}"
+            members.append(Member("matched", number, name, match.genotype, match.facts()))
     candidates: list[dict[str, Any]] = []
     if "best" in compare.arms:
-        candidates = _best(config, frozen, work, found)
+        candidates = _best(config, frozen, work, searched)
         members += [
             Member(
                 "best",
@@ -152,10 +140,10 @@ def run_arms(
             for number, one in enumerate(candidates)
         ]
     if "largest" in compare.arms:
-        members.append(Member("largest", 0, "largest", drawn.largest(), {}, dict(free)))
+        members.append(Member("largest", 0, "largest", drawn.largest()))
     if "one-operation" in compare.arms:
         members += [
-            Member("one-operation", number, name, genotype, {}, dict(free))
+            Member("one-operation", number, name, genotype)
             for number, (name, genotype) in enumerate(drawn.one_operation())
         ]
     for member in members:
@@ -172,14 +160,14 @@ def run_arms(
         for member in members
         for repeat in range(compare.repeats)
     ]
-    trained = work.do(_allowed(work, jobs))
+    trained = _do(work, jobs)
     for place, member in enumerate(members):
         member.trained = trained[place * compare.repeats : (place + 1) * compare.repeats]
     return members, candidates
 
 
 def _best(
-    config: StudyConfig, frozen: Frozen, work: Work, found: Sequence[dict[str, Any]]
+    config: StudyConfig, frozen: Frozen, work: Work, searched: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """For each search the tournament of as many random networks as its cost buys."""
     used = searches(config)[0]
@@ -195,10 +183,10 @@ def _best(
         )
 
     # What a training of each rung costs does not depend on the network, so one of each says it.
-    (alone,) = work.do(_allowed(work, [job(0, 1)]))
+    (alone,) = _do(work, [job(0, 1)])
     units = [passes(rung) for rung in alone["candidates"][0]["rungs"]]
-    counts = [affordable(passes(one["cost"]), units, used.final.keep) for one in found]
-    return work.do(_allowed(work, [job(number, m) for number, m in enumerate(counts)]))
+    counts = [affordable(passes(one["cost"]), units, used.final.keep) for one in searched]
+    return _do(work, [job(number, m) for number, m in enumerate(counts)])
 
 
 def affordable(cost: float, units: Sequence[float], keep: float) -> int:
@@ -223,21 +211,21 @@ def affordable(cost: float, units: Sequence[float], keep: float) -> int:
     return m
 
 
-def _allowed(work: Work, jobs: list[Job]) -> list[Job]:
-    """The jobs, none of which is left to do once the test images are open.
+def _do(work: Work, jobs: list[Job]) -> list[dict[str, Any]]:
+    """The pieces of the jobs, none of which may be left to do once the test images are open.
 
     Raises:
         RunError: one is.
     """
     if plain_file(work.folder / OPENED).is_file():
-        missing = [job for job in jobs if not work.known(job)]
+        missing = [job for job in jobs if not work.stored(job)]
         if missing:
             raise RunError(
                 f"{work.folder / OPENED}: the test images are open, so nothing more is searched or "
                 f"trained; {len(missing)} pieces are missing ({missing[0].call.name}): restore "
                 "them, or compare anew in another --out, on other test images"
             )
-    return jobs
+    return work.do(jobs)
 
 
 # --- the test images ------------------------------------------------------------------------
@@ -319,15 +307,10 @@ def open_images(config: StudyConfig, sealed: Sealed, members: Sequence[Member], 
     content = {"protocol": sealed.protocol, "models": sealed.models}
     if plain_file(path).is_file():
         stored = read_sealed(path)
-        same = isinstance(stored, dict) and canonical_json(
-            {key: stored.get(key) for key in content}
-        ) == canonical_json(content)
-        if not same:
+        if not isinstance(stored, dict) or {key: stored.get(key) for key in content} != content:
             raise RunError(f"{path}: the test images were opened for other networks than these")
     else:
-        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        text = json.dumps(seal({"opened": now, **content}), indent=1, allow_nan=False)
-        write_atomic(path, text + "\n")
+        write_sealed(path, {"opened": utc_now(), **content})
     attack = attack_settings(config, config.compare.attacks)
     images = test_images(config)
     jobs = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["format_compare"]
+__all__ = ["format_compare", "mean_text"]
 
 
 def format_compare(result: Mapping[str, Any]) -> str:
@@ -29,14 +29,23 @@ def format_compare(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def mean_text(share: Mapping[str, Any]) -> str:
+    """A mean in percent, and its interval where there is one."""
+    text = f"{100 * share['mean']:.2f}"
+    if share["low"] is not None:
+        text += f" ({100 * share['low']:.2f}, {100 * share['high']:.2f})"
+    return text
+
+
 def _pilot(pilot: Mapping[str, Any]) -> list[str]:
-    found, size = pilot["components"], pilot["size"]
+    variance, size = pilot["components"], pilot["size"]
     lines = [
-        f"pilot: {found['groups']} random networks, {found['repeats']} trainings each; robust "
-        f"accuracy on {pilot['images']}",
-        f"mean {100 * pilot['mean']:.2f} %; sd between networks {100 * found['between']:.2f}, "
-        f"between trainings of one {100 * found['within']:.2f} points; ICC {found['icc']:.2f} "
-        f"({100 * pilot['icc_level']:.0f} % interval {found['low']:.2f} to {found['high']:.2f})",
+        f"pilot: {variance['groups']} random networks, {variance['repeats']} trainings each; "
+        f"robust accuracy on {pilot['images']}",
+        f"mean {100 * pilot['mean']:.2f} %; sd between networks {100 * variance['between']:.2f}, "
+        f"between trainings of one {100 * variance['within']:.2f} points; ICC "
+        f"{variance['icc']:.2f} ({100 * pilot['icc_level']:.0f} % interval {variance['low']:.2f} "
+        f"to {variance['high']:.2f})",
     ]
     if size["spearman"] is not None:
         lines.append(
@@ -66,15 +75,12 @@ def _arms(result: Mapping[str, Any]) -> list[str]:
         f"{'R2 of size':>12}{'passes to find':>16}"
     ]
     for arm in result["arms"]:
-        robust, explained = arm["robust_accuracy"], arm["size_r_squared"]
-        text = f"{100 * robust['mean']:.2f}"
-        if robust["low"] is not None:
-            text += f" ({100 * robust['low']:.2f}, {100 * robust['high']:.2f})"
+        explained = arm["size_r_squared"]
         passes = arm["cost"]["forward_passes"] + arm["cost"]["backward_passes"]
         spent = f"{arm['latency_table_ms']:>12.3f}" if latency else ""
         lines.append(
             f"{arm['name']:<15}{arm['networks']:>9}{100 * arm['clean_accuracy']['mean']:>9.2f}"
-            f"{text:>26}{arm['parameters']:>12,.0f}{arm['macs']:>12,.0f}{spent}"
+            f"{mean_text(arm['robust_accuracy']):>26}{arm['parameters']:>12,.0f}{arm['macs']:>12,.0f}{spent}"
             f"{'-' if explained is None else format(explained, '.2f'):>12}{passes:>16,.0f}"
         )
     size = result["size"]

@@ -76,15 +76,15 @@ class Candidates:
     def contain(self, codes: Tensor) -> Tensor:
         """Which networks [..., count] are candidates, bool [...]."""
         total = self._size[codes].sum(-1)
-        known = (self._position[codes] >= 0).all(-1)
-        return known & (total >= self.low) & (total <= self.high)
+        allowed = (self._position[codes] >= 0).all(-1)
+        return allowed & (total >= self.low) & (total <= self.high)
 
     def weights(self) -> Tensor:
         """Shares of ``codes`` among the cells of uniform candidates, float64 [m]; they sum to 1."""
-        found = torch.zeros(len(self.codes), dtype=torch.float64)
+        ways = torch.zeros(len(self.codes), dtype=torch.float64)
         for group in self._groups:
-            found[group.members] = self._ways[1][group.size]
-        return found / found.sum()
+            ways[group.members] = self._ways[1][group.size]
+        return ways / ways.sum()
 
     def mean(self, value: Tensor) -> float:
         """Mean over all candidates of the mean of their cells' values [n], exactly."""
@@ -105,11 +105,11 @@ class Candidates:
         for cell in range(self.count):
             total = used.unsqueeze(-1) + sizes
             ways = self._ways[cell + 1][total.clamp(max=self.high)]
-            law = (numbers * torch.where(total <= self.high, ways, 0.0)).cumsum(-1)
-            bar = uniform[..., cell, 0] * law[..., -1]
+            below = (numbers * torch.where(total <= self.high, ways, 0.0)).cumsum(-1)
+            bar = uniform[..., cell, 0] * below[..., -1]
             # Rounding could put the bar on the end, where the last of no weight would be taken.
-            group = (law <= bar.unsqueeze(-1)).sum(-1)
-            group = torch.minimum(group, (law < law[..., -1:]).sum(-1))
+            group = (below <= bar.unsqueeze(-1)).sum(-1)
+            group = torch.minimum(group, (below < below[..., -1:]).sum(-1))
             place = (uniform[..., cell, 1] * numbers[group]).long()
             cells.append(self.codes[members[first[group] + place]])
             used = used + sizes[group]
@@ -155,13 +155,13 @@ class Candidates:
             trail.append((before, chosen, size))
             value = best
         ends = value[:, self.low :].flatten(1)
-        found, index = ends.topk(min(number, ends.shape[-1]))
-        number_found = int((found > -torch.inf).sum(-1).min())
-        found, index = found[:, :number_found], index[:, :number_found]
+        top, index = ends.topk(min(number, ends.shape[-1]))
+        number_found = int((top > -torch.inf).sum(-1).min())
+        top, index = top[:, :number_found], index[:, :number_found]
         state, rank = self.low + index // number, index % number
         row = torch.arange(b).unsqueeze(1)
         places = []
         for before, chosen, size in reversed(trail):
             places.append(chosen[row, state, rank])
             state, rank = state - size[row, state, rank], before[row, state, rank]
-        return self.codes[torch.stack(places[::-1], -1)], found
+        return self.codes[torch.stack(places[::-1], -1)], top

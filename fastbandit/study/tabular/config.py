@@ -140,10 +140,10 @@ def parse_budget(text: str) -> tuple[str, tuple[int, int] | None]:
     """
     if text == "none":
         return "parameters", None
-    found = re.fullmatch(rf"({'|'.join(_UNITS)})=(\d{{1,6}}):(\d{{1,6}})", text)
-    if not found or int(found[2]) > int(found[3]):
+    match = re.fullmatch(rf"({'|'.join(_UNITS)})=(\d{{1,6}}):(\d{{1,6}})", text)
+    if not match or int(match[2]) > int(match[3]):
         raise ConfigError(
             "tabular.budgets: expected none, convolutions=LOW:HIGH or parameters=LOW:HIGH, got "
             f"{text!r}"
         )
-    return found[1], (int(found[2]), int(found[3]))
+    return match[1], (int(match[2]), int(match[3]))

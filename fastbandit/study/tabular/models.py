@@ -16,13 +16,12 @@ from torch import Tensor
 
 from fastbandit.bandit import HierarchicalRidge
 
-__all__ = ["ADDITIVE", "MODELS", "effects", "neighbours", "ridge_weights"]
+__all__ = ["MODELS", "effects", "neighbours", "ridge_weights"]
 
 #: What has an effect: each operation on each edge; each operation, wherever it is; or an operation,
-#: an operation in a stage and one on an edge, each kind with a variance of its own.
-ADDITIVE = ("additive", "counts", "hierarchical")
-#: All models: those, and the one of :func:`neighbours`.
-MODELS = (*ADDITIVE, "neighbours")
+#: an operation in a stage and one on an edge, each kind with a variance of its own. The last one is
+#: that of :func:`neighbours`.
+MODELS = ("additive", "counts", "hierarchical", "neighbours")
 
 # Correlations of networks that differ on one edge, and variances of the noise over that of the
 # accuracies.
@@ -72,7 +71,7 @@ def effects(model: str, path: Tensor, value: Tensor, cost: Tensor, stages: Seque
     """What each operation on each edge adds to the accuracy, float64 [b, rows, operations].
 
     Args:
-        model: one of :data:`ADDITIVE`.
+        model: one of :data:`MODELS`, but for the last.
         path: int64 [b, n, rows].
         value: float64 [b, n]: the accuracies of the paths.
         cost: [operations]: parameters of each operation; size is a part of ``hierarchical``.
@@ -81,8 +80,8 @@ def effects(model: str, path: Tensor, value: Tensor, cost: Tensor, stages: Seque
     operations, rows = len(cost), path.shape[-1]
     if model == "hierarchical":
         ridge = HierarchicalRidge(stages, operations, cost.expand(rows, -1))
-        found = [ridge.fit(p, v).effects()[0] for p, v in zip(path, value, strict=True)]
-        return torch.stack(found)
+        fits = (ridge.fit(p, v) for p, v in zip(path, value, strict=True))
+        return torch.stack([fit.effects()[0] for fit in fits])
     hot = torch.nn.functional.one_hot(path, operations).to(value.dtype)  # [b, n, rows, operations]
     if model == "counts":
         weights = ridge_weights(hot.sum(2), value)
@@ -126,9 +125,9 @@ def neighbours(path: Tensor, value: Tensor, other: Tensor) -> Tensor:
             )
             weight = torch.where(better.unsqueeze(1), left, weight)
     arms = int(max(path.max(), other.max())) + 1
-    known, new = (
+    measured, new = (
         torch.nn.functional.one_hot(one, arms).flatten(-2).to(value.dtype) for one in (path, other)
     )
-    differ = rows - new @ known.transpose(1, 2)  # [b, m, n]
+    differ = rows - new @ measured.transpose(1, 2)  # [b, m, n]
     near = (differ * alike.log().view(-1, 1, 1)).exp()
     return level.unsqueeze(1) + (near @ weight.unsqueeze(-1)).squeeze(-1)

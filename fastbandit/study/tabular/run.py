@@ -8,8 +8,6 @@ cost the same.
 
 from __future__ import annotations
 
-import csv
-import io
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastbandit._statistics import mean_interval, standard_error
+from fastbandit._files import csv_text
+from fastbandit._statistics import mean_interval, mean_limits, standard_error
 from fastbandit.config import ConfigError
 from fastbandit.runs.environment import derive_seed
 from fastbandit.study.pieces import Pieces
@@ -51,14 +50,12 @@ class Setting:
 
 def settings(config: TabularConfig) -> Iterator[Setting]:
     """The rows of each number of cells and budget, but for the baselines."""
-    for entry in config.policies:
-        for rho in config.rhos:
-            yield Setting("policy", entry, rho)
+    yield from (Setting("policy", entry, r) for entry in config.policies for r in config.rhos)
     for entry in config.searches:
         rewards = parse_search(entry, "tabular.searches").uses_rewards
-        used: Sequence[float | None] = config.rhos if rewards else (None,)
-        for known in used:
-            yield Setting("search", entry, known)
+        rhos: Sequence[float | None] = config.rhos if rewards else (None,)
+        for rho in rhos:
+            yield Setting("search", entry, rho)
 
 
 def plan(config: TabularConfig) -> dict[str, int]:
@@ -173,16 +170,16 @@ def _rows(
 
         used = key if setting.rho is None else {**key, **rewards, "rho": setting.rho}
         used = {**used, **(more or {}), "kind": setting.kind, "entry": setting.entry}
-        known = pieces.done("tabular", used)
-        found = pieces.get("tabular", used, make)
-        mean, low, high = mean_interval(found["accuracy"])
+        stored = pieces.done("tabular", used)
+        result = pieces.get("tabular", used, make)
+        mean, low, high = mean_interval(result["accuracy"])
         rho = "" if setting.rho is None else f", rho {setting.rho:g}"
         log(
             f"tabular {count} cells, budget {budget}: {setting.entry}{rho}: {100 * mean:.2f} "
             f"({100 * low:.2f}, {100 * high:.2f}) %"
-            f"  ({'stored' if known else format(found['cpu_seconds'], '.1f') + ' s'})"
+            f"  ({'stored' if stored else format(result['cpu_seconds'], '.1f') + ' s'})"
         )
-        return found
+        return result
 
     random = within.mean(table.accuracy)
     plain = world(within, None)
@@ -194,8 +191,8 @@ def _rows(
             best[number] = piece(one, lambda: best_of(plain, seeds, number))["accuracy"]
         return best[number]
 
-    def row(setting: Setting, found: Mapping[str, Any], cost: Mapping[str, int]) -> dict[str, Any]:
-        values = found["accuracy"]
+    def row(setting: Setting, result: Mapping[str, Any], cost: Mapping[str, int]) -> dict[str, Any]:
+        values = result["accuracy"]
         mean, low, high = mean_interval(values)
         total = (
             cost["supernets"] * config.supernet_cost
@@ -204,36 +201,34 @@ def _rows(
         )
         number = max(1, round(total / config.short_cost))
         others = best_among(number)
-        gains = mean_interval([value - random for value in values])
-        less = mean_interval([a - b for a, b in zip(values, others, strict=True)])
+        less = [a - b for a, b in zip(values, others, strict=True)]
         return {
             "cells": count, "budget": budget, "kind": setting.kind, "entry": setting.entry,
             "rho": setting.rho, "n": len(values), "mean": mean,
             "standard_error": standard_error(values), "low": low, "high": high,
-            "parameters": found["parameters"], **cost, "cost": total, "random": random,
-            "gain": gains[0], "gain_low": gains[1], "gain_high": gains[2],
+            "parameters": result["parameters"], **cost, "cost": total, "random": random,
+            **_with_limits("gain", [value - random for value in values]),
             "best_of": number, "best_of_mean": sum(others) / len(others),
-            "against_best_of": less[0], "against_best_of_low": less[1],
-            "against_best_of_high": less[2], "cpu_seconds": found["cpu_seconds"],
+            **_with_limits("against_best_of", less), "cpu_seconds": result["cpu_seconds"],
         }  # fmt: skip
 
     rows = []
     for setting in wanted:
         inside, outside = world(within, setting.rho), world(anywhere, setting.rho)
         if setting.kind == "policy":
-            found = piece(setting, partial(search, inside, config.bandit(setting.entry), seeds))
+            result = piece(setting, partial(search, inside, config.bandit(setting.entry), seeds))
             cost = {"supernets": 1, "short_trainings": 0, "full_trainings": 0}
         else:
             how = parse_search(setting.entry, "tabular.searches")
             # Pieces of releases that trained a network of several cells twice are another thing.
             once = {"trained": "once"} if count > 1 and how.kind == "model" else {}
-            found = piece(setting, partial(run_search, how, inside, outside, seeds), once)
+            result = piece(setting, partial(run_search, how, inside, outside, seeds), once)
             cost = {
                 "supernets": int(how.uses_rewards),
                 "short_trainings": how.short,
                 "full_trainings": how.full,
             }
-        rows.append(row(setting, found, cost))
+        rows.append(row(setting, result, cost))
     return {
         "cells": count,
         "budget": budget,
@@ -244,6 +239,11 @@ def _rows(
     }
 
 
+def _with_limits(name: str, values: Sequence[float]) -> dict[str, float]:
+    """The mean of differences and its interval, as a row has them."""
+    return dict(zip((name, f"{name}_low", f"{name}_high"), mean_interval(values), strict=True))
+
+
 def _space(table: Table, within: Candidates, parameters: Tensor) -> dict[str, Any]:
     """What there is within the budget: the mean, the best, and how much size explains."""
     weight, value = within.weights(), table.accuracy[within.codes]
@@ -252,7 +252,7 @@ def _space(table: Table, within: Candidates, parameters: Tensor) -> dict[str, An
     spread = (weight * (value - mean) ** 2).sum()
     of_size = (weight * (size - average) ** 2).sum()
     both = (weight * (value - mean) * (size - average)).sum()
-    known = float(spread) > 0 and float(of_size) > 0
+    varied = float(spread) > 0 and float(of_size) > 0
     best, score = within.best(value.expand(1, within.count, -1))
     return {
         "random": {"mean": float(mean), "parameters": float(average)},
@@ -262,57 +262,49 @@ def _space(table: Table, within: Candidates, parameters: Tensor) -> dict[str, An
         },
         "cells_within": len(within.codes),
         # Of a cell of a random network: R2 of its accuracy on its parameters.
-        "size_explains": float(both**2 / (spread * of_size)) if known else 0.0,
+        "size_explains": float(both**2 / (spread * of_size)) if varied else 0.0,
     }
 
 
 def _largest(
     world: TabularWorld, seeds: Tensor, piece: Callable[..., dict[str, Any]]
 ) -> dict[str, Any]:
-    one = Setting("baseline", "largest", None)
-    found = piece(one, lambda: world.largest(seeds))
-    mean, low, high = mean_interval(found["accuracy"])
-    return {"mean": mean, "low": low, "high": high, "parameters": found["parameters"]}
+    result = piece(Setting("baseline", "largest", None), lambda: world.largest(seeds))
+    return {**mean_limits(result["accuracy"]), "parameters": result["parameters"]}
 
 
 def _one_operation(
     table: Table, within: Candidates, count: int, parameters: Tensor
 ) -> list[dict[str, Any]]:
     """The networks of one operation everywhere that are within the budget."""
-    found = []
-    for operation in range(table.operations):
-        code = int(operation * table.place_values.sum())
-        if bool(within.contain(torch.full((count,), code))):
-            found.append(
-                {
-                    "operation": operation,
-                    "mean": float(table.accuracy[code]),
-                    "parameters": float(parameters[code]),
-                }
-            )
-    return found
+    codes = [int(operation * table.place_values.sum()) for operation in range(table.operations)]
+    return [
+        {
+            "operation": operation,
+            "mean": float(table.accuracy[code]),
+            "parameters": float(parameters[code]),
+        }
+        for operation, code in enumerate(codes)
+        if bool(within.contain(torch.full((count,), code)))
+    ]
 
 
 def tabular_csv(result: Mapping[str, Any]) -> str:
     """The rows of all tables, and their baselines, as CSV; accuracies in [0, 1]."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-
-    def write(line: Mapping[str, Any]) -> None:
-        cells = (line.get(name) for name in COLUMNS)
-        writer.writerow(
-            ["" if c is None else format(c, ".6g") if isinstance(c, float) else c for c in cells]
-        )
-
+    rows: list[dict[str, Any]] = []
     for table in result["tables"]:
         where = {"cells": table["cells"], "budget": table["budget"], "kind": "baseline"}
         where["random"] = table["random"]["mean"]
         for name in ("random", "largest", "best"):
             entry = {"best": "the best there is"}.get(name, name)
-            write({**where, "entry": entry, **table[name]})
+            rows.append({**where, "entry": entry, **table[name]})
         for one in table["one_operation"]:
-            write({**where, "entry": f"operation {one['operation']} everywhere", **one})
-        for line in table["rows"]:
-            write(line)
-    return text.getvalue()
+            rows.append({**where, "entry": f"operation {one['operation']} everywhere", **one})
+        rows += table["rows"]
+    return csv_text(
+        COLUMNS,
+        (
+            {key: format(x, ".6g") if isinstance(x, float) else x for key, x in row.items()}
+            for row in rows
+        ),
+    )

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Literal, get_args, get_type_hints
 
 import torch
-from pydantic import TypeAdapter
 from torch import Tensor
 
 from fastbandit.config import ConfigError
+from fastbandit.study.entries import parse_settings
 from fastbandit.study.tabular.models import MODELS, effects, neighbours
 from fastbandit.study.tabular.world import TabularWorld
 
@@ -65,48 +64,33 @@ def parse_search(text: str, where: str) -> Search:
     Raises:
         ConfigError: an unknown kind or setting, or a value out of its range.
     """
-    kind, *changes = (word.strip() for word in text.split(","))
-    kinds = get_args(Kind)
-    if kind not in kinds:
-        raise ConfigError(f"{where}: {text!r}: expected one of {', '.join(kinds)}, got {kind!r}")
+    kind = text.split(",")[0].strip()
+    if kind not in get_args(Kind):
+        raise ConfigError(
+            f"{where}: {text!r}: expected one of {', '.join(get_args(Kind))}, got {kind!r}"
+        )
     hints = get_type_hints(Search)
-    known = [field.name for field in dataclasses.fields(Search)][1:]
+    del hints["kind"]
     if kind in ("best-of", "full"):
-        known = known[:1]
-    values: dict[str, Any] = {}
-    for change in changes:
-        name, equals, value = (part.strip() for part in change.partition("="))
-        if name not in known or not equals:
-            raise ConfigError(
-                f"{where}: {text!r}: expected SETTING=VALUE with one of {', '.join(known)}; "
-                f"got {change!r}"
-            )
-        try:
-            values[name] = TypeAdapter(hints[name]).validate_python(value)
-        except ValueError:
-            expected = get_args(hints[name])
-            words = f"one of {', '.join(expected)}" if expected else "a whole number"
-            raise ConfigError(
-                f"{where}: {text!r}: {name}: expected {words}, got {value!r}"
-            ) from None
-    found = Search(kind, **values)  # type: ignore[arg-type]
+        hints = {"trainings": int}
+    _, values = parse_settings(text, hints, where, "a whole number")
+    search = Search(kind, **values)  # type: ignore[arg-type]
     least = 2 if kind in ("model", "supernet") else 1
-    for name, good, expected_value in (
-        ("trainings", found.trainings >= least, f"{least} or more"),
-        ("tournament", found.tournament >= 0, "0 or more"),
+    for name, good, expected in (
+        ("trainings", search.trainings >= least, f"{least} or more"),
+        ("tournament", search.tournament >= 0, "0 or more"),
         (
             "rounds",
-            found.rounds == 1 or (kind == "model" and 1 < found.rounds <= found.tournament),
+            search.rounds == 1 or (kind == "model" and 1 < search.rounds <= search.tournament),
             "1, or of a model 2 to tournament",
         ),
-        ("features", found.features in MODELS, f"one of {', '.join(MODELS)}"),
+        ("features", search.features in MODELS, f"one of {', '.join(MODELS)}"),
     ):
         if not good:
             raise ConfigError(
-                f"{where}: {text!r}: {name}: expected {expected_value}, got "
-                f"{getattr(found, name)!r}"
+                f"{where}: {text!r}: {name}: expected {expected}, got {getattr(search, name)!r}"
             )
-    return found
+    return search
 
 
 def best_of(world: TabularWorld, seeds: Tensor, number: int, *, short: bool = True) -> Tensor:
@@ -184,14 +168,14 @@ def _untrained(world: TabularWorld, scores: Tensor, trained: Tensor, number: int
     """
     asked = number
     while True:
-        found, _ = world.candidates.best(scores, asked)
-        known = (found.unsqueeze(2) == trained.unsqueeze(1)).all(-1).any(-1)
-        left = found.shape[1] - int(known.sum(1).max())
-        if left >= number or found.shape[1] < asked:
+        top, _ = world.candidates.best(scores, asked)
+        repeated = (top.unsqueeze(2) == trained.unsqueeze(1)).all(-1).any(-1)
+        left = top.shape[1] - int(repeated.sum(1).max())
+        if left >= number or top.shape[1] < asked:
             break
         asked += number - left
-    order = known.int().argsort(dim=1, stable=True)[:, : min(left, number)]
-    return found[torch.arange(len(found)).unsqueeze(1), order]
+    order = repeated.int().argsort(dim=1, stable=True)[:, : min(left, number)]
+    return top[torch.arange(len(top)).unsqueeze(1), order]
 
 
 def _scores(
@@ -201,11 +185,12 @@ def _scores(
     paths = world.paths(trained)
     if wanted.features == "neighbours":
         cells = world.paths(world.candidates.codes.unsqueeze(-1))
-        found = neighbours(paths, value, cells).unsqueeze(1)
+        score = neighbours(paths, value, cells).unsqueeze(1)
     else:
-        learnt = effects(wanted.features, paths, value, world.parameters, world.stages())
-        found = world.scores(learnt)
-    return found + 1e-9 * world.chances(seeds)
+        score = world.scores(
+            effects(wanted.features, paths, value, world.parameters, world.stages())
+        )
+    return score + 1e-9 * world.chances(seeds)
 
 
 def _take(codes: Tensor, index: Tensor) -> Tensor:

@@ -96,11 +96,7 @@ class Table:
 
 
 def read_table(path: str | Path, column: str) -> Table:
-    """Read and check a table.
-
-    Args:
-        path: the ``.npz`` file.
-        column: which accuracies.
+    """Read and check a table, an ``.npz`` file.
 
     Raises:
         TableError: it cannot be read, or is not of the form that this module describes.
@@ -134,9 +130,9 @@ def read_table(path: str | Path, column: str) -> Table:
         )
     digits = operations ** np.arange(edges - 1, -1, -1, dtype=np.int64)
     codes = cells.astype(np.int64) @ digits
-    found, counts = np.unique(codes, return_counts=True)
-    if len(found) != n:
-        twice = cells[np.flatnonzero(codes == found[counts.argmax()])[1]].tolist()
+    distinct, counts = np.unique(codes, return_counts=True)
+    if len(distinct) != n:
+        twice = cells[np.flatnonzero(codes == distinct[counts.argmax()])[1]].tolist()
         raise TableError(f"{path}: cells: expected each cell once, got {twice} twice")
     if columns.ndim != 1 or columns.dtype.kind != "U" or len(set(columns.tolist())) < len(columns):
         raise TableError(
@@ -170,9 +166,8 @@ def read_table(path: str | Path, column: str) -> Table:
     values[codes] = accuracy[:, names.index(column)] / SCALE
     same[codes] = codes[same_as]
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Table(
-        path, digest, column, operations, edges, torch.from_numpy(values), torch.from_numpy(same)
-    )
+    tensors = map(torch.from_numpy, (values, same))
+    return Table(path, digest, column, operations, edges, *tensors)
 
 
 def _integers(path: Path, name: str, array: np.ndarray, dimensions: int) -> None:

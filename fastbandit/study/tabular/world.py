@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from fastbandit.bandit import Bandits, BanditSettings
-from fastbandit.bandit.mixes import GAMMA_UNIFORMS, draw, mix_law
+from fastbandit.bandit.mixes import GAMMA_UNIFORMS, draw, mix_shares
 from fastbandit.bandit.policies import POLICIES
 from fastbandit.bandit.simulation import World
 from fastbandit.ops.philox import philox4x32
@@ -111,7 +111,7 @@ class TabularWorld:
         cell = torch.arange(self.rows) // self.table.edges
         return (cell * min(_STAGES, self.count) // self.count).tolist()
 
-    def known(self) -> dict[str, Any]:
+    def constraints(self) -> dict[str, Any]:
         """What bandits are told of the rows and of the budget."""
         costs = self.costs.expand(self.rows, -1)
         return {"groups": self.stages(), "costs": costs, "budget": self.candidates.budget}
@@ -182,9 +182,9 @@ class TabularWorld:
         index = torch.arange(number * operations * GAMMA_UNIFORMS)
         index = index.view(1, number, operations, GAMMA_UNIFORMS)
         every = torch.ones(self.rows, operations, dtype=torch.bool)
-        law = mix_law(_CONCENTRATION, uniforms(seeds, "mix", index), every)
+        shares = mix_shares(_CONCENTRATION, uniforms(seeds, "mix", index), every)
         chance = uniforms(seeds, "mix", torch.arange(number * self.rows).view(1, number, -1), 1)
-        path = draw(law, chance)  # [b, number, rows]
+        path = draw(shares, chance)  # [b, number, rows]
         none = torch.zeros(len(seeds), self.rows, operations, dtype=torch.float64)
         fitted = [self.fit(seeds, path[:, i], none, 2**30 + i) for i in range(number)]
         return self.codes(torch.stack(fitted, 1))
@@ -214,11 +214,11 @@ class TabularWorld:
     def largest(self, seeds: Tensor) -> Tensor:
         """One of the candidates with the most parameters, at random, int64 [b, count]."""
         size = self.size(self.candidates.codes)
-        found = []
+        networks = []
         for part in seeds.split(self.at_a_time()):
             scores = size + self.chances(part) / (2 * self.count)
-            found.append(self.candidates.best(scores)[0][:, 0])
-        return torch.cat(found)
+            networks.append(self.candidates.best(scores)[0][:, 0])
+        return torch.cat(networks)
 
     def at_a_time(self, number: int = 1) -> int:
         """How many seeds :meth:`scores`, and the ``number`` best by it, have room for."""
@@ -269,12 +269,12 @@ def search(world: TabularWorld, settings: BanditSettings, seeds: Tensor) -> Tens
 
 def _search(world: TabularWorld, settings: BanditSettings, seeds: Tensor) -> Tensor:
     rows, operations = world.rows, world.table.operations
-    known = world.known()
-    none = Bandits(rows, operations, settings, seed=seeds[:0], **known)
+    constraints = world.constraints()
+    none = Bandits(rows, operations, settings, seed=seeds[:0], **constraints)
     total = none.total_samples
     evaluated = settings.evaluations_per_epoch * (total - none.initial_samples)
     rewards = total + evaluated
-    bandits = Bandits(rows, operations, settings, seed=seeds, room_for=rewards, **known)
+    bandits = Bandits(rows, operations, settings, seed=seeds, room_for=rewards, **constraints)
     trend = World(start=0.0, rise=world.rise)
     bias, noise = world.edge_bias(seeds), world.noises(seeds, rewards)
     while not bandits.finished:
