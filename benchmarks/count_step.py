@@ -39,15 +39,14 @@ sums = importlib.import_module("fastbandit.ops.norm_sum")
 
 
 def _norm_sum(xs: Sequence[Tensor], kinds: Sequence[int], *_: Any) -> int:
-    """Statistics where they are not given, what they become, and the sum."""
-    measured = any(kind & sums._NORMALIZED and not kind & sums._GIVEN for kind in kinds)
-    return 1 + any(kinds) + measured
+    """Statistics, where a term is normalised, and the sum."""
+    return 1 + any(kinds)
 
 
 def _norm_sum_backward(grad: Tensor, *_: Any) -> int:
-    """Sums, what they become, and the gradients; before them a gradient in another layout, as that
-    of a mean, is copied."""
-    return 3 + (not grad.is_contiguous(memory_format=torch.channels_last))
+    """Sums, and the gradients; before them a gradient in another layout, as that of a mean, is
+    copied."""
+    return 2 + (not grad.is_contiguous(memory_format=torch.channels_last))
 
 
 def _gabor_backward(*args: Any) -> int:

@@ -216,8 +216,9 @@ def test_on_cuda_a_sum_of_one_term(as_cuda, affine):
         torch.autograd.grad(ops.batch_norm(x, weight, bias).sum(), x, create_graph=True)
 
 
-def test_on_cuda_torch_normalises_small_and_contiguous_maps(as_cuda):
+def test_on_cuda_torch_normalises_small_contiguous_and_very_wide_maps(as_cuda):
     for shape, layout in (
+        ((2, 4100, 3, 4), torch.channels_last),
         ((4, 16, 8, 8), torch.channels_last),
         ((4, 16, 32, 33), torch.contiguous_format),
     ):

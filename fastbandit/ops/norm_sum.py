@@ -28,8 +28,9 @@ _LEAST_ELEMENTS = 1 << 16
 # faster so: what waits is memory that is fresh each time. (docs/kernels.md)
 _WAITING_DEVICES = ("cuda",)
 
-# Of a launch of the CUDA kernels, whose parameters hold the addresses.
+# Of a launch of the CUDA kernels, whose parameters hold the addresses. As in csrc/cuda/norm_sum.h.
 _MOST_TERMS = 32
+_MOST_CHANNELS = 4096
 
 
 @dataclass(eq=False, slots=True)
@@ -67,7 +68,7 @@ class Normalized:
         return _NORMALIZED + _WEIGHT * weight + _BIAS * bias + _GIVEN * given
 
     def close(self) -> Tensor:
-        """The term by itself: on CUDA a sum of one, as three launches are not more than torch's."""
+        """The term by itself: on CUDA a sum of one, whose two launches are half of torch's."""
         if self.x.is_cuda and _serves_all([self]):
             return _by_kernel([self])
         return by_itself(
@@ -294,7 +295,7 @@ def serves(x: Tensor, elements: int | None = None) -> bool:
 def _serves_all(terms: Sequence[Tensor | Normalized]) -> bool:
     xs = [term if isinstance(term, Tensor) else term.x for term in terms]
     first = xs[0]
-    if len(xs) > _MOST_TERMS or not all(map(serves, xs)):
+    if len(xs) > _MOST_TERMS or first.shape[1] > _MOST_CHANNELS or not all(map(serves, xs)):
         return False
     wide = compute_dtype(first.dtype)
     eps = None
