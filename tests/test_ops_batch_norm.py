@@ -13,6 +13,7 @@ from torch import Tensor
 from fastbandit import _native, ops
 
 module = importlib.import_module("fastbandit.ops.batch_norm")
+sums = importlib.import_module("fastbandit.ops.norm_sum")
 OP = torch.ops.fastbandit.batch_norm.default
 # Channels that do and do not divide the kernel's rows, more than a row, 1; a part of a row; blocks.
 SHAPES = [(2, 3, 4, 5), (1, 16, 33, 31), (3, 300, 3, 2), (4, 1, 5, 5), (5, 7, 1, 1), (9, 64, 8, 8)]
@@ -22,6 +23,7 @@ SHAPES = [(2, 3, 4, 5), (1, 16, 33, 31), (3, 300, 3, 2), (4, 1, 5, 5), (5, 7, 1,
 def every_size(monkeypatch):
     """The kernel serves whatever it can, not only what it is faster at."""
     monkeypatch.setattr(module, "_LEAST_ELEMENTS", 0)
+    monkeypatch.setattr(sums, "_LEAST_ELEMENTS", 0)  # on CUDA
 
 
 pytestmark = pytest.mark.usefixtures("every_size")
@@ -176,7 +178,7 @@ def as_cuda(monkeypatch) -> list[str]:
     """A CPU that Python takes for a GPU, whose norm_sum is that of the CPU; the ops called."""
     if "cpu" not in _native.served:
         pytest.skip("no native kernel")
-    sums = importlib.import_module("fastbandit.ops.norm_sum")
+    monkeypatch.setattr(sums, "_LEAST_ELEMENTS", 1 << 16)
     monkeypatch.setattr(Tensor, "is_cuda", property(lambda self: True))
     monkeypatch.setattr(Tensor, "is_cpu", property(lambda self: False))
     monkeypatch.setattr(sums._convolution, "_registered", lambda op, key: op == "norm_sum")
