@@ -127,8 +127,8 @@ def marked_cuda(
 KERNEL_TESTS = [
     f"tests/test_ops_{name}.py"
     for name in (
-        "augment_images", "augment_start_normalize", "bandit", "depthwise_conv2d", "gabor",
-        "pgd_step", "random_start",
+        "augment_images", "augment_start_normalize", "bandit", "batch_norm", "depthwise_conv2d",
+        "gabor", "gabor_parameters", "norm_sum", "pgd_step", "random_start",
     )
 ]  # fmt: skip
 # Odd sizes, views and layouts. A sanitizer makes them a hundred times as slow, so of each test

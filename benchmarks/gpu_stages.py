@@ -28,6 +28,7 @@ from bench_pgd import EPSILON, STEP, eager_step_, images
 from bench_search_step import COMPILED, EAGER, GRAPHED, OURS, Task
 from conftest import COMMIT
 from gpu import FACTS, bare_name
+from gpu_small import compare_small
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -504,6 +505,7 @@ def ops_(bench: Bench) -> None:
             both(gabor_of_ours),
             {"dense": both(dense), "channel sum": both(two_lines)},
         )
+    compare_small(compare, bench.device, bench.check)
 
 
 def eager_step(bench: Bench) -> None:

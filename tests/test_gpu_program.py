@@ -410,3 +410,20 @@ def test_counts_of_operations():
     # In place of 3: reading, writing, and reading once more for the statistics.
     assert 3 * size <= counted.bytes["native_batch_norm"] <= 3 * size + 64
     assert counted.bytes["mul"] == size
+
+
+def test_counts_of_a_step_are_those_of_a_gpu():
+    """Neither an op that only CPUs have a kernel of nor a small map's way."""
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "count_step.py"), "--paths", "0", "--all"],
+        env={**os.environ, "FASTBANDIT_BENCH_SMOKE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    head, *rows = done.stdout.splitlines()
+    names = {row.split()[-1] for row in rows}
+    assert "FGSM step of robust9-light, float32: " in head
+    assert {"avg_pool2d", "max_pool2d_with_indices", "depthwise_conv2d", "_fused_sgd"} <= names
+    assert not names & {"conv_block", "batch_norm", "max_pool2d", "arange", "_foreach_add"}

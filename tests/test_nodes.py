@@ -157,6 +157,24 @@ def test_recorded_running_statistics_move_once():
 
 
 @kernel
+def test_recorded_running_statistics_are_moved_from_where_the_kernel_left_them():
+    """Nothing is written to the buffers in between, and a second pass is another move."""
+    one, other = make("max_pool_3x3", 8), make("max_pool_3x3", 8)
+    other.load_state_dict(one.state_dict())
+    moves = Moves([one.bn])
+    one.bn.moves = moves
+    moves.start()
+    moves.fill(0.1)
+    for scale in (1.0, 2.0):
+        for module in (one, other):
+            ops.norm_sum([*terms_of(module, scale * some()), some()])
+    assert not any(bool(t.any()) for t in moves._batch[one.bn])
+    moves.make()
+    for name in ("running_mean", "running_var"):
+        assert torch.equal(getattr(one.bn, name), getattr(other.bn, name))
+
+
+@kernel
 def test_readers_that_are_not_known_share_the_tensor(monkeypatch):
     x = some()
     got: list[Tensor] = []

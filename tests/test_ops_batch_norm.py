@@ -13,6 +13,7 @@ from torch import Tensor
 from fastbandit import _native, ops
 
 module = importlib.import_module("fastbandit.ops.batch_norm")
+sums = importlib.import_module("fastbandit.ops.norm_sum")
 OP = torch.ops.fastbandit.batch_norm.default
 # Channels that do and do not divide the kernel's rows, more than a row, 1; a part of a row; blocks.
 SHAPES = [(2, 3, 4, 5), (1, 16, 33, 31), (3, 300, 3, 2), (4, 1, 5, 5), (5, 7, 1, 1), (9, 64, 8, 8)]
@@ -22,6 +23,7 @@ SHAPES = [(2, 3, 4, 5), (1, 16, 33, 31), (3, 300, 3, 2), (4, 1, 5, 5), (5, 7, 1,
 def every_size(monkeypatch):
     """The kernel serves whatever it can, not only what it is faster at."""
     monkeypatch.setattr(module, "_LEAST_ELEMENTS", 0)
+    monkeypatch.setattr(sums, "_LEAST_ELEMENTS", 0)  # on CUDA
 
 
 pytestmark = pytest.mark.usefixtures("every_size")
@@ -166,3 +168,62 @@ def test_errors():
         OP(some((2, 3, 4, 5)), torch.ones(2), None, 1e-5)
     with pytest.raises(RuntimeError, match="batch_norm: x: expected a dense channels-last"):
         OP(torch.randn(2, 3, 4, 5), None, None, 1e-5)
+
+
+# --- On CUDA, a sum of one term -------------------------------------------------------------------
+
+
+@pytest.fixture
+def as_cuda(monkeypatch) -> list[str]:
+    """A CPU that Python takes for a GPU, whose norm_sum is that of the CPU; the ops called."""
+    if "cpu" not in _native.served:
+        pytest.skip("no native kernel")
+    monkeypatch.setattr(sums, "_LEAST_ELEMENTS", 1 << 16)
+    monkeypatch.setattr(Tensor, "is_cuda", property(lambda self: True))
+    monkeypatch.setattr(Tensor, "is_cpu", property(lambda self: False))
+    monkeypatch.setattr(sums._convolution, "_registered", lambda op, key: op == "norm_sum")
+    called: list[str] = []
+    for name in ("_forward", "_backward"):
+        real = getattr(sums, name)
+        monkeypatch.setattr(
+            sums, name, lambda *given, name=name, real=real: called.append(name) or real(*given)
+        )
+    return called
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_on_cuda_a_sum_of_one_term(as_cuda, affine):
+    shape = (4, 16, 32, 33)
+    x = some(shape, offset=2.0).requires_grad_()
+    weight, bias = torch.rand(2, 16).requires_grad_().unbind() if affine else (None, None)
+    given = [x, weight, bias] if affine else [x]
+    mean, var = torch.rand(2, 16).unbind()
+    wide_mean, wide_var = mean.double(), var.double()
+    y = ops.batch_norm(x, weight, bias, mean, var, momentum=0.25)
+    exact = [t.detach().double().requires_grad_() for t in given]
+    expected = F.batch_norm(exact[0], wide_mean, wide_var, *(exact[1:] or (None, None)), True, 0.25)
+    torch.testing.assert_close(y.double(), expected, rtol=2e-5, atol=2e-5)
+    torch.testing.assert_close(mean.double(), wide_mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(var.double(), wide_var, rtol=1e-5, atol=1e-6)
+    grad = some(shape).cos()
+    assert as_cuda == ["_forward"] * 2  # above autograd and below it
+    for one, other in zip(
+        torch.autograd.grad(y, given, grad),
+        torch.autograd.grad(expected, exact, grad.double()),
+        strict=True,
+    ):
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-4)
+    assert as_cuda[2:] == ["_backward"]
+    with pytest.raises(RuntimeError, match=r"^batch_norm: .*no second derivative"):
+        torch.autograd.grad(ops.batch_norm(x, weight, bias).sum(), x, create_graph=True)
+
+
+def test_on_cuda_torch_normalises_small_contiguous_and_very_wide_maps(as_cuda):
+    for shape, layout in (
+        ((2, 4100, 3, 4), torch.channels_last),
+        ((4, 16, 8, 8), torch.channels_last),
+        ((4, 16, 32, 33), torch.contiguous_format),
+    ):
+        x = some(shape, layout=layout)
+        torch.testing.assert_close(ops.batch_norm(x), F.batch_norm(x, None, None, training=True))
+    assert not as_cuda

@@ -55,6 +55,15 @@ def gabor(x: Tensor, *parameters: Tensor) -> Tensor:
     return F.conv2d(x, bank, None, 1, 1)
 
 
+def numbers_between(theta: Tensor, sigma: Tensor, gamma: Tensor, wavelength: Tensor) -> Tensors:
+    return (
+        6.283185307179586 * theta.sigmoid(),
+        0.5 + sigma.sigmoid(),
+        1 + gamma / 2,
+        2 + 4 * wavelength.sigmoid(),
+    )
+
+
 def quadratic(x: Tensor) -> Tensor:
     inside = x.clamp(-1, 1)
     return inside * (2 - inside.abs())
@@ -78,6 +87,11 @@ CASES: dict[str, tuple[Function, Function, list[tuple[int, ...]]]] = {
         lambda *parameters: ops.gabor_filters(*parameters, 3),
         lambda *parameters: filters(*parameters, 3),
         [(4,)] * 5,
+    ),
+    "gabor_parameters": (
+        lambda *numbers: torch.stack(ops.gabor_parameters(*numbers)),
+        lambda *numbers: torch.stack(numbers_between(*numbers)),
+        [(4,)] * 4,
     ),
     "gabor_conv2d": (ops.gabor_conv2d, gabor, [(2, 6, 8, 8), *[(4,)] * 5]),
     "dilated_conv2d": (
@@ -315,6 +329,9 @@ def test_compiled_tangents_are_those_of_torchs_operations(way, name):
 
 FUSED = {
     "max_pool2d": lambda x: OPERATORS["max_pool2d"](x, 1)[0],
+    "gabor_parameters": lambda *numbers: torch.stack(
+        OPERATORS["gabor_parameters"](*numbers, 0.5, 1.0, 2.0, 4.0)
+    ),
     "batch_norm": lambda x, w, b: OPERATORS["batch_norm"](x, w, b, 1e-5)[0],
     # The first term is normalised (1), with a weight (2) and a bias (4).
     "norm_sum": lambda x, y, w, b: OPERATORS["norm_sum"]([x, y], [7, 0], [w, b], 1e-5)[0],

@@ -5,7 +5,9 @@
 // then runs the depthwise kernels on that sum with a channel stride of 0.
 #include "cuda/gabor.h"
 
+#include <optional>
 #include <tuple>
+#include <utility>
 
 #include "cuda/conv_glue.h"
 
@@ -57,6 +59,74 @@ void filters_backward(const char* op, const Tensor& grad, const int64_t* strides
                        grad.const_data_ptr(), dtype_code(op, grad), strides, pointers.data,
                        pointers.strides, dtype_code(op, p.theta), p.theta.size(0), kernel_size,
                        gradients, current_stream(p.theta)));
+}
+
+using FourTensors = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+FourTensors four_like(const Tensor& theta) {
+  const int64_t size[1] = {theta.size(0)};
+  const auto make = [&] { return empty_contiguous(theta, size, 1, theta.scalar_type()); };
+  return {make(), make(), make(), make()};
+}
+
+FourTensors gabor_parameters(Tensor theta, Tensor sigma, Tensor gamma, Tensor wavelength,
+                             double least_sigma, double more_sigma, double least_wavelength,
+                             double more_wavelength) {
+  constexpr const char* kOp = "gabor_parameters";
+  const GaborTensors p{theta, sigma, gamma, wavelength, theta};
+  check_gabor_parameters(kOp, p, 1);
+  const DeviceGuard guard(theta.get_device_index());
+  FourTensors out = four_like(theta);
+  if (theta.numel() == 0) return out;
+  const ParameterPointers pointers(p);
+  const double intervals[4] = {least_sigma, more_sigma, least_wavelength, more_wavelength};
+  auto& [to_theta, to_sigma, to_gamma, to_wavelength] = out;
+  void* const results[4] = {to_theta.mutable_data_ptr(), to_sigma.mutable_data_ptr(),
+                            to_gamma.mutable_data_ptr(), to_wavelength.mutable_data_ptr()};
+  check_launch(kOp, launch_gabor_parameters(pointers.data, pointers.strides,
+                                            dtype_code(kOp, theta), theta.size(0), intervals,
+                                            results, current_stream(theta)));
+  return out;
+}
+
+FourTensors gabor_parameters_backward(std::optional<Tensor> by_theta,
+                                      std::optional<Tensor> by_sigma,
+                                      std::optional<Tensor> by_gamma,
+                                      std::optional<Tensor> by_wavelength, Tensor theta,
+                                      Tensor sigma, Tensor wavelength, double more_sigma,
+                                      double more_wavelength) {
+  constexpr const char* kOp = "gabor_parameters_backward";
+  const GaborTensors p{theta, sigma, theta, wavelength, theta};
+  check_gabor_parameters(kOp, p, 1);
+  const DeviceGuard guard(theta.get_device_index());
+  FourTensors out = four_like(theta);
+  if (theta.numel() == 0) return out;
+  const void* grads[4] = {};
+  int64_t grad_strides[4] = {};
+  const std::pair<const char*, const std::optional<Tensor>*> given[4] = {
+      {"by_theta", &by_theta},
+      {"by_sigma", &by_sigma},
+      {"by_gamma", &by_gamma},
+      {"by_wavelength", &by_wavelength}};
+  for (int i = 0; i < 4; ++i) {
+    const auto& [name, grad] = given[i];
+    if (!*grad) continue;
+    check_dtype(kOp, name, **grad, theta.scalar_type());
+    check_same_shape(kOp, name, **grad, "theta", theta);
+    check_same_device(kOp, name, **grad, "theta", theta);
+    grads[i] = (*grad)->const_data_ptr(), grad_strides[i] = (*grad)->strides()[0];
+  }
+  const void* const numbers[4] = {theta.const_data_ptr(), sigma.const_data_ptr(), nullptr,
+                                  wavelength.const_data_ptr()};
+  const int64_t strides[4] = {theta.strides()[0], sigma.strides()[0], 0, wavelength.strides()[0]};
+  const double intervals[4] = {0.0, more_sigma, 0.0, more_wavelength};
+  auto& [to_theta, to_sigma, to_gamma, to_wavelength] = out;
+  void* const results[4] = {to_theta.mutable_data_ptr(), to_sigma.mutable_data_ptr(),
+                            to_gamma.mutable_data_ptr(), to_wavelength.mutable_data_ptr()};
+  check_launch(kOp, launch_gabor_parameters_backward(
+                        grads, grad_strides, numbers, strides, dtype_code(kOp, theta),
+                        theta.size(0), intervals, results, current_stream(theta)));
+  return out;
 }
 
 // [N, 1, H, W], contiguous
@@ -173,6 +243,8 @@ SixTensors gabor_conv2d_backward(Tensor grad, Tensor x, Tensor theta, Tensor sig
 STABLE_TORCH_LIBRARY_IMPL(fastbandit, CUDA, library) {
   library.impl("gabor_filters", TORCH_BOX(&gabor_filters));
   library.impl("gabor_filters_backward", TORCH_BOX(&gabor_filters_backward));
+  library.impl("gabor_parameters", TORCH_BOX(&gabor_parameters));
+  library.impl("gabor_parameters_backward", TORCH_BOX(&gabor_parameters_backward));
   library.impl("gabor_conv2d", TORCH_BOX(&gabor_conv2d));
   library.impl("gabor_conv2d_backward", TORCH_BOX(&gabor_conv2d_backward));
 }

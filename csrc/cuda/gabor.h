@@ -31,3 +31,17 @@ extern "C" const char* launch_gabor_backward_input(const void* grad, int dtype,
                                                    const int64_t* grad_strides,
                                                    const void* filters, void* grad_sum,
                                                    void* stream);
+
+// What becomes of the numbers for theta, sigma, gamma and wavelength, [count] each with its stride,
+// all of `dtype`. intervals: the least sigma, by how much more it may be, and so for the wavelength.
+// results: four arrays of [count].
+extern "C" const char* launch_gabor_parameters(const void* const* numbers, const int64_t* strides,
+                                               int dtype, int64_t count, const double* intervals,
+                                               void* const* results, void* stream);
+
+// grads: of the four parameters, null where there is none, which is a gradient of 0. The number for
+// gamma is not read.
+extern "C" const char* launch_gabor_parameters_backward(
+    const void* const* grads, const int64_t* grad_strides, const void* const* numbers,
+    const int64_t* strides, int dtype, int64_t count, const double* intervals,
+    void* const* results, void* stream);

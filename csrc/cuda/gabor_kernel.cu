@@ -73,6 +73,44 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// Vectors of one type, each null or [count] with a stride.
+struct Four {
+  const void* data[4];
+  int64_t stride[4];
+};
+
+struct FourResults {
+  void* data[4];
+};
+
+// One filter for each thread; with kBackward the gradients by the numbers from those by the
+// parameters.
+template <class C, bool kBackward>
+__global__ void __launch_bounds__(kThreads)
+    gabor_parameters_kernel(Four grads, Four numbers, int dtype, int64_t count,
+                            GaborIntervals intervals, FourResults results) {
+  for (int64_t c = thread_in_grid(); c < count; c += threads_of_grid()) {
+    C value[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      value[i] = numbers.data[i]
+                     ? load_element<C>(numbers.data[i], dtype, c * numbers.stride[i])
+                     : C(0);
+    if constexpr (kBackward) {
+      gabor_parameter_slopes(intervals, value);
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        value[i] = grads.data[i]
+                       ? value[i] * load_element<C>(grads.data[i], dtype, c * grads.stride[i])
+                       : C(0);
+    } else {
+      gabor_parameters_of(intervals, value);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) store_element<C>(results.data[i], dtype, c, value[i]);
+  }
+}
+
 struct SumArgs {
   const void* x;
   void* sum;
@@ -327,6 +365,29 @@ void launch_backward_input(const BackwardArgs& a, void* stream) {
             stream, a, bits);
 }
 
+template <bool kBackward>
+const char* launch_parameters(const void* const* grads, const int64_t* grad_strides,
+                              const void* const* numbers, const int64_t* strides, int dtype,
+                              int64_t count, const double* intervals, void* const* results,
+                              void* stream) {
+  Four from{}, by{};
+  FourResults to{};
+  for (int i = 0; i < 4; ++i) {
+    from.data[i] = numbers[i], from.stride[i] = strides[i], to.data[i] = results[i];
+    if (kBackward) by.data[i] = grads[i], by.stride[i] = grad_strides[i];
+  }
+  const GaborIntervals of{intervals[0], intervals[1], intervals[2], intervals[3]};
+  const unsigned blocks = grid_size(count, kThreads);
+  if (dtype == kFloat64) {
+    FB_LAUNCH((gabor_parameters_kernel<double, kBackward>), blocks, kThreads, 0, stream, by, from,
+              dtype, count, of, to);
+  } else {
+    FB_LAUNCH((gabor_parameters_kernel<float, kBackward>), blocks, kThreads, 0, stream, by, from,
+              dtype, count, of, to);
+  }
+  return launch_error();
+}
+
 // body(element of the dtype); false for another dtype.
 template <class Body>
 bool with_element(int dtype, const Body& body) {
@@ -374,6 +435,21 @@ FB_LAUNCHER launch_gabor_filters_backward(const void* grad, int grad_dtype,
               grad_dtype, grad_strides[0], grad_strides[1], grad_strides[2], p, count, k, out);
   }
   return launch_error();
+}
+
+FB_LAUNCHER launch_gabor_parameters(const void* const* numbers, const int64_t* strides, int dtype,
+                                    int64_t count, const double* intervals, void* const* results,
+                                    void* stream) {
+  return launch_parameters<false>(nullptr, nullptr, numbers, strides, dtype, count, intervals,
+                                  results, stream);
+}
+
+FB_LAUNCHER launch_gabor_parameters_backward(const void* const* grads, const int64_t* grad_strides,
+                                             const void* const* numbers, const int64_t* strides,
+                                             int dtype, int64_t count, const double* intervals,
+                                             void* const* results, void* stream) {
+  return launch_parameters<true>(grads, grad_strides, numbers, strides, dtype, count, intervals,
+                                 results, stream);
 }
 
 FB_LAUNCHER launch_channel_sum(const void* x, int dtype, const int64_t* sizes,

@@ -5,6 +5,7 @@
 namespace fastbandit {
 
 constexpr int kMostNormTerms = 32;  // of a launch: their addresses are kernel parameters
+constexpr int64_t kMostNormChannels = 4096;  // each 32 have a counter of the blocks of a launch
 
 }  // namespace fastbandit
 

@@ -1,15 +1,16 @@
 // fastbandit::norm_sum and its backward on CUDA: maps in channels-last, [pixels, channels].
 //
 // A thread has `kWide` channels of a pixel, one access, and a block a tile of channels and rows of
-// pixels. Forward: partial sums of all terms in one launch, what normalises them in a small one, then
-// each term is read once more and the sum is written. Backward the same way: the gradient, which all
-// terms share, is read once for the sums of up to kGroup terms and once for all their gradients.
-// Sums are taken in one order: over the pixels of a thread, over the rows of a block, over the
-// blocks, the last in float64.
+// pixels. Forward: partial sums of all terms in one launch, whose last block makes of them what
+// normalises; then each term is read once more and the sum is written. Backward the same way: the
+// gradient, which all terms share, is read once for the sums of up to kGroup terms and once for all
+// their gradients. Sums are taken in one order: over the pixels of a thread, over the rows of a
+// block, over the blocks, the last in float64, whichever block it is that adds them.
 #include "cuda/norm_sum.h"
 
 #include <type_traits>
 
+#include "cuda/last_block.h"
 #include "cuda/pack.h"
 #include "math/norm.h"
 
@@ -20,7 +21,7 @@ constexpr int kTile = 32;           // groups of channels of a block, at most
 constexpr int kBatch = 4;           // pixels whose loads of one map are under way at once
 constexpr int kGroup = 4;           // terms whose sums with the gradient a thread keeps in registers
 constexpr int64_t kMostParts = 256; // blocks over the pixels whose sums are added up afterwards
-constexpr int kColumns = 32;        // channels of a block that adds them up
+constexpr int kColumns = 32;        // channels whose sums a block adds up at once
 
 // The part of the map that a block works through: a tile of channels, every `step`-th row of pixels.
 struct Tiling {
@@ -108,26 +109,41 @@ __device__ __forceinline__ void add_rows(const Tiling& tiling, const Place& at,
   }
 }
 
-// The sum of part[stride * i] over `parts` parts, by all threads of a column of a block; the first
-// of them has it. scratch: a number of each thread.
+// total[k] = the sum of part[stride * i + k * second] over `parts` parts, by all threads of a column
+// of a block; the first of them has it.
 template <class C>
-__device__ __forceinline__ double add_parts(const C* part, int parts, int64_t stride, bool inside,
-                                            double* scratch) {
+__device__ __forceinline__ void add_parts(const C* part, int parts, int64_t stride, int64_t second,
+                                          bool inside, double (&total)[2]) {
+  __shared__ double scratch[2][kThreads];
   constexpr int kRows = kThreads / kColumns;
   const int column = static_cast<int>(threadIdx.x) % kColumns;
   const int row = static_cast<int>(threadIdx.x) / kColumns;
-  double total = 0.0;
+  total[0] = total[1] = 0.0;
   if (inside) {
-#pragma unroll 4
-    for (int i = row; i < parts; i += kRows) total += static_cast<double>(part[i * stride]);
-  }
-  scratch[threadIdx.x] = total;
-  __syncthreads();
-  if (row == 0) {
-    for (int i = 1; i < kRows; ++i) total += scratch[i * kColumns + column];
+#pragma unroll 8
+    for (int i = row; i < parts; i += kRows) {
+      total[0] += fresh(part + i * stride);
+      total[1] += fresh(part + i * stride + second);
+    }
   }
   __syncthreads();
-  return total;
+  for (int k = 0; k < 2; ++k) scratch[k][threadIdx.x] = total[k];
+  __syncthreads();
+  if (row > 0) return;
+  for (int i = 1; i < kRows; ++i)
+    for (int k = 0; k < 2; ++k) total[k] += scratch[k][i * kColumns + column];
+}
+
+// body(channel, whether there is one) by all threads, kColumns channels of the block at a time.
+template <int kWide, class Body>
+__device__ __forceinline__ void for_channels_of_block(const Tiling& tiling, const Body& body) {
+  const int64_t first = static_cast<int64_t>(blockIdx.y) * tiling.tile * kWide;
+  const int64_t behind = first + static_cast<int64_t>(tiling.tile) * kWide;
+  const int64_t end = behind < tiling.channels ? behind : tiling.channels;
+  for (int64_t at = first; at < end; at += kColumns) {
+    const int64_t c = at + static_cast<int64_t>(threadIdx.x) % kColumns;
+    body(c, c < end);
+  }
 }
 
 // ---- forward --------------------------------------------------------------------------------
@@ -142,25 +158,59 @@ template <class C>
 struct Vectors {
   const C *weight[kMostNormTerms], *bias[kMostNormTerms], *mean[kMostNormTerms],
       *inverse[kMostNormTerms];
-  int8_t measured[kMostNormTerms];  // which of the partial sums are those of the term; -1: given
 };
 
-// Of map blockIdx.z: sums of x - x[0] and of its square into partial [map][part][2][channels].
+template <class C>
+struct Statistics {
+  C *mean, *inverse, *variance;  // [terms][channels] each
+  C* table;                      // mean, scale and shift, [term][3][channels]
+  double eps;
+
+  // The first row of threads has the numbers of a channel.
+  __device__ __forceinline__ void write(const Vectors<C>& vectors, int term, int64_t c,
+                                        int64_t channels, double pixels, C own_mean, C own_inverse,
+                                        double own_variance) const {
+    mean[term * channels + c] = own_mean;
+    inverse[term * channels + c] = own_inverse;
+    variance[term * channels + c] = unbiased_variance<C>(own_variance, pixels);
+    C* const row = table + static_cast<int64_t>(term) * 3 * channels + c;
+    row[0] = own_mean;
+    row[channels] = own_inverse * (vectors.weight[term] ? vectors.weight[term][c] : C(1));
+    row[2 * channels] = vectors.bias[term] ? vectors.bias[term][c] : C(0);
+  }
+};
+
+// Of normalised term blockIdx.z: sums of x - x[0] and of its square into partial
+// [term][part][2][channels], and of those what normalises it. Where that is given, one block does.
 template <int kWide, class T>
 __global__ void __launch_bounds__(kThreads, kBlocks)
-    norm_sum_measure_kernel(Maps<T> maps, compute_t<T>* __restrict__ partial, Tiling tiling) {
+    norm_sum_measure_kernel(Maps<T> maps, Vectors<compute_t<T>> vectors, compute_t<T>* partial,
+                            Statistics<compute_t<T>> to, Tiling tiling, unsigned first_counter) {
   using C = compute_t<T>;
+  const int term = static_cast<int>(blockIdx.z);
+  const int64_t channels = tiling.channels;
+  const double pixels = static_cast<double>(tiling.pixels);
+  if (vectors.mean[term]) {
+    if (blockIdx.x > 0) return;
+    for_channels_of_block<kWide>(tiling, [&](int64_t c, bool inside) {
+      if (!inside || threadIdx.x >= kColumns) return;
+      const C inverse = vectors.inverse[term][c];
+      to.write(vectors, term, c, channels, pixels, vectors.mean[term][c], inverse,
+               variance_of(static_cast<double>(inverse), to.eps));
+    });
+    return;
+  }
   const Place at = place_of<kWide>(tiling);
   C sums[2][kWide] = {};
   if (at.inside) {
-    const T* const x = maps.x[blockIdx.z] + at.channel;
+    const T* const x = maps.x[term] + at.channel;
     const Range range = part_of(tiling.pixels);
     C middle[kWide];
     read<kWide>(x, 0, middle);
 #pragma unroll 4
     for (int64_t p = range.begin + at.row; p < range.end; p += tiling.rows) {
       C value[kWide];
-      read<kWide>(x, p * tiling.channels, value);
+      read<kWide>(x, p * channels, value);
 #pragma unroll
       for (int i = 0; i < kWide; ++i) {
         const C v = value[i] - middle[i];
@@ -169,51 +219,19 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       }
     }
   }
-  add_rows(tiling, at, sums,
-           partial + (static_cast<int64_t>(blockIdx.z) * gridDim.x + blockIdx.x) * 2 *
-                         tiling.channels);
-}
-
-// Of normalised term blockIdx.y: mean and inverse, and mean, scale and shift into table
-// [term][3][channels].
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    norm_sum_finish_kernel(Maps<T> maps, Vectors<compute_t<T>> vectors,
-                           const compute_t<T>* __restrict__ partial, int parts, int64_t pixels,
-                           int64_t channels, double eps, compute_t<T>* __restrict__ mean,
-                           compute_t<T>* __restrict__ inverse,
-                           compute_t<T>* __restrict__ variance, compute_t<T>* __restrict__ table) {
-  using C = compute_t<T>;
-  __shared__ double scratch[kThreads];
-  const int term = static_cast<int>(blockIdx.y);
-  const int64_t c = static_cast<int64_t>(blockIdx.x) * kColumns + threadIdx.x % kColumns;
-  const bool inside = c < channels;
-  C own_mean = 0, own_inverse = 0;
-  double own_variance = 0.0;
-  if (vectors.measured[term] < 0) {
-    if (inside) {
-      own_mean = vectors.mean[term][c], own_inverse = vectors.inverse[term][c];
-      own_variance = variance_of(static_cast<double>(own_inverse), eps);
-    }
-  } else {
-    const C* const own =
-        partial + static_cast<int64_t>(vectors.measured[term]) * parts * 2 * channels + c;
-    const double sum = add_parts(own, parts, 2 * channels, inside, scratch);
-    const double square = add_parts(own + channels, parts, 2 * channels, inside, scratch);
-    if (inside)
-      own_variance =
-          norm_statistics(sum, square, static_cast<double>(to_compute(maps.x[term][c])),
-                          static_cast<double>(pixels), eps, own_mean, own_inverse);
-  }
-  if (!inside || threadIdx.x >= kColumns) return;
-  mean[term * channels + c] = own_mean;
-  inverse[term * channels + c] = own_inverse;
-  variance[term * channels + c] =
-      unbiased_variance<C>(own_variance, static_cast<double>(pixels));
-  C* const row = table + static_cast<int64_t>(term) * 3 * channels + c;
-  row[0] = own_mean;
-  row[channels] = own_inverse * (vectors.weight[term] ? vectors.weight[term][c] : C(1));
-  row[2 * channels] = vectors.bias[term] ? vectors.bias[term][c] : C(0);
+  C* const own = partial + static_cast<int64_t>(term) * gridDim.x * 2 * channels;
+  add_rows(tiling, at, sums, own + static_cast<int64_t>(blockIdx.x) * 2 * channels);
+  if (!is_last_block(first_counter)) return;
+  for_channels_of_block<kWide>(tiling, [&](int64_t c, bool inside) {
+    double total[2];
+    add_parts(own + c, static_cast<int>(gridDim.x), 2 * channels, channels, inside, total);
+    if (!inside || threadIdx.x >= kColumns) return;
+    C mean, inverse;
+    const double variance =
+        norm_statistics(total[0], total[1], static_cast<double>(to_compute(maps.x[term][c])),
+                        pixels, to.eps, mean, inverse);
+    to.write(vectors, term, c, channels, pixels, mean, inverse, variance);
+  });
 }
 
 // normalized_terms: a bit for each term; those that are have a row of the table each, the others are added
@@ -265,13 +283,20 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 
 // ---- backward -------------------------------------------------------------------------------
 
+template <class C>
+struct Slopes {
+  C *by_weight, *by_bias;  // [terms][channels], [channels]
+  C* table;                // scale, shift and slope, [term][3][channels]
+};
+
 // Of the terms from blockIdx.z * kGroup on: the sum of grad, and of grad (x - mean) of each, into
-// partial [group][part][1 + kGroup][channels].
+// partial [group][part][1 + kGroup][channels]; and of those what their gradients are made of.
 template <int kWide, class T>
 __global__ void __launch_bounds__(kThreads, 2)
-    norm_sum_products_kernel(Maps<T> maps, int terms, const T* __restrict__ grad,
-                             const compute_t<T>* __restrict__ mean,
-                             compute_t<T>* __restrict__ partial, Tiling tiling) {
+    norm_sum_products_kernel(Maps<T> maps, Vectors<compute_t<T>> vectors, int terms,
+                             const T* __restrict__ grad, const compute_t<T>* __restrict__ mean,
+                             const compute_t<T>* __restrict__ inverse, compute_t<T>* partial,
+                             Slopes<compute_t<T>> to, Tiling tiling, unsigned first_counter) {
   using C = compute_t<T>;
   const Place at = place_of<kWide>(tiling);
   const int first = static_cast<int>(blockIdx.z) * kGroup;
@@ -304,34 +329,25 @@ __global__ void __launch_bounds__(kThreads, 2)
       }
     }
   }
-  add_rows(tiling, at, sums,
-           partial + (static_cast<int64_t>(blockIdx.z) * gridDim.x + blockIdx.x) * (1 + kGroup) * c);
-}
-
-// Of term blockIdx.y: by_weight and by_bias, and scale, shift and slope into table
-// [term][3][channels].
-template <class C>
-__global__ void __launch_bounds__(kThreads)
-    norm_sum_slopes_kernel(Vectors<C> vectors, const C* __restrict__ partial, int parts,
-                           int64_t pixels, int64_t channels, const C* __restrict__ inverse,
-                           C* __restrict__ by_weight, C* __restrict__ by_bias,
-                           C* __restrict__ table) {
-  __shared__ double scratch[kThreads];
-  const int term = static_cast<int>(blockIdx.y);
-  const int64_t c = static_cast<int64_t>(blockIdx.x) * kColumns + threadIdx.x % kColumns;
-  const bool inside = c < channels;
-  const int64_t stride = (1 + kGroup) * channels;
-  const C* const own = partial + static_cast<int64_t>(term / kGroup) * parts * stride + c;
-  const double sum = add_parts(own, parts, stride, inside, scratch);
-  const double product =
-      add_parts(own + (1 + term % kGroup) * channels, parts, stride, inside, scratch);
-  if (!inside || threadIdx.x >= kColumns) return;
-  C* const row = table + static_cast<int64_t>(term) * 3 * channels + c;
-  norm_slopes(sum, product, static_cast<double>(inverse[term * channels + c]),
-              vectors.weight[term] ? static_cast<double>(vectors.weight[term][c]) : 1.0,
-              static_cast<double>(pixels), by_weight[term * channels + c], row[0], row[channels],
-              row[2 * channels]);
-  if (term == 0) by_bias[c] = static_cast<C>(sum);
+  const int64_t stride = (1 + kGroup) * c;
+  C* const own = partial + static_cast<int64_t>(blockIdx.z) * gridDim.x * stride;
+  add_rows(tiling, at, sums, own + static_cast<int64_t>(blockIdx.x) * stride);
+  if (!is_last_block(first_counter)) return;
+  const int behind = first + kGroup < terms ? first + kGroup : terms;
+  for (int term = first; term < behind; ++term) {
+    for_channels_of_block<kWide>(tiling, [&](int64_t k, bool inside) {
+      double total[2];  // of grad, and of grad (x - mean)
+      add_parts(own + k, static_cast<int>(gridDim.x), stride, (1 + term - first) * c, inside,
+                total);
+      if (!inside || threadIdx.x >= kColumns) return;
+      C* const row = to.table + static_cast<int64_t>(term) * 3 * c + k;
+      norm_slopes(total[0], total[1], static_cast<double>(inverse[term * c + k]),
+                  vectors.weight[term] ? static_cast<double>(vectors.weight[term][k]) : 1.0,
+                  static_cast<double>(tiling.pixels), to.by_weight[term * c + k], row[0], row[c],
+                  row[2 * c]);
+      if (term == 0) to.by_bias[k] = static_cast<C>(total[0]);
+    });
+  }
 }
 
 template <class T>
@@ -424,10 +440,10 @@ struct Forward {
 template <class T>
 void launch(const Forward& a) {
   using C = compute_t<T>;
-  Maps<T> all, of_normalized, measured;
+  Maps<T> all, of_normalized;
   Vectors<C> vectors{};
   unsigned normalized_terms = 0;
-  int count = 0, measures = 0;
+  int count = 0, measures = 0;  // normalised terms, and those whose statistics are not given
   bool aligned = packs<T>(a.y);
   for (int t = 0; t < a.terms; ++t) {
     all.x[t] = static_cast<const T*>(a.xs[t]);
@@ -438,11 +454,7 @@ void launch(const Forward& a) {
     for (int i = 0; i < 4; ++i) own[i] = static_cast<const C*>(a.vectors[4 * t + i]);
     vectors.weight[count] = own[0], vectors.bias[count] = own[1];
     vectors.mean[count] = own[2], vectors.inverse[count] = own[3];
-    vectors.measured[count] = -1;
-    if (own[2] == nullptr) {
-      vectors.measured[count] = static_cast<int8_t>(measures);
-      measured.x[measures++] = all.x[t];
-    }
+    measures += own[2] == nullptr;
     of_normalized.x[count++] = all.x[t];
   }
   C* const partial = static_cast<C*>(a.partial);
@@ -452,18 +464,12 @@ void launch(const Forward& a) {
     constexpr int kWide = decltype(wide)::value;
     const Tiling tiling(a.pixels, a.channels, kWide);
     if (count > 0) {
-      const int64_t parts = measures > 0 ? parts_of(a.pixels, measures) : 0;
-      if (measures > 0)
-        FB_LAUNCH((norm_sum_measure_kernel<kWide, T>),
-                  dim3(static_cast<unsigned>(parts), tiling.tiles(),
-                       static_cast<unsigned>(measures)),
-                  kThreads, 0, a.stream, measured, sums, tiling);
-      FB_LAUNCH((norm_sum_finish_kernel<T>),
-                dim3(static_cast<unsigned>((a.channels + kColumns - 1) / kColumns),
-                     static_cast<unsigned>(count)),
-                kThreads, 0, a.stream, of_normalized, vectors, sums, static_cast<int>(parts),
-                a.pixels, a.channels, a.eps, static_cast<C*>(a.mean),
-                static_cast<C*>(a.inverse), static_cast<C*>(a.variance), table);
+      const int64_t parts = measures > 0 ? parts_of(a.pixels, measures) : 1;
+      const Statistics<C> to{static_cast<C*>(a.mean), static_cast<C*>(a.inverse),
+                             static_cast<C*>(a.variance), table, a.eps};
+      const dim3 grid(static_cast<unsigned>(parts), tiling.tiles(), static_cast<unsigned>(count));
+      FB_LAUNCH((norm_sum_measure_kernel<kWide, T>), grid, kThreads, 0, a.stream, of_normalized,
+                vectors, sums, to, tiling, take_counters(grid.y * grid.z));
     }
     FB_LAUNCH((norm_sum_add_kernel<kWide, T>), grid_of(tiling), kThreads, 0, a.stream, all,
               normalized_terms, a.terms, table, static_cast<T*>(a.y), tiling);
@@ -504,14 +510,10 @@ void launch(const Backward& a) {
   with_width<T>(a.channels, aligned, [&](auto wide) {
     constexpr int kWide = decltype(wide)::value;
     const Tiling tiling(a.pixels, a.channels, kWide);
-    FB_LAUNCH((norm_sum_products_kernel<kWide, T>),
-              dim3(static_cast<unsigned>(parts), tiling.tiles(), static_cast<unsigned>(groups)),
-              kThreads, 0, a.stream, maps, a.terms, grad, mean, sums, tiling);
-    FB_LAUNCH((norm_sum_slopes_kernel<C>),
-              dim3(static_cast<unsigned>((a.channels + kColumns - 1) / kColumns),
-                   static_cast<unsigned>(a.terms)),
-              kThreads, 0, a.stream, vectors, sums, static_cast<int>(parts), a.pixels, a.channels,
-              inverse, static_cast<C*>(a.by_weight), static_cast<C*>(a.by_bias), table);
+    const dim3 grid(static_cast<unsigned>(parts), tiling.tiles(), static_cast<unsigned>(groups));
+    const Slopes<C> to{static_cast<C*>(a.by_weight), static_cast<C*>(a.by_bias), table};
+    FB_LAUNCH((norm_sum_products_kernel<kWide, T>), grid, kThreads, 0, a.stream, maps, vectors,
+              a.terms, grad, mean, inverse, sums, to, tiling, take_counters(grid.y * grid.z));
     FB_LAUNCH((norm_sum_gradients_kernel<kWide, T>), grid_of(tiling), kThreads, 0, a.stream, maps,
               results, a.terms, grad, mean, table, tiling);
   });
@@ -534,6 +536,7 @@ FB_LAUNCHER launch_norm_sum(const void* const* xs, const int64_t* kinds,
                             int64_t pixels, int64_t channels, double eps, void* stream) {
   using namespace fastbandit;
   if (terms > kMostNormTerms) return "more than 32 terms";
+  if (channels > kMostNormChannels) return "more than 4096 channels";
   const Forward a{xs,       kinds,   vectors, static_cast<int>(terms), y,   mean, inverse,
                   variance, partial, pixels,  channels,                eps, stream};
   return launch_floating(dtype, [&](auto zero) { launch<decltype(zero)>(a); });
@@ -546,6 +549,7 @@ FB_LAUNCHER launch_norm_sum_backward(const void* grad, const void* const* xs,
                                      int64_t channels, void* stream) {
   using namespace fastbandit;
   if (terms > kMostNormTerms) return "more than 32 terms";
+  if (channels > kMostNormChannels) return "more than 4096 channels";
   const Backward a{grad,    xs,        weights, static_cast<int>(terms), mean,    inverse,
                    by_x,    by_weight, by_bias, partial,                 pixels,  channels,
                    stream};

@@ -56,4 +56,38 @@ struct GaborFilter {
   FB_HOST_DEVICE C phase(C across) const { return C(kTwoPi) * across / p.wavelength + p.psi; }
 };
 
+// The parameters from any real numbers t: least + more s(t), with the logistic function s.
+template <class C>
+FB_HOST_DEVICE C logistic(C t) {
+  return C(1) / (C(1) + std::exp(-t));
+}
+
+template <class C>
+FB_HOST_DEVICE C logistic_slope(C t) {
+  const C s = logistic(t);
+  return (C(1) - s) * s;
+}
+
+struct GaborIntervals {
+  double least_sigma, more_sigma, least_wavelength, more_wavelength;
+};
+
+// Of numbers for theta, sigma, gamma, wavelength the parameters.
+template <class C>
+FB_HOST_DEVICE void gabor_parameters_of(const GaborIntervals& of, C (&value)[4]) {
+  value[0] = C(6.283185307179586476925286766559) * logistic(value[0]);
+  value[1] = C(of.least_sigma) + C(of.more_sigma) * logistic(value[1]);
+  value[2] = C(1) + C(0.5) * value[2];
+  value[3] = C(of.least_wavelength) + C(of.more_wavelength) * logistic(value[3]);
+}
+
+// The derivatives of the parameters at these numbers.
+template <class C>
+FB_HOST_DEVICE void gabor_parameter_slopes(const GaborIntervals& of, C (&value)[4]) {
+  value[0] = C(6.283185307179586476925286766559) * logistic_slope(value[0]);
+  value[1] = C(of.more_sigma) * logistic_slope(value[1]);
+  value[2] = C(0.5);
+  value[3] = C(of.more_wavelength) * logistic_slope(value[3]);
+}
+
 }  // namespace fastbandit

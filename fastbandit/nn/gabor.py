@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -11,11 +9,18 @@ from fastbandit import ops
 from fastbandit.nn.blocks import Residual
 from fastbandit.nn.cell import summand
 from fastbandit.operations import GaborKind, check_option
+from fastbandit.ops.gabor_parameters import computed as parameters_of
 
 __all__ = [
     "Gabor",
     "GaborBlock",
 ]
+
+# Of sigma and of the wavelength: the least value, and by how much more it may be.
+_INTERVALS: dict[GaborKind, tuple[tuple[float, float], tuple[float, float]]] = {
+    "pixels": ((0.5, 1.0), (2.0, 4.0)),
+    "released": ((0.1, 0.4), (0.001, 0.999)),
+}
 
 
 class Gabor(nn.Module):
@@ -55,14 +60,10 @@ class Gabor(nn.Module):
 
     def filter_parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """theta, sigma, gamma, wavelength, psi of each filter, [channels] each, differentiable."""
-        if self.kind == "pixels":
-            sigma = 0.5 + torch.sigmoid(self.sigma)
-            wavelength = 2.0 + 4.0 * torch.sigmoid(self.wavelength)
-        else:
-            sigma = 0.1 + 0.4 * torch.sigmoid(self.sigma)
-            wavelength = 0.001 + 0.999 * torch.sigmoid(self.wavelength)
-        theta = 2.0 * math.pi * torch.sigmoid(self.theta)
-        return theta, sigma, 1.0 + 0.5 * self.gamma, wavelength, self.psi
+        theta, sigma, gamma, wavelength = parameters_of(
+            self.theta, self.sigma, self.gamma, self.wavelength, *_INTERVALS[self.kind]
+        )
+        return theta, sigma, gamma, wavelength, self.psi
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.gabor_conv2d(

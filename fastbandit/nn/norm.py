@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -127,7 +128,8 @@ class BatchNorm2d(nn.BatchNorm2d):
         if self.moves is not None and self.running_mean is not None:
             # With a momentum of 1 the running statistics are those of the batch.
             mean, var = self.moves.take(self)
-            return ops.Normalized(x, self.weight, self.bias, mean, var, 1.0, self.eps)
+            keep = partial(self.moves.keep, self)
+            return ops.Normalized(x, self.weight, self.bias, mean, var, 1.0, self.eps, keep=keep)
         if self.synchronise is not None:
             running = (self.running_mean, self.running_var)
             return self.synchronise(x, self.weight, self.bias, running, factor, self.eps)
@@ -214,6 +216,10 @@ class Moves:
             self.make()
         self._waiting[norm] = self._batch[norm]
         return self._batch[norm]
+
+    def keep(self, norm: BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
+        """Take account of these in place of what ``norm`` would have written."""
+        self._waiting[norm] = mean, variance
 
     @torch.no_grad()
     def make(self) -> None:

@@ -32,6 +32,7 @@ from fastbandit.ops.depthwise_conv2d import depthwise_conv2d
 from fastbandit.ops.dilated_conv2d import dilated_conv2d
 from fastbandit.ops.factorized_reduce import factorized_reduce
 from fastbandit.ops.gabor import gabor_conv2d, gabor_filters
+from fastbandit.ops.gabor_parameters import gabor_parameters
 from fastbandit.ops.max_pool2d import max_pool2d
 from fastbandit.ops.norm_sum import Normalized, norm_sum
 from fastbandit.ops.pgd_step import pgd_step_, pgd_step_normalize_
@@ -58,6 +59,7 @@ __all__ = [
     "factorized_reduce",
     "gabor_conv2d",
     "gabor_filters",
+    "gabor_parameters",
     "max_pool2d",
     "norm_sum",
     "pack_sign",

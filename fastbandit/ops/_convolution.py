@@ -126,6 +126,11 @@ def _registered(op: str, key: str) -> bool:
     return registered
 
 
+def registered(op: str, x: Tensor) -> bool:
+    """Whether there is a kernel of ``op`` for the device of ``x``."""
+    return (x.is_cpu or x.is_cuda) and _registered(op, "CPU" if x.is_cpu else "CUDA")
+
+
 def has_kernel(op: str, x: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> bool:
     """Whether x is what the kernels for one layout serve: [N, C, H, W] of one of ``dtypes``,
     channels-last, C > 1, on a device that ``op`` has a kernel for; outside a compiler or exporter,
@@ -134,8 +139,7 @@ def has_kernel(op: str, x: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.floa
     return (
         not torch.compiler.is_compiling()
         and not torch.compiler.is_exporting()
-        and (x.is_cpu or x.is_cuda)
-        and _registered(op, "CPU" if x.is_cpu else "CUDA")
+        and registered(op, x)
         and not differentiated_by_torch()
         and x.dtype in dtypes
         and x.dim() == 4

@@ -15,7 +15,7 @@ __all__ = ["batch_norm"]
 
 # Which route serves what. torch's own is taken, except on a CPU for float32 in channels-last from
 # this many elements on: there a whole step, with maps from memory and fresh buffers, is faster by
-# our kernel (docs/decisions.md#batch-norm).
+# our kernel (docs/decisions.md#batch-norm). On CUDA it is a sum of one term (norm_sum.py).
 _LEAST_ELEMENTS = 1 << 16
 
 
@@ -126,9 +126,10 @@ def batch_norm(
     """Normalise each channel by mean and variance of this batch; differentiable once.
 
     The same as ``F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps)``,
-    and computed by torch, except where our kernel is faster: float32 in channels-last on a CPU,
-    2^16 elements or more. That one sums each channel about its first value in blocks, the blocks in
-    float64 and in order: the same bits for any number of threads.
+    and computed by torch, except where a kernel of ours is faster: in channels-last from 2^16
+    elements on, float32 on a CPU and any floating type on a GPU (:func:`norm_sum` of one term). It
+    sums each channel about its first value in blocks, the blocks in float64 and in order: the same
+    bits for any number of threads.
 
     Args:
         x: [N, C, H, W] with more than one value for each channel.
@@ -153,6 +154,23 @@ def batch_norm(
         "batch_norm", x,
         weight=weight, bias=bias, running_mean=running_mean, running_var=running_var,
     )  # fmt: skip
+    if x.is_cuda and not torch.compiler.is_compiling():
+        from fastbandit.ops.norm_sum import Normalized  # which is made of this module
+
+        return Normalized(x, weight, bias, running_mean, running_var, momentum, eps).close()
+    return by_itself(x, weight, bias, running_mean, running_var, momentum, eps)
+
+
+def by_itself(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    """:func:`batch_norm` of arguments that are known to be right, without the kernels of a sum."""
     if not _ours(x):
         return torch.batch_norm(
             x, weight, bias, running_mean, running_var,

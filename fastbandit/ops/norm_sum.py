@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from fastbandit.ops import _convolution
 from fastbandit.ops._linf import FLOAT_TYPES, check_number, check_tensors, compute_dtype
 from fastbandit.ops._register import below_autograd, define, refuse_second_derivative
-from fastbandit.ops.batch_norm import batch_norm, check_running
+from fastbandit.ops.batch_norm import by_itself, check_running
 
 __all__ = ["Normalized", "norm_sum"]
 
@@ -28,8 +28,9 @@ _LEAST_ELEMENTS = 1 << 16
 # faster so: what waits is memory that is fresh each time. (docs/kernels.md)
 _WAITING_DEVICES = ("cuda",)
 
-# Of a launch of the CUDA kernels, whose parameters hold the addresses.
+# Of a launch of the CUDA kernels, whose parameters hold the addresses. As in csrc/cuda/norm_sum.h.
 _MOST_TERMS = 32
+_MOST_CHANNELS = 4096
 
 
 @dataclass(eq=False, slots=True)
@@ -46,6 +47,8 @@ class Normalized:
         statistics: mean and reciprocal deviation of the batch, [C] each, where the caller has them;
             they must be those of ``x`` and ``eps``. The gradient is that of a function of ``x``
             all the same.
+        keep: gets mean and unbiased variance of the batch, [C] each, in place of ``running_mean``
+            and ``running_var`` where a kernel of this package has computed them.
     """
 
     x: Tensor
@@ -56,6 +59,7 @@ class Normalized:
     momentum: float = 0.1
     eps: float = 1e-5
     statistics: tuple[Tensor, Tensor] | None = None
+    keep: Callable[[Tensor, Tensor], None] | None = None
 
     @property
     def kind(self) -> int:
@@ -64,10 +68,12 @@ class Normalized:
         return _NORMALIZED + _WEIGHT * weight + _BIAS * bias + _GIVEN * given
 
     def close(self) -> Tensor:
-        """The term by itself."""
-        return batch_norm(
+        """The term by itself: on CUDA a sum of one, whose two launches are half of torch's."""
+        if self.x.is_cuda and _serves_all([self]):
+            return _by_kernel([self])
+        return by_itself(
             self.x, self.weight, self.bias, self.running_mean, self.running_var,
-            momentum=self.momentum, eps=self.eps,
+            self.momentum, self.eps,
         )  # fmt: skip
 
 
@@ -215,7 +221,7 @@ class _Function(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
         kinds = ctx.kinds
         if any(kinds):  # a sum alone is linear, and its gradient the one that came
-            refuse_second_derivative("norm_sum", grad)
+            refuse_second_derivative("norm_sum" if len(kinds) > 1 else "batch_norm", grad)
         if grad is None:
             return (None,) * (3 + len(kinds) + ctx.vectors)
         mean, inverse, *tensors = ctx.saved_tensors
@@ -289,7 +295,7 @@ def serves(x: Tensor, elements: int | None = None) -> bool:
 def _serves_all(terms: Sequence[Tensor | Normalized]) -> bool:
     xs = [term if isinstance(term, Tensor) else term.x for term in terms]
     first = xs[0]
-    if not 1 < len(xs) <= _MOST_TERMS or not all(map(serves, xs)):
+    if len(xs) > _MOST_TERMS or first.shape[1] > _MOST_CHANNELS or not all(map(serves, xs)):
         return False
     wide = compute_dtype(first.dtype)
     eps = None
@@ -361,8 +367,10 @@ def computed(terms: Sequence[Tensor | Normalized]) -> Tensor:
     first = terms[0]
     if len(terms) == 1:
         return first if isinstance(first, Tensor) else first.close()
-    if not _serves_all(terms):
-        return _one_by_one(terms)
+    return _by_kernel(terms) if _serves_all(terms) else _one_by_one(terms)
+
+
+def _by_kernel(terms: Sequence[Tensor | Normalized]) -> Tensor:
     normalized = [term for term in terms if not isinstance(term, Tensor)]
     xs = [term if isinstance(term, Tensor) else term.x for term in terms]
     kinds = [0 if isinstance(term, Tensor) else term.kind for term in terms]
@@ -431,7 +439,9 @@ def _update_running(terms: Sequence[Normalized], mean: Tensor, variance: Tensor)
     """Move the running statistics of all terms by one operation."""
     running, batch, factors = [], [], []
     for term, own_mean, own_variance in zip(terms, mean, variance, strict=True):
-        if term.running_mean is not None and term.running_var is not None:
+        if term.keep is not None:
+            term.keep(own_mean, own_variance)
+        elif term.running_mean is not None and term.running_var is not None:
             running += [term.running_mean, term.running_var]
             batch += [own_mean, own_variance]
             factors += [term.momentum] * 2

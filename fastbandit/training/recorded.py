@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fastbandit.attacks._model import misclassified
 from fastbandit.nn.norm import BatchNorm2d, Moves
 from fastbandit.training.cuda_graphs import Recorded, Recorder
+from fastbandit.training.halves import Halves
 from fastbandit.training.keys import form_of, update_of
 from fastbandit.training.objectives import Objective
 from fastbandit.training.steps import Engine, Work, count_correct
@@ -43,12 +44,14 @@ class RecordedTraining:
         self._held = work, optimizer  # a graph holds what it reads by address alone
         self._norms = [m for m in work.modules if isinstance(m, BatchNorm2d)]
         self._moves = Moves(self._norms)
+        half = engine.input_dtype if engine.precision != "float32" else None
+        halves = Halves(work.modules, half)
         self._values: tuple[float, ...] = ()
 
         def run(*buffers: Tensor) -> None:
             step = work.step(buffers, self._offset)
             with self._numbers_on_the_device(optimizer):
-                with engine.autocast(device):
+                with engine.autocast(device), halves.put():
                     loss, logits = next(objective.losses(step))
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()

@@ -280,6 +280,8 @@ inline void launch(Kernel kernel, dim3 grid, dim3 block, size_t shared, Argument
   body = nullptr;
 }
 
+inline int64_t launches = 0;  // so far; what a GPU gets as one node of a graph each
+
 inline size_t warp_base() { return running / 32 * 32; }
 
 // Every lane of the mask offers `value`; returns what lane `source` of this warp offered.
@@ -297,8 +299,11 @@ inline T exchange(unsigned mask, T value, unsigned source) {
 
 }  // namespace cuda_on_cpu
 
-#define FB_LAUNCH(kernel, grid, block, shared, stream, ...) \
-  ((void)(stream), cuda_on_cpu::launch(kernel, dim3(grid), dim3(block), shared, __VA_ARGS__))
+extern "C" __attribute__((used)) inline int64_t launches_made() { return cuda_on_cpu::launches; }
+
+#define FB_LAUNCH(kernel, grid, block, shared, stream, ...)                     \
+  ((void)(stream), ++cuda_on_cpu::launches,                                     \
+   cuda_on_cpu::launch(kernel, dim3(grid), dim3(block), shared, __VA_ARGS__))
 #define FB_DYNAMIC_SHARED(type, name) \
   type* const name = reinterpret_cast<type*>(cuda_on_cpu::dynamic_shared.get())
 

@@ -133,6 +133,15 @@ def run(call: Call) -> None:
     assert error is None, f"{call.name}: {error.decode()}"
 
 
+def launches(call: Call) -> int:
+    """Runs the call in this process; how many kernels it launched."""
+    made = _loaded(call.op).launches_made
+    made.restype = ctypes.c_int64
+    before: int = made()
+    run(call)
+    return made() - before
+
+
 def run_sanitized(calls: list[Call], **environment: str) -> None:
     """Runs the calls in one subprocess under the sanitizers; fails with what they print."""
     message = []

@@ -91,6 +91,54 @@ def test_filters_and_their_gradients():
                 assert_close(result, reference, 4 * TOLERANCE[dtype], f"gradient {dtype} {k}")
 
 
+INTERVALS = {"pixels": [0.5, 1.0, 2.0, 4.0], "released": [0.1, 0.4, 0.001, 0.999]}
+
+
+@pytest.mark.parametrize("missing", [None, 0, 2])
+@pytest.mark.parametrize("intervals", INTERVALS.values(), ids=INTERVALS)
+def test_parameters_and_their_gradients(intervals, missing):
+    """Against autograd of the reference, in float64."""
+    module = importlib.import_module("fastbandit.ops.gabor_parameters")
+    functions = ctypes.CDLL(str(library("gabor", "plain")))
+    given = (ctypes.c_double * 4)(*intervals)
+    generator = torch.Generator().manual_seed(2)
+    for dtype in FLOATS:
+        for count in (1, 5, 300):
+            numbers = [3 * torch.randn(count, 2, generator=generator).to(dtype) for _ in range(4)]
+            numbers = [pair[:, 0] for pair in numbers]  # stride 2
+            double = [number.double().requires_grad_() for number in numbers]
+            wanted = module._reference(*double, *intervals)
+            grads = [torch.randn(count, generator=generator).to(dtype) for _ in range(4)]
+            if missing is not None:
+                grads[missing] = None
+            slopes = torch.autograd.grad(
+                wanted,
+                double,
+                [torch.zeros(count).double() if g is None else g.double() for g in grads],
+            )
+
+            def addresses(tensors):
+                return (ctypes.c_void_p * 4)(*(t if t is None else t.data_ptr() for t in tensors))
+
+            strides = (ctypes.c_int64 * 4)(*(number.stride(0) for number in numbers))
+            ones = (ctypes.c_int64 * 4)(*[1] * 4)
+            shape = ctypes.c_int(DTYPES[dtype]), ctypes.c_int64(count), given
+            found = [torch.full((count,), float("nan"), dtype=dtype) for _ in range(8)]
+            made = functions.launches_made()
+            forward, backward = (
+                functions.launch_gabor_parameters,
+                functions.launch_gabor_parameters_backward,
+            )
+            forward.restype = backward.restype = ctypes.c_char_p
+            assert forward(addresses(numbers), strides, *shape, addresses(found[:4]), None) is None
+            numbers[2] = None  # gamma: nobody reads it
+            of = addresses(grads), ones, addresses(numbers), strides
+            assert backward(*of, *shape, addresses(found[4:]), None) is None
+            assert functions.launches_made() == made + 2
+            for one, other in zip(found, (*wanted, *slopes), strict=True):
+                assert_close(one, other.detach(), 2 * TOLERANCE[dtype], f"{dtype} {count}")
+
+
 @pytest.mark.parametrize(("layout", "mode"), LAYOUTS)
 def test_convolution_and_gradients(layout, mode):
     generator = torch.Generator().manual_seed(1)
