@@ -307,14 +307,12 @@ class Retraining:
             steps = self.threat.steps
             trained = self.train()
             checked, note = self.guarded()
-            evaluation = None
+            scores = None
             if (number + 1) % config.selection.every == 0 or number + 1 == config.epochs:
-                evaluation = self.validate()
+                scores = self.validate()
         improved = False
-        if evaluation is not None:
-            self.last = Record(
-                number, evaluation.clean_correct, evaluation.robust_correct, evaluation.images
-            )
+        if scores is not None:
+            self.last = Record(number, scores.clean_correct, scores.robust_correct, scores.images)
             # A network with real weights is not the one that is wanted.
             improved = step_of(config, number) == 2 and self.last.better_than(self.best)
             if improved:
@@ -328,14 +326,14 @@ class Retraining:
             "epoch": number,
             "loss": trained.loss,
             "train_accuracy": trained.accuracy,
-            "clean_accuracy": None if evaluation is None else evaluation.clean_accuracy,
-            "robust_accuracy": None if evaluation is None else evaluation.robust_accuracy,
+            "clean_accuracy": None if scores is None else scores.clean_accuracy,
+            "robust_accuracy": None if scores is None else scores.robust_accuracy,
             "best": improved,
             "attack_steps": steps,
             "overfitting": checked,
             "learning_rate": self.setup.optimizer.param_groups[0]["lr"],
             "seconds_train": trained.seconds,
-            "seconds_validate": 0.0 if evaluation is None else evaluation.seconds,
+            "seconds_validate": 0.0 if scores is None else scores.seconds,
             "seconds_total": seconds,
             "images_per_second": trained.images / trained.seconds,
             "peak_memory_mb": self.peak_memory,
