@@ -140,7 +140,10 @@ def find_model(path: str | Path) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise RunError(f"{path}: expected a model file or the folder of a retraining run")
+        raise RunError(
+            f"{path}: no such file or folder; expected a model file or the folder of a retraining "
+            "run, or code such as my_package.my_module:make_model"
+        )
     model = _model_in(path)
     if model is not None:
         return model
