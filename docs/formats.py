@@ -64,7 +64,7 @@ LOG = {
     "score": "what it was judged by",
     "total": "N",
     "arms_left": "on each row, after this abandonment",
-    "epoch": "in which overfitting was found",
+    "epoch": "in which overfitting was found, from 0",
     "strong": "accuracy under a stronger attack",
     "rewarded": "accuracy under the attack of the reward as it was",
     "restarts": "accuracy under random starts through several surrogates",

@@ -36,6 +36,7 @@ __all__ = [
     "Request",
     "RunOptions",
     "base_config",
+    "check_choices",
     "guard",
     "take_option",
 ]

@@ -142,6 +142,7 @@ class _Field:
     """What is checked of a setting."""
 
     name: str
+    hint: Any
     adapter: TypeAdapter[Any]
     ranges: tuple[Range, ...]
     optional: bool
@@ -162,6 +163,7 @@ def _fields(kind: Any) -> tuple[_Field, ...]:
         fields.append(
             _Field(
                 setting.name,
+                hint,
                 TypeAdapter(hint, config=strict),
                 tuple(mark for mark in marks if isinstance(mark, Range)),
                 type(None) in typing.get_args(hint),
@@ -190,6 +192,20 @@ def _metadata(hint: Any) -> Iterator[Any]:
             yield from _metadata(part)
 
 
+def _hint(setting: Any, value: Any) -> str:
+    """The nearest of the words that a setting may be, where it is one of some words."""
+    if not isinstance(value, str):
+        return ""
+    words = [word for part in (setting, *typing.get_args(setting)) for word in _words(part)]
+    return did_you_mean(value, words)
+
+
+def _words(hint: Any) -> list[str]:
+    if typing.get_origin(hint) is not typing.Literal:
+        return []
+    return [word for word in typing.get_args(hint) if isinstance(word, str)]
+
+
 def check_values(config: Any, prefix: str = "") -> None:
     """Check type and range of every setting, nested dataclasses included.
 
@@ -204,7 +220,8 @@ def check_values(config: Any, prefix: str = "") -> None:
                 field.adapter.validate_python(value)
             except ValidationError as error:
                 message = error.errors()[0]["msg"]
-                raise ConfigError(f"{prefix}{field.name}: {message}, got {value!r}") from None
+                hint = _hint(field.hint, value)
+                raise ConfigError(f"{prefix}{field.name}: {message}, got {value!r}{hint}") from None
         for range_ in field.ranges if value is not None else ():
             if not range_.holds(value):
                 expected = f"None or {range_.expected}" if field.optional else range_.expected
@@ -325,7 +342,9 @@ def merge(config: T, changes: Mapping[str, Any], where: str, prefix: str = "") -
             updates[name] = TypeAdapter(hint_type).validate_python(value)
         except ValidationError as error:
             message = error.errors()[0]["msg"]
-            raise ConfigError(f"{where}: {prefix}{name}: {message}, got {value!r}") from None
+            raise ConfigError(
+                f"{where}: {prefix}{name}: {message}, got {value!r}{_hint(hint_type, value)}"
+            ) from None
     for parameter, owner in BELONGS.get(type(config), ()):
         if owner in updates and updates[owner] != getattr(config, owner):
             (field,) = (one for one in dataclasses.fields(config) if one.name == parameter)

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from fastbandit._files import write_atomic
 from fastbandit._program import examples, program
-from fastbandit.command import guard
+from fastbandit.command import check_choices, guard
 from fastbandit.models import Model, find_model, load_model
 from fastbandit.nn.binary import latents
 from fastbandit.nn.denoise import Denoise
@@ -299,6 +299,7 @@ class _Command:
 
 
 def _run(arguments: Sequence[str]) -> int:
+    check_choices(program("export"), (_Command,), arguments)
     command = tyro.cli(
         _Command,
         args=list(arguments),

@@ -59,6 +59,7 @@ from pydantic import (
 from fastbandit import darts_text
 from fastbandit._choices import cells_of
 from fastbandit._files import MEGABYTE, FileError, checksum, read_json, write_atomic
+from fastbandit._suggest import did_you_mean
 from fastbandit.operations import (
     OF_CELLS,
     OF_TRAINING,
@@ -364,6 +365,7 @@ class Genotype(_Model):
         if name not in cls.names():
             raise GenotypeError(
                 f"published genotype: expected one of {', '.join(cls.names())}, got {name!r}"
+                f"{did_you_mean(str(name), cls.names())}"
             )
         return cls.load(_PUBLISHED / f"{name}.json")
 

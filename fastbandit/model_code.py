@@ -35,6 +35,9 @@ _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _INNER = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "params")
 # What DataParallel, torch.compile and Lightning put before every name.
 _PREFIXES = ("module.", "_orig_mod.", "model.")
+# How a file begins that torch.save wrote before it wrote zip files, or was told to: the pickle of
+# a number that torch chose.
+_OLD_FORMAT = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
 _SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".safetensors")
 
 
@@ -135,13 +138,17 @@ def torch_file(path: Path) -> str | None:
     """What torch wrote there, for a message; None where it is no file of torch."""
     try:
         with open(path, "rb") as file:
-            head = file.read(2)
-        if head == b"PK":
+            head = file.read(len(_OLD_FORMAT))
+        if head.startswith(b"PK"):
             with zipfile.ZipFile(path) as archive:
                 names = {name.split("/", 1)[-1] for name in archive.namelist()}
             if "constants.pkl" in names and "data.pkl" in names:
                 return "a TorchScript program"
+            if "archive_format" in names and "data.pkl" not in names:
+                return "a torch.export program"
             return "a file of torch.save" if "data.pkl" in names else None
+        if head == _OLD_FORMAT:
+            return "a file of torch.save"
     except (OSError, zipfile.BadZipFile):
         return None
     return None
@@ -191,7 +198,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             )
         ) from None
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "damaged"
+        reason = "damaged, or not of torch.save"
+        if kind is not None and str(error).strip():
+            reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"weights: {path}: cannot be read by torch: {reason}") from None
     return _state_dict(content, path)
 

@@ -46,6 +46,7 @@ __all__ = [
     "multiply_adds",
     "save_model",
     "save_network",
+    "write_card",
 ]
 
 #: Names of the two model files of a retraining run: that of the best robust validation accuracy,
@@ -140,7 +141,10 @@ def find_model(path: str | Path) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise RunError(f"{path}: expected a model file or the folder of a retraining run")
+        raise RunError(
+            f"{path}: no such file or folder; expected a model file or the folder of a retraining "
+            "run, or code such as my_package.my_module:make_model"
+        )
     model = _model_in(path)
     if model is not None:
         return model
@@ -242,6 +246,13 @@ def save_network(network: Network, path: str | Path) -> Path:
     return path
 
 
+def write_card(file: Path) -> None:
+    """Write the page about a model file beside it, with the suffix ``.md``."""
+    model = load_model(file)
+    text = _card(model.network, file.name, model.data, model.training)
+    _write_card(file.with_suffix(".md"), text)
+
+
 #: Ends a card, with the checksum of what is above it: what was edited since is nobody's to replace.
 _SEAL = re.compile(r"<!-- fastbandit ([0-9a-f]{8}) -->\n\Z")
 
@@ -286,6 +297,10 @@ def _how_to_evaluate(name: str, data: dict[str, Any], training: dict[str, Any]) 
     return f"`{' '.join(parts)}`" + (f", with {' and '.join(words)}" if words else "") + "."
 
 
+# Of the validation facts, what other lines of a card say.
+_ELSEWHERE = ("epoch", "split", "file")
+
+
 def _card(network: Network, name: str, data: dict[str, Any], training: dict[str, Any]) -> str:
     """A page about a model file, Markdown."""
     facts = {
@@ -296,8 +311,13 @@ def _card(network: Network, name: str, data: dict[str, Any], training: dict[str,
         "image shape": data.get("shape", "not recorded"),
         "method": training.get("method", "not recorded"),
         "threat": training.get("threat", "not recorded"),
-        "checkpoint rule": training.get("checkpoint_rule", "not recorded"),
+        "checkpoint rule": training.get("checkpoint_rule") or training.get("rule", "not recorded"),
     }
+    epoch, validation = training.get("epoch"), training.get("validation")
+    if isinstance(epoch, int):
+        facts["epoch"] = f"{epoch + 1} of {training.get('epochs', 'an unknown number')}"
+    if isinstance(validation, dict):
+        facts["validation images"] = {k: v for k, v in validation.items() if k not in _ELSEWHERE}
     shape = data.get("shape")
     if isinstance(shape, (list, tuple)):
         facts["multiply-adds of an image"] = f"{multiply_adds(network, shape):,}"

@@ -121,8 +121,22 @@ def test_a_search_tells_of_all_its_phases(tmp_path, monkeypatch):
     ]
     assert told.calls[-1] == ("end", "finished")
     rows = read(path)
+    assert [row["epoch"] for row in rows] == [str(line["epoch"] + 1) for line in stored]
     assert [row["phase"] for row in rows] == [line["phase"] for line in stored]
     assert [row["reward"] for row in rows] == [str(line.get("reward", "")) for line in stored]
+
+
+def test_a_table_of_a_version_that_counted_from_0_goes_on_from_1(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        retrain(small(), tmp_path / "run", callbacks=[Csv(), Told(stop=1)])
+    file = tmp_path / "run" / "metrics.csv"
+    head, first, second = file.read_text().splitlines()
+    assert (first.split(",")[0], second.split(",")[0]) == ("1", "2")
+    before = [f"{number},{row.partition(',')[2]}" for number, row in enumerate((first, second))]
+    file.write_text("\n".join([head, *before, ""]))
+    path, _ = retrain(small(), tmp_path / "run", callbacks=[Csv()])
+    assert [row["epoch"] for row in read(path)] == ["1", "2", "3", "4"]
+    assert [row["loss"] for row in read(path)] == [str(line["loss"]) for line in lines(path)]
 
 
 def test_a_table_that_is_none(tmp_path):
@@ -148,7 +162,7 @@ def test_tensorboard(tmp_path):
     found = EventAccumulator(str(path / "tensorboard"))
     found.Reload()
     for name in ("loss", "clean_accuracy", "robust_accuracy"):
-        assert [one.step for one in found.Scalars(name)] == [0, 1, 2, 3]
+        assert [one.step for one in found.Scalars(name)] == [1, 2, 3, 4]
         wanted = pytest.approx([line[name] for line in lines(path)], rel=1e-6)  # float32 there
         assert [one.value for one in found.Scalars(name)] == wanted
     assert "config/text_summary" in found.Tags()["tensors"]
@@ -172,7 +186,7 @@ def test_mlflow(tmp_path, monkeypatch):
     assert run.info.status == "FINISHED"
     assert run.data.params["epochs"] == str(EPOCHS)
     history = client.get_metric_history(run.info.run_id, "robust_accuracy")
-    assert [one.step for one in history] == [0, 1, 2, 3]
+    assert [one.step for one in history] == [1, 2, 3, 4]
     assert [one.value for one in history] == [line["robust_accuracy"] for line in lines(path)]
     assert {one.path for one in client.list_artifacts(run.info.run_id)} == {
         "genotype.json", "summary.json",
@@ -225,7 +239,7 @@ def test_wandb_is_told_by_its_own_names(tmp_path, monkeypatch):
     path, summary = retrain(small(2), tmp_path / "run", callbacks=[WandB(project="p")])
     loss = [line["loss"] for line in lines(path)]
     begun = ("init", f"run-{summary['run_id'][:12]}", "p", "allow")
-    assert seen == [begun, (0, loss[0]), ("finish", 1), begun, (1, loss[1]), ("finish", 0)]
+    assert seen == [begun, (1, loss[0]), ("finish", 1), begun, (2, loss[1]), ("finish", 0)]
 
 
 def test_names_on_the_command_line(tmp_path, monkeypatch, capsys):

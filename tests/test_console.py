@@ -1,5 +1,6 @@
 """The console command, the ends of help texts, and what is said of a wrong value."""
 
+import contextlib
 import re
 import subprocess
 import sys
@@ -8,10 +9,14 @@ from pathlib import Path
 import pytest
 
 import fastbandit
-from fastbandit import _program
+from fastbandit import _program, export
 from fastbandit.__main__ import main
 from fastbandit._suggest import did_you_mean, with_hint
+from fastbandit.evaluate import __main__ as evaluate
+from fastbandit.retrain import __main__ as retrain
 from fastbandit.search import __main__ as search
+
+CODE, SMALL = "_centroids:fitted", ("--limit", "10", "--epsilon", "0.1")
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +94,21 @@ def test_a_wrong_value_gets_the_nearest_one(arguments, status, message, capsys):
     except SystemExit as ended:
         found = ended.code
     assert found == status
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "message"),
+    [
+        (export.main, ["x", "--format", "onx"], "got 'onx'; did you mean onnx?"),
+        (retrain.main, ["ABANDIT_MNIST_NORMAL1"], "; did you mean ABANDIT_MNIST_NORMAL_1?"),
+        (evaluate.main, ["x", "--norm", "L2"], "got 'L2'; did you mean l2?"),
+        (evaluate.main, [CODE, *SMALL, "--attacks", "pgd-2O"], "got 'pgd-2O'; did you mean pgd-20"),
+    ],
+)
+def test_so_do_those_of_other_commands(command, arguments, message, capsys):
+    with contextlib.suppress(SystemExit):
+        assert command(arguments) == 1
     assert message in capsys.readouterr().err
 
 

@@ -23,6 +23,7 @@ from fastbandit.runs.environment import run_id
 from fastbandit.runs.training import TrainingConfig
 from fastbandit.search import SearchConfig
 from fastbandit.search import main as search
+from fastbandit.study import main as study
 
 LABELS = [0, 1, 0, 1]
 PIL = pytest.importorskip("PIL.Image")
@@ -38,9 +39,9 @@ def mixed_folder(root):
 
 def test_mixed_sizes_and_colours_are_refused_with_the_way_out_and_read_when_asked_for(tmp_path):
     root = mixed_folder(tmp_path / "set")
-    with pytest.raises(DataError, match=r"expected a grey image .*; --image-color rgb \(or grey\)"):
+    with pytest.raises(DataError, match=r"expected a grey image .*; --image-color rgb \(or grey;"):
         data.load(root)
-    with pytest.raises(DataError, match=r"expected 8 x 12 pixels .*; --image-size N brings all to"):
+    with pytest.raises(DataError, match=r"expected 8 x 12 pixels .*; --image-size N \(image_size="):
         data.load(root, image_color="rgb")
     with pytest.raises(DataError, match="--image-color rgb"):
         data.load(root, image_size=6)
@@ -290,6 +291,28 @@ def test_a_file_that_is_not_the_published_one_is_not_kept(server, monkeypatch):
         download("mnist")
     with pytest.raises(DataError, match="download: expected one of mnist, fashion-mnist, cifar10"):
         download("digits")
+    with pytest.raises(DataError, match=r"got 'mnits'; did you mean mnist\?"):
+        download("mnits")
+
+
+def test_a_study_whose_images_are_published_fetches_them_too(server, monkeypatch, capsys, tmp_path):
+    served, address = server
+    monkeypatch.chdir(tmp_path)
+    for part in ("train", "t10k"):
+        write_idx(served, part, pixels(12, 8, 8), np.arange(12) % 10, gz=True)
+    files = {path.name: path.read_bytes() for path in served.iterdir()}
+    publish(monkeypatch, "fashion-mnist", address, files)
+    arguments = ["--preset", "compare-fashion", "--dry-run"]
+    assert study(arguments) == 1
+    assert "or --download to fetch them to" in capsys.readouterr().err
+    study([*arguments, "--download"])
+    assert sorted(path.name for path in cached("fashion-mnist").iterdir()) == sorted(files)
+
+
+def test_an_array_alone_is_no_data_set(tmp_path):
+    np.save(tmp_path / "x.npy", pixels(12, 8, 8))
+    with pytest.raises(DataError, match=r"for CIFAR-10 and \.npy files name the folder"):
+        data.load(tmp_path / "x.npy")
 
 
 def test_a_name_that_is_nearly_one(tmp_path, monkeypatch, capsys):

@@ -85,7 +85,7 @@ def test_a_list_of_images_beside_a_list_of_labels():
     assert named.class_names == ("a", "b", "c")
     assert named.train.labels.tolist() == [1, 0, 1, 2]
     small = [Image.new("RGB", (9, 7)), *pillow[1:]]
-    refused((small, LABELS), r"row 1: expected 9 x 7 pixels .*--image-size N brings all")
+    refused((small, LABELS), r"row 1: expected 9 x 7 pixels .*--image-size N .*brings all")
     assert data.load((small, LABELS), image_size=5).train.shape == (3, 5, 5)
     refused((pillow, LABELS[:3]), "expected as many labels as images, got 4 images and 3 labels")
     refused((tensors, 3), r"expected labels \[N\], integers or text, got int")

@@ -269,6 +269,8 @@ def test_other_settings_by_name():
         (lambda x, y: (x, y), {"preset": "standart"}, ConfigError, "did you mean standard"),
         (lambda x, y: (x, y), {"atacks": "fgsm"}, ConfigError, "did you mean attacks"),
         (lambda x, y: (x, y), {"attacks": "fgms"}, ConfigError, "did you mean fgsm"),
+        (lambda x, y: (x, y), {"norm": "L2"}, ConfigError, r"got 'L2'; did you mean l2\?"),
+        (lambda x, y: (x[:0], y[:0]), {}, DataError, r"images: expected at least one, got \[0, 1"),
         (lambda x, y: (x, y), {"epsilon": 8}, ValueError, "did you mean 8/255"),
         (lambda x, y: (x, y), {"epsilon": "auto"}, ConfigError, "expected a radius such as 8/255"),
         (lambda x, y: (x, y), {"weights": "w.bin", "model": "m"}, ConfigError, "weights: expected"),

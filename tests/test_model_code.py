@@ -5,9 +5,11 @@ import threading
 from pathlib import Path
 
 import _centroids
+import numpy as np
 import pytest
 import torch
 from _centroids import Centroids, fitted
+from _digits import images
 from safetensors.torch import save_file
 from torch import nn
 
@@ -179,6 +181,11 @@ def test_weights_as_people_save_them(write, tmp_path):
         (lambda p: torch.save(fitted(), p), r"pickled objects \(_centroids.Centroids\), which are"),
         (lambda p: torch.jit.save(torch.jit.script(nn.Linear(2, 2)), p), "a TorchScript program"),
         (lambda p: p.write_bytes(b"\x00" * 100), "cannot read: damaged, or not of torch.save"),
+        (
+            lambda p: p.write_bytes(b"hello"),
+            "read by torch: damaged, or not of torch.save",
+        ),
+        (lambda p: p.write_bytes(b""), "read by torch: damaged, or not of torch.save"),
         (lambda p: torch.save([1, 2], p), "tensors by name, got a list"),
         (lambda p: torch.save({"epoch": 1, "best": 2}, p), "got a mapping of epoch, best"),
         (
@@ -233,6 +240,35 @@ def test_a_sound_file_of_others_is_not_called_damaged(weights, tmp_path, capsys)
     error = capsys.readouterr().err
     assert "damaged" not in error
     assert "my_package.my_module:make_model --weights FILE" in error
+    # As torch wrote them before it wrote zip files.
+    old = tmp_path / "old.pt"
+    torch.save(fitted().state_dict(), old, _use_new_zipfile_serialization=False)
+    with pytest.raises(CheckpointError, match=r"a file of torch.save, and not of fastbandit"):
+        load_model(old)
+    assert set(read_weights(old)) == {"linear.weight", "linear.bias"}
+    program = torch.export.export(nn.Linear(2, 2), (torch.zeros(1, 2),))
+    torch.export.save(program, tmp_path / "program.pt2")
+    with pytest.raises(CheckpointError, match=r"a torch.export program, and not of fastbandit"):
+        load_model(tmp_path / "program.pt2")
+
+
+def test_what_is_no_model_is_said_to_be_missing(capsys):
+    assert main(["my_models", *QUICK]) == 1
+    error = capsys.readouterr().err
+    assert "my_models: no such file or folder; expected a model file or the folder of a" in error
+    assert "or code such as my_package.my_module:make_model" in error
+
+
+def test_images_of_one_part_are_taken_with_the_split_that_the_message_names(tmp_path, capsys):
+    x, y = images(30)
+    np.savez(tmp_path / "mine.npz", x=x.numpy(), y=y.numpy())
+    arguments = ["_centroids:fitted", *QUICK, "--data", str(tmp_path / "mine.npz")]
+    out = ["--out", str(tmp_path / "out")]
+    assert main([*arguments, *out]) == 1
+    assert "only one part, which counts as training images; --split train" in (
+        capsys.readouterr().err
+    )
+    assert main([*arguments, *out, "--split", "train"]) == 0
 
 
 def test_weights_beside_a_file_are_refused(weights, capsys):

@@ -225,9 +225,16 @@ def test_folder_is_complete(finished):
         "genotype.json",
         BEST,
         LAST,
+        "model-best.md",
+        "model-last.md",
         "summary.json",
         "checkpoints",
     }
+    card = (path / "model-best.md").read_text()
+    assert card.startswith(f"# {BEST}\n")
+    assert f"| epoch | {summary['best']['epoch'] + 1} of " in card
+    assert "| checkpoint rule | best: the epoch with the highest" in card
+    assert f"network = fastbandit.load('{BEST}')" in card
     assert RunFolder(path).read_json("summary.json") == summary
     assert json.loads((path / "env.json").read_text())["command"] == "retrain"
     assert summary["run_id"] == run_id(yaml.safe_load((path / "config.yaml").read_text()))

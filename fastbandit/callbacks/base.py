@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Callback", "RunInfo", "flat"]
+__all__ = ["Callback", "RunInfo", "flat", "shown_epoch"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class Callback:
         """An epoch is over, and stored: an interruption from now on does not repeat it.
 
         Args:
-            metrics: the line of ``metrics.jsonl``; ``epoch`` counts from 0.
+            metrics: the line of ``metrics.jsonl``; ``epoch`` counts from 0, as in that file. What
+                is shown counts from 1: :func:`shown_epoch`.
         """
 
     def on_end(self, run: RunInfo, summary: Mapping[str, Any]) -> None:
@@ -56,6 +57,11 @@ class Callback:
 
     def on_error(self, run: RunInfo, error: BaseException) -> None:
         """The run ends by an error or an interruption (KeyboardInterrupt). It can go on later."""
+
+
+def shown_epoch(metrics: Mapping[str, Any]) -> int:
+    """The number of an epoch as terminal and report have it, and tables and charts here: from 1."""
+    return int(metrics["epoch"]) + 1
 
 
 def flat(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastbandit._files import MEGABYTE, FileError, csv_text, read_text, write_atomic
-from fastbandit.callbacks.base import Callback, RunInfo, flat
+from fastbandit.callbacks.base import Callback, RunInfo, flat, shown_epoch
 
 __all__ = ["Csv"]
 
@@ -18,7 +18,7 @@ class Csv(Callback):
     """Writes a CSV file with a row for each epoch, replaced whole at each, so never half written.
 
     Columns are the fields of ``metrics.jsonl``; one that comes later (a phase of its own) is added,
-    and rows before have nothing there.
+    and rows before have nothing there. ``epoch`` counts from 1, as what the command prints does.
 
     Args:
         path: the file; None: ``metrics.csv`` in the run folder.
@@ -38,15 +38,18 @@ class Csv(Callback):
         if "epoch" not in (rows.fieldnames or ()):
             raise FileError(f"{file}: expected a table of epochs, with a column epoch; got another")
         self._columns = dict.fromkeys(rows.fieldnames or ())
+        earlier = 0  # of a version that counted from 0
         for row in rows:
             number = row["epoch"]
             if not (number or "").isdecimal():
                 raise FileError(f"{file}: expected a number of an epoch, got {number!r}")
-            if int(number) < run.epoch:
-                self._rows.append(row)
+            if not self._rows and int(number) == 0:
+                earlier = 1
+            if int(number) + earlier <= run.epoch:
+                self._rows.append({**row, "epoch": int(number) + earlier})
 
     def on_epoch(self, run: RunInfo, metrics: Mapping[str, Any]) -> None:
-        row = flat(metrics)
+        row = {**flat(metrics), "epoch": shown_epoch(metrics)}
         self._columns |= dict.fromkeys(row)
         self._rows.append(row)
         write_atomic(self._file(run), csv_text(list(self._columns), self._rows))

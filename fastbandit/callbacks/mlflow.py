@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastbandit._files import FileError, read_json, write_atomic
-from fastbandit.callbacks.base import Callback, RunInfo, flat, numbers
+from fastbandit.callbacks.base import Callback, RunInfo, flat, numbers, shown_epoch
 
 __all__ = ["MLflow"]
 
@@ -64,7 +64,7 @@ class MLflow(Callback):
     def on_epoch(self, run: RunInfo, metrics: Mapping[str, Any]) -> None:
         from mlflow.entities import Metric
 
-        now, step = int(1000 * time.time()), int(metrics["epoch"])
+        now, step = int(1000 * time.time()), shown_epoch(metrics)
         values = [Metric(name, value, now, step) for name, value in numbers(metrics).items()]
         self._client.log_batch(self._run, metrics=values)
 

@@ -19,6 +19,7 @@ class OptunaPruning(Callback):
     Args:
         trial: of the study whose objective calls ``search`` or ``retrain``.
         metric: a field of ``metrics.jsonl``. Epochs without it are not reported.
+            Steps count from 0, as Optuna's pruners assume of them.
 
     Raises:
         ImportError: Optuna is not installed.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastbandit.callbacks.base import Callback, RunInfo, numbers
+from fastbandit.callbacks.base import Callback, RunInfo, numbers, shown_epoch
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -38,7 +38,7 @@ class TensorBoard(Callback):
         self._close()
         # Also at the beginning: an earlier run, replaced by --force, may have left its events.
         self._writer = self._make(
-            str(self.folder or run.path / "tensorboard"), purge_step=run.epoch
+            str(self.folder or run.path / "tensorboard"), purge_step=run.epoch + 1
         )
         if run.epoch == 0:
             settings = json.dumps(run.config, indent=1, default=str)
@@ -47,7 +47,7 @@ class TensorBoard(Callback):
     def on_epoch(self, run: RunInfo, metrics: Mapping[str, Any]) -> None:
         assert self._writer is not None
         for name, value in numbers(metrics).items():
-            self._writer.add_scalar(name, value, metrics["epoch"])
+            self._writer.add_scalar(name, value, shown_epoch(metrics))
         self._writer.flush()
 
     def on_end(self, run: RunInfo, summary: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fastbandit.callbacks.base import Callback, RunInfo, numbers
+from fastbandit.callbacks.base import Callback, RunInfo, numbers, shown_epoch
 
 __all__ = ["WandB"]
 
@@ -44,7 +44,7 @@ class WandB(Callback):
         )
 
     def on_epoch(self, run: RunInfo, metrics: Mapping[str, Any]) -> None:
-        self._run.log(numbers(metrics), step=int(metrics["epoch"]))
+        self._run.log(numbers(metrics), step=shown_epoch(metrics))
 
     def on_end(self, run: RunInfo, summary: Mapping[str, Any]) -> None:
         self._run.finish()

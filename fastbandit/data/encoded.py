@@ -136,7 +136,8 @@ class Decoder:
             words = {"L": "grey", "RGB": "RGB"}
             raise DataError(
                 f"{where}: expected a {words[self._first[0]]} image as {self._first[2]} is, got "
-                f"{words[mode]} ({image.mode}); --image-color rgb (or grey) makes all alike"
+                f"{words[mode]} ({image.mode}); --image-color rgb (or grey; image_color= from "
+                "Python) makes all alike"
             )
         return mode
 
@@ -147,7 +148,8 @@ class Decoder:
         if image.size != size and self._fit.size is None:
             raise DataError(
                 f"{where}: expected {size[0]} x {size[1]} pixels as in {first}, got "
-                f"{image.size[0]} x {image.size[1]}; --image-size N brings all to N x N"
+                f"{image.size[0]} x {image.size[1]}; --image-size N "
+                "(image_size= from Python) brings all to N x N"
             )
         if image.mode in ("LA", "RGBA", "PA") or "transparency" in image.info:
             alpha = image.convert("RGBA").getchannel("A").getextrema()

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastbandit._files import write_atomic
+from fastbandit._suggest import did_you_mean
 from fastbandit.data.sets import DataError
 
 __all__ = ["PUBLISHED", "Published", "cache_folder", "cached", "download", "how_to_get"]
@@ -133,7 +134,10 @@ def download(
         DataError: no such data set; it cannot be fetched; or a file is not the published one.
     """
     if name not in PUBLISHED:
-        raise DataError(f"download: expected one of {', '.join(PUBLISHED)}, got {name!r}")
+        raise DataError(
+            f"download: expected one of {', '.join(PUBLISHED)}, got {name!r}"
+            f"{did_you_mean(str(name), PUBLISHED)}"
+        )
     path = cached(name)
     if path is not None:
         return path

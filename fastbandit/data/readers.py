@@ -236,7 +236,7 @@ def _load_path(path: Path, fit: Fit) -> DataSource:
             return _read_idx_folder(path.parent, match["set"])
         raise DataError(
             f"{path}: expected a .npz or .parquet file, the IDX file of training images, or a "
-            f"folder; for CIFAR-10 files name the folder that holds them"
+            f"folder; for CIFAR-10 and .npy files name the folder that holds them"
         )
     if what != "a folder":
         if what == "nothing" and (fetched := cached(str(path))) is not None:

@@ -52,6 +52,8 @@ class ImageSet:
                 f"expected as many labels as images, got {images.shape[0]} images and "
                 f"{labels.shape[0]} labels"
             )
+        if len(images) == 0:
+            raise DataError(f"images: expected at least one, got {list(images.shape)}")
         if images.numel() == 0:
             raise DataError(f"images: expected at least one pixel, got {list(images.shape)}")
         if images.device != labels.device:

@@ -191,7 +191,8 @@ class EvaluateConfig(_WithAttacks):
             if not isinstance(threat, dict) or threat.get("norm") != self.norm:
                 raise ConfigError(
                     f"epsilon: expected a radius such as 8/255, since the model does not say that "
-                    f"it was trained for one in the norm {self.norm}; give --epsilon"
+                    f"it was trained for one in the norm {self.norm}; give one: --epsilon, "
+                    "or epsilon= from Python"
                 )
             epsilon = str(threat["epsilon"])
         epsilon = format_fraction(parse_fraction(epsilon, "epsilon"))

@@ -142,7 +142,8 @@ class Evaluation:
         images = source.test if config.split == "test" else source.train
         if images is None:
             raise ConfigError(
-                f"split: expected train, since {source.name} has no test images; got test"
+                f"split: {source.name} has no test images, only one part, which counts as training "
+                "images; --split train, or split='train' from Python, evaluates that"
             )
         n = len(images) if config.limit is None else min(config.limit, len(images))
         self.images, self.labels, self.n = images.images[:n], images.labels[:n], n

@@ -101,7 +101,7 @@ def attack_plans(
         if attack is None:
             raise ConfigError(
                 f"{setting}: expected names of {', '.join(ATTACKS)}, got {name.strip()!r}"
-                + did_you_mean(name, ATTACKS)
+                + did_you_mean(name, [known.replace("<steps>", "20") for known in ATTACKS])
             )
         found.append(Plan.of(attack, ball))
     keys = [plan.key for plan in found]

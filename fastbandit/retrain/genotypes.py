@@ -8,6 +8,7 @@ from typing import Any
 
 from fastbandit._files import plain_file
 from fastbandit._latest import command_of, newest
+from fastbandit._suggest import did_you_mean
 from fastbandit.config import ConfigError
 from fastbandit.genotype import Genotype, GenotypeError
 from fastbandit.retrain.config import RetrainConfig
@@ -56,7 +57,7 @@ def find_genotype(where: str) -> Genotype:
         return Genotype.load(path)
     raise GenotypeError(
         f"{where or 'genotype'}: expected a genotype file, the folder of a search or one of "
-        f"{', '.join(Genotype.names())}"
+        f"{', '.join(Genotype.names())}{did_you_mean(where, Genotype.names())}"
     )
 
 

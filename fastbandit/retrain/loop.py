@@ -17,7 +17,7 @@ from fastbandit.callbacks import Callback
 from fastbandit.data import DataSource
 from fastbandit.distributed import Group, Team
 from fastbandit.genotype import Genotype
-from fastbandit.models import BEST, LAST, multiply_adds
+from fastbandit.models import BEST, LAST, multiply_adds, write_card
 from fastbandit.nn.binary import clamp_latents, latents
 from fastbandit.operations import without_defaults
 from fastbandit.retrain.binary import kernel_loss_of, step_of, use_step
@@ -405,11 +405,11 @@ class Retraining:
             return session.finish(None)
         assert self.best is not None
         assert self.last is not None
-        self.write_model(BEST)
-        self.write_model(LAST)
+        for name in (BEST, LAST):
+            self.write_model(name)
+            write_card(session.folder.path / name)
         self.peak_memory = max(self.peak_memory, peak_memory_mb(setup.device))
-        source = setup.source
-        plain = setup.architecture.build(setup.genotype)
+        source, plain = setup.source, setup.architecture.build(setup.genotype)
         summary = {
             "status": "finished",
             "command": "retrain",

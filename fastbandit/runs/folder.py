@@ -86,6 +86,8 @@ _FILES = (
     "weights.safetensors",
     "model-best.safetensors",
     "model-last.safetensors",
+    "model-best.md",
+    "model-last.md",
     "report.html",
     "checkpoints/latest.safetensors",
     "checkpoints/previous.safetensors",

@@ -184,7 +184,9 @@ def _search(setup: Setup, session: Session, trial: MakeTrial, workers: Workers) 
             while current.tuned < tuning:
                 with session.oom_hint(f"in tuning epoch {current.tuned + 1}"):
                     metrics = current.tune()
-                update(current.tuned, f"epoch {current.tuned}/{tuning}  {accuracies(metrics)}")
+                update(
+                    current.tuned, f"tuning epoch {current.tuned}/{tuning}  {accuracies(metrics)}"
+                )
     with session.oom_hint("when the found path was measured"):
         return result.finish(current, networks, workers)
 

@@ -40,6 +40,8 @@ class Options(CommonOptions):
     until: Literal["pilot", "freeze", "run", "open"] = "open"
     """the last stage of a comparison: pilot, freeze (the protocol), run (all networks), open (the
     test images)"""
+    download: bool = False
+    """fetch the images that --data names (mnist, fashion-mnist, cifar10) where they are not yet"""
     dry_run: bool = False
     """say what there is to do, and stop"""
 
