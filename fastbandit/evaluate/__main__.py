@@ -129,12 +129,12 @@ class EvaluateCommand(Command[EvaluateConfig]):
         )
 
     def show(self, path: Path, result: dict[str, Any]) -> None:
-        for found in result["results"]:
-            threat = found["threat"]
+        for evaluation in result["results"]:
+            threat = evaluation["threat"]
             norm = "L-infinity" if threat["norm"] == "linf" else "L2"
             print(f"{norm}, epsilon {threat['epsilon']}")
-            print(f"  {'clean':12} {_percent(found['clean'])}")
-            for attack in found["attacks"]:
+            print(f"  {'clean':12} {_percent(evaluation['clean'])}")
+            for attack in evaluation["attacks"]:
                 note = ""
                 if attack["unconfirmed"]:
                     note = f", {attack['unconfirmed']} not confirmed in float32"
@@ -143,10 +143,10 @@ class EvaluateCommand(Command[EvaluateConfig]):
                     f"{attack['fooled']} of {attack['attacked']} attacked fall, "
                     f"{attack['seconds']:.1f} s{note}"
                 )
-            print(f"  {'worst case':12} {_percent(found['worst_case'])}")
-            print(f"  {found['provenance']}")
-        for found in result["transfer"] or []:
-            for attack in found["attacks"]:
+            print(f"  {'worst case':12} {_percent(evaluation['worst_case'])}")
+            print(f"  {evaluation['provenance']}")
+        for transfer in result["transfer"] or []:
+            for attack in transfer["attacks"]:
                 print(f"transfer     {attack['name']:12} {_percent(attack)}")
         if result["fast_copy"] is not None and not result["fast_copy"]["used"]:
             print(

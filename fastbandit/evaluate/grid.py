@@ -85,10 +85,10 @@ class AttackGrid:
 
     def first(self) -> Tensor:
         """The first plan that said yes, or -1, int64 [n]."""
-        found = torch.full_like(self.succeeded, -1)
+        first = torch.full_like(self.succeeded, -1)
         for plan in reversed(range(len(self.plans))):
-            found[self.success(plan)] = plan
-        return found
+            first[self.success(plan)] = plan
+        return first
 
     def todo(self, plan: int, candidates: Tensor) -> Tensor:
         """Positions of the images that this plan has to be asked about, ascending."""
@@ -209,16 +209,16 @@ class Evaluation:
 
     def _check_shapes(self) -> None:
         channels = self.subject.facts["architecture"].get("in_channels")
-        found = tuple(self.images.shape[1:])
-        if channels is not None and channels != found[0]:
+        shape = tuple(self.images.shape[1:])
+        if channels is not None and channels != shape[0]:
             raise ConfigError(
                 f"data: expected images of {channels} channels for this model, "
-                f"got {found[0]} in {self.source.name}"
+                f"got {shape[0]} in {self.source.name}"
             )
-        if self.subject.shape is not None and self.subject.shape != found:
+        if self.subject.shape is not None and self.subject.shape != shape:
             raise ConfigError(
                 f"data: expected images of shape {list(self.subject.shape)}, as the model was "
-                f"trained on, got {list(found)} in {self.source.name}"
+                f"trained on, got {list(shape)} in {self.source.name}"
                 + (
                     f"; --image-size {self.subject.shape[1]} brings them to it"
                     if self.subject.shape[1] == self.subject.shape[2]
@@ -330,12 +330,12 @@ class Evaluation:
         precision = getattr(torch, self.config.precision)
         for low in range(0, len(chunks), size):
             started = time.perf_counter()
-            mine = chunks[low + rank] if low + rank < len(chunks) else todo[:0]
+            chunk = chunks[low + rank] if low + rank < len(chunks) else todo[:0]
             # The bits of this round, then its passes.
-            found = torch.zeros(3 * self.n + 2, dtype=torch.int64)
-            attempted, succeeded, unconfirmed = found[: 3 * self.n].view(3, self.n)
+            tally = torch.zeros(3 * self.n + 2, dtype=torch.int64)
+            attempted, succeeded, unconfirmed = tally[: 3 * self.n].view(3, self.n)
             attacked: AttackResult | None = None
-            if len(mine):
+            if len(chunk):
                 fast = self.fast
                 oracle = Oracle(
                     self.model if fast is None else fast,
@@ -343,25 +343,25 @@ class Evaluation:
                     precision=precision,
                     exact=None if fast is None else self.model,
                 )
-                x = self.pixels(mine)
-                y = self.labels[mine.to(self.labels.device)].to(self.device)
+                x = self.pixels(chunk)
+                y = self.labels[chunk.to(self.labels.device)].to(self.device)
                 with oracle:
-                    attacked = plan.run(oracle, x, y, mine.to(self.device), seed)
-                attempted[mine] = 1 << number
-                succeeded[mine[attacked.success.cpu()]] = 1 << number
+                    attacked = plan.run(oracle, x, y, chunk.to(self.device), seed)
+                attempted[chunk] = 1 << number
+                succeeded[chunk[attacked.success.cpu()]] = 1 << number
                 denied = torch.tensor(sorted(oracle.unconfirmed), dtype=torch.int64)
                 unconfirmed[denied] = 1 << number
-                found[-2:] = torch.tensor([oracle.forward_passes, oracle.backward_passes])
+                tally[-2:] = torch.tensor([oracle.forward_passes, oracle.backward_passes])
             if self.group is not None:
-                found = self.group.sum_(found.to(self.device)).cpu()
-                attempted, succeeded, unconfirmed = found[: 3 * self.n].view(3, self.n)
+                tally = self.group.sum_(tally.to(self.device)).cpu()
+                attempted, succeeded, unconfirmed = tally[: 3 * self.n].view(3, self.n)
             grid.attempted |= attempted
             grid.succeeded |= succeeded
             grid.unconfirmed |= unconfirmed & ~succeeded
             if name == "radius0":
-                self.keep_examples(mine, attacked)
-            work["forward"] += int(found[-2])
-            work["backward"] += int(found[-1])
+                self.keep_examples(chunk, attacked)
+            work["forward"] += int(tally[-2])
+            work["backward"] += int(tally[-1])
             work["seconds"] += time.perf_counter() - started
             show(f"{plan.name}: {min(low + size, len(chunks))} of {len(chunks)} parts")
             if time.perf_counter() - self._saved > _SECONDS_BETWEEN_CHECKPOINTS:

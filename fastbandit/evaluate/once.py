@@ -86,9 +86,9 @@ def evaluate(
         RobustnessWarning: a check says that the figures are not to be trusted.
         UserWarning: float images that are not of 8 bits are rounded to 1/255.
     """
-    found = _source(images, labels, source, settings)
-    if found is not None:
-        settings = {**settings, "data": found if isinstance(found, str) else found.name}
+    data = _source(images, labels, source, settings)
+    if data is not None:
+        settings = {**settings, "data": data if isinstance(data, str) else data.name}
     elif "data" not in settings and preset not in _WITH_DATA:
         raise ConfigError(
             "images: expected images and labels, or source=: a Dataset, a DataLoader or a path "
@@ -102,7 +102,7 @@ def evaluate(
     if not progress:
         shown = Progress.silent()
     path: Path | None = None
-    given = found if isinstance(found, DataSource) else None
+    given = data if isinstance(data, DataSource) else None
     if out is None:
         with begun(subject, config, given) as current:
             result = measure(current, shown)

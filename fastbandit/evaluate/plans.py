@@ -90,7 +90,7 @@ def attack_plans(
     Raises:
         ConfigError: no name, one that is none, or twice the same.
     """
-    found = []
+    plans = []
     for name in names.split(","):
         if not name.strip():
             raise ConfigError(
@@ -101,14 +101,14 @@ def attack_plans(
         if attack is None:
             raise ConfigError(
                 f"{setting}: expected names of {', '.join(ATTACKS)}, got {name.strip()!r}"
-                + did_you_mean(name, [known.replace("<steps>", "20") for known in ATTACKS])
+                + did_you_mean(name, [template.replace("<steps>", "20") for template in ATTACKS])
             )
-        found.append(Plan.of(attack, ball))
-    keys = [plan.key for plan in found]
+        plans.append(Plan.of(attack, ball))
+    keys = [plan.key for plan in plans]
     for key in keys:
         if keys.count(key) > 1:
             raise ConfigError(f"{setting}: expected each attack once, got {key} twice")
-    return found
+    return plans
 
 
 def on_another(plan: Plan, surrogate: nn.Module, name: str) -> Plan:
@@ -116,11 +116,11 @@ def on_another(plan: Plan, surrogate: nn.Module, name: str) -> Plan:
 
     def transfer(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> AttackResult:
         with Oracle(surrogate, batch_size=oracle.batch_size, labels=y) as other:
-            found = plan.run(other, x, y, ids, seed)
+            result = plan.run(other, x, y, ids, seed)
         oracle.forward_passes += other.forward_passes
         oracle.backward_passes += other.backward_passes
-        logits = oracle.logits(found.adversarial)
-        return AttackResult(found.adversarial, oracle.fooled(found.adversarial, logits, y, ids))
+        logits = oracle.logits(result.adversarial)
+        return AttackResult(result.adversarial, oracle.fooled(result.adversarial, logits, y, ids))
 
     return replace(
         plan,

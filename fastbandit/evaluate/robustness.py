@@ -43,8 +43,8 @@ class Robustness:
 
     @property
     def _main(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.result["results"][0]
-        return found
+        main: dict[str, Any] = self.result["results"][0]
+        return main
 
     @property
     def n(self) -> int:
@@ -115,15 +115,15 @@ class Robustness:
     @property
     def reasons(self) -> list[str]:
         """Why the figures are not to be trusted; empty where nothing speaks against them."""
-        found = [
+        reasons = [
             f"{check['name']}: {check['detail']}"
             for check in self.checks
             if check["verdict"] == "suspicious"
         ]
         check = self.cross_check
         if check is not None and check["verdict"].startswith("weaker"):
-            found.append(f"the attacks are {check['verdict']} (AutoAttack)")
-        return found
+            reasons.append(f"the attacks are {check['verdict']} (AutoAttack)")
+        return reasons
 
     @property
     def verdict(self) -> str:
@@ -146,15 +146,15 @@ class Robustness:
         Both have the same weights and the same logits at 32 fixed images, up to rounding; see
         docs/evaluate.md. Results of two models are never to be merged.
         """
-        mine, theirs = (
+        fingerprint, other_fingerprint = (
             Fingerprint.read(one.result["model"].get("fingerprint")) for one in (self, other)
         )
         return (
             self.digest == other.digest
             and self.result["data"]["digest"] == other.result["data"]["digest"]
-            and mine is not None
-            and theirs is not None
-            and mine.distance(theirs) <= ROUNDING
+            and fingerprint is not None
+            and other_fingerprint is not None
+            and fingerprint.distance(other_fingerprint) <= ROUNDING
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -194,8 +194,8 @@ def _in_folder(
             session.share(current)
             digest = derive_seed(0, current.source.digest, current.n)
             group.check_same("the data", torch.tensor(digest))
-        found = measure(current, session.progress, session.path, resumed=resumed)
-        result: dict[str, Any] = session.broadcast(found)
+        measured = measure(current, session.progress, session.path, resumed=resumed)
+        result: dict[str, Any] = session.broadcast(measured)
         return session.path, result
 
 

@@ -58,8 +58,8 @@ def sanity_plans(ball: Ball, pixels: int, *, steps: int, queries: int) -> list[P
 
     def probabilities(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> AttackResult:
         logits = oracle.logits(x, exact=True)
-        found = (logits >= 0).all(1) & ((logits.sum(1) - 1).abs() < 1e-3)
-        return AttackResult(x, found)
+        on_simplex = (logits >= 0).all(1) & ((logits.sum(1) - 1).abs() < 1e-3)
+        return AttackResult(x, on_simplex)
 
     def random(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> AttackResult:
         first, second = (oracle.logits(x, exact=True) for _ in range(2))
@@ -202,8 +202,8 @@ def successes_are_not_confirmed(evidence: Evidence) -> Finding:
 
 
 def other_derivatives_beat_the_attacks(evidence: Evidence) -> Finding:
-    found, fallen = evidence.answers["surrogates"], evidence.fallen
-    alone, other = int((found & ~fallen).sum()), int((fallen & ~found).sum())
+    by_surrogates, fallen = evidence.answers["surrogates"], evidence.fallen
+    alone, other = int((by_surrogates & ~fallen).sum()), int((fallen & ~by_surrogates).sum())
     return _exceeds_by_more_than_chance(alone, other), (
         f"PGD-{evidence.steps} through three derivatives of the sign alone fools {alone} of "
         f"{evidence.n}, the attacks of this evaluation alone {other}"
@@ -243,7 +243,7 @@ def judge(evidence: Evidence) -> dict[str, Any]:
     checks = []
     for check in (*CHECKS, OF_SIGNS) if "surrogates" in evidence.answers else CHECKS:
         skipped = check.needs_sample and not evidence.n
-        found, detail = (None, NO_SAMPLE) if skipped else check.finding(evidence)
-        checks.append({"name": check.name, "verdict": _VERDICTS[found], "detail": detail})
+        suspicious, detail = (None, NO_SAMPLE) if skipped else check.finding(evidence)
+        checks.append({"name": check.name, "verdict": _VERDICTS[suspicious], "detail": detail})
     bad = any(check["verdict"] == "suspicious" for check in checks)
     return {"verdict": "suspicious" if bad else "ok", "checks": checks}

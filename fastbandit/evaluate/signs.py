@@ -74,10 +74,10 @@ def _plan_on_bits(plan: Plan, packed: nn.Module) -> Plan:
     def run(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> AttackResult:
         bits = Oracle(packed, batch_size=oracle.batch_size, exact=oracle.exact, labels=y)
         with bits:
-            found = plan.run(bits, x, y, ids, seed)
+            result = plan.run(bits, x, y, ids, seed)
         oracle.forward_passes += bits.forward_passes
         oracle.unconfirmed |= bits.unconfirmed
-        return found
+        return result
 
     return replace(plan, run=run)
 
@@ -120,17 +120,17 @@ def of_signs(
     parent = parent_of(model, images) if PARENT in surrogates else None
     # Elsewhere bits are computed by plain operations, slower than the network itself.
     packed = pack(model) if images.is_cpu and "cpu" in _native.served else None
-    found = []
+    variants = []
     for plan in plans:
         if plan.black_box:
-            found.append(plan if packed is None else _plan_on_bits(plan, packed))
+            variants.append(plan if packed is None else _plan_on_bits(plan, packed))
             continue
         for name in surrogates:
             if parent is not None and name == PARENT:
-                found.append(_plan_on_parent(plan, parent))
+                variants.append(_plan_on_parent(plan, parent))
             else:
-                found.append(_plan_through(plan, name))
-    return found
+                variants.append(_plan_through(plan, name))
+    return variants
 
 
 def surrogates_plan(ball: Ball, *, steps: int) -> Plan:
@@ -145,12 +145,12 @@ def surrogates_plan(ball: Ball, *, steps: int) -> Plan:
             if not len(rest):
                 break
             with surrogate_of(oracle.model, ste):
-                found = pgd_loop(
+                result = pgd_loop(
                     oracle, x[rest], y[rest], threat,
                     seed=seed + number, index=ids[rest], stop_early=True,
                 )  # fmt: skip
-            adversarial[rest] = found.adversarial
-            success[rest] = found.success
+            adversarial[rest] = result.adversarial
+            success[rest] = result.success
         return AttackResult(adversarial, success)
 
     passes = len(_OF_CHECK) * steps

@@ -67,10 +67,10 @@ class Subject:
         def relative(file: Path | None) -> str | None:
             return None if file is None else Path(os.path.relpath(file, folder)).as_posix()
 
-        known = {"file": relative(self.file), "digest": self.facts["digest"]}
+        identity = {"file": relative(self.file), "digest": self.facts["digest"]}
         if self.code is not None:
-            known |= {"code": self.code, "weights": relative(self.weights)}
-        return known
+            identity |= {"code": self.code, "weights": relative(self.weights)}
+        return identity
 
 
 def file_digest(file: Path) -> str:

@@ -362,9 +362,9 @@ def latents(module: nn.Module) -> Iterator[nn.Parameter]:
     """The weights in ``module`` that it computes with the signs of, each once."""
     seen: set[int] = set()
     for layer in module.modules():
-        found = [layer.weight] if isinstance(layer, BinaryConv2d) else []
-        found += getattr(layer, "signed", ())
-        for weight in found:
+        weights = [layer.weight] if isinstance(layer, BinaryConv2d) else []
+        weights += getattr(layer, "signed", ())
+        for weight in weights:
             if id(weight) not in seen:
                 seen.add(id(weight))
                 yield weight
@@ -469,18 +469,18 @@ def _replaceable(layer: nn.Module) -> bool:
     return _is_plain_conv(layer)
 
 
-def _replaced(module: nn.Module, known: dict[nn.Module, nn.Module]) -> nn.Module:
+def _replaced(module: nn.Module, replacements: dict[nn.Module, nn.Module]) -> nn.Module:
     """``module`` with its 1-bit layers packed; one that stands at several places, once."""
-    if module not in known:
-        known[module] = module
+    if module not in replacements:
+        replacements[module] = module
         if _replaceable(module):
-            known[module] = module.freeze()  # type: ignore[operator]
+            replacements[module] = module.freeze()  # type: ignore[operator]
         # What is left of a 1-bit block is called by its own forward, with its own layers.
         elif not isinstance(module, BinaryConvBN | BinarySepConv):
             for name, child in module._modules.items():
                 if child is not None:
-                    setattr(module, name, _replaced(child, known))
-    return known[module]
+                    setattr(module, name, _replaced(child, replacements))
+    return replacements[module]
 
 
 def pack(network: nn.Module) -> nn.Module:

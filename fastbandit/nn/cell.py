@@ -54,8 +54,8 @@ def terms_of(operation: Callable[[Tensor], Tensor], x: Tensor) -> list[Term]:
     plain = question is not None and not compiling() and bool(question(module))
     if not plain:
         return [operation(x)]
-    found: list[Term] = module.terms(x)
-    return found
+    terms: list[Term] = module.terms(x)
+    return terms
 
 
 def run_nodes(

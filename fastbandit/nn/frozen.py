@@ -150,7 +150,7 @@ def freeze(network: nn.Module) -> nn.Module:
     left alone. The modules stay the same objects, so whoever holds one holds the frozen one.
     """
     for module in network.modules():
-        known = _is_torch_batch_norm(module) or is_batch_norm(module)
-        if known and module.running_mean is not None and module.track_running_stats:
+        plain = _is_torch_batch_norm(module) or is_batch_norm(module)
+        if plain and module.running_mean is not None and module.track_running_stats:
             module.__class__ = FrozenBatchNorm
     return network

@@ -115,23 +115,23 @@ class _GaborParameters(torch.autograd.Function):
         ctx.save_for_backward(theta, sigma, wavelength)
         ctx.factors = more_sigma, more_wavelength
         ctx.set_materialize_grads(False)
-        found: Four = below_autograd(
+        parameters: Four = below_autograd(
             _forward,
             *(theta, sigma, gamma, wavelength),
             *(least_sigma, more_sigma, least_wavelength, more_wavelength),
         )
-        return found
+        return parameters
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         for grad in grads:
             if grad is not None:
                 refuse_second_derivative("gabor_parameters", grad)
-        found = below_autograd(_backward, *grads, *ctx.saved_tensors, *ctx.factors)
+        results = below_autograd(_backward, *grads, *ctx.saved_tensors, *ctx.factors)
         return (
             *(
                 one if want and grad is not None else None
-                for one, want, grad in zip(found, ctx.needs_input_grad[:4], grads, strict=True)
+                for one, want, grad in zip(results, ctx.needs_input_grad[:4], grads, strict=True)
             ),
             *[None] * 4,
         )
@@ -242,6 +242,6 @@ def computed(
         and _convolution.registered("gabor_parameters", theta)
         and not differentiated_by_torch()
     ):
-        found: Four = _forward(*arguments)
-        return found
+        parameters: Four = _forward(*arguments)
+        return parameters
     return _reference(*arguments)
