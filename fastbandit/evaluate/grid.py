@@ -367,7 +367,7 @@ class Evaluation:
             if time.perf_counter() - self._saved > _SECONDS_BETWEEN_CHECKPOINTS:
                 self.save()
 
-    def keep_examples(self, mine: Tensor, attacked: AttackResult | None) -> None:
+    def keep_examples(self, chunk: Tensor, attacked: AttackResult | None) -> None:
         """Keep the adversarial images of the lowest ids that fell at the main radius."""
         fallen = self.grids["radius0"].any_success().nonzero()[:, 0]
         ids = fallen[: self.config.examples]
@@ -375,7 +375,7 @@ class Evaluation:
             return
         kept = torch.zeros(len(ids), *self.examples.shape[1:])
         held = {int(i): position for position, i in enumerate(self.example_ids)}
-        fresh = {int(i): position for position, i in enumerate(mine)} if attacked else {}
+        fresh = {int(i): position for position, i in enumerate(chunk)} if attacked else {}
         is_main = self.group is None or self.group.rank == 0
         for row, i in enumerate(ids.tolist()):
             if i in held:
