@@ -49,4 +49,4 @@ for epoch in range(EPOCHS):
     attacked = pgd(model, test, truth, epsilon=EPSILON, steps=10)
     with torch.no_grad():
         clean, robust = ((model(z).argmax(1) == truth).float().mean() for z in (test, attacked))
-    print(f"epoch {epoch}: clean {clean:.1%}, under PGD-10 {robust:.1%}")
+    print(f"epoch {epoch + 1}: clean {clean:.1%}, under PGD-10 {robust:.1%}")

@@ -13,7 +13,7 @@ SAYS = {
     "evaluate_my_model.py": ["  robust ", "verdict: ok", "stand whatever was tried"],
     "my_data.py": ["40 training and 10 test images [3, 16, 16], 2 classes", "classes: day, night"],
     "my_policy.py": ["\nrandom ", "\nprinted ", "\nhalf-greedy "],
-    "ops_in_my_training_loop.py": ["epoch 2: clean ", "under PGD-10 "],
+    "ops_in_my_training_loop.py": ["epoch 3: clean ", "under PGD-10 "],
     "search_to_onnx.py": ["found: ", "the logits of 100 images are those of the network"],
 }
 SLOW = {"search_to_onnx.py"}
