@@ -6,7 +6,10 @@ messages say the one that was typed.
 
 from __future__ import annotations
 
-__all__ = ["COMMANDS", "Named", "examples", "program", "started_as"]
+import shlex
+from pathlib import Path
+
+__all__ = ["COMMANDS", "Named", "examples", "in_browser", "program", "started_as"]
 
 
 class Named:
@@ -76,6 +79,11 @@ def program(name: str) -> str:
     if _console and name in COMMANDS:
         return f"fastbandit {name}"
     return f"python -m fastbandit.{name}"
+
+
+def in_browser(page: str | Path) -> str:
+    """What shows a page that was written."""
+    return f"python -m webbrowser {shlex.quote(str(page))}"
 
 
 def examples(name: str) -> str:

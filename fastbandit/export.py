@@ -334,6 +334,7 @@ def _run(arguments: Sequence[str]) -> int:
             f"parameters in float32: {result['float_bytes']:,} ({ratio:.1f} times the file)"
         )
     print(f"exported: {out}")
+    print(f"next: {program('evaluate')} {command.model} --preset quick   (under several attacks)")
     return 0
 
 

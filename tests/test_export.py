@@ -271,8 +271,9 @@ def test_the_command_writes_a_packed_file(tmp_path, capsys):
     assert main([str(tmp_path), "--format", "packed"]) == 0
     file = tmp_path / "model-best.packed.safetensors"
     printed = capsys.readouterr().out.splitlines()
-    assert printed[-1] == f"exported: {file}"
-    assert printed[-2].startswith(f"size    {file.stat().st_size:,} bytes, ")
+    assert printed[-2] == f"exported: {file}"
+    assert printed[-1].startswith("next: python -m fastbandit.evaluate ")
+    assert printed[-3].startswith(f"size    {file.stat().st_size:,} bytes, ")
     network = fastbandit.load(file)
     x = torch.rand(3, 2, 8, 8)
     assert torch.equal(network(x), model.network(x))
@@ -312,7 +313,7 @@ def test_a_program_runs_in_a_process_without_this_package(tmp_path, capsys):
     assert main([str(tmp_path), "--format", "torch"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "input   images: float32 ['N', 2, 9, 9]"
-    assert printed[-1] == f"exported: {(tmp_path / BEST).with_suffix('.pt2')}"
+    assert printed[-2] == f"exported: {(tmp_path / BEST).with_suffix('.pt2')}"
     code = (
         "import sys, torch\n"
         f"program = torch.export.load({str((tmp_path / BEST).with_suffix('.pt2'))!r})\n"

@@ -89,7 +89,10 @@ def test_export_and_evaluate_take_the_newest_model(runs, capsys):
 
 def test_a_report_is_of_the_run_that_wrote_last(runs, capsys):
     assert report.main(["runs/latest"]) == 0
-    assert capsys.readouterr().out.endswith("report: runs/begun/report.html\n")
+    assert capsys.readouterr().out.endswith(
+        "report: runs/begun/report.html\n"
+        "next: python -m webbrowser runs/begun/report.html   (shows it)\n"
+    )
     assert report.write_report("runs/latest").samefile(runs / "begun/report.html")
     assert report.main(["none/latest"]) == 1
     assert "latest: expected a run folder in none, got none" in capsys.readouterr().err

