@@ -57,6 +57,7 @@ from fastbandit.data.published import cache_folder
 from fastbandit.genotype import Genotype
 from fastbandit.info import build_info, processor
 from fastbandit.nn.binary import pack
+from fastbandit.nn.cell import terms_of, total
 from fastbandit.nn.frozen import freeze
 from fastbandit.nn.network import Network
 from fastbandit.nn.operations import make
@@ -390,8 +391,9 @@ def _measure_places(
 ) -> dict[Place, int]:
     """The time of each operation at its place, the sum of its node included."""
 
-    def call(operation: nn.Module, x: Tensor, total: Tensor) -> Tensor:
-        return total.add_(operation(x))
+    def call(operation: nn.Module, x: Tensor, node: Tensor) -> Tensor:
+        terms = terms_of(operation, x)  # none of what is 0
+        return node.add_(total(terms)) if terms else node
 
     calls = []
     # Within one forward pass of a network the bits of x are made once, in the warm-up.
