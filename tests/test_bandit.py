@@ -734,7 +734,7 @@ def first(lines, event, skip=0):
             "sample",
             5,
             {"event": "pause"},
-            "event: expected sample, abandon, attack or end, got 'pause'",
+            "event: expected sample, abandon, attack, reward or end, got 'pause'",
         ),
         ("sample", 5, {"event": "end"}, r"choice: the rule gives \[\d, \d, \d\], the log"),
         ("sample", 5, {"sample": 6}, "sample: the rule gives 5, the log holds 6"),
@@ -800,7 +800,7 @@ def test_replay_of_incomplete_logs():
         replay([*lines[:5], {k: v for k, v in lines[5].items() if k != "reward"}])
     with pytest.raises(ValueError, match=f"line {len(lines) + 1}: nothing may follow the end"):
         replay([*lines, lines[-1]])
-    with pytest.raises(ValueError, match="line 2: event: expected sample, abandon, attack or end"):
+    with pytest.raises(ValueError, match="line 2: event: expected sample, abandon, attack, r"):
         replay([lines[0], "sample"])
     with pytest.raises(ValueError, match="no start event, the log is empty"):
         replay([])

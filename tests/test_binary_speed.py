@@ -99,7 +99,7 @@ def test_the_page_is_made_from_filed_runs(binary_table, tmp_path):
     assert text.endswith("\nafter")
     assert "old" not in text
     # A loss is bold; 96 channels take two words, so 24 times less.
-    assert f"| {shape} | 2 us | 15.5 | **0.50** |  |  | 24x |" in text
+    assert f"| {shape} | 2 us | 15.5 | **0.50** |  |  |  | 24x |" in text
     assert "A machine, torch 2.13, commit abc:" in text
     assert "packing" not in text.partition("commit abc")[2]
     assert binary_table.text_of(text, tmp_path) == text

@@ -710,7 +710,8 @@ def test_image_set_refuses():
         ((images[0], labels), r"expected uint8 \[N, C, H, W\]"),
         ((images, labels.int()), "expected int64"),
         ((images, labels[:1]), "got 2 images and 1 labels"),
-        ((images[:0], labels[:0]), "at least one pixel"),
+        ((images[:0], labels[:0]), "images: expected at least one, got"),
+        ((images[:, :, :0], labels), "at least one pixel"),
         ((images, labels.to("meta")), "expected one device, got cpu and meta"),
     ):
         with pytest.raises(DataError, match=message):

@@ -699,7 +699,12 @@ def test_command_ends_with_the_folder(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(PRESETS, "smoke", TINY)
     assert main(["--preset", "smoke", "--out", str(tmp_path / "run")]) == 0
     out = capsys.readouterr().out
-    assert out.splitlines()[-1] == f"run folder: {tmp_path / 'run'}"
+    folder = tmp_path / "run"
+    assert out.splitlines()[-3:] == [
+        f"run folder: {folder}",
+        f"charts: {folder / 'study.html'}",
+        f"next: python -m webbrowser {folder / 'study.html'}   (shows them)",
+    ]
     assert re.search(r"^ridge +-?\d\.\d{3} \+- \d\.\d{3} +\d+\.\d \+- \d+\.\d %", out, re.M)
     assert main(["--preset", "smoke", "--out", str(tmp_path / "run")]) == 0
     again = capsys.readouterr()

@@ -109,7 +109,7 @@ def convolutions(cases, depthwise, kernels, generator):
                     else None
                     for _ in range(2)
                 )
-                expected = binary_conv2d._reference(*arguments, scale, bias, dtype)
+                expected = binary_conv2d.reference(*arguments, scale, bias, dtype)
                 y = torch.full((n, *out, filters), float("nan"), dtype=dtype)
                 step = 2 if constants else 0
                 call = Call("binary", "launch_sign_conv2d", [
@@ -120,7 +120,7 @@ def convolutions(cases, depthwise, kernels, generator):
             for of in (torch.int16, torch.int32):
                 threshold = torch.randint(-taps, taps + 2, (filters, 2), generator=generator).to(of)
                 flip = torch.randint(2, (filters,), generator=generator).bool()
-                expected = binary_conv2d._bits_reference(*arguments, threshold[:, 0], flip)
+                expected = binary_conv2d.bits_reference(*arguments, threshold[:, 0], flip)
                 y = torch.full_like(expected, -1)
                 call = Call("binary", "launch_sign_conv2d_bits", [
                     *inputs, threshold, of.itemsize, 2, flip.to(torch.uint8), 1, y, kind, None,
