@@ -3,6 +3,8 @@
     python benchmarks/binary_table.py --machine cpu-epyc-zen3-2-cores   # measures, files, writes
     python benchmarks/binary_table.py                                   # writes docs/binary.md
     python benchmarks/binary_table.py --check                           # is the page old?
+    taskset -c 0 python benchmarks/binary_table.py --machine NAME       # on one core, where the others
+                                                                        # of a machine have neighbours
 
 Measuring runs ``bench_binary.py`` on one thread of an idle machine and files it as run ``binary``
 of ``benchmarks/results/NAME.csv``.
@@ -52,6 +54,9 @@ def measure(name: str, extra: Sequence[str]) -> None:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), **SETTINGS}
         subprocess.run(command, check=True, cwd=ROOT, env=environment)
         set_to = [f"{name}={value}" for name, value in SETTINGS.items()]
+        cores = sorted(os.sched_getaffinity(0))
+        if len(cores) < (os.cpu_count() or 1):
+            set_to.append(f"taskset -c {','.join(map(str, cores))}")
         told = {"command": " ".join([*set_to, COMMAND, *extra])}
         to_csv.add(file, name, RUN, told, to_csv.RESULTS)
 
