@@ -3,8 +3,7 @@
     python benchmarks/binary_table.py --machine cpu-epyc-zen3-2-cores   # measures, files, writes
     python benchmarks/binary_table.py                                   # writes docs/binary.md
     python benchmarks/binary_table.py --check                           # is the page old?
-    taskset -c 0 python benchmarks/binary_table.py --machine NAME       # on one core, where the others
-                                                                        # of a machine have neighbours
+    taskset -c 0 python benchmarks/binary_table.py --machine NAME       # on one core
 
 Measuring runs ``bench_binary.py`` on one thread of an idle machine and files it as run ``binary``
 of ``benchmarks/results/NAME.csv``.
@@ -22,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import to_csv
-from tables import ROOT, Machine, figure, groups, machines, median, table
+from tables import ROOT, Machine, Row, figure, groups, machines, median, table
 
 PAGE = ROOT / "docs" / "binary.md"
 BEGIN, END = "<!-- made by benchmarks/binary_table.py -->", "<!-- end -->"
@@ -33,13 +32,15 @@ COMMAND = "pytest benchmarks/bench_binary.py -k cpu --benchmark-json FILE"
 HEAD = """\
 The text that 1-bit networks start from promises "up to 58 times faster and 32 times smaller". 58
 counts operations, 32 the weights of one convolution. Measured, one thread, ratios of medians,
-rival / ours: above 1 ours is faster, **what is below 1 is a loss**. Rivals of a line take turns in
-one process. Whole ops with sign and packing, float32 in and out, unless bits are named. `F.conv2d`
-is float32 channels-last, `int8` oneDNN's convolution of numbers that are quantised already,
-`OpenVINO` its binary convolution from float32 and back in its own layout, `depthwise_conv2d` ours
-in float32, `parent` the same block or network in full precision with the kernels of this package.
-CPUs with AMX multiply int8 and bfloat16 in tiles and are expected to be faster with these than by
-counting bits: there packed bits are a way to store a network. That was not measured.
+rival / ours, and in brackets of the least times, which a neighbour on the same core does not slow
+down: above 1 ours is faster, **what is below 1 is a loss**. Rivals of a line take turns in one
+process where a line has OpenVINO, else they ran one after another. Whole ops with sign and packing,
+float32 in and out, unless bits are named. `F.conv2d` is float32 channels-last, `int8` oneDNN's
+convolution of numbers that are quantised already, `OpenVINO` its binary convolution from float32
+and back in its own layout, `depthwise_conv2d` ours in float32, `parent` the same block or network
+in full precision with the kernels of this package. CPUs with AMX multiply int8 and bfloat16 in
+tiles and are expected to be faster with these than by counting bits: there packed bits are a way to
+store a network. That was not measured.
 """
 
 
@@ -70,16 +71,21 @@ def section(machine: Machine) -> list[str]:
         rivals = [name for name in RIVALS if name in entries]
         if ours is None or not rivals:
             continue
-        ratios = [
-            figure(median(entries[name]) / median(ours)) if name in rivals else ""
-            for name in RIVALS
-        ]
+        ratios = [ratio(entries[name], ours) if name in rivals else "" for name in RIVALS]
         lines.append([group, f"{median(ours):.4g} {ours['unit']}", *ratios, smaller(group)])
     if not lines:
         return []
     commit = sorted({row["commit"] for row in rows})
     title = f"{machine.facts['name']}, torch {rows[0]['torch']}, commit {', '.join(commit)}:"
     return [title, "", table(["", "ours", *RIVALS, "weights"], lines), ""]
+
+
+def ratio(rival: Row, ours: Row) -> str:
+    """Of the medians, and of the least times where they are filed."""
+    text = figure(median(rival) / median(ours))
+    if not rival["min"] or not ours["min"]:
+        return text
+    return f"{text} ({figure(float(rival['min']) / float(ours['min']))})"
 
 
 def smaller(group: str) -> str:
