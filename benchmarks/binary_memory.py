@@ -2,7 +2,7 @@
 
     python benchmarks/binary_memory.py
 
-Prints the rows of the table in docs/binary.md. Weights are the bytes of all parameters and buffers
+Prints what the table in docs/binary.md is made of. Weights are all parameters and buffers, bytes
 in memory. Maps are the most bytes of tensors that one evaluation of one image of 32 x 32 holds at a
 time, beyond weights and image: counted storage by storage as operations make them and as they are
 freed, so without what a kernel takes for itself within a call.

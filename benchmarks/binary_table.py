@@ -34,7 +34,7 @@ The text that 1-bit networks start from promises "up to 58 times faster and 32 t
 counts operations, 32 the weights of one convolution. Measured, one thread, ratios of medians,
 rival / ours, and in brackets of the least times, which a neighbour on the same core does not slow
 down: above 1 ours is faster, **what is below 1 is a loss**. Rivals of a line take turns in one
-process where a line has OpenVINO, else they ran one after another. Whole ops with sign and packing,
+process, but for the Zen 4, where they ran one after another. Whole ops with sign and packing,
 float32 in and out, unless bits are named. `F.conv2d` is float32 channels-last, `int8` oneDNN's
 convolution of numbers that are quantised already, `OpenVINO` its binary convolution from float32
 and back in its own layout, `depthwise_conv2d` ours in float32, `parent` the same block or network

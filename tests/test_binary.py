@@ -316,6 +316,7 @@ def test_words_stay_side_by_side_in_another_layout():
     assert layer.depthwise_bits.is_contiguous()
     x = torch.randn(2, 130, 5, 5)
     assert torch.equal(layer(x), pack(layer)(x))
+    assert layer.to_empty(device="cpu").depthwise_bits.is_contiguous()
 
 
 @pytest.mark.parametrize("inference", [False, True])

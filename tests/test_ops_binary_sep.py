@@ -115,6 +115,7 @@ def test_errors_of_the_kernel():
     for index, value, message in (
         (0, given[0][..., :0], "bits: expected"),
         (1, given[1].int(), "weight_bits: expected int64"),
+        (1, given[1].expand(2, -1, -1, -1), r"(weight|depthwise)_bits: expected .1, "),
         (2, given[2].float(), "threshold: expected int16 or int32"),
         (3, given[3][:0], "flip: expected"),
         (4, given[4][:, :0], "pointwise_bits: expected .C_out, 1, 1, "),
@@ -125,3 +126,15 @@ def test_errors_of_the_kernel():
         wrong = [*given[:index], value, *given[index + 1 :]]
         with pytest.raises(RuntimeError, match=f"binary_sep_conv2d: {message}"):
             op(*wrong)
+
+
+@pytest.mark.parametrize("filters", [2, 100])
+def test_one_channel_has_one_filter(filters):
+    """Which a dense convolution of one channel need not: nothing may be read or written for it."""
+    one = torch.zeros(1, dtype=torch.int16), torch.zeros(1, dtype=torch.bool)
+    bits, weight = torch.zeros(1, 8, 8, 1).long(), torch.zeros(filters, 3, 3, 1).long()
+    with pytest.raises(RuntimeError, match=r"binary_sep_conv2d: depthwise_bits: expected .1, "):
+        torch.ops.fastbandit.binary_sep_conv2d(
+            bits, weight, *one, torch.zeros(4, 1, 1, 1).long(), None, None, 1, 1, 1, 1, False,
+            torch.float32,
+        )  # fmt: skip

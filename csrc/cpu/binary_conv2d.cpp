@@ -157,6 +157,9 @@ Tensor binary_sep_conv2d(Tensor bits, Tensor depthwise_bits, Tensor threshold, T
   const SignShape first =
       sign_conv_shape(op, bits, depthwise_bits, channels, {stride, stride}, {padding, padding},
                       {dilation, dilation}, channels);
+  // With one channel a dense filter would do, of which there may be several.
+  FB_CHECK(depthwise_bits.size(0) == 1, op, "depthwise_bits: expected [1, k, k, ",
+           words_of(channels), "], got ", shape_text(depthwise_bits));
   check_threshold(op, threshold, flip, channels, bits);
   check_dtype(op, "pointwise_bits", pointwise_bits, ScalarType::Long);
   check_same_device(op, "pointwise_bits", pointwise_bits, "bits", bits);

@@ -60,8 +60,8 @@ class PackedLayer(nn.Module):
         self.register_buffer("scale", None if scale is None else scale.detach())
         self.register_buffer("shift", None if shift is None else shift.detach())
 
-    def _apply(self, *how: Any) -> Any:
-        super()._apply(*how)
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)
         for name in self.settings:  # in any layout of maps the words of a pixel stay side by side
             setattr(self, f"{name}_bits", getattr(self, f"{name}_bits").contiguous())
         return self

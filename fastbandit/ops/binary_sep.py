@@ -30,6 +30,11 @@ def _reference(
     out_dtype: torch.dtype,
 ) -> Tensor:
     """By the two ops, each with the kernel of its device."""
+    if depthwise_bits.shape[0] != 1:
+        raise RuntimeError(
+            "binary_sep_conv2d: depthwise_bits: expected [1, k, k, words], got "
+            f"{list(depthwise_bits.shape)}"
+        )
     plain = torch.compiler.is_exporting()
     bits = (bits_reference if plain else conv_bits)(
         bits, depthwise_bits, channels, [stride] * 2, [padding] * 2, [dilation] * 2, channels,

@@ -100,6 +100,11 @@ def attack(
     )  # fmt: skip
 
 
+def _runs(threat: ThreatModel, restarts: int) -> int:
+    """Of the attack through all surrogates; fewer where no image stands any more."""
+    return len(SURROGATES) * (restarts if threat.random_start else 1)
+
+
 def _through(
     model: nn.Module,
     threat: ThreatModel,
@@ -153,9 +158,10 @@ def worst_case(
             robust += int(standing.sum())
             images += len(y)
     seconds = time.perf_counter() - started
-    passes = steps * RESTARTS * len(SURROGATES) * max(1, threat.steps)
-    cost.forward_passes += passes + 3 * steps
-    cost.backward_passes += passes
+    runs = _runs(threat, RESTARTS) + (transfer is not None)
+    # Before and after the runs an image is judged, and at the end of each.
+    cost.forward_passes += steps * (runs * (threat.steps + 1) + len(SURROGATES) + 2)
+    cost.backward_passes += steps * runs * threat.steps
     cost.images_evaluated += images
     cost.add_seconds("validate", seconds)
     return Evaluation(clean, robust, images, seconds)
@@ -188,9 +194,9 @@ def masking(
             )  # fmt: skip
             queries += int((_correct(model, moved, y) & _correct(model, x, y)).sum())
             images += len(y)
-    passes = steps * CHECK_RESTARTS * len(SURROGATES) * max(1, threat.steps)
-    cost.forward_passes += passes + steps * (QUERIES + 4)
-    cost.backward_passes += passes
+    runs = _runs(threat, CHECK_RESTARTS)
+    cost.forward_passes += steps * (runs * (threat.steps + 1) + len(SURROGATES) + QUERIES + 3)
+    cost.backward_passes += steps * runs * threat.steps
     cost.images_evaluated += images
     cost.add_seconds("guard", time.perf_counter() - started)
     return Masking(rewarded, restarts / images, queries / images, images)
