@@ -131,6 +131,32 @@ def test_the_worst_case_is_by_image_and_with_the_images_of_another(subject):
     assert moved.robust_correct < expected
 
 
+@pytest.mark.parametrize("random_start", [True, False])
+def test_passes_are_counted_as_they_are_made(subject, random_start):
+    """Where every image stands to the end, and so takes all of them."""
+    model, batches = subject
+    threat = ThreatModel(epsilon=1e-7, steps=2, random_start=random_start)
+    calls: list[int] = []
+    hook = model[-1].register_forward_hook(lambda *_: calls.append(1))
+    common = {"seed": 0, "modules": list(model.modules())}
+
+    def transfer(x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
+        return attack(model, threat, x, y, ids, 1, 0)
+
+    counted = []
+    for call in (
+        lambda cost: worst_case(model, batches, threat, cost=cost, **common),
+        lambda cost: worst_case(model, batches, threat, cost=cost, transfer=transfer, **common),
+        lambda cost: masking(model, batches, threat, 1.0, cost=cost, **common),
+    ):
+        cost = Cost()
+        calls.clear()
+        call(cost)
+        counted.append((cost.forward_passes, len(calls)))
+    hook.remove()
+    assert all(said == made for said, made in counted), counted
+
+
 def test_a_search_whose_reward_is_masked_goes_on_with_the_worst_case(tmp_path, monkeypatch):
     """It says so, the log replays, and an interrupted one goes on to the same bytes."""
     monkeypatch.setattr(masking_module, "GAP", -2.0)

@@ -352,9 +352,10 @@ def _backward_flops(grad: list[int], *args: Any, **_: Any) -> int:
 # --- Public functions -----------------------------------------------------------------------------
 
 
-def _check_parameters(op: str, parameters: Parameters, kernel_size: int) -> None:
-    check_tensors(op, **dict(zip(_NAMES, parameters, strict=True)))
-    theta = parameters[0]
+def check_vectors(op: str, names: Sequence[str], vectors: Sequence[Tensor]) -> None:
+    """Parameters of filters: [C_out] each, of one dtype and on one device; theta is the first."""
+    check_tensors(op, **dict(zip(names, vectors, strict=True)))
+    theta = vectors[0]
     if theta.dtype not in FLOAT_TYPES:
         raise TypeError(
             f"{op}: theta: expected float32, float64, bfloat16 or float16, got {theta.dtype}"
@@ -364,7 +365,7 @@ def _check_parameters(op: str, parameters: Parameters, kernel_size: int) -> None
             f"{op}: theta: expected shape (C_out,), one value for each filter, "
             f"got {tuple(theta.shape)}"
         )
-    for name, parameter in zip(_NAMES[1:], parameters[1:], strict=True):
+    for name, parameter in zip(names[1:], vectors[1:], strict=True):
         if parameter.dtype != theta.dtype:
             raise TypeError(f"{op}: {name}: expected {theta.dtype} as theta, got {parameter.dtype}")
         if parameter.shape != theta.shape:
@@ -376,6 +377,10 @@ def _check_parameters(op: str, parameters: Parameters, kernel_size: int) -> None
             raise RuntimeError(
                 f"{op}: {name}: expected device {theta.device} as theta, got {parameter.device}"
             )
+
+
+def _check_parameters(op: str, parameters: Parameters, kernel_size: int) -> None:
+    check_vectors(op, _NAMES, parameters)
     if not isinstance(kernel_size, int) or isinstance(kernel_size, bool):
         raise TypeError(f"{op}: kernel_size: expected an odd int, got {type(kernel_size).__name__}")
     if not 1 <= kernel_size <= _MOST_SIZE or kernel_size % 2 == 0:

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from fastbandit.ops import _convolution
-from fastbandit.ops._linf import FLOAT_TYPES, check_number, check_tensors
+from fastbandit.ops._linf import check_number
 from fastbandit.ops._register import (
     below_autograd,
     define,
     differentiated_by_torch,
     refuse_second_derivative,
 )
+from fastbandit.ops.gabor import check_vectors
 
 __all__ = ["gabor_parameters"]
 
@@ -195,25 +196,7 @@ def gabor_parameters(
     """
     op = "gabor_parameters"
     given = (theta, sigma, gamma, wavelength)
-    check_tensors(op, **dict(zip(_NAMES, given, strict=True)))
-    if theta.dtype not in FLOAT_TYPES:
-        raise TypeError(
-            f"{op}: theta: expected float32, float64, bfloat16 or float16, got {theta.dtype}"
-        )
-    if theta.dim() != 1:
-        raise ValueError(f"{op}: theta: expected shape (C_out,), got {tuple(theta.shape)}")
-    for name, tensor in zip(_NAMES[1:], given[1:], strict=True):
-        if tensor.dtype != theta.dtype:
-            raise TypeError(f"{op}: {name}: expected {theta.dtype} as theta, got {tensor.dtype}")
-        if tensor.shape != theta.shape:
-            raise ValueError(
-                f"{op}: {name}: expected shape {tuple(theta.shape)} as theta, "
-                f"got {tuple(tensor.shape)}"
-            )
-        if tensor.device != theta.device:
-            raise RuntimeError(
-                f"{op}: {name}: expected device {theta.device} as theta, got {tensor.device}"
-            )
+    check_vectors(op, _NAMES, given)
     for name, interval in (
         ("sigma_interval", sigma_interval),
         ("wavelength_interval", wavelength_interval),

@@ -161,7 +161,7 @@ class ChildParentTrial(Adversarial):
                 if parent is not None:
                     parent = (parent[0], self._validate_parent(path, number))
         masked = self._look_for_masking(path, number)
-        if masked is not None and masked.masked and not self.masking:
+        if masked is not None and masked.masked:
             events.append(self._masked(number, masked, samples))
             with accounting(self.cost, None):
                 evaluation = self._validate(path, number)

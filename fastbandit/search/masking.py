@@ -6,8 +6,9 @@ run leaves may select for that. So the reward is compared now and then with two 
 no such luck: random starts through several surrogates, and queries without gradients. Where these
 leave clearly less, the reward is from then on the worst case of several runs (docs/binary.md).
 
-Source: "fake sense of robustness" of 1-bit networks, Lin et al. "attack-bnn" (AAAI 2022); the
-criterion is ours.
+That attacks on such networks need more than the gradient of one surrogate: Gupta and Ajanthan,
+"Improved Gradient-Based Adversarial Attacks for Quantized Networks", AAAI 2022. The criterion is
+ours.
 """
 
 from __future__ import annotations
@@ -100,9 +101,11 @@ def attack(
     )  # fmt: skip
 
 
-def _runs(threat: ThreatModel, restarts: int) -> int:
-    """Of the attack through all surrogates; fewer where no image stands any more."""
-    return len(SURROGATES) * (restarts if threat.random_start else 1)
+def _add_passes(cost: Cost, batches: int, threat: ThreatModel, restarts: int) -> None:
+    """Those of :func:`attack`; fewer where images fall before. A single start is not judged."""
+    starts = restarts if threat.random_start else 1
+    cost.forward_passes += batches * starts * (threat.steps + (starts > 1))
+    cost.backward_passes += batches * starts * threat.steps
 
 
 def _through(
@@ -111,11 +114,12 @@ def _through(
     x: Tensor,
     y: Tensor,
     ids: Tensor,
+    standing: Tensor,
     restarts: int,
     seed: int,
 ) -> Tensor:
-    """Which images withstand the attack through every surrogate, from all of its starts."""
-    standing = _correct(model, x, y)
+    """Which of the images that stand withstand every surrogate's attack, from all of its starts."""
+    standing = standing.clone()
     for surrogate in SURROGATES:
         left = standing.nonzero().flatten()
         if not len(left):
@@ -152,16 +156,18 @@ def worst_case(
             steps += 1
             standing = _correct(model, x, y)
             clean += int(standing.sum())
-            standing &= _through(model, threat, x, y, ids, RESTARTS, seed)
+            standing = _through(model, threat, x, y, ids, standing, RESTARTS, seed)
             if transfer is not None:
                 standing &= _correct(model, transfer(x, y, ids), y)
             robust += int(standing.sum())
             images += len(y)
     seconds = time.perf_counter() - started
-    runs = _runs(threat, RESTARTS) + (transfer is not None)
-    # Before and after the runs an image is judged, and at the end of each.
-    cost.forward_passes += steps * (runs * (threat.steps + 1) + len(SURROGATES) + 2)
-    cost.backward_passes += steps * runs * threat.steps
+    for _ in SURROGATES:
+        _add_passes(cost, steps, threat, RESTARTS)
+    if transfer is not None:
+        _add_passes(cost, steps, threat, 1)
+    # Images are judged before the runs, after those of a surrogate, and once transferred.
+    cost.forward_passes += steps * (1 + len(SURROGATES) + (transfer is not None))
     cost.images_evaluated += images
     cost.add_seconds("validate", seconds)
     return Evaluation(clean, robust, images, seconds)
@@ -187,16 +193,18 @@ def masking(
     with evaluating(modules):
         for x, y, ids in batches.epoch(0):
             steps += 1
-            restarts += int(_through(model, threat, x, y, ids, CHECK_RESTARTS, seed).sum())
+            clean = _correct(model, x, y)
+            standing = _through(model, threat, x, y, ids, clean, CHECK_RESTARTS, seed)
+            restarts += int(standing.sum())
             moved = square(
                 model, x, y, epsilon=threat.epsilon, norm=threat.norm, queries=QUERIES, seed=seed,
                 index=ids,
             )  # fmt: skip
-            queries += int((_correct(model, moved, y) & _correct(model, x, y)).sum())
+            queries += int((_correct(model, moved, y) & clean).sum())
             images += len(y)
-    runs = _runs(threat, CHECK_RESTARTS)
-    cost.forward_passes += steps * (runs * (threat.steps + 1) + len(SURROGATES) + QUERIES + 3)
-    cost.backward_passes += steps * runs * threat.steps
+    for _ in SURROGATES:
+        _add_passes(cost, steps, threat, CHECK_RESTARTS)
+    cost.forward_passes += steps * (QUERIES + 2 + len(SURROGATES))
     cost.images_evaluated += images
     cost.add_seconds("guard", time.perf_counter() - started)
     return Masking(rewarded, restarts / images, queries / images, images)
