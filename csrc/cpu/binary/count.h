@@ -2,8 +2,10 @@
 // (AVX-512 VPOPCNTDQ), where it has no byte shuffle, and for filters beyond the 16-bit counts of the
 // table.
 //
-// A vector holds a word of eight filters each; a word of a pixel goes to all of them. A padded tap is
-// masked out, and the sum where nothing differs is that of the taps inside the map.
+// A vector holds 32 channels of 16 filters each; 32 channels of a pixel go to all of them. The map is
+// read where it lies. A padded tap of the value 0 is not worked through: the pixels of a band of rows
+// are cut into tiles whose taps inside the map are the same ones, a rectangle of the filter, and the
+// sum where nothing differs is that of these taps.
 #pragma once
 
 #include "cpu/binary/geometry.h"
@@ -11,241 +13,460 @@
 
 namespace fastbandit::cpu::FB_ISA {
 
-constexpr int kCountLanes = 8;
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "words of 64 channels are read by halves");
+
+constexpr int kCountLanes = 16;
+constexpr int64_t kHalfBits = 32;
 
 #if defined(FB_ISA_AVX512VPOPCNTDQ)
-struct WordVec {
+struct HalfVec {
   __m512i v;
 };
-FB_INLINE WordVec no_words() { return {_mm512_setzero_si512()}; }
-FB_INLINE WordVec load_word_vec(const uint64_t* p) { return {_mm512_loadu_si512(p)}; }
-FB_INLINE WordVec to_all(uint64_t word) {
-  return {_mm512_set1_epi64(static_cast<int64_t>(word))};
-}
-FB_INLINE WordVec differing(WordVec a, WordVec b) { return {_mm512_xor_si512(a.v, b.v)}; }
-FB_INLINE WordVec differing_in(WordVec mask, WordVec a, WordVec b) {
+FB_INLINE HalfVec no_halves() { return {_mm512_setzero_si512()}; }
+FB_INLINE HalfVec load_halves(const uint32_t* p) { return {_mm512_loadu_si512(p)}; }
+FB_INLINE HalfVec to_all(uint32_t half) { return {_mm512_set1_epi32(static_cast<int>(half))}; }
+FB_INLINE HalfVec differing(HalfVec a, HalfVec b) { return {_mm512_xor_si512(a.v, b.v)}; }
+FB_INLINE HalfVec differing_in(HalfVec mask, HalfVec a, HalfVec b) {
   return {_mm512_ternarylogic_epi64(mask.v, a.v, b.v, 0x60)};  // mask & (a ^ b)
 }
-FB_INLINE WordVec add_counts(WordVec sum, WordVec bits) {
-  return {_mm512_add_epi64(sum.v, _mm512_popcnt_epi64(bits.v))};
+FB_INLINE HalfVec add_counts(HalfVec sum, HalfVec bits) {
+  return {_mm512_add_epi32(sum.v, _mm512_popcnt_epi32(bits.v))};
 }
-FB_INLINE void store_counts(uint32_t* to, WordVec a) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi64_epi32(a.v));
-}
+FB_INLINE void store_counts(uint32_t* to, HalfVec a) { _mm512_storeu_si512(to, a.v); }
 #else
 // In the vectors of the compiler, with the count that needs no instruction of its own.
-struct WordVec {
-  uint64_t v __attribute__((vector_size(8 * kCountLanes)));
+struct HalfVec {
+  uint32_t v __attribute__((vector_size(4 * kCountLanes)));
 };
-FB_INLINE WordVec no_words() { return {WordVec{}.v ^ WordVec{}.v}; }
-FB_INLINE WordVec load_word_vec(const uint64_t* p) {
-  WordVec a;
+FB_INLINE HalfVec no_halves() { return {HalfVec{}.v ^ HalfVec{}.v}; }
+FB_INLINE HalfVec load_halves(const uint32_t* p) {
+  HalfVec a;
   std::memcpy(&a.v, p, sizeof(a.v));
   return a;
 }
-FB_INLINE WordVec to_all(uint64_t word) { return {no_words().v + word}; }
-FB_INLINE WordVec differing(WordVec a, WordVec b) { return {a.v ^ b.v}; }
-FB_INLINE WordVec differing_in(WordVec mask, WordVec a, WordVec b) {
+FB_INLINE HalfVec to_all(uint32_t half) { return {no_halves().v + half}; }
+FB_INLINE HalfVec differing(HalfVec a, HalfVec b) { return {a.v ^ b.v}; }
+FB_INLINE HalfVec differing_in(HalfVec mask, HalfVec a, HalfVec b) {
   return {mask.v & (a.v ^ b.v)};
 }
-FB_INLINE WordVec add_counts(WordVec sum, WordVec bits) {
-  constexpr uint64_t kPairs = 0x5555555555555555, kFours = 0x3333333333333333,
-                     kBytesOfFour = 0x0f0f0f0f0f0f0f0f;
+FB_INLINE HalfVec add_counts(HalfVec sum, HalfVec bits) {
+  constexpr uint32_t kPairs = 0x55555555, kFours = 0x33333333, kBytesOfFour = 0x0f0f0f0f;
   auto x = bits.v;
   x = x - (x >> 1 & kPairs);
   x = (x & kFours) + (x >> 2 & kFours);
   x = (x + (x >> 4)) & kBytesOfFour;
-  // The sum of the bytes without a multiplication, which vectors of 64 bits may not have.
+  // The sum of the bytes without a multiplication, which vectors of 32 bits may not have.
   x = x + (x >> 8);
-  x = x + (x >> 16);
-  x = (x + (x >> 32)) & 0x7f;
+  x = (x + (x >> 16)) & 0x3f;
   return {sum.v + x};
 }
-FB_INLINE void store_counts(uint32_t* to, WordVec a) {
-  for (int i = 0; i < kCountLanes; ++i) to[i] = static_cast<uint32_t>(a.v[i]);
-}
+FB_INLINE void store_counts(uint32_t* to, HalfVec a) { std::memcpy(to, &a.v, sizeof(a.v)); }
 #endif
 
 // ---- sizes ---------------------------------------------------------------------------------------
 
-constexpr int64_t kCountBlock = 32;
-// Vectors of filters, and pixels, of a tile.
-constexpr int kCountGroup = kIsa == Isa::avx512vpopcntdq ? 4 : 1;
-constexpr int kCountPixels = kIsa == Isa::avx512vpopcntdq ? 4 : 2;
-constexpr int64_t kCountFilters = kCountGroup * kCountLanes;
-// Words of a filter that are counted at once; a larger filter is worked through in parts, so that the
-// memory of a thread does not grow with it: 36 pixels of these, twice, are 576 KiB.
-constexpr int64_t kCountWords = 1024;
+constexpr bool kInRegisters = kIsa == Isa::avx512vpopcntdq;
+constexpr int64_t kBandPixels = 64;
+constexpr int kTile = kInRegisters ? 4 : 2;  // pixels of a tile
+constexpr int kGroupVectors = kWordBits / kCountLanes;
 
-struct CountPlan {
-  SignBlocks blocks;
-  int64_t words, groups, rows;  // words of a filter; groups of filters; pixels with those to spare
-  int64_t part;                 // words of a part
-
-  explicit CountPlan(const SignConv& p) : blocks(p, kCountBlock) {
-    words = p.taps() * p.words;
-    groups = (p.filters + kCountFilters - 1) / kCountFilters;
-    rows = blocks.size + kCountPixels;
-    part = std::min(words, kCountWords);
-  }
-  int64_t mask_at() const { return rows * part * 8; }
-  int64_t sums_at() const { return 2 * mask_at(); }
-  int64_t counts_at() const { return sums_at() + (rows * 4 + 63) / 64 * 64; }
-  // Bits come a word at a time, so the counts of 64 filters are kept.
-  int64_t bytes() const { return counts_at() + rows * kWordBits * 4; }
+// Pixels of an output whose taps inside the map are the rows [top, bottom) and columns [left, right)
+// of the filter.
+struct CountTile {
+  const uint32_t* map[kTile];  // the first of these taps
+  int64_t pixel[kTile];        // the place in the output
+  int64_t count;
+  int64_t top, bottom, left, right;
 };
 
-// As large as the weights, with the filters rounded up to whole groups.
+struct CountPlan {
+  int64_t halves, taps;     // of a tap, that hold channels; of a filter
+  int64_t pixel, row;       // from a pixel and a row of the map to the next, in halves
+  int64_t kernel_w;         // of the filter as it is walked
+  int64_t step;             // from a half to the next where a row of taps is one run
+  bool run;                 // whether it is one
+  bool tail;                // the last half of a tap holds fewer than 32 channels
+  int64_t groups;           // of 64 filters
+  int64_t rows, bands;      // of a band; of an image
+
+  explicit CountPlan(const SignConv& p) {
+    halves = (p.channels + kHalfBits - 1) / kHalfBits;
+    taps = p.taps();
+    pixel = p.words * 2;
+    row = p.w * pixel;
+    kernel_w = p.kernel_w;
+    run = halves == 1 || (halves == pixel && p.dilation_w == 1);
+    step = halves == 1 ? p.dilation_w * pixel : 1;
+    tail = p.channels % kHalfBits != 0;
+    groups = (p.filters + kWordBits - 1) / kWordBits;
+    rows = std::min(p.oh, std::max<int64_t>(1, kBandPixels / p.ow));
+    bands = (p.oh + rows - 1) / rows;
+    rows = (p.oh + bands - 1) / bands;  // nearly of one size
+    bands = (p.oh + rows - 1) / rows;
+  }
+
+  // Of the weights, by group.
+  static int64_t vectors(const SignConv& p, int64_t group) {
+    const int64_t filters = std::min(kWordBits, p.filters - group * kWordBits);
+    return (filters + kCountLanes - 1) / kCountLanes;
+  }
+  int64_t weights_of_group() const { return taps * halves * kWordBits; }
+  int64_t masks_at(const SignConv& p) const {
+    return (groups - 1) * weights_of_group() +
+           taps * halves * vectors(p, groups - 1) * kCountLanes;
+  }
+};
+
 inline int64_t count_prepared_bytes(const SignConv& p) {
   const CountPlan plan(p);
-  return plan.groups * kCountFilters * plan.words * 8;
+  return (plan.masks_at(p) + (plan.tail ? plan.taps * plan.halves : 0)) * 4;
 }
-inline int64_t count_scratch_bytes(const SignConv& p) { return CountPlan(p).bytes(); }
-inline int64_t count_items(const SignConv& p) { return CountPlan(p).blocks.count; }
+// The tiles of a band, then, where the padding is +1, what lies under the taps of one tile.
+inline int64_t count_scratch_bytes(const SignConv& p) {
+  const CountPlan plan(p);
+  return plan.rows * p.ow * static_cast<int64_t>(sizeof(CountTile)) +
+         (p.plus_one ? kTile * plan.taps * plan.halves * 4 : 0);
+}
+inline int64_t count_items(const SignConv& p) { return p.n * CountPlan(p).bands; }
 
-// Weights [group][word][vector of the group][filter].
+// ---- weights -------------------------------------------------------------------------------------
+
+#if defined(FB_ISA_AVX512)
+// 16 rows `from_row` apart as 16 columns, the new rows `to_row` apart; of `rows` and `columns` at most
+// 16 each what lies beyond is 0, and not written.
+inline void transpose(const uint32_t* from, int64_t from_row, int64_t rows, int64_t columns,
+                      uint32_t* to, int64_t to_row) {
+  const __mmask16 mask = static_cast<__mmask16>((1u << columns) - 1);
+  __m512i a[16], b[16];
+  for (int i = 0; i < 16; ++i)
+    a[i] = i < rows ? _mm512_maskz_loadu_epi32(mask, from + i * from_row) : _mm512_setzero_si512();
+  FB_UNROLL
+  for (int i = 0; i < 8; ++i) {
+    b[2 * i] = _mm512_unpacklo_epi32(a[2 * i], a[2 * i + 1]);
+    b[2 * i + 1] = _mm512_unpackhi_epi32(a[2 * i], a[2 * i + 1]);
+  }
+  FB_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    FB_UNROLL
+    for (int j = 0; j < 2; ++j) {
+      a[4 * i + 2 * j] = _mm512_unpacklo_epi64(b[4 * i + j], b[4 * i + 2 + j]);
+      a[4 * i + 2 * j + 1] = _mm512_unpackhi_epi64(b[4 * i + j], b[4 * i + 2 + j]);
+    }
+  }
+  // a[4 i + c]: of the rows 4 i to 4 i + 3 the columns c, c + 4, c + 8 and c + 12.
+  FB_UNROLL
+  for (int c = 0; c < 4; ++c) {
+    const __m512i low01 = _mm512_shuffle_i32x4(a[c], a[4 + c], 0x44);
+    const __m512i high01 = _mm512_shuffle_i32x4(a[c], a[4 + c], 0xee);
+    const __m512i low23 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0x44);
+    const __m512i high23 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0xee);
+    b[c] = _mm512_shuffle_i32x4(low01, low23, 0x88);
+    b[c + 4] = _mm512_shuffle_i32x4(low01, low23, 0xdd);
+    b[c + 8] = _mm512_shuffle_i32x4(high01, high23, 0x88);
+    b[c + 12] = _mm512_shuffle_i32x4(high01, high23, 0xdd);
+  }
+  for (int i = 0; i < columns; ++i) _mm512_storeu_si512(to + i * to_row, b[i]);
+}
+#else
+inline void transpose(const uint32_t* from, int64_t from_row, int64_t rows, int64_t columns,
+                      uint32_t* to, int64_t to_row) {
+  for (int64_t i = 0; i < columns; ++i)
+    for (int64_t f = 0; f < kCountLanes; ++f)
+      to[i * to_row + f] = f < rows ? from[f * from_row + i] : 0;
+}
+#endif
+
+// Weights [group][tap][half][vector of the group][filter]; then what of each half counts, where that
+// is not all. Of weights past the last channel nothing needs to be known then.
 inline void count_prepare(const SignConv& p, void* prepared) {
   const CountPlan plan(p);
-  const uint64_t last = last_word_mask(p.channels);
-  uint64_t* to = static_cast<uint64_t*>(prepared);
-  for (int64_t group = 0; group < plan.groups; ++group)
-    for (int64_t at = 0; at < plan.words; ++at)
-      for (int64_t i = 0; i < kCountFilters; ++i) {
-        const int64_t f = group * kCountFilters + i;
-        const uint64_t mask = at % p.words + 1 == p.words ? last : ~uint64_t{0};
-        *to++ = f < p.filters ? p.weight[f * plan.words + at] & mask : 0;
+  uint32_t* const panel = static_cast<uint32_t*>(prepared);
+  const uint32_t* const weight = reinterpret_cast<const uint32_t*>(p.weight);
+  const int64_t filter = plan.taps * plan.pixel;
+  // Where no half is left out the taps of a filter are one row.
+  const bool whole = plan.halves == plan.pixel;
+  const int64_t parts = whole ? 1 : plan.taps, length = whole ? filter : plan.halves;
+  for (int64_t group = 0; group < plan.groups; ++group) {
+    const int64_t vectors = CountPlan::vectors(p, group), row = vectors * kCountLanes;
+    for (int64_t vector = 0; vector < vectors; ++vector) {
+      const int64_t first = group * kWordBits + vector * kCountLanes;
+      const int64_t filters = std::min<int64_t>(kCountLanes, p.filters - first);
+      for (int64_t part = 0; part < parts; ++part) {
+        const uint32_t* const from = weight + first * filter + part * plan.pixel;
+        uint32_t* const to = panel + group * plan.weights_of_group() + vector * kCountLanes +
+                             part * plan.halves * row;
+        for (int64_t i = 0; i < length; i += kCountLanes)
+          transpose(from + i, filter, filters, std::min<int64_t>(kCountLanes, length - i),
+                    to + i * row, row);
       }
+    }
+  }
+  if (!plan.tail) return;
+  uint32_t* const masks = panel + plan.masks_at(p);
+  for (int64_t i = 0; i < plan.taps * plan.halves; ++i)
+    masks[i] = (i + 1) % plan.halves == 0 ? (1u << p.channels % kHalfBits) - 1 : ~0u;
 }
 
-// ---- pixels --------------------------------------------------------------------------------------
+// ---- tiles ---------------------------------------------------------------------------------------
 
-// The words [first, last) of those under the taps of each pixel, and what of them counts. True where
-// a tap is padded.
-inline bool write_words(const SignConv& p, const CountPlan& plan, int64_t begin, int64_t end,
-                        int64_t first, int64_t last, uint64_t* words, uint64_t* masks) {
-  const uint64_t end_mask = last_word_mask(p.channels);
-  const int64_t first_tap = first / p.words, last_tap = (last - 1) / p.words;
-  const int64_t first_row = first_tap / p.kernel_w, first_column = first_tap % p.kernel_w;
-  bool padded = false;
-  for_pixels(p, begin, end, [&](int64_t n, int64_t y, int64_t x, int64_t at)
-                                __attribute__((always_inline)) {
-    uint64_t* to = words + at * plan.part;
-    uint64_t* mask = masks + at * plan.part;
-    for (int64_t tap = first_tap, i = first_row, j = first_column; tap <= last_tap; ++tap) {
-      const int64_t row = y * p.stride_h - p.pad_h + i * p.dilation_h;
-      const int64_t column = x * p.stride_w - p.pad_w + j * p.dilation_w;
-      if (++j == p.kernel_w) j = 0, ++i;
+// The tiles of the output rows [begin, end) of an image.
+inline int64_t write_tiles(const SignConv& p, const CountPlan& plan, int64_t image, int64_t begin,
+                           int64_t end, CountTile* tiles) {
+  const uint32_t* const map =
+      reinterpret_cast<const uint32_t*>(p.bits) + image * p.h * plan.row;
+  const auto rows_of = [&](int64_t y, int64_t& first, int64_t& last) {
+    inside_taps(y * p.stride_h - p.pad_h, p.kernel_h, p.dilation_h, p.h, first, last);
+  };
+  const auto columns_of = [&](int64_t x, int64_t& first, int64_t& last) {
+    inside_taps(x * p.stride_w - p.pad_w, p.kernel_w, p.dilation_w, p.w, first, last);
+  };
+  CountTile* tile = tiles;
+  for (int64_t y = begin, next_y; y < end; y = next_y) {
+    int64_t top, bottom;
+    rows_of(y, top, bottom);
+    for (next_y = y + 1; next_y < end; ++next_y) {
+      int64_t first, last;
+      rows_of(next_y, first, last);
+      if (first != top || last != bottom) break;
+    }
+    for (int64_t x = 0, next_x; x < p.ow; x = next_x) {
+      int64_t left, right;
+      columns_of(x, left, right);
+      for (next_x = x + 1; next_x < p.ow; ++next_x) {
+        int64_t first, last;
+        columns_of(next_x, first, last);
+        if (first != left || last != right) break;
+      }
+      tile->count = 0;
+      const bool none = top == bottom || left == right;
+      for (int64_t row = y; row < next_y; ++row) {
+        const int64_t map_row = row * p.stride_h - p.pad_h + top * p.dilation_h;
+        for (int64_t column = x; column < next_x; ++column) {
+          if (tile->count == kTile) ++tile, tile->count = 0;
+          const int64_t map_column = column * p.stride_w - p.pad_w + left * p.dilation_w;
+          tile->map[tile->count] = none ? map : map + map_row * plan.row + map_column * plan.pixel;
+          tile->pixel[tile->count++] = (image * p.oh + row) * p.ow + column;
+          tile->top = top, tile->bottom = bottom, tile->left = left, tile->right = right;
+        }
+      }
+      ++tile;
+    }
+  }
+  return tile - tiles;
+}
+
+// The tile with all taps of a filter that reaches past the map side by side, +1 where there is no map.
+inline CountTile gather(const SignConv& p, const CountPlan& plan, const CountTile& tile,
+                        uint32_t* to) {
+  CountTile all = tile;
+  for (int64_t i = 0; i < tile.count; ++i) {
+    const int64_t place = tile.pixel[i] % (p.oh * p.ow);
+    const int64_t y = place / p.ow * p.stride_h - p.pad_h, x = place % p.ow * p.stride_w - p.pad_w;
+    const uint32_t* const map = reinterpret_cast<const uint32_t*>(p.bits) +
+                                tile.pixel[i] / (p.oh * p.ow) * p.h * plan.row;
+    all.map[i] = to;
+    for (int64_t tap = 0; tap < plan.taps; ++tap, to += plan.halves) {
+      const int64_t row = y + tap / p.kernel_w * p.dilation_h;
+      const int64_t column = x + tap % p.kernel_w * p.dilation_w;
       const bool lies = row >= 0 && row < p.h && column >= 0 && column < p.w;
-      const uint64_t* const from = p.bits + ((n * p.h + row) * p.w + column) * p.words;
-      padded = padded || !(lies || p.plus_one);
-      const int64_t start = std::max<int64_t>(0, first - tap * p.words);
-      const int64_t stop = std::min(p.words, last - tap * p.words);
-      for (int64_t word = start; word < stop; ++word) {
-        const uint64_t all = word + 1 == p.words ? end_mask : ~uint64_t{0};
-        *to++ = lies ? from[word] & all : p.plus_one ? all : 0;
-        *mask++ = lies || p.plus_one ? ~uint64_t{0} : 0;
-      }
+      for (int64_t half = 0; half < plan.halves; ++half)
+        to[half] = lies ? map[row * plan.row + column * plan.pixel + half] : ~0u;
     }
-  });
-  return padded;
+  }
+  all.top = all.left = 0, all.bottom = 1, all.right = plan.taps;
+  return all;
 }
 
-// The sums of each pixel where nothing differs: the taps inside the map.
-inline void write_sums(const SignConv& p, int64_t begin, int64_t end, int32_t* sums) {
-  for_pixels(p, begin, end, [&](int64_t, int64_t y, int64_t x, int64_t at)
-                                __attribute__((always_inline)) {
-    int64_t inside = p.taps();
-    if (!p.plus_one) {
-      int64_t first_row, last_row, first_column, last_column;
-      inside_taps(y * p.stride_h - p.pad_h, p.kernel_h, p.dilation_h, p.h, first_row, last_row);
-      inside_taps(x * p.stride_w - p.pad_w, p.kernel_w, p.dilation_w, p.w, first_column,
-                  last_column);
-      inside = (last_row - first_row) * (last_column - first_column);
+// ---- sums ----------------------------------------------------------------------------------------
+
+// What a tile is counted with.
+struct CountTask {
+  const CountPlan* plan;
+  int64_t row;              // of taps in the map, in halves, from one to the next
+  int64_t column;           // of a tap
+  const uint32_t* weights;  // of the group
+  const uint32_t* masks;
+  const SignResult* result;
+  int64_t first, filters, all;  // of the group; of all
+  int32_t sum;                  // where nothing differs
+};
+
+#if defined(FB_ISA_AVX512VPOPCNTDQ)
+// The results of a tile whose counts are in registers.
+template <int G, int P>
+FB_INLINE void write_tile(const CountTask& task, const CountTile& tile,
+                          const HalfVec (&differ)[G][P]) {
+  const SignResult& result = *task.result;
+  const __m512i sum = _mm512_set1_epi32(task.sum);
+  const auto dot = [&](HalfVec d) __attribute__((always_inline)) {
+    return _mm512_sub_epi32(sum, _mm512_add_epi32(d.v, d.v));
+  };
+  const auto lanes = [&](int g) __attribute__((always_inline)) {
+    const int64_t count = task.filters - g * kCountLanes;
+    return static_cast<__mmask16>(count >= kCountLanes ? 0xffffu : (1u << count) - 1);
+  };
+  if (result.bits != nullptr) {
+    uint64_t word[P] = {};
+    FB_UNROLL
+    for (int g = 0; g < G; ++g) {
+      const __m512i threshold = _mm512_maskz_loadu_epi32(
+          lanes(g), result.threshold + task.first + g * kCountLanes);
+      FB_UNROLL
+      for (int i = 0; i < P; ++i)
+        word[i] |= static_cast<uint64_t>(
+                       _mm512_mask_cmpge_epi32_mask(lanes(g), dot(differ[g][i]), threshold))
+                   << g * kCountLanes;
     }
-    sums[at] = static_cast<int32_t>(inside * p.channels);
-  });
+    const int64_t at = task.first / kWordBits, words = sign_words(task.all);
+    const uint64_t mask = last_word_mask(task.filters);
+    for (int i = 0; i < P; ++i)
+      result.bits[tile.pixel[i] * words + at] = (word[i] ^ result.flips[at]) & mask;
+    return;
+  }
+  const float* const scale = static_cast<const float*>(result.scale) + task.first;
+  const float* const bias = static_cast<const float*>(result.bias) + task.first;
+  FB_UNROLL
+  for (int g = 0; g < G; ++g) {
+    const __mmask16 inside = lanes(g);
+    const __m512 factor = _mm512_maskz_loadu_ps(inside, scale + g * kCountLanes);
+    const __m512 shift = _mm512_maskz_loadu_ps(inside, bias + g * kCountLanes);
+    FB_UNROLL
+    for (int i = 0; i < P; ++i) {
+      float* const to = static_cast<float*>(result.values) + tile.pixel[i] * task.all +
+                        task.first + g * kCountLanes;
+      const __m512 product = _mm512_mul_ps(factor, _mm512_cvtepi32_ps(dot(differ[g][i])));
+      const __m512 y = _mm512_add_ps(product, shift);
+      if (inside == 0xffff)
+        _mm512_storeu_ps(to, y);
+      else
+        _mm512_mask_storeu_ps(to, inside, y);
+    }
+  }
+}
+#endif
+
+// `row` counts of 64 filters each, for results that are not made in registers.
+inline void write_counts(const CountTask& task, const CountTile& tile, const uint32_t* counts) {
+  for (int64_t i = 0; i < tile.count; ++i)
+    write_results(*task.result, tile.pixel[i], 1, task.all, task.first, task.filters, &task.sum,
+                  counts + i * kWordBits, kWordBits);
 }
 
-template <bool kMasked>
-FB_INLINE void count_words(int64_t count, const uint64_t* words, const uint64_t* masks,
-                           int64_t row, const uint64_t* weights, bool further, uint32_t* counts,
-                           int64_t counts_row) {
-  constexpr int G = kCountGroup, P = kCountPixels;
-  WordVec sum[G][P];
+// G vectors of `vectors` for the P pixels of a tile, from the vector `from` on.
+template <int G, int P, bool kTail>
+void count_tile(const CountTask& task, const CountTile& tile, int64_t vectors, int64_t from,
+                uint32_t* counts) {
+  const CountPlan& plan = *task.plan;
+  HalfVec sum[G][P];
   FB_UNROLL
   for (int g = 0; g < G; ++g) {
     FB_UNROLL
-    for (int i = 0; i < P; ++i) sum[g][i] = no_words();
+    for (int i = 0; i < P; ++i) sum[g][i] = no_halves();
   }
-  for (int64_t at = 0; at < count; ++at, weights += kCountFilters) {
-    WordVec weight[G];
-    FB_UNROLL
-    for (int g = 0; g < G; ++g) weight[g] = load_word_vec(weights + g * kCountLanes);
-    FB_UNROLL
-    for (int i = 0; i < P; ++i) {
-      const WordVec word = to_all(words[i * row + at]);
-      const WordVec mask = kMasked ? to_all(masks[i * row + at]) : word;
-      FB_UNROLL
-      for (int g = 0; g < G; ++g)
-        sum[g][i] = add_counts(sum[g][i], kMasked ? differing_in(mask, word, weight[g])
-                                                  : differing(word, weight[g]));
-    }
-  }
-  FB_UNROLL
-  for (int i = 0; i < P; ++i) {
-    FB_UNROLL
-    for (int g = 0; g < G; ++g) {
-      uint32_t* const to = counts + i * counts_row + g * kCountLanes;
-      if (!further) {
-        store_counts(to, sum[g][i]);
-        continue;
+  const int64_t weight_step = vectors * kCountLanes;
+  const int64_t columns = tile.right - tile.left;
+  const int64_t runs = plan.run ? 1 : columns;
+  const int64_t length = plan.run ? columns * plan.halves : plan.halves;
+  for (int64_t tap_row = tile.top; tap_row < tile.bottom; ++tap_row)
+    for (int64_t run = 0; run < runs; ++run) {
+      const int64_t first = (tap_row * plan.kernel_w + tile.left + run) * plan.halves;
+      const uint32_t* weights = task.weights + first * weight_step + from * kCountLanes;
+      const uint32_t* masks = task.masks + first;
+      int64_t at = (tap_row - tile.top) * task.row + run * task.column;
+      for (int64_t i = 0; i < length; ++i, at += plan.step, weights += weight_step) {
+        HalfVec weight[G];
+        FB_UNROLL
+        for (int g = 0; g < G; ++g) weight[g] = load_halves(weights + g * kCountLanes);
+        const HalfVec mask = kTail ? to_all(masks[i]) : weight[0];
+        FB_UNROLL
+        for (int j = 0; j < P; ++j) {
+          const HalfVec half = to_all(tile.map[j][at]);
+          FB_UNROLL
+          for (int g = 0; g < G; ++g)
+            sum[g][j] = add_counts(sum[g][j], kTail ? differing_in(mask, half, weight[g])
+                                                    : differing(half, weight[g]));
+        }
       }
-      uint32_t part[kCountLanes];
-      store_counts(part, sum[g][i]);
-      for (int lane = 0; lane < kCountLanes; ++lane) to[lane] += part[lane];
     }
+#if defined(FB_ISA_AVX512VPOPCNTDQ)
+  if (counts == nullptr) return write_tile<G, P>(task, tile, sum);
+#endif
+  FB_UNROLL
+  for (int j = 0; j < P; ++j) {
+    FB_UNROLL
+    for (int g = 0; g < G; ++g)
+      store_counts(counts + j * kWordBits + (from + g) * kCountLanes, sum[g][j]);
+  }
+}
+
+using CountFunction = void (*)(const CountTask&, const CountTile&, int64_t vectors, int64_t from,
+                               uint32_t* counts);
+
+template <int G, bool kTail>
+CountFunction count_of_pixels(int64_t pixels) {
+  if constexpr (kTile > 2) {
+    if (pixels == 4) return &count_tile<G, 4, kTail>;
+    if (pixels == 3) return &count_tile<G, 3, kTail>;
+  }
+  return pixels == 2 ? &count_tile<G, 2, kTail> : &count_tile<G, 1, kTail>;
+}
+
+// The counts of a group of 64 filters, or the last ones, for a tile.
+template <bool kTail>
+void count_group_of(const CountTask& task, const CountTile& tile, int64_t vectors,
+                    uint32_t* counts) {
+  if constexpr (kInRegisters) {
+    const CountFunction count = vectors == 4   ? count_of_pixels<4, kTail>(tile.count)
+                                : vectors == 3 ? count_of_pixels<3, kTail>(tile.count)
+                                : vectors == 2 ? count_of_pixels<2, kTail>(tile.count)
+                                               : count_of_pixels<1, kTail>(tile.count);
+    count(task, tile, vectors, 0, counts);
+  } else {
+    for (int64_t from = 0; from < vectors; ++from)
+      count_of_pixels<1, kTail>(tile.count)(task, tile, vectors, from, counts);
   }
 }
 
 inline void count_run(const SignConv& p, const void* prepared, void* memory, int64_t from,
                       int64_t to) {
   const CountPlan plan(p);
-  const uint64_t* const panel = static_cast<const uint64_t*>(prepared);
-  uint8_t* const scratch = static_cast<uint8_t*>(memory);
-  uint64_t* const words = reinterpret_cast<uint64_t*>(scratch);
-  uint64_t* const masks = reinterpret_cast<uint64_t*>(scratch + plan.mask_at());
-  int32_t* const sums = reinterpret_cast<int32_t*>(scratch + plan.sums_at());
-  uint32_t* const counts = reinterpret_cast<uint32_t*>(scratch + plan.counts_at());
-  constexpr int64_t kGroups = kWordBits / kCountFilters;  // of the filters whose counts are kept
-  for (int64_t block = from; block < to; ++block) {
-    const int64_t begin = plan.blocks.begin(block), pixels = plan.blocks.end(block) - begin;
-    write_sums(p, begin, begin + pixels, sums);
-    bool padded = false;
-    for (int64_t group = 0; group < plan.groups; group += kGroups) {
-      const int64_t stop = std::min(plan.groups, group + kGroups);
-      for (int64_t first = 0; first < plan.words; first += plan.part) {
-        const int64_t last = std::min(plan.words, first + plan.part);
-        // Those of a filter in one part serve all filters.
-        if (group == 0 || plan.part < plan.words)
-          padded = write_words(p, plan, begin, begin + pixels, first, last, words, masks);
-        for (int64_t g = group; g < stop; ++g) {
-          const uint64_t* const weights = panel + (g * plan.words + first) * kCountFilters;
-          for (int64_t at = 0; at < pixels; at += kCountPixels) {
-            uint32_t* const kept = counts + at * kWordBits + (g - group) * kCountFilters;
-            const int64_t place = at * plan.part;
-            if (padded)
-              count_words<true>(last - first, words + place, masks + place, plan.part, weights,
-                                first > 0, kept, kWordBits);
-            else
-              count_words<false>(last - first, words + place, masks, plan.part, weights, first > 0,
-                                 kept, kWordBits);
-          }
-        }
+  const uint32_t* const panel = static_cast<const uint32_t*>(prepared);
+  CountTile* const tiles = static_cast<CountTile*>(memory);
+  uint32_t* const gathered = reinterpret_cast<uint32_t*>(tiles + plan.rows * p.ow);
+  CountPlan side = plan;  // taps side by side
+  side.kernel_w = plan.taps, side.run = true, side.step = 1;
+  CountTask task;
+  task.plan = p.plus_one ? &side : &plan;
+  task.row = p.dilation_h * plan.row, task.column = p.dilation_w * plan.pixel;
+  task.masks = panel + plan.masks_at(p);
+  task.result = &p.result;
+  task.all = p.filters;
+  uint32_t kept[kTile * kWordBits];
+  const bool in_registers =
+      kInRegisters && (p.result.bits != nullptr || p.result.type == Real::kFloat32);
+  uint32_t* const counts = in_registers ? nullptr : kept;
+  const auto count = [&](const CountTile& tile, int64_t group) {
+    task.weights = panel + group * plan.weights_of_group();
+    task.first = group * kWordBits;
+    task.filters = std::min(kWordBits, p.filters - task.first);
+    task.sum = static_cast<int32_t>((tile.bottom - tile.top) * (tile.right - tile.left) *
+                                    p.channels);
+    (plan.tail ? count_group_of<true> : count_group_of<false>)(
+        task, tile, CountPlan::vectors(p, group), counts);
+    if (counts != nullptr) write_counts(task, tile, counts);
+  };
+  for (int64_t item = from; item < to; ++item) {
+    const int64_t image = item / plan.bands, begin = item % plan.bands * plan.rows;
+    const int64_t end = std::min(p.oh, begin + plan.rows);
+    const int64_t number = write_tiles(p, plan, image, begin, end, tiles);
+    if (p.plus_one) {
+      for (int64_t at = 0; at < number; ++at) {
+        const CountTile tile = gather(p, plan, tiles[at], gathered);
+        for (int64_t group = 0; group < plan.groups; ++group) count(tile, group);
       }
-      const int64_t first = group * kCountFilters;
-      const int64_t count = std::min(kWordBits, p.filters - first);
-      write_results(p.result, begin, pixels, p.filters, first, count, sums,
-                    static_cast<const uint32_t*>(counts), kWordBits);
+    } else {
+      for (int64_t group = 0; group < plan.groups; ++group)
+        for (int64_t at = 0; at < number; ++at) count(tiles[at], group);
     }
   }
 }
