@@ -186,6 +186,64 @@ Tensor binary_sep_conv2d(Tensor bits, Tensor depthwise_bits, Tensor threshold, T
   return y;
 }
 
+// The overloads `short`, whose numbers are one: each argument of a call costs time.
+struct Settings {
+  int64_t channels, kernel_size;
+  Pair stride, padding, dilation;
+  bool depthwise, plus_one;
+  ScalarType out_dtype = ScalarType::Float;
+
+  explicit Settings(int64_t packed) {  // as in fastbandit/ops/binary_conv2d.py
+    const auto next = [&](int width) {
+      const int64_t value = packed & ((int64_t{1} << width) - 1);
+      packed >>= width;
+      return value;
+    };
+    channels = next(20), kernel_size = next(6);
+    stride.assign(2, next(6));
+    padding.assign(2, next(8));
+    dilation.assign(2, next(6));
+    depthwise = next(1) != 0, plus_one = next(1) != 0;
+    constexpr ScalarType types[] = {ScalarType::Float, ScalarType::Double, ScalarType::BFloat16,
+                                    ScalarType::Half};
+    out_dtype = types[next(2)];
+  }
+
+  int64_t groups() const { return depthwise ? channels : 1; }
+
+  void check(const char* op, const Tensor& weight_bits) const {
+    FB_CHECK(weight_bits.dim() == 4 && weight_bits.size(1) == kernel_size &&
+                 weight_bits.size(2) == kernel_size,
+             op, "weight_bits: expected filters of ", kernel_size, " x ", kernel_size, ", got ",
+             shape_text(weight_bits));
+  }
+};
+
+Tensor short_conv2d(Tensor bits, Tensor weight_bits, int64_t settings, std::optional<Tensor> scale,
+                    std::optional<Tensor> bias) {
+  const Settings s(settings);
+  s.check("binary_conv2d", weight_bits);
+  return binary_conv2d(bits, weight_bits, s.channels, s.stride, s.padding, s.dilation, s.groups(),
+                       s.plus_one, scale, bias, s.out_dtype);
+}
+
+Tensor short_conv2d_bits(Tensor bits, Tensor weight_bits, int64_t settings, Tensor threshold,
+                         Tensor flip) {
+  const Settings s(settings);
+  s.check("binary_conv2d_bits", weight_bits);
+  return binary_conv2d_bits(bits, weight_bits, s.channels, s.stride, s.padding, s.dilation,
+                            s.groups(), s.plus_one, threshold, flip);
+}
+
+Tensor short_sep_conv2d(Tensor bits, Tensor depthwise_bits, Tensor threshold, Tensor flip,
+                        Tensor pointwise_bits, std::optional<Tensor> scale,
+                        std::optional<Tensor> bias, int64_t settings) {
+  const Settings s(settings);
+  return binary_sep_conv2d(bits, depthwise_bits, threshold, flip, pointwise_bits, scale, bias,
+                           s.channels, s.stride[0], s.padding[0], s.dilation[0], s.plus_one,
+                           s.out_dtype);
+}
+
 }  // namespace
 }  // namespace fastbandit::cpu
 
@@ -193,4 +251,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastbandit, CPU, library) {
   library.impl("binary_conv2d", TORCH_BOX(&fastbandit::cpu::binary_conv2d));
   library.impl("binary_conv2d_bits", TORCH_BOX(&fastbandit::cpu::binary_conv2d_bits));
   library.impl("binary_sep_conv2d", TORCH_BOX(&fastbandit::cpu::binary_sep_conv2d));
+  library.impl("binary_conv2d.short", TORCH_BOX(&fastbandit::cpu::short_conv2d));
+  library.impl("binary_conv2d_bits.short", TORCH_BOX(&fastbandit::cpu::short_conv2d_bits));
+  library.impl("binary_sep_conv2d.short", TORCH_BOX(&fastbandit::cpu::short_sep_conv2d));
 }

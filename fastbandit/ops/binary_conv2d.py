@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -13,7 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 from fastbandit._modes import autocast_dtype
 from fastbandit.ops import _convolution, _linf
 from fastbandit.ops._convolution import Pair
-from fastbandit.ops._register import MISS, define, short_call
+from fastbandit.ops._register import MISS, declare_short, define, short_call
 from fastbandit.ops.binary_pack import check_bits, unpack_reference, words_from, words_of
 
 __all__ = ["binary_conv2d", "sign_threshold"]
@@ -243,8 +244,82 @@ _threshold = define(
     _threshold_fake,
 )
 
-_native_conv = short_call(conv)
-_native_conv_bits = short_call(conv_bits)
+_native_conv = short_call(
+    declare_short(
+        "binary_conv2d",
+        "(Tensor bits, Tensor weight_bits, int settings, Tensor? scale, Tensor? bias) -> Tensor",
+    )
+)
+_native_conv_bits = short_call(
+    declare_short(
+        "binary_conv2d_bits",
+        "(Tensor bits, Tensor weight_bits, int settings, Tensor threshold, Tensor flip) -> Tensor",
+    )
+)
+
+# The numbers of a call in one, from the lowest bit on, as csrc/cpu/binary_conv2d.cpp reads them.
+_WIDTHS = {
+    "channels": 20, "kernel_size": 6, "stride": 6, "padding": 8, "dilation": 6, "depthwise": 1,
+    "plus_one": 1, "out_dtype": 2,
+}  # fmt: skip
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+@lru_cache(maxsize=4096, typed=True)  # typed: True is no number here
+def one_number(
+    channels: int,
+    kernel_size: int,
+    stride: int,
+    padding: int,
+    dilation: int,
+    groups: int,
+    pad: str,
+    out_dtype: torch.dtype,
+) -> int | None:
+    """What the short ops take for these settings, or None: they take only the usual ones.
+
+    A kernel size of 0 is that of the filters, whichever it is.
+    """
+    numbers = (channels, kernel_size, stride, padding, dilation, groups)
+    if any(type(number) is not int for number in numbers):
+        return None
+    if groups not in (1, channels) or pad not in ("zero", "plus_one") or out_dtype not in _DTYPES:
+        return None
+    fields = (*numbers[:5], groups > 1, pad == "plus_one", _DTYPES.index(out_dtype))
+    packed = shift = 0
+    for value, width in zip(fields, _WIDTHS.values(), strict=True):
+        if not 0 <= value < 1 << width:
+            return None
+        packed |= int(value) << shift
+        shift += width
+    return packed
+
+
+def _short(
+    bits: Tensor,
+    weight_bits: Tensor,
+    settings: tuple[Any, ...],
+    scale: Tensor | None,
+    bias: Tensor | None,
+    threshold: Threshold | None,
+) -> Any:
+    try:
+        number = one_number(*settings)
+    except TypeError:  # a list, say
+        return MISS
+    if number is None:
+        return MISS
+    if threshold is None:
+        return _native_conv(bits, weight_bits, number, scale, bias)
+    if (
+        type(threshold) is tuple
+        and len(threshold) == 2
+        and scale is None
+        and bias is None
+        and settings[-1] is torch.float32
+    ):
+        return _native_conv_bits(bits, weight_bits, number, *threshold)
+    return MISS
 
 
 # Counted as the multiply-adds that the bits stand for, two each, padding included, as in torch's
@@ -363,27 +438,12 @@ def binary_conv2d(
     """
     # The short way is for the kernels, which check their arguments themselves, and for numbers of
     # the usual form: on a small map the checks here take longer than they do.
-    if (
-        type(bits) is Tensor
-        and bits.is_cpu
-        and type(kernel_size) is type(stride) is type(padding) is type(dilation) is int
-        and type(groups) is type(channels) is int
-        and type(weight_bits) is Tensor
-        and weight_bits.dim() == 4
-        and weight_bits.size(1) == kernel_size == weight_bits.size(2)
-        and (pad == "zero" or pad == "plus_one")
-    ):
-        settings = (bits, weight_bits, channels, [stride] * 2, [padding] * 2, [dilation] * 2)
-        if threshold is None:
-            y = _native_conv(*settings, groups, pad == "plus_one", scale, bias, out_dtype)
-        elif (type(threshold) is tuple and len(threshold) == 2) and (
-            scale is None and bias is None and out_dtype is torch.float32
-        ):
-            y = _native_conv_bits(*settings, groups, pad == "plus_one", *threshold)
-        else:
-            y = MISS
+    if type(bits) is Tensor and bits.is_cpu and not torch.compiler.is_compiling():
+        settings = (channels, kernel_size, stride, padding, dilation, groups, pad, out_dtype)
+        y = _short(bits, weight_bits, settings, scale, bias, threshold)
         if y is not MISS:
-            return y
+            result: Tensor = y
+            return result
     op = "binary_conv2d"
     check_bits(op, bits, channels)
     kernel = _convolution.pair(op, "kernel_size", kernel_size, 1)

@@ -8,8 +8,15 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from fastbandit.ops._register import MISS, define, short_call
-from fastbandit.ops.binary_conv2d import bits_reference, conv, conv_bits, output_size, reference
+from fastbandit.ops._register import MISS, declare_short, define, short_call
+from fastbandit.ops.binary_conv2d import (
+    bits_reference,
+    conv,
+    conv_bits,
+    one_number,
+    output_size,
+    reference,
+)
 
 __all__ = ["separable"]
 
@@ -77,7 +84,13 @@ _separable = define(
     _reference,
     _fake,
 )
-_native = short_call(_separable)
+_native = short_call(
+    declare_short(
+        "binary_sep_conv2d",
+        "(Tensor bits, Tensor depthwise_bits, Tensor threshold, Tensor flip, "
+        "Tensor pointwise_bits, Tensor? scale, Tensor? bias, int settings) -> Tensor",
+    )
+)
 
 
 @register_flop_formula(torch.ops.fastbandit.binary_sep_conv2d)
@@ -114,7 +127,13 @@ def separable(*arguments: Any) -> Tensor:
     Returns:
         [N, C_out, H_out, W_out] in ``out_dtype`` and channels-last.
     """
-    y = _native(*arguments)
+    y = MISS
+    if not torch.compiler.is_compiling():
+        channels, stride, padding, dilation, plus_one, dtype = arguments[7:]
+        pad = "plus_one" if plus_one else "zero"
+        number = one_number(channels, 0, stride, padding, dilation, channels, pad, dtype)
+        if number is not None:
+            y = _native(*arguments[:7], number)
     if y is MISS:
         y = (_reference if torch.compiler.is_exporting() else _separable)(*arguments)
     result: Tensor = y
