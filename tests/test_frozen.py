@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from fastbandit.nn.frozen import FrozenBatchNorm, freeze
 from fastbandit.nn.norm import BatchNorm2d
@@ -72,3 +73,26 @@ def test_freeze_replaces_what_it_knows():
         "FrozenBatchNorm", "FrozenBatchNorm", "Own", "BatchNorm2d",
     ]  # fmt: skip
     torch.testing.assert_close(network(x), before, rtol=2e-6, atol=2e-6)
+
+
+def test_what_is_folded_follows_the_weights():
+    """Kept, once or side by side, until one of them changes."""
+    norm = freeze(nn.Sequential(trained_norm(nn.BatchNorm2d)))[0]
+    even, odd = torch.randn(2, 3, 1, 1), torch.randn(3, 3, 1, 1)
+    x = torch.randn(2, 3, 4, 4)
+
+    def check(weight):
+        folded, bias = norm.fold(weight)
+        joined = torch.cat(weight) if isinstance(weight, tuple) else weight
+        torch.testing.assert_close(F.conv2d(x, folded, bias), norm(F.conv2d(x, joined)))
+        return folded
+
+    for weight in ((even, odd), torch.cat((even, odd))):
+        first = check(weight)
+        assert check(weight) is first
+    assert check((even, odd)) is not check((even.clone(), odd))
+    odd.mul_(2)
+    check((even, odd))
+    norm.running_var.mul_(3)
+    check((even, odd))
+    assert check((even.requires_grad_(), odd)).requires_grad

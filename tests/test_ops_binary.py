@@ -282,6 +282,52 @@ def test_no_op_falls_back_to_numbers(monkeypatch):
     assert calls == []
 
 
+@pytest.mark.skipif("cpu" not in _native.served, reason="needs the CPU kernels")
+def test_the_short_way_says_what_the_long_one_does(monkeypatch):
+    """Every number of a call arrives, those that do not fit take the long way, and whoever looks at
+    ops sees the op itself."""
+    x, weight = torch.randn(2, 70, 9, 9), torch.randn(70, 70, 3, 3)
+    bits, weight_bits = ops.pack_sign(x), ops.pack_sign(weight)
+    single = ops.pack_sign(weight[:1])
+    scale, bias = torch.randn(2, 70)
+    threshold = ops.sign_threshold(scale, bias, 9)
+    taken: list[str] = []
+    for name in ("_native_conv", "_native_conv_bits"):
+        call = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda *args, name=name, call=call: taken.append(name) or call(*args)
+        )
+    settings: list[dict[str, Any]] = [
+        {"stride": 2}, {"stride": 63, "padding": 31}, {"padding": 255, "stride": 9},
+        {"dilation": 3}, {"pad": "plus_one", "padding": 2}, *({"out_dtype": t} for t in DTYPES),
+    ]  # fmt: skip
+    for number in settings:
+        for groups, filters in ((1, weight_bits), (70, single)):
+            call = {"kernel_size": 3, "groups": groups, "padding": 1, **number}
+            long = {**call, "kernel_size": (3, 3)}
+            for more in ({"scale": scale, "bias": bias}, {"threshold": threshold}):
+                if "threshold" in more and "out_dtype" in number:
+                    continue
+                before = len(taken)
+                y = ops.binary_conv2d(bits, filters, 70, **call, **more)
+                assert len(taken) == before + 1
+                assert torch.equal(y, ops.binary_conv2d(bits, filters, 70, **long, **more))
+                assert len(taken) == before + 1
+    for number in ({"stride": 64}, {"padding": 256}, {"dilation": 64, "padding": 70}):
+        call = {"kernel_size": 3, "scale": scale, **number}
+        y = ops.binary_conv2d(bits, weight_bits, 70, **call)
+        assert torch.equal(
+            y, ops.binary_conv2d(bits, weight_bits, 70, **{**call, "kernel_size": (3, 3)})
+        )
+    with FlopCounterMode(display=False) as counter:
+        ops.binary_conv2d(bits, weight_bits, 70, kernel_size=3)
+    assert counter.get_total_flops() == 2 * 2 * 49 * 70 * 70 * 9
+    with pytest.raises(ValueError, match="weight_bits: expected shape"):
+        ops.binary_conv2d(bits, weight_bits, 70, kernel_size=2)
+    with pytest.raises(ValueError, match="groups: expected 1 or the number of channels"):
+        ops.binary_conv2d(bits, weight_bits, 70, kernel_size=3, groups=2)
+
+
 def test_bits_past_the_channels_are_not_read(device):
     for depthwise in (False, True):
         for channels in (5, 66, 70):

@@ -105,7 +105,8 @@ def test_several_maps_and_halves_one_by_one_are_the_same_bits(widths, size, devi
     scale = torch.linspace(0.5, 2.0, sum(widths), device=device)
 
     def scaled(weight):
-        return weight * scale.view(-1, 1, 1, 1), scale - 1
+        joined = torch.cat(weight) if isinstance(weight, tuple) else weight
+        return joined * scale.view(-1, 1, 1, 1), scale - 1
 
     how = {"fold": scaled, "norm": lambda y: y * scale.view(-1, 1, 1) + (scale - 1).view(-1, 1, 1)}
     joined = torch.cat(maps, 1)

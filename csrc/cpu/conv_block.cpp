@@ -106,9 +106,10 @@ struct Block {
   }
 };
 
-// float32 values of one thread; kept, so that a training loop allocates nothing.
+// float32 values of one thread; kept, so that a training loop allocates nothing. 3 is that of the
+// thread that calls, which the others read.
 float* scratch(int which, int64_t count) {
-  static thread_local std::vector<float> buffers[3];
+  static thread_local std::vector<float> buffers[4];
   auto& buffer = buffers[which];
   if (static_cast<int64_t>(buffer.size()) < count) buffer.resize(static_cast<size_t>(count));
   return buffer.data();
@@ -152,13 +153,11 @@ std::vector<Tensor> conv_block(std::vector<Tensor> xs, std::optional<Tensor> dep
   const Shape shape(outer, pixels);
 
   const int64_t width = block.padded(outer);
-  std::vector<float> packed(static_cast<size_t>((inner + 1) * width));
-  const float* const matrix = packed.data();
-  kernels.pack(inner, outer, floats(pointwise), pointwise.stride(1), pointwise.stride(0),
-               packed.data());
+  float* const matrix = scratch(3, (inner + 1) * width);
+  kernels.pack(inner, outer, floats(pointwise), pointwise.stride(1), pointwise.stride(0), matrix);
   const float* added = nullptr;
   if (bias && !normalize) {
-    kernels.pack(1, outer, floats(bias), 0, 1, packed.data() + inner * width);
+    kernels.pack(1, outer, floats(bias), 0, 1, matrix + inner * width);
     added = matrix + inner * width;
   }
   const auto sources = block.sources({});
@@ -269,10 +268,8 @@ std::vector<Tensor> conv_block_backward(Tensor grad, std::vector<Tensor> xs,
   const float* const middle_map = block.depthwise ? floats(*d) : nullptr;
   const bool inward = block.depthwise ? (input || weights) : input;
   const int64_t width = block.padded(inner), tile = block.tile();
-  std::vector<float> packed(static_cast<size_t>(outer * width));
-  const float* const matrix = packed.data();
-  kernels.pack(outer, inner, floats(pointwise), pointwise.stride(0), pointwise.stride(1),
-               packed.data());
+  float* const matrix = scratch(3, outer * width);
+  kernels.pack(outer, inner, floats(pointwise), pointwise.stride(0), pointwise.stride(1), matrix);
   const auto sources = block.sources(block.depthwise ? std::vector<Tensor>{} : grads);
   const int64_t count = static_cast<int64_t>(sources.size());
   float* const by_map = block.depthwise ? floats_to_write(grads[0]) : nullptr;

@@ -21,6 +21,11 @@ from fastbandit.nn.shortcuts import Plain
 __all__ = ["FrozenBatchNorm", "foldable", "freeze", "is_plain_norm"]
 
 
+# Channels from which a pixel is a row that torch works through as fast as a long one; constants for
+# every element of an image would be read beside it, and drive other things from the cache.
+_ENOUGH = 16
+
+
 @dataclass
 class _Constants:
     """Scale and shift, and what is made of them, for as long as the module's tensors are these."""
@@ -32,8 +37,8 @@ class _Constants:
     shift: Tensor  # [C]
     # For each size of map: scale and shift of every element of an image, as it lies in memory.
     rows: dict[tuple[int, bool], tuple[Tensor, Tensor]] = field(default_factory=dict)
-    # The last weight of a 1x1 convolution that this was folded into, its version, the result.
-    folded: tuple[Tensor, int, Tensor] | None = None
+    # The last weights of 1x1 convolutions that this was folded into, their versions, the result.
+    folded: tuple[tuple[Tensor, ...], tuple[int, ...], Tensor] | None = None
 
 
 def _version(tensor: Tensor | None) -> int:
@@ -79,20 +84,32 @@ class FrozenBatchNorm(nn.BatchNorm2d):
         self._kept = _Constants(tensors, versions, self.eps, scale, shift)
         return self._kept
 
-    def fold(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+    def fold(self, weight: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """Weight and bias of the convolution that is ``weight``'s and this after it.
 
-        Kept for as long as ``weight`` does not change, unless a gradient of it may be asked for.
+        Several weights are of convolutions side by side. What is folded is kept for as long as no
+        weight changes, unless a gradient of it may be asked for.
         """
         own = self._constants()
-        if weight.requires_grad and torch.is_grad_enabled():
-            return weight * own.scale.view(-1, 1, 1, 1), own.shift
+        weights = weight if isinstance(weight, tuple) else (weight,)
         last = own.folded
-        if last is None or last[0] is not weight or last[1] != _version(weight):
+        if torch.is_grad_enabled() and any(one.requires_grad for one in weights):
+            return self._folded(own, weights), own.shift
+        versions = tuple(map(_version, weights))
+        if (
+            last is None
+            or last[1] != versions
+            or len(last[0]) != len(weights)
+            or not all(map(operator.is_, last[0], weights))
+        ):
             with torch.inference_mode(False), torch.no_grad():
-                folded = weight * own.scale.view(-1, 1, 1, 1)
-            own.folded = last = (weight, _version(weight), folded)
+                own.folded = last = (weights, versions, self._folded(own, weights))
         return last[2], own.shift
+
+    @staticmethod
+    def _folded(own: _Constants, weights: tuple[Tensor, ...]) -> Tensor:
+        joined = weights[0] if len(weights) == 1 else torch.cat(weights)
+        return joined * own.scale.view(-1, 1, 1, 1)
 
     @staticmethod
     def _row(own: _Constants, pixels: int, channels_last: bool) -> tuple[Tensor, Tensor]:
@@ -123,10 +140,13 @@ class FrozenBatchNorm(nn.BatchNorm2d):
         if x.is_contiguous():
             scale, shift = self._row(own, height * width, False)
             return torch.addcmul(shift, x.view(n, channels * height * width), scale).view(x.shape)
-        scale, shift = self._row(own, height * width, True)
         # A copy only where x is in neither of the two layouts.
-        flat = x.permute(0, 2, 3, 1).reshape(n, channels * height * width)
-        y = torch.addcmul(shift, flat, scale)
+        pixels = x.permute(0, 2, 3, 1)
+        if channels >= _ENOUGH:
+            y = torch.addcmul(own.shift, pixels.reshape(-1, channels), own.scale)
+        else:
+            scale, shift = self._row(own, height * width, True)
+            y = torch.addcmul(shift, pixels.reshape(n, channels * height * width), scale)
         return y.view(n, height, width, channels).permute(0, 3, 1, 2)
 
 

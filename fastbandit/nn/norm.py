@@ -137,9 +137,9 @@ class BatchNorm2d(nn.BatchNorm2d):
             x, self.weight, self.bias, self.running_mean, self.running_var, factor, self.eps
         )
 
-    def fold(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+    def fold(self, weight: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """Weight and bias of the convolution that is ``weight``'s and this after it, in evaluation
-        mode with running statistics."""
+        mode with running statistics; several weights are of convolutions side by side."""
         mean, variance = self.running_mean, self.running_var
         assert mean is not None
         assert variance is not None
@@ -147,7 +147,8 @@ class BatchNorm2d(nn.BatchNorm2d):
         if self.weight is not None:
             scale = scale * self.weight
         bias = -mean * scale if self.bias is None else self.bias - mean * scale
-        return weight * scale.view(-1, 1, 1, 1), bias
+        joined = torch.cat(weight) if isinstance(weight, tuple) else weight
+        return joined * scale.view(-1, 1, 1, 1), bias
 
     def next_factor(self) -> float:
         """By how much the running statistics move towards those of one more batch; counts it."""

@@ -127,7 +127,7 @@ def separable(*arguments: Any) -> Tensor:
     Returns:
         [N, C_out, H_out, W_out] in ``out_dtype`` and channels-last.
     """
-    y = MISS
+    y: Any = MISS
     if not torch.compiler.is_compiling():
         channels, stride, padding, dilation, plus_one, dtype = arguments[7:]
         pad = "plus_one" if plus_one else "zero"

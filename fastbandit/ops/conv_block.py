@@ -316,7 +316,7 @@ def conv_block(
     momentum: float = 0.1,
     eps: float = 1e-5,
     norm: Callable[[Tensor], Tensor] | None = None,
-    fold: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
+    fold: Callable[[Any], tuple[Tensor, Tensor]] | None = None,
 ) -> Tensor:
     """ReLU, an optional depthwise convolution, a 1x1 convolution, then batch norm or a bias.
 
@@ -349,7 +349,8 @@ def conv_block(
         running_mean, running_var: see :func:`fastbandit.ops.batch_norm`.
         momentum, eps: of the batch norm.
         norm: another normalisation, called on the result; not with ``normalize``.
-        fold: gives, for ``pointwise``, weight and bias of the convolution that has ``norm`` in it.
+        fold: gives, for ``pointwise`` (or the weights of convolutions side by side, in a tuple),
+            weight and bias of the convolution that has ``norm`` in it.
             Where one kernel computes all, that convolution is computed and ``norm`` is not called.
 
     Returns:
@@ -406,7 +407,7 @@ def check_normalization(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     norm: Callable[[Tensor], Tensor] | None = None,
-    fold: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
+    fold: Callable[[Any], tuple[Tensor, Tensor]] | None = None,
     running_mean: Tensor | None = None,
     running_var: Tensor | None = None,
     momentum: float = 0.1,
@@ -449,7 +450,7 @@ def as_term(
     momentum: float = 0.1,
     eps: float = 1e-5,
     norm: Callable[[Tensor], Any] | None = None,
-    fold: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
+    fold: Callable[[Any], tuple[Tensor, Tensor]] | None = None,
     deferred: bool = False,
 ) -> Any:
     """:func:`computed`, whose batch norm may be left to a sum.

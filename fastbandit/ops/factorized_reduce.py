@@ -20,21 +20,23 @@ from fastbandit.ops.conv_block import check_normalization, normalized, serves
 __all__ = ["factorized_reduce"]
 
 
-class _Grids(torch.autograd.Function):
-    """The pixels of even row and column, and those of odd row and column; channels-last.
+def _grids(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The pixels of even row and column, and those of odd row and column; channels-last."""
+    even = x[:, :, ::2, ::2].contiguous(memory_format=torch.channels_last)
+    odd = x[:, :, 1::2, 1::2]
+    short = [side for size in x.shape[:1:-1] for side in (0, size % 2)]
+    if any(short):
+        odd = F.pad(odd, short)
+    return even, odd.contiguous(memory_format=torch.channels_last)
 
-    Their gradient is written once, where slices would each fill a map with zeros.
-    """
+
+class _Grids(torch.autograd.Function):
+    """:func:`_grids`, whose gradient is written once: slices would each fill a map with zeros."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         ctx.shape = x.shape
-        even = x[:, :, ::2, ::2].contiguous(memory_format=torch.channels_last)
-        odd = x[:, :, 1::2, 1::2]
-        short = [side for size in x.shape[:1:-1] for side in (0, size % 2)]
-        if any(short):
-            odd = F.pad(odd, short)
-        return even, odd.contiguous(memory_format=torch.channels_last)
+        return _grids(x)
 
     @staticmethod
     def backward(ctx: Any, even: Tensor, odd: Tensor) -> Tensor:
@@ -90,11 +92,12 @@ def as_term(x: Tensor | Sequence[Tensor], even: Tensor | None, odd: Tensor, **ho
     """
     maps = [x] if isinstance(x, Tensor) else list(x)
     if even is not None and serves(maps, odd):
-        grids = [_Grids.apply(one) for one in maps]
+        split = _Grids.apply if torch.is_grad_enabled() else _grids
+        grids = [split(one) for one in maps]
         first, second = ([grid[index] for grid in grids] for index in (0, 1))
         fold = how.get("fold")
         if fold is not None and not torch.is_grad_enabled():
-            weight, bias = fold(torch.cat((even, odd)))
+            weight, bias = fold((even, odd))
             half = len(even)
             halves = ((first, weight[:half], bias[:half]), (second, weight[half:], bias[half:]))
             return torch.cat([block_as_term(g, w, bias=b) for g, w, b in halves], 1)

@@ -131,50 +131,19 @@ inline int64_t count_items(const SignConv& p) { return p.n * CountPlan(p).bands;
 
 // ---- weights -------------------------------------------------------------------------------------
 
+// transpose_tile of bits, with rows of kCountLanes.
+inline void transpose_bits(const uint32_t* from, int64_t from_row, int64_t rows, int64_t columns,
+                           uint32_t* to, int64_t to_row) {
 #if defined(FB_ISA_AVX512)
-// 16 rows `from_row` apart as 16 columns, the new rows `to_row` apart; of `rows` and `columns` at most
-// 16 each what lies beyond is 0, and not written.
-inline void transpose(const uint32_t* from, int64_t from_row, int64_t rows, int64_t columns,
-                      uint32_t* to, int64_t to_row) {
-  const __mmask16 mask = static_cast<__mmask16>((1u << columns) - 1);
-  __m512i a[16], b[16];
-  for (int i = 0; i < 16; ++i)
-    a[i] = i < rows ? _mm512_maskz_loadu_epi32(mask, from + i * from_row) : _mm512_setzero_si512();
-  FB_UNROLL
-  for (int i = 0; i < 8; ++i) {
-    b[2 * i] = _mm512_unpacklo_epi32(a[2 * i], a[2 * i + 1]);
-    b[2 * i + 1] = _mm512_unpackhi_epi32(a[2 * i], a[2 * i + 1]);
-  }
-  FB_UNROLL
-  for (int i = 0; i < 4; ++i) {
-    FB_UNROLL
-    for (int j = 0; j < 2; ++j) {
-      a[4 * i + 2 * j] = _mm512_unpacklo_epi64(b[4 * i + j], b[4 * i + 2 + j]);
-      a[4 * i + 2 * j + 1] = _mm512_unpackhi_epi64(b[4 * i + j], b[4 * i + 2 + j]);
-    }
-  }
-  // a[4 i + c]: of the rows 4 i to 4 i + 3 the columns c, c + 4, c + 8 and c + 12.
-  FB_UNROLL
-  for (int c = 0; c < 4; ++c) {
-    const __m512i low01 = _mm512_shuffle_i32x4(a[c], a[4 + c], 0x44);
-    const __m512i high01 = _mm512_shuffle_i32x4(a[c], a[4 + c], 0xee);
-    const __m512i low23 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0x44);
-    const __m512i high23 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0xee);
-    b[c] = _mm512_shuffle_i32x4(low01, low23, 0x88);
-    b[c + 4] = _mm512_shuffle_i32x4(low01, low23, 0xdd);
-    b[c + 8] = _mm512_shuffle_i32x4(high01, high23, 0x88);
-    b[c + 12] = _mm512_shuffle_i32x4(high01, high23, 0xdd);
-  }
-  for (int i = 0; i < columns; ++i) _mm512_storeu_si512(to + i * to_row, b[i]);
-}
+  static_assert(kLanes == kCountLanes);
+  transpose_tile(reinterpret_cast<const float*>(from), from_row, rows, columns,
+                 reinterpret_cast<float*>(to), to_row);  // loads, stores and shuffles alone
 #else
-inline void transpose(const uint32_t* from, int64_t from_row, int64_t rows, int64_t columns,
-                      uint32_t* to, int64_t to_row) {
   for (int64_t i = 0; i < columns; ++i)
     for (int64_t f = 0; f < kCountLanes; ++f)
       to[i * to_row + f] = f < rows ? from[f * from_row + i] : 0;
-}
 #endif
+}
 
 // Weights [group][tap][half][vector of the group][filter]; then what of each half counts, where that
 // is not all. Of weights past the last channel nothing needs to be known then.
@@ -196,8 +165,8 @@ inline void count_prepare(const SignConv& p, void* prepared) {
         uint32_t* const to = panel + group * plan.weights_of_group() + vector * kCountLanes +
                              part * plan.halves * row;
         for (int64_t i = 0; i < length; i += kCountLanes)
-          transpose(from + i, filter, filters, std::min<int64_t>(kCountLanes, length - i),
-                    to + i * row, row);
+          transpose_bits(from + i, filter, filters, std::min<int64_t>(kCountLanes, length - i),
+                         to + i * row, row);
       }
     }
   }

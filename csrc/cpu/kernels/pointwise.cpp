@@ -16,9 +16,22 @@ FB_INLINE int64_t padded(int64_t columns) { return (columns + kLanes - 1) / kLan
 inline void pack(int64_t depth, int64_t columns, const float* from, int64_t row, int64_t column,
                  float* to) {
   const int64_t width = padded(columns);
-  for (int64_t k = 0; k < depth; ++k, to += width)
+  if (row == 1) {  // the weight of a forward pass: read along its rows, which lie far apart
+    for (int64_t n = 0; n < columns; n += kLanes)
+      for (int64_t k = 0; k < depth; k += kLanes)
+        transpose_tile(from + n * column + k, column, std::min<int64_t>(kLanes, columns - n),
+                       std::min<int64_t>(kLanes, depth - k), to + k * width + n, width);
+    return;
+  }
+  for (int64_t k = 0; k < depth; ++k, to += width) {
+    if (column == 1) {
+      std::copy_n(from + k * row, columns, to);
+      std::fill(to + columns, to + width, 0.0f);
+      continue;
+    }
     for (int64_t n = 0; n < width; ++n)
       to[n] = n < columns ? from[k * row + n * column] : 0.0f;
+  }
 }
 
 // ---- products ------------------------------------------------------------------------------------

@@ -90,4 +90,17 @@ FB_INLINE void store_first(T* p, int64_t count, Vec a) {
   store_partial(p, 1, count, a);
 }
 
+// `rows` rows of `columns` values as the columns of rows of kLanes, at most that many of each; 0 in
+// what is left of the new rows.
+FB_INLINE void transpose_tile(const float* from, int64_t from_row, int64_t rows, int64_t columns,
+                              float* to, int64_t to_row) {
+  Vec tile[kLanes];
+  for (int64_t i = 0; i < kLanes; ++i)
+    tile[i] = i >= rows           ? zero()
+              : columns == kLanes ? load(from + i * from_row)
+                                  : load_first(from + i * from_row, columns);
+  transpose(tile);
+  for (int64_t i = 0; i < columns; ++i) store(to + i * to_row, tile[i]);
+}
+
 }  // namespace fastbandit::cpu::FB_ISA
