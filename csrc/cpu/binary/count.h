@@ -66,20 +66,13 @@ FB_INLINE void store_counts(uint32_t* to, HalfVec a) { std::memcpy(to, &a.v, siz
 // ---- sizes ---------------------------------------------------------------------------------------
 
 constexpr bool kInRegisters = kIsa == Isa::avx512vpopcntdq;
-constexpr int64_t kBandPixels = 64;
 constexpr int kTile = kInRegisters ? 4 : 2;  // pixels of a tile
 constexpr int kGroupVectors = kWordBits / kCountLanes;
 
-// Pixels of an output whose taps inside the map are the rows [top, bottom) and columns [left, right)
-// of the filter.
-struct CountTile {
-  const uint32_t* map[kTile];  // the first of these taps
-  int64_t pixel[kTile];        // the place in the output
-  int64_t count;
-  int64_t top, bottom, left, right;
-};
+using CountTile = SignTile<kTile>;
 
 struct CountPlan {
+  SignBands bands;
   int64_t halves, taps;     // of a tap, that hold channels; of a filter
   int64_t pixel, row;       // from a pixel and a row of the map to the next, in halves
   int64_t kernel_w;         // of the filter as it is walked
@@ -87,9 +80,8 @@ struct CountPlan {
   bool run;                 // whether it is one
   bool tail;                // the last half of a tap holds fewer than 32 channels
   int64_t groups;           // of 64 filters
-  int64_t rows, bands;      // of a band; of an image
 
-  explicit CountPlan(const SignConv& p) {
+  explicit CountPlan(const SignConv& p) : bands(p) {
     halves = (p.channels + kHalfBits - 1) / kHalfBits;
     taps = p.taps();
     pixel = p.words * 2;
@@ -99,10 +91,6 @@ struct CountPlan {
     step = halves == 1 ? p.dilation_w * pixel : 1;
     tail = p.channels % kHalfBits != 0;
     groups = (p.filters + kWordBits - 1) / kWordBits;
-    rows = std::min(p.oh, std::max<int64_t>(1, kBandPixels / p.ow));
-    bands = (p.oh + rows - 1) / rows;
-    rows = (p.oh + bands - 1) / bands;  // nearly of one size
-    bands = (p.oh + rows - 1) / rows;
   }
 
   // Of the weights, by group.
@@ -124,10 +112,10 @@ inline int64_t count_prepared_bytes(const SignConv& p) {
 // The tiles of a band, then, where the padding is +1, what lies under the taps of one tile.
 inline int64_t count_scratch_bytes(const SignConv& p) {
   const CountPlan plan(p);
-  return plan.rows * p.ow * static_cast<int64_t>(sizeof(CountTile)) +
+  return plan.bands.pixels(p) * static_cast<int64_t>(sizeof(CountTile)) +
          (p.plus_one ? kTile * plan.taps * plan.halves * 4 : 0);
 }
-inline int64_t count_items(const SignConv& p) { return p.n * CountPlan(p).bands; }
+inline int64_t count_items(const SignConv& p) { return SignBands(p).items(p); }
 
 // ---- weights -------------------------------------------------------------------------------------
 
@@ -178,62 +166,18 @@ inline void count_prepare(const SignConv& p, void* prepared) {
 
 // ---- tiles ---------------------------------------------------------------------------------------
 
-// The tiles of the output rows [begin, end) of an image.
-inline int64_t write_tiles(const SignConv& p, const CountPlan& plan, int64_t image, int64_t begin,
-                           int64_t end, CountTile* tiles) {
-  const uint32_t* const map =
-      reinterpret_cast<const uint32_t*>(p.bits) + image * p.h * plan.row;
-  const auto rows_of = [&](int64_t y, int64_t& first, int64_t& last) {
-    inside_taps(y * p.stride_h - p.pad_h, p.kernel_h, p.dilation_h, p.h, first, last);
-  };
-  const auto columns_of = [&](int64_t x, int64_t& first, int64_t& last) {
-    inside_taps(x * p.stride_w - p.pad_w, p.kernel_w, p.dilation_w, p.w, first, last);
-  };
-  CountTile* tile = tiles;
-  for (int64_t y = begin, next_y; y < end; y = next_y) {
-    int64_t top, bottom;
-    rows_of(y, top, bottom);
-    for (next_y = y + 1; next_y < end; ++next_y) {
-      int64_t first, last;
-      rows_of(next_y, first, last);
-      if (first != top || last != bottom) break;
-    }
-    for (int64_t x = 0, next_x; x < p.ow; x = next_x) {
-      int64_t left, right;
-      columns_of(x, left, right);
-      for (next_x = x + 1; next_x < p.ow; ++next_x) {
-        int64_t first, last;
-        columns_of(next_x, first, last);
-        if (first != left || last != right) break;
-      }
-      tile->count = 0;
-      const bool none = top == bottom || left == right;
-      for (int64_t row = y; row < next_y; ++row) {
-        const int64_t map_row = row * p.stride_h - p.pad_h + top * p.dilation_h;
-        for (int64_t column = x; column < next_x; ++column) {
-          if (tile->count == kTile) ++tile, tile->count = 0;
-          const int64_t map_column = column * p.stride_w - p.pad_w + left * p.dilation_w;
-          tile->map[tile->count] = none ? map : map + map_row * plan.row + map_column * plan.pixel;
-          tile->pixel[tile->count++] = (image * p.oh + row) * p.ow + column;
-          tile->top = top, tile->bottom = bottom, tile->left = left, tile->right = right;
-        }
-      }
-      ++tile;
-    }
-  }
-  return tile - tiles;
-}
-
-// The tile with all taps of a filter that reaches past the map side by side, +1 where there is no map.
+// What lies under all taps of a tile's pixels, side by side, and +1 where there is no map; and the
+// tile of these.
 inline CountTile gather(const SignConv& p, const CountPlan& plan, const CountTile& tile,
                         uint32_t* to) {
   CountTile all = tile;
+  all.top = all.left = 0, all.bottom = 1, all.right = plan.taps;
   for (int64_t i = 0; i < tile.count; ++i) {
     const int64_t place = tile.pixel[i] % (p.oh * p.ow);
     const int64_t y = place / p.ow * p.stride_h - p.pad_h, x = place % p.ow * p.stride_w - p.pad_w;
     const uint32_t* const map = reinterpret_cast<const uint32_t*>(p.bits) +
                                 tile.pixel[i] / (p.oh * p.ow) * p.h * plan.row;
-    all.map[i] = to;
+    all.place[i] = i;
     for (int64_t tap = 0; tap < plan.taps; ++tap, to += plan.halves) {
       const int64_t row = y + tap / p.kernel_w * p.dilation_h;
       const int64_t column = x + tap % p.kernel_w * p.dilation_w;
@@ -242,7 +186,6 @@ inline CountTile gather(const SignConv& p, const CountPlan& plan, const CountTil
         to[half] = lies ? map[row * plan.row + column * plan.pixel + half] : ~0u;
     }
   }
-  all.top = all.left = 0, all.bottom = 1, all.right = plan.taps;
   return all;
 }
 
@@ -251,8 +194,9 @@ inline CountTile gather(const SignConv& p, const CountPlan& plan, const CountTil
 // What a tile is counted with.
 struct CountTask {
   const CountPlan* plan;
-  int64_t row;              // of taps in the map, in halves, from one to the next
-  int64_t column;           // of a tap
+  const uint32_t* map;
+  int64_t pixel;            // of the map, in halves, from one to the next
+  int64_t row, column;      // of taps
   const uint32_t* weights;  // of the group
   const uint32_t* masks;
   const SignResult* result;
@@ -332,6 +276,9 @@ void count_tile(const CountTask& task, const CountTile& tile, int64_t vectors, i
     FB_UNROLL
     for (int i = 0; i < P; ++i) sum[g][i] = no_halves();
   }
+  const uint32_t* map[P];
+  FB_UNROLL
+  for (int i = 0; i < P; ++i) map[i] = task.map + tile.place[i] * task.pixel;
   const int64_t weight_step = vectors * kCountLanes;
   const int64_t columns = tile.right - tile.left;
   const int64_t runs = plan.run ? 1 : columns;
@@ -349,7 +296,7 @@ void count_tile(const CountTask& task, const CountTile& tile, int64_t vectors, i
         const HalfVec mask = kTail ? to_all(masks[i]) : weight[0];
         FB_UNROLL
         for (int j = 0; j < P; ++j) {
-          const HalfVec half = to_all(tile.map[j][at]);
+          const HalfVec half = to_all(map[j][at]);
           FB_UNROLL
           for (int g = 0; g < G; ++g)
             sum[g][j] = add_counts(sum[g][j], kTail ? differing_in(mask, half, weight[g])
@@ -401,11 +348,13 @@ inline void count_run(const SignConv& p, const void* prepared, void* memory, int
   const CountPlan plan(p);
   const uint32_t* const panel = static_cast<const uint32_t*>(prepared);
   CountTile* const tiles = static_cast<CountTile*>(memory);
-  uint32_t* const gathered = reinterpret_cast<uint32_t*>(tiles + plan.rows * p.ow);
+  uint32_t* const gathered = reinterpret_cast<uint32_t*>(tiles + plan.bands.pixels(p));
   CountPlan side = plan;  // taps side by side
   side.kernel_w = plan.taps, side.run = true, side.step = 1;
   CountTask task;
   task.plan = p.plus_one ? &side : &plan;
+  task.map = p.plus_one ? gathered : reinterpret_cast<const uint32_t*>(p.bits);
+  task.pixel = p.plus_one ? plan.taps * plan.halves : plan.pixel;
   task.row = p.dilation_h * plan.row, task.column = p.dilation_w * plan.pixel;
   task.masks = panel + plan.masks_at(p);
   task.result = &p.result;
@@ -425,9 +374,8 @@ inline void count_run(const SignConv& p, const void* prepared, void* memory, int
     if (counts != nullptr) write_counts(task, tile, counts);
   };
   for (int64_t item = from; item < to; ++item) {
-    const int64_t image = item / plan.bands, begin = item % plan.bands * plan.rows;
-    const int64_t end = std::min(p.oh, begin + plan.rows);
-    const int64_t number = write_tiles(p, plan, image, begin, end, tiles);
+    const int64_t number = write_tiles(p, item / plan.bands.count, plan.bands.begin(item),
+                                       plan.bands.end(p, item), tiles);
     if (p.plus_one) {
       for (int64_t at = 0; at < number; ++at) {
         const CountTile tile = gather(p, plan, tiles[at], gathered);

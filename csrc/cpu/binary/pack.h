@@ -68,8 +68,27 @@ FB_INLINE uint64_t pack_part(const T* x, const float* threshold, int64_t count) 
   return word;
 }
 
+// Pixels of V vectors of channels, less than a word.
+template <int V, class T>
+void pack_few(const SignMap& map, const T* row, uint64_t* to) {
+  const float* const threshold = static_cast<const float*>(map.threshold);
+  Vec t[V];
+  FB_UNROLL
+  for (int v = 0; v < V; ++v) t[v] = threshold ? load(threshold + v * kLanes) : zero();
+  for (int64_t w = 0; w < map.w; ++w, row += map.stride_w) {
+    uint64_t word = 0;
+    FB_UNROLL
+    for (int v = 0; v < V; ++v)
+      word |= static_cast<uint64_t>(reached_lanes(load(row + v * kLanes), t[v])) << v * kLanes;
+    to[w] = word;
+  }
+}
+
 template <class T>
 void pack_pixels(const SignMap& map, const T* row, uint64_t* to) {
+  if (map.c == kLanes) return pack_few<1>(map, row, to);
+  if (map.c == 2 * kLanes) return pack_few<2>(map, row, to);
+  if (kLanes == 8 && map.c == 4 * kLanes) return pack_few<4>(map, row, to);
   const float* const threshold = static_cast<const float*>(map.threshold);
   for (int64_t w = 0; w < map.w; ++w, row += map.stride_w) {
     int64_t c = 0;

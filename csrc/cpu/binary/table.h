@@ -3,13 +3,14 @@
 //
 // Four channels of a pixel are a number from 0 to 15, four weights of a filter are another one. A row of
 // the table, chosen by the first, holds how many of the four differ for each of the second: so one
-// shuffle and one addition of bytes do four products of as many filters as a vector has bytes. Zero
-// padding is a row of the constant 2, which adds as much as it takes away. Bytes hold the counts of 63
-// such steps; then they are added to 16 bits.
+// shuffle and one addition of bytes do four products of as many filters as a vector has bytes. Bytes
+// hold the counts of 63 such steps; then they are added to 16 bits.
 //
-// A block of pixels is written out as rows of table offsets, one for each step, so that the inner loop
-// knows neither taps nor edges; then all filters are worked through, a chunk of 63 steps after another,
-// while offsets, weights and counts stay in the first level of the cache.
+// The rows of the map under a band of output rows are written out as table offsets, one for each step.
+// A padded tap of the value 0 is not worked through: pixels that look at the same taps are one class,
+// whose steps are the same stretches of offsets beside each pixel and of weights. The tiles of a class
+// are worked through 63 steps after another, while offsets, weights and counts stay in the first level
+// of the cache.
 #pragma once
 
 #include "cpu/binary/geometry.h"
@@ -81,14 +82,9 @@ FB_INLINE void add_to_words(uint16_t* to, Bytes a) {
 
 constexpr int kHalf = 2;  // an offset of the table in a byte, times this
 constexpr int kRowBytes = 16;
-constexpr int kTwo = 16, kOne = 17, kNone = 18;  // rows that count 2, 1 and 0 whatever the weights
-constexpr uint8_t offset_of_row(int row) {
-  return static_cast<uint8_t>(row * kRowBytes / kHalf);
-}
 
-// As long as any byte can reach: what lies past a block's last pixel is looked up too, for nothing.
 struct DifferenceTable {
-  alignas(64) uint8_t rows[kHalf * 255 + kRowBytes + 2] = {};
+  alignas(64) uint8_t rows[16 * kRowBytes] = {};
 
   constexpr DifferenceTable() {
     for (int a = 0; a < 16; ++a)
@@ -97,62 +93,72 @@ struct DifferenceTable {
         rows[a * kRowBytes + w] =
             static_cast<uint8_t>((x & 1) + (x >> 1 & 1) + (x >> 2 & 1) + (x >> 3 & 1));
       }
-    for (int w = 0; w < 16; ++w) {
-      rows[kTwo * kRowBytes + w] = 2;
-      rows[kOne * kRowBytes + w] = 1;
-    }
   }
 };
 static constexpr DifferenceTable kTable;
 
 // ---- sizes ---------------------------------------------------------------------------------------
 
-constexpr int64_t kBlock = 64;      // pixels of a block
-constexpr int64_t kSpare = 8;       // a block is worked through in tiles of at most this
 constexpr int64_t kMostSteps = 63;  // of 4, in a byte
-constexpr int64_t kOffsets = 64;    // bytes between the offsets of two pixels
 
-struct TablePlan {
-  SignBlocks blocks;
-  int64_t steps_of_tap, tap_bytes;  // steps of a tap; bytes of a pixel of the map, in offsets
-  int64_t steps, chunks, chunk;     // all steps; how they are cut
-  int64_t vectors;                  // of filters
-  int64_t chunk_bytes, rows;        // offsets of a chunk; rows of the map under a block
+// The pixels of a tile: as many as leave registers for G vectors of filters of each; and of a smaller
+// one, for what is left of a class.
+template <int G>
+constexpr int kTilePixels = G == 4 ? 2 : G == 2 ? 5 : 8;
+template <int G>
+constexpr int kLastPixels = G == 4 ? 1 : 2;
+constexpr int kMostTile = 8;     // of pixels
+constexpr int kMostVectors = 10;  // of a tile: pixels times vectors of filters
+using TableTile = SignTile<kMostTile>;
 
-  explicit TablePlan(const SignConv& p) : blocks(p, kBlock) {
-    steps_of_tap = (p.channels + 3) / 4;
-    tap_bytes = p.words * 16;
-    steps = p.taps() * steps_of_tap;
-    chunks = (steps + kMostSteps - 1) / kMostSteps;
-    chunk = (steps + chunks - 1) / chunks;
-    chunks = (steps + chunk - 1) / chunk;
-    vectors = (p.filters + kBytes - 1) / kBytes;
-    chunk_bytes = (blocks.size + kSpare) * kOffsets + 64;
-    const int64_t out_rows = std::min(p.oh, blocks.size / p.ow + 2);
-    rows = std::min(p.h, (out_rows - 1) * p.stride_h + (p.kernel_h - 1) * p.dilation_h + 1);
-  }
-
-  int64_t map_at() const { return chunks * chunk_bytes; }
-  int64_t sums_at() const { return map_at() + (rows * blocks_width() + 64 + 63) / 64 * 64; }
-  int64_t counts_at() const { return sums_at() + ((blocks.size + kSpare) * 4 + 63) / 64 * 64; }
-  int64_t bytes() const { return counts_at() + (blocks.size + kSpare) * 4 * kBytes * 2; }
-
-  int64_t width = 0;  // of the map
-  int64_t blocks_width() const { return width * tap_bytes; }
+// Steps beside each other: offsets from a pixel of the map on, weights from a step of the filter on.
+struct TableRun {
+  int64_t map, step, length;
 };
 
-FB_INLINE TablePlan table_plan(const SignConv& p) {
-  TablePlan plan(p);
-  plan.width = p.w;
-  return plan;
-}
+struct TablePlan {
+  SignConv seen;  // the map as tiles see it; with a padding of +1 all taps of a pixel are one of it
+  SignBands bands;
+  int64_t steps_of_tap;           // in the map given
+  int64_t steps_of_pixel, steps;  // of a pixel of the map seen; of a filter
+  int64_t vectors;                // of filters
+  int64_t rows;                   // of the map seen, under a band
+
+  explicit TablePlan(const SignConv& p) : seen(p), bands(p) {
+    steps_of_tap = steps_of_pixel = (p.channels + 3) / 4;
+    steps = p.taps() * steps_of_tap;
+    vectors = (p.filters + kBytes - 1) / kBytes;
+    if (p.plus_one) {
+      steps_of_pixel = steps;
+      seen.h = p.oh, seen.w = p.ow;
+      seen.kernel_h = seen.kernel_w = seen.stride_h = seen.stride_w = 1;
+      seen.dilation_h = seen.dilation_w = 1;
+      seen.pad_h = seen.pad_w = 0;
+    }
+    rows = std::min(seen.h, (bands.rows - 1) * seen.stride_h +
+                                (seen.kernel_h - 1) * seen.dilation_h + 1);
+  }
+
+  // The offsets, and what a store of 16 may write past them.
+  int64_t runs_at() const { return (rows * seen.w * steps_of_pixel + 16 + 63) / 64 * 64; }
+  int64_t most_runs() const { return seen.taps() + steps / kMostSteps + 2; }
+  // The runs, and after which of them bytes are full.
+  int64_t tiles_at() const {
+    return runs_at() + most_runs() * static_cast<int64_t>(sizeof(TableRun) + sizeof(int64_t));
+  }
+  int64_t counts_at() const {
+    return (tiles_at() + pixels() * static_cast<int64_t>(sizeof(TableTile)) + 63) / 64 * 64;
+  }
+  int64_t bytes() const { return counts_at() + pixels() * kMostVectors * kBytes * 2; }
+  int64_t pixels() const { return bands.pixels(seen); }
+};
 
 inline int64_t table_prepared_bytes(const SignConv& p) {
   const TablePlan plan(p);
-  return plan.vectors * kBytes * plan.steps + 2 * plan.tap_bytes + 64;
+  return plan.vectors * kBytes * plan.steps;
 }
-inline int64_t table_scratch_bytes(const SignConv& p) { return table_plan(p).bytes(); }
-inline int64_t table_items(const SignConv& p) { return TablePlan(p).blocks.count; }
+inline int64_t table_scratch_bytes(const SignConv& p) { return TablePlan(p).bytes(); }
+inline int64_t table_items(const SignConv& p) { return SignBands(p).items(p); }
 
 // The vectors of filters that are worked through together, of those that are left.
 FB_INLINE int64_t group_of(int64_t vectors) { return vectors >= 4 ? 4 : vectors >= 2 ? 2 : 1; }
@@ -160,10 +166,11 @@ FB_INLINE int64_t group_of(int64_t vectors) { return vectors >= 4 ? 4 : vectors 
 // ---- weights -------------------------------------------------------------------------------------
 
 // A word of each of 32 filters as 16 vectors of nibbles, the filters side by side.
-FB_INLINE void nibbles_of_filters(const uint64_t* const (&filter)[32], __m256i (&nibble)[16]) {
+FB_INLINE void nibbles_of_filters(const uint64_t* const* filter, int64_t at,
+                                  __m256i (&nibble)[16]) {
   __m256i a[8], b[8];
   const auto word = [&](int f) __attribute__((always_inline)) {
-    return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(filter[f]));
+    return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(filter[f] + at));
   };
   const auto both = [&](int f) __attribute__((always_inline)) {
     return _mm256_set_m128i(word(f + 16), word(f));
@@ -198,44 +205,35 @@ FB_INLINE void nibbles_of_filters(const uint64_t* const (&filter)[32], __m256i (
   }
 }
 
-// Weights [group][step][vector of the group][filter], one nibble in a byte; then the offsets of a
-// padded tap.
+// Weights [group][step][vector of the group][filter], one nibble in a byte. In place of filters past the
+// last one that one stands again.
 inline void table_prepare(const SignConv& p, void* prepared) {
   const TablePlan plan(p);
-  static const uint64_t nothing = 0;
   const int64_t filter_words = p.taps() * p.words;
   const int64_t rest = p.channels % 4;
   const __m256i last = _mm256_set1_epi8(static_cast<char>(rest == 0 ? 15 : (1 << rest) - 1));
   uint8_t* const panel = static_cast<uint8_t*>(prepared);
   for (int64_t first = 0, group; first < plan.vectors; first += group) {
     group = group_of(plan.vectors - first);
-    uint8_t* const to = panel + first * kBytes * plan.steps;
-    for (int64_t part = 0; part < group * kBytes; part += 32)
-      for (int64_t tap = 0; tap < p.taps(); ++tap)
-        for (int64_t word = 0; word < p.words; ++word) {
-          const uint64_t* filter[32];
-          for (int i = 0; i < 32; ++i) {
-            const int64_t f = first * kBytes + part + i;
-            filter[i] =
-                f < p.filters ? p.weight + f * filter_words + tap * p.words + word : &nothing;
-          }
-          __m256i nibble[16];
-          nibbles_of_filters(filter, nibble);
-          const int64_t count = std::min<int64_t>(16, plan.steps_of_tap - word * 16);
-          uint8_t* at = to + (tap * plan.steps_of_tap + word * 16) * group * kBytes + part;
-          for (int64_t i = 0; i < count; ++i, at += group * kBytes) {
-            const bool ends = word * 16 + i + 1 == plan.steps_of_tap;
-            _mm256_storeu_si256(reinterpret_cast<__m256i*>(at),
-                                ends ? _mm256_and_si256(nibble[i], last) : nibble[i]);
-          }
-        }
+    const uint64_t* filter[4 * kBytes];
+    for (int64_t i = 0; i < group * kBytes; ++i)
+      filter[i] = p.weight + std::min(p.filters - 1, first * kBytes + i) * filter_words;
+    uint8_t* to = panel + first * kBytes * plan.steps;
+    for (int64_t word = 0, of_tap = 0; word < filter_words; ++word) {
+      const int64_t count = std::min<int64_t>(16, plan.steps_of_tap - of_tap * 16);
+      const bool ends = ++of_tap == p.words;
+      if (ends) of_tap = 0;
+      for (int64_t part = 0; part < group * kBytes; part += 32) {
+        __m256i nibble[16];
+        nibbles_of_filters(filter + part, word, nibble);
+        if (ends) nibble[count - 1] = _mm256_and_si256(nibble[count - 1], last);
+        uint8_t* at = to + part;
+        for (int64_t i = 0; i < count; ++i, at += group * kBytes)
+          _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), nibble[i]);
+      }
+      to += count * group * kBytes;
+    }
   }
-  uint8_t* const padding = panel + plan.vectors * kBytes * plan.steps;
-  for (int64_t i = 0; i < plan.steps_of_tap; ++i)
-    padding[i] = offset_of_row(p.plus_one ? 15 : kTwo);
-  if (rest != 0)
-    padding[plan.steps_of_tap - 1] =
-        offset_of_row(p.plus_one ? (1 << rest) - 1 : rest == 1 ? kNone : kOne);
 }
 
 // ---- offsets -------------------------------------------------------------------------------------
@@ -251,139 +249,117 @@ FB_INLINE void offsets_of_word(uint64_t word, uint8_t* to) {
                    _mm_slli_epi16(_mm_unpacklo_epi8(low, high), 3));
 }
 
-// Writes the steps of one pixel, one stretch after another, over the chunks.
-struct OffsetWriter {
-  uint8_t* to;
-  int64_t chunk, chunk_bytes, room;
+// The offsets of the words of a pixel, of +1 for none; whole stores, so that 16 bytes past the end may
+// be written.
+FB_INLINE uint8_t* offsets_of_pixel(const SignConv& p, int64_t steps, uint64_t last,
+                                    const uint64_t* words, uint8_t* to) {
+  for (int64_t word = 0; word < p.words; ++word)
+    offsets_of_word((words == nullptr ? ~uint64_t{0} : words[word]) &
+                        (word + 1 == p.words ? last : ~uint64_t{0}),
+                    to + word * 16);
+  return to + steps;
+}
 
-  // Copies whole vectors: what follows is written later, or belongs to nobody.
-  FB_INLINE void put(const uint8_t* from, int64_t count) {
-    while (count > room) {
-      copy(from, room);
-      from += room, count -= room;
-      to += chunk_bytes - (chunk - room), room = chunk;
-    }
-    copy(from, count);
-    to += count, room -= count;
-  }
-
- private:
-  FB_INLINE void copy(const uint8_t* from, int64_t count) const {
-    for (int64_t i = 0; i < count; i += 16)
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i),
-                       _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i)));
-  }
-};
-
-// The offsets of the output pixels [begin, end), and the sum of each where nothing differs.
-inline void write_offsets(const SignConv& p, const TablePlan& plan, const uint8_t* padding,
-                          int64_t begin, int64_t end, uint8_t* scratch) {
-  uint8_t* const map = scratch + plan.map_at();
-  int32_t* const sums = reinterpret_cast<int32_t*>(scratch + plan.sums_at());
+// The offsets of the map under the output rows [begin, end) of an image; returns the first row.
+inline int64_t write_offsets(const SignConv& p, const TablePlan& plan, int64_t image,
+                             int64_t begin, int64_t end, uint8_t* to) {
   const uint64_t last = last_word_mask(p.channels);
-  const int64_t row_bytes = p.w * plan.tap_bytes;
-  const int64_t all = p.taps() * p.channels;
-  // A padded tap of an odd number of channels counts half a difference less than half of them.
-  const int32_t less = !p.plus_one && p.channels % 2 == 1 ? 1 : 0;
-  const bool whole = p.dilation_w == 1 && plan.steps_of_tap == plan.tap_bytes;
-  if (p.taps() == 1 && p.stride_h == 1 && p.stride_w == 1 && p.pad_h == 0 && p.pad_w == 0) {
-    const uint64_t* words = p.bits + begin * p.words;
-    for (int64_t at = 0; at < end - begin; ++at, words += p.words) {
-      for (int64_t word = 0; word < p.words; ++word)
-        offsets_of_word(words[word] & (word + 1 == p.words ? last : ~uint64_t{0}),
-                        map + word * 16);
-      OffsetWriter{scratch + at * kOffsets, plan.chunk, plan.chunk_bytes, plan.chunk}.put(
-          map, plan.steps);
-      sums[at] = static_cast<int32_t>(all);
-    }
-    return;
+  const uint64_t* const map = p.bits + image * p.h * p.w * p.words;
+  if (!p.plus_one) {
+    const int64_t from = std::max<int64_t>(0, begin * p.stride_h - p.pad_h);
+    const int64_t stop = std::min(
+        p.h, (end - 1) * p.stride_h - p.pad_h + (p.kernel_h - 1) * p.dilation_h + 1);
+    for (int64_t i = from * p.w; i < stop * p.w; ++i)
+      to = offsets_of_pixel(p, plan.steps_of_tap, last, map + i * p.words, to);
+    return from;
   }
-  int64_t image = -1, from_row = 0, to_row = 0;  // the rows of the map that are written out
-  for_pixels(p, begin, end, [&](int64_t n, int64_t y, int64_t x, int64_t at)
-                                __attribute__((always_inline)) {
-    const int64_t top = y * p.stride_h - p.pad_h, left = x * p.stride_w - p.pad_w;
-    if (n != image) {
-      image = n;
-      // Down to the last output row of this block in this image.
-      const int64_t last_y = std::min(p.oh - 1, y + (x + end - begin - at - 1) / p.ow);
-      from_row = std::max<int64_t>(0, top);
-      to_row = std::min(p.h, last_y * p.stride_h - p.pad_h + (p.kernel_h - 1) * p.dilation_h + 1);
-      for (int64_t row = from_row; row < to_row; ++row) {
-        const uint64_t* const words = p.bits + (n * p.h + row) * p.w * p.words;
-        uint8_t* to = map + (row - from_row) * row_bytes;
-        for (int64_t i = 0; i < p.w; ++i)
-          for (int64_t word = 0; word < p.words; ++word, to += 16)
-            offsets_of_word(words[i * p.words + word] & (word + 1 == p.words ? last : ~uint64_t{0}),
-                            to);
+  for (int64_t y = begin; y < end; ++y)
+    for (int64_t x = 0; x < p.ow; ++x)
+      for (int64_t i = 0; i < p.kernel_h; ++i)
+        for (int64_t j = 0; j < p.kernel_w; ++j) {
+          const int64_t row = y * p.stride_h - p.pad_h + i * p.dilation_h;
+          const int64_t column = x * p.stride_w - p.pad_w + j * p.dilation_w;
+          const bool lies = row >= 0 && row < p.h && column >= 0 && column < p.w;
+          to = offsets_of_pixel(p, plan.steps_of_tap, last,
+                                lies ? map + (row * p.w + column) * p.words : nullptr, to);
+        }
+  return begin;
+}
+
+// The steps of a class as runs, and the run after which bytes are full, for each time they are.
+inline int64_t write_runs(const TablePlan& plan, const TableTile& tile, TableRun* runs,
+                          int64_t* full) {
+  const SignConv& p = plan.seen;
+  const int64_t columns = tile.right - tile.left;
+  const int64_t all = (tile.bottom - tile.top) * columns * plan.steps_of_pixel;
+  const int64_t most = std::max<int64_t>(1, (all + kMostSteps - 1) / kMostSteps);
+  const int64_t size = (all + most - 1) / most;
+  const int64_t beside = p.dilation_w == 1 ? columns : 1;  // taps of a run
+  int64_t count = 0, times = 0, room = size;
+  for (int64_t i = tile.top; i < tile.bottom; ++i)
+    for (int64_t j = 0; j < columns; j += beside) {
+      int64_t left = beside * plan.steps_of_pixel;
+      int64_t map = ((i - tile.top) * p.dilation_h * p.w + j * p.dilation_w) * plan.steps_of_pixel;
+      int64_t step = (i * p.kernel_w + tile.left + j) * plan.steps_of_pixel;
+      while (left > 0) {
+        const int64_t taken = std::min(left, room);
+        runs[count++] = {map, step, taken};
+        map += taken, step += taken, left -= taken, room -= taken;
+        if (room == 0) full[times++] = count, room = size;
       }
     }
-    OffsetWriter writer{scratch + at * kOffsets, plan.chunk, plan.chunk_bytes, plan.chunk};
-    int64_t first, stop, padded = 0;
-    inside_taps(left, p.kernel_w, p.dilation_w, p.w, first, stop);
-    for (int64_t i = 0; i < p.kernel_h; ++i) {
-      const int64_t row = top + i * p.dilation_h;
-      if (row < 0 || row >= p.h) {
-        for (int64_t j = 0; j < p.kernel_w; ++j) writer.put(padding, plan.steps_of_tap);
-        padded += p.kernel_w;
-        continue;
-      }
-      const uint8_t* const from = map + (row - from_row) * row_bytes + left * plan.tap_bytes;
-      for (int64_t j = 0; j < first; ++j) writer.put(padding, plan.steps_of_tap);
-      if (whole) {
-        writer.put(from + first * plan.tap_bytes, (stop - first) * plan.steps_of_tap);
-      } else {
-        for (int64_t j = first; j < stop; ++j)
-          writer.put(from + j * p.dilation_w * plan.tap_bytes, plan.steps_of_tap);
-      }
-      for (int64_t j = stop; j < p.kernel_w; ++j) writer.put(padding, plan.steps_of_tap);
-      padded += p.kernel_w - (stop - first);
-    }
-    sums[at] = static_cast<int32_t>(all) - less * static_cast<int32_t>(padded);
-  });
+  if (room != size || times == 0) full[times++] = count;
+  return times;
 }
 
 // ---- sums ----------------------------------------------------------------------------------------
 
 enum class Keep { kBytes, kFirst, kMore };  // counts of one chunk only; of the first; of a later one
 
-// G vectors of filters for P pixels, over the steps of a chunk.
+// G vectors of filters for P pixels, over the steps of some runs.
 template <int G, int P, Keep kKeep>
-FB_INLINE void count_tile(int64_t steps, const uint8_t* offsets, const uint8_t* weights,
-                          uint8_t* counts) {
+FB_INLINE void count_tile(const TableRun* run, const TableRun* end, const uint8_t* const (&map)[P],
+                          const uint8_t* panel, uint8_t* counts) {
   Bytes sum[G][P];
   FB_UNROLL
   for (int g = 0; g < G; ++g) {
     FB_UNROLL
     for (int i = 0; i < P; ++i) sum[g][i] = no_bytes();
   }
-  const uint8_t* const end = offsets + steps;
-  do {  // a loop that may not run costs gcc a copy of each sum in every round
-    if constexpr (G > P) {
-      Bytes row[P];
-      FB_UNROLL
-      for (int i = 0; i < P; ++i)
-        row[i] = table_row(kTable.rows + static_cast<size_t>(offsets[i * kOffsets]) * kHalf);
-      FB_UNROLL
-      for (int g = 0; g < G; ++g) {
-        Bytes which = load_bytes(weights + g * kBytes);
-        in_register(which);
+  for (; run != end; ++run) {
+    const uint8_t* weights = panel + run->step * G * kBytes;
+    int64_t at = run->map;
+    const int64_t stop = at + run->length;
+    const auto row_of = [&](int i) __attribute__((always_inline)) {
+      return table_row(kTable.rows + static_cast<size_t>(map[i][at]) * kHalf);
+    };
+    do {  // a loop that may not run costs gcc a copy of each sum in every round
+      if constexpr (G > P) {
+        Bytes row[P];
         FB_UNROLL
-        for (int i = 0; i < P; ++i) add_to(sum[g][i], look_up(row[i], which));
-      }
-    } else {
-      Bytes which[G];
-      FB_UNROLL
-      for (int g = 0; g < G; ++g) which[g] = load_bytes(weights + g * kBytes), in_register(which[g]);
-      FB_UNROLL
-      for (int i = 0; i < P; ++i) {
-        const Bytes row =
-            table_row(kTable.rows + static_cast<size_t>(offsets[i * kOffsets]) * kHalf);
+        for (int i = 0; i < P; ++i) row[i] = row_of(i);
         FB_UNROLL
-        for (int g = 0; g < G; ++g) add_to(sum[g][i], look_up(row, which[g]));
+        for (int g = 0; g < G; ++g) {
+          Bytes which = load_bytes(weights + g * kBytes);
+          in_register(which);
+          FB_UNROLL
+          for (int i = 0; i < P; ++i) add_to(sum[g][i], look_up(row[i], which));
+        }
+      } else {
+        Bytes which[G];
+        FB_UNROLL
+        for (int g = 0; g < G; ++g)
+          which[g] = load_bytes(weights + g * kBytes), in_register(which[g]);
+        FB_UNROLL
+        for (int i = 0; i < P; ++i) {
+          const Bytes row = row_of(i);
+          FB_UNROLL
+          for (int g = 0; g < G; ++g) add_to(sum[g][i], look_up(row, which[g]));
+        }
       }
-    }
-    weights += G * kBytes;
-  } while (++offsets != end);
+      weights += G * kBytes;
+    } while (++at != stop);
+  }
   FB_UNROLL
   for (int i = 0; i < P; ++i) {
     FB_UNROLL
@@ -397,58 +373,106 @@ FB_INLINE void count_tile(int64_t steps, const uint8_t* offsets, const uint8_t* 
   }
 }
 
-// The pixels of a tile: as many as leave registers for G vectors of each.
-template <int G>
-constexpr int kTilePixels = G == 4 ? 2 : G == 2 ? 5 : 8;
+// The tiles of a class and what they are counted with.
+struct TableClass {
+  const TableTile *begin, *end;
+  const uint8_t* map;     // offsets, from the pixel of the place `first` on
+  int64_t first, pixel;   // from a pixel of the map to the next, in offsets
+  const uint8_t* panel;   // of the group
+};
 
 template <int G, Keep kKeep>
-void count_chunk(int64_t pixels, int64_t steps, const uint8_t* offsets, const uint8_t* weights,
+void count_class(const TableClass& tiles, const TableRun* run, const TableRun* end,
                  uint8_t* counts) {
-  constexpr int P = kTilePixels<G>;
-  constexpr int64_t kSize = kKeep == Keep::kBytes ? 1 : 2;
-  for (int64_t at = 0; at < pixels; at += P)
-    count_tile<G, P, kKeep>(steps, offsets + at * kOffsets, weights,
-                            counts + at * G * kBytes * kSize);
+  constexpr int P = kTilePixels<G>, L = kLastPixels<G>;
+  for (const TableTile* tile = tiles.begin; tile != tiles.end; ++tile) {
+    const auto place = [&](int i) __attribute__((always_inline)) {
+      // What is past the last pixel is the first one again.
+      return tiles.map + (tile->place[i < tile->count ? i : 0] - tiles.first) * tiles.pixel;
+    };
+    if (tile->count > L) {
+      const uint8_t* map[P];
+      FB_UNROLL
+      for (int i = 0; i < P; ++i) map[i] = place(i);
+      count_tile<G, P, kKeep>(run, end, map, tiles.panel, counts);
+    } else {
+      const uint8_t* map[L];
+      FB_UNROLL
+      for (int i = 0; i < L; ++i) map[i] = place(i);
+      count_tile<G, L, kKeep>(run, end, map, tiles.panel, counts);
+    }
+    counts += P * G * kBytes * (kKeep == Keep::kBytes ? 1 : 2);
+  }
 }
 
-// The counts of G vectors of filters for a block.
+// The results of the filters [first, first + filters) for a class.
+template <class Count>
+void write_class(const SignConv& p, const TableClass& tiles, int32_t sum, int64_t first,
+                 int64_t filters, const Count* counts, int64_t row, int64_t tile_pixels) {
+  int32_t sums[kMostTile];
+  std::fill(sums, sums + kMostTile, sum);
+  for (const TableTile* tile = tiles.begin; tile != tiles.end; ++tile, counts += tile_pixels * row)
+    for (int64_t i = 0, next; i < tile->count; i = next) {
+      for (next = i + 1; next < tile->count && tile->pixel[next] == tile->pixel[next - 1] + 1;)
+        ++next;
+      write_results(p.result, tile->pixel[i], next - i, p.filters, first, filters, sums,
+                    counts + i * row, row);
+    }
+}
+
+// The filters of a group for a band.
 template <int G>
-void count_group(const TablePlan& plan, int64_t pixels, const uint8_t* offsets,
-                 const uint8_t* weights, uint8_t* counts) {
-  if (plan.chunks == 1)
-    return count_chunk<G, Keep::kBytes>(pixels, plan.steps, offsets, weights, counts);
-  count_chunk<G, Keep::kFirst>(pixels, plan.chunk, offsets, weights, counts);
-  for (int64_t chunk = 1; chunk < plan.chunks; ++chunk) {
-    offsets += plan.chunk_bytes, weights += plan.chunk * G * kBytes;
-    const int64_t steps = std::min(plan.chunk, plan.steps - chunk * plan.chunk);
-    count_chunk<G, Keep::kMore>(pixels, steps, offsets, weights, counts);
+void run_group(const SignConv& p, const TablePlan& plan, TableClass tiles, const TableTile* end,
+               int64_t first, TableRun* runs, uint8_t* counts) {
+  constexpr int64_t kRow = G * kBytes;
+  int64_t* const full = reinterpret_cast<int64_t*>(runs + plan.most_runs());
+  const int64_t filters = std::min(kRow, p.filters - first);
+  for (; tiles.begin != end; tiles.begin = tiles.end) {
+    const TableTile& tile = *tiles.begin;
+    while (tiles.end != end && tiles.end->same_taps(tile)) ++tiles.end;
+    const int64_t times = write_runs(plan, tile, runs, full);
+    const int64_t taps = (tile.bottom - tile.top) * (tile.right - tile.left);
+    const int32_t sum = static_cast<int32_t>((p.plus_one ? p.taps() : taps) * p.channels);
+    if (times == 1) {
+      count_class<G, Keep::kBytes>(tiles, runs, runs + full[0], counts);
+      write_class(p, tiles, sum, first, filters, counts, kRow, kTilePixels<G>);
+      continue;
+    }
+    count_class<G, Keep::kFirst>(tiles, runs, runs + full[0], counts);
+    for (int64_t i = 1; i < times; ++i)
+      count_class<G, Keep::kMore>(tiles, runs + full[i - 1], runs + full[i], counts);
+    write_class(p, tiles, sum, first, filters, reinterpret_cast<const uint16_t*>(counts), kRow,
+                kTilePixels<G>);
   }
 }
 
 inline void table_run(const SignConv& p, const void* prepared, void* memory, int64_t from,
                       int64_t to) {
-  const TablePlan plan = table_plan(p);
+  const TablePlan plan(p);
   const uint8_t* const panel = static_cast<const uint8_t*>(prepared);
-  const uint8_t* const padding = panel + plan.vectors * kBytes * plan.steps;
   uint8_t* const scratch = static_cast<uint8_t*>(memory);
-  const int32_t* const sums = reinterpret_cast<const int32_t*>(scratch + plan.sums_at());
+  TableRun* const runs = reinterpret_cast<TableRun*>(scratch + plan.runs_at());
+  TableTile* const tiles = reinterpret_cast<TableTile*>(scratch + plan.tiles_at());
   uint8_t* const counts = scratch + plan.counts_at();
-  for (int64_t block = from; block < to; ++block) {
-    const int64_t begin = plan.blocks.begin(block), pixels = plan.blocks.end(block) - begin;
-    write_offsets(p, plan, padding, begin, begin + pixels, scratch);
-    for (int64_t vector = 0, group; vector < plan.vectors; vector += group) {
+  for (int64_t item = from; item < to; ++item) {
+    const int64_t image = item / plan.bands.count;
+    const int64_t begin = plan.bands.begin(item), end = plan.bands.end(p, item);
+    const int64_t row = write_offsets(p, plan, image, begin, end, scratch);
+    TableClass all;
+    all.begin = all.end = tiles;
+    all.pixel = plan.steps_of_pixel;
+    all.map = scratch, all.first = (image * plan.seen.h + row) * plan.seen.w;
+    const TableTile* last = tiles;
+    for (int64_t vector = 0, group, before = 0; vector < plan.vectors; vector += group) {
       group = group_of(plan.vectors - vector);
-      const auto count = group == 4   ? &count_group<4>
-                         : group == 2 ? &count_group<2>
-                                      : &count_group<1>;
-      count(plan, pixels, scratch, panel + vector * kBytes * plan.steps, counts);
-      const int64_t first = vector * kBytes, row = group * kBytes;
-      const int64_t filters = std::min(row, p.filters - first);
-      if (plan.chunks == 1)
-        write_results(p.result, begin, pixels, p.filters, first, filters, sums, counts, row);
-      else
-        write_results(p.result, begin, pixels, p.filters, first, filters, sums,
-                      reinterpret_cast<const uint16_t*>(counts), row);
+      const int64_t size = group == 4   ? kTilePixels<4>
+                           : group == 2 ? kTilePixels<2>
+                                        : kTilePixels<1>;
+      if (group != before) last = tiles + write_tiles(plan.seen, image, begin, end, tiles, size);
+      before = group;
+      all.panel = panel + vector * kBytes * plan.steps;
+      const auto run = group == 4 ? &run_group<4> : group == 2 ? &run_group<2> : &run_group<1>;
+      run(p, plan, all, last, vector * kBytes, runs, counts);
     }
   }
 }
