@@ -27,6 +27,50 @@ FB_INLINE void store_plane(uint64_t* p, W word) {
   std::memcpy(p, &word, sizeof(W));
 }
 
+// Functions of three bits, one instruction each where there is AVX-512: the sum, the carry, whether of
+// two numbers the first is below the second so far (`borrow` is what the lower bits said), and what
+// differs where it counts.
+template <class W>
+FB_INLINE W sum_of(W a, W b, W c) {
+  return a ^ b ^ c;
+}
+template <class W>
+FB_INLINE W carry_of(W a, W b, W c) {
+  return (a & b) | ((a ^ b) & c);
+}
+template <class W>
+FB_INLINE W borrow_of(W a, W b, W borrow) {
+  return ((a ^ b) & b) | (~(a ^ b) & borrow);
+}
+template <class W>
+FB_INLINE W differ_in(W a, W b, W mask) {
+  return (a ^ b) & mask;
+}
+#if defined(FB_ISA_AVX512)
+template <int kTable>
+FB_INLINE PlaneVec of_three(PlaneVec a, PlaneVec b, PlaneVec c) {
+  return reinterpret_cast<PlaneVec>(_mm512_ternarylogic_epi64(
+      reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b), reinterpret_cast<__m512i>(c),
+      kTable));
+}
+template <>
+FB_INLINE PlaneVec sum_of(PlaneVec a, PlaneVec b, PlaneVec c) {
+  return of_three<0x96>(a, b, c);
+}
+template <>
+FB_INLINE PlaneVec carry_of(PlaneVec a, PlaneVec b, PlaneVec c) {
+  return of_three<0xe8>(a, b, c);
+}
+template <>
+FB_INLINE PlaneVec borrow_of(PlaneVec a, PlaneVec b, PlaneVec borrow) {
+  return of_three<0x8e>(a, b, borrow);
+}
+template <>
+FB_INLINE PlaneVec differ_in(PlaneVec a, PlaneVec b, PlaneVec mask) {
+  return of_three<0x28>(a, b, mask);
+}
+#endif
+
 // ---- sizes ---------------------------------------------------------------------------------------
 
 constexpr int planes_of(int64_t taps) {
@@ -58,14 +102,21 @@ struct PlanePlan {
   int64_t zeros_at(bool bits) const {
     return thresholds_at() + (bits ? classes() * class_words() : 0);
   }
-  // What a padded tap is read from: a row of it, and a period.
-  int64_t zeros(const SignConv& p) const { return std::max(p.ow * p.words, period); }
+  // What a padded tap is read from: a row of it, and a period, of all taps of a row.
+  int64_t zeros(const SignConv& p) const {
+    return whole_rows(p) ? std::max(under_row(p), p.kernel_w * period)
+                         : std::max(p.ow * p.words, period);
+  }
 
   // Whether rows are worked through whole, bits to bits: pixels beside an edge too, by masks.
   bool whole_rows(const SignConv& p) const {
     return p.result.bits != nullptr && !p.plus_one && p.stride_w == 1 &&
-           (taps == 9 || taps == 25) && p.ow * p.words >= kPlaneWords &&
-           p.words % kPlaneWords != 0;  // else a pixel is whole vectors already
+           p.kernel_h == p.kernel_w && (taps == 9 || taps == 25) &&
+           p.ow * p.words >= kPlaneWords;
+  }
+  // Words that are read for a whole output row from the map under a row of taps.
+  int64_t under_row(const SignConv& p) const {
+    return (p.ow + (p.kernel_w - 1) * p.dilation_w) * p.words;
   }
   // For each word of a row: of each column of taps whether it lies in the map, and the thresholds,
   // for each number of rows of taps inside.
@@ -83,7 +134,11 @@ struct PlanePlan {
 };
 
 inline int64_t planes_prepared_bytes(const SignConv& p) { return PlanePlan(p).words(p) * 8; }
-inline int64_t planes_scratch_bytes(const SignConv&) { return 64 * 4; }
+// The counts of a word, or copies of rows at the ends of the map.
+inline int64_t planes_scratch_bytes(const SignConv& p) {
+  const PlanePlan plan(p);
+  return std::max<int64_t>(64 * 4, plan.whole_rows(p) ? p.kernel_h * plan.under_row(p) * 8 : 0);
+}
 inline int64_t planes_items(const SignConv& p) { return p.n * p.oh; }
 
 // Planes of the smallest count that does not reach the threshold of each channel.
@@ -187,9 +242,9 @@ FB_INLINE W add_bits(const Get& get, W* carries) {
   W sum = get(0);
   FB_UNROLL
   for (int i = 1; i + 1 < N; i += 2) {
-    const W a = get(i), b = get(i + 1), either = sum ^ a;
-    carries[i / 2] = (sum & a) | (either & b);
-    sum = either ^ b;
+    const W a = get(i), b = get(i + 1);
+    carries[i / 2] = carry_of(sum, a, b);
+    sum = sum_of(sum, a, b);
   }
   if constexpr (N % 2 == 0) {
     const W a = get(N - 1);
@@ -255,9 +310,7 @@ FB_INLINE W below(const PlanePlan& plan, const uint64_t* bounds, const W* planes
   W borrow{};
   FB_UNROLL
   for (int64_t i = 0; i < count; ++i) {
-    const W bound = load_plane<W>(bounds + i * plan.period);
-    const W apart = planes[i] ^ bound;
-    borrow = (apart & bound) | (~apart & borrow);
+    borrow = borrow_of(planes[i], load_plane<W>(bounds + i * plan.period), borrow);
   }
   return borrow | load_plane<W>(bounds + count * plan.period);
 }
@@ -399,96 +452,118 @@ __attribute__((noinline)) void plane_pixels(const SignConv& p, const PlanePlan& 
 }
 
 // A whole output row at stride 1, bits to bits. What lies beyond the sides of the map belongs to its
-// neighbours in memory, and a mask takes it out; `taps` say where each tap of pixel 0 lies.
-template <int kTaps>
+// neighbours in memory, and a mask takes it out. `map` and `weights` are those of each row of taps, the
+// first tap of pixel 0; where the row is padded both are 0, and nothing differs. If kSame each vector
+// holds the same channels, and what belongs to them stays in registers, of few taps.
+template <int kSide, bool kSame>
 __attribute__((noinline)) void plane_row(const SignConv& p, const PlanePlan& plan,
-                                         const uint64_t* base, int64_t image, int64_t y,
-                                         int64_t rows, int64_t inner, int64_t outer,
-                                         const uint64_t** taps, const uint64_t** weights) {
-  constexpr int kPlanes = planes_of(kTaps);
-  const int64_t length = p.ow * p.words;
-  const uint64_t* masks[kTaps];
-  for (int64_t tap = 0, column = 0; tap < kTaps; ++tap) {
-    masks[tap] = base + plan.row_masks_at(p) + column * length;
-    if (++column == p.kernel_w) column = 0;
-  }
-  const uint64_t* const edge_thresholds =
+                                         const uint64_t* base, int64_t output_row, int64_t rows,
+                                         int64_t inner, int64_t outer,
+                                         const uint64_t* const (&map)[kSide],
+                                         const uint64_t* const (&weights)[kSide]) {
+  constexpr int kTaps = kSide * kSide, kPlanes = planes_of(kTaps);
+  const int64_t length = p.ow * p.words, column = p.dilation_w * p.words, period = plan.period;
+  const uint64_t* const masks = base + plan.row_masks_at(p);
+  const uint64_t* const edge_bounds =
       base + plan.row_thresholds_at(p) + rows * plan.row_class_words(p);
-  const uint64_t* const thresholds =
+  const uint64_t* const bounds =
       base + plan.thresholds_at() +
       (rows * plan.column_classes + plan.column_classes - 1) * plan.class_words();
-  uint64_t* const to = p.result.bits + (image * p.oh + y) * length;
   const uint64_t* const flips = base + plan.flip_at();
   const uint64_t* const channels = base + plan.mask_at();
+  uint64_t* const to = p.result.bits + output_row * length;
+  // Weights, bounds, flips and the mask of channels.
+  PlaneVec kept[kSame ? kTaps : 1], kept_bounds[kSame ? kPlanes + 1 : 1], kept_flips, kept_mask;
+  if constexpr (kSame) {
+    FB_UNROLL
+    for (int tap = 0; tap < kTaps; ++tap)
+      kept[tap] = load_plane<PlaneVec>(weights[tap / kSide] + tap % kSide * period);
+    FB_UNROLL
+    for (int i = 0; i <= kPlanes; ++i) kept_bounds[i] = load_plane<PlaneVec>(bounds + i * period);
+    kept_flips = load_plane<PlaneVec>(flips), kept_mask = load_plane<PlaneVec>(channels);
+  }
+  const auto map_at = [&](int tap, int64_t i) __attribute__((always_inline)) {
+    return load_plane<PlaneVec>(map[tap / kSide] + tap % kSide * column + i);
+  };
+  const auto weight_at = [&](int tap, int64_t place) __attribute__((always_inline)) {
+    if constexpr (kSame) return kept[tap];
+    return load_plane<PlaneVec>(weights[tap / kSide] + tap % kSide * period + place);
+  };
   const auto store = [&](int64_t i, int64_t place, PlaneVec reached)
                          __attribute__((always_inline)) {
-    store_plane<PlaneVec>(to + i, (reached ^ load_plane<PlaneVec>(flips + place)) &
-                                      load_plane<PlaneVec>(channels + place));
+    const PlaneVec flip = kSame ? kept_flips : load_plane<PlaneVec>(flips + place);
+    const PlaneVec mask = kSame ? kept_mask : load_plane<PlaneVec>(channels + place);
+    store_plane<PlaneVec>(to + i, differ_in(reached, flip, mask));
   };
-  const auto edge = [&](int64_t i, int64_t place) __attribute__((always_inline)) {
-    PlaneVec planes[kPlanes];
+  const auto inside = [&](int64_t i, int64_t place) __attribute__((always_inline)) {
+    PlaneVec planes[kPlanes], borrow{};
     add_planes<kTaps, PlaneVec>(
-        [&](int64_t tap) __attribute__((always_inline)) {
-          return static_cast<PlaneVec>((load_plane<PlaneVec>(taps[tap] + i) ^
-                                        load_plane<PlaneVec>(weights[tap] + place)) &
-                                       load_plane<PlaneVec>(masks[tap] + i));
+        [&](int tap) __attribute__((always_inline)) {
+          return static_cast<PlaneVec>(map_at(tap, i) ^ weight_at(tap, place));
         },
         planes);
-    PlaneVec borrow{};
     FB_UNROLL
-    for (int64_t plane = 0; plane < kPlanes; ++plane) {
-      const PlaneVec bound = load_plane<PlaneVec>(edge_thresholds + plane * length + i);
-      const PlaneVec apart = planes[plane] ^ bound;
-      borrow = (apart & bound) | (~apart & borrow);
+    for (int plane = 0; plane <= kPlanes; ++plane) {
+      const PlaneVec bound =
+          kSame ? kept_bounds[plane] : load_plane<PlaneVec>(bounds + plane * period + place);
+      borrow = plane < kPlanes ? borrow_of(planes[plane], bound, borrow) : borrow | bound;
     }
-    store(i, place, borrow | load_plane<PlaneVec>(edge_thresholds + kPlanes * length + i));
+    store(i, place, borrow);
   };
-  PlaneRun run;
-  run.taps = taps, run.weights = weights, run.length = length, run.thresholds = thresholds;
+  const auto edge = [&](int64_t i, int64_t place) __attribute__((always_inline)) {
+    PlaneVec mask[kSide], planes[kPlanes], borrow{};
+    FB_UNROLL
+    for (int j = 0; j < kSide; ++j) mask[j] = load_plane<PlaneVec>(masks + j * length + i);
+    add_planes<kTaps, PlaneVec>(
+        [&](int tap) __attribute__((always_inline)) {
+          return differ_in(map_at(tap, i), weight_at(tap, place), mask[tap % kSide]);
+        },
+        planes);
+    FB_UNROLL
+    for (int plane = 0; plane <= kPlanes; ++plane) {
+      const PlaneVec bound = load_plane<PlaneVec>(edge_bounds + plane * length + i);
+      borrow = plane < kPlanes ? borrow_of(planes[plane], bound, borrow) : borrow | bound;
+    }
+    store(i, place, borrow);
+  };
   const int64_t first = inner * p.words, last = outer * p.words;  // between them no tap is outside
-  const int64_t step = kPlaneWords % p.words;
-  for (int64_t i = 0, place = 0; i < length; i += kPlaneWords) {
-    if (i + kPlaneWords > length) {  // the last vector begins where it ends with the row
-      i = length - kPlaneWords;
-      place = i % p.words;
-    }
-    if (i < first || i + kPlaneWords > last) {
+  for (int64_t i = 0; i < length; i += kPlaneWords) {
+    if (i + kPlaneWords > length) i = length - kPlaneWords;  // the last one ends with the row
+    const int64_t place = kSame ? 0 : i % p.words;
+    if (i < first || i + kPlaneWords > last)
       edge(i, place);
-    } else {
-      PlaneVec planes[kPlanes];
-      planes_at<kTaps, PlaneVec>(plan, run, i, place, planes);
-      store(i, place, below<kTaps, PlaneVec>(plan, run.thresholds + place, planes));
-    }
-    place += step;
-    if (place >= p.words) place -= p.words;
+    else
+      inside(i, place);
   }
 }
 
-// plane_row, if the row may be worked through so: nothing may be read beyond the whole map.
-template <int kTaps>
-bool try_row(const SignConv& p, const PlanePlan& plan, const uint64_t* base, int64_t image,
-             int64_t y, int64_t inner, int64_t outer, const uint64_t** taps,
-             const uint64_t** weights) {
-  const int64_t top = y * p.stride_h - p.pad_h;
-  int64_t first_row, last_row;
-  inside_taps(top, p.kernel_h, p.dilation_h, p.h, first_row, last_row);
+// Output rows that are worked through whole.
+template <int kSide>
+void whole_rows(const SignConv& p, const PlanePlan& plan, const uint64_t* base, int64_t begin,
+                int64_t end, int64_t inner, int64_t outer, uint64_t* copies) {
   const uint64_t* const padding = base + plan.zeros_at(true);
-  const int64_t all = p.n * p.h * p.w * p.words;
-  for (int64_t i = 0, tap = 0; i < p.kernel_h; ++i) {
-    const int64_t row = (image * p.h + top + i * p.dilation_h) * p.w - p.pad_w;
-    for (int64_t j = 0; j < p.kernel_w; ++j, ++tap) {
-      if (i < first_row || i >= last_row) {
-        taps[tap] = weights[tap] = padding;  // nothing differs
-        continue;
-      }
-      const int64_t at = (row + j * p.dilation_w) * p.words;
-      if (at < 0 || at + p.ow * p.words > all) return false;
-      taps[tap] = p.bits + at;
-      weights[tap] = base + tap * plan.period;
+  const int64_t all = p.n * p.h * p.w * p.words, under = plan.under_row(p);
+  const auto run = kPlaneWords % p.words == 0 ? &plane_row<kSide, true> : &plane_row<kSide, false>;
+  for (int64_t at = begin; at < end; ++at) {
+    const int64_t image = at / p.oh, top = at % p.oh * p.stride_h - p.pad_h;
+    int64_t first_row, last_row;
+    inside_taps(top, p.kernel_h, p.dilation_h, p.h, first_row, last_row);
+    const uint64_t *map[kSide], *weights[kSide];
+    for (int64_t i = 0; i < kSide; ++i) {
+      map[i] = weights[i] = padding;
+      if (i < first_row || i >= last_row) continue;
+      weights[i] = base + i * kSide * plan.period;
+      const int64_t from = ((image * p.h + top + i * p.dilation_h) * p.w - p.pad_w) * p.words;
+      map[i] = p.bits + from;
+      if (from >= 0 && from + under <= all) continue;
+      // Nothing may be read beyond the whole map. What is not copied is masked.
+      uint64_t* const copy = copies + i * under;
+      const int64_t skipped = std::max<int64_t>(0, -from);
+      std::copy(p.bits + from + skipped, p.bits + std::min(all, from + under), copy + skipped);
+      map[i] = copy;
     }
+    run(p, plan, base, at, last_row - first_row, inner, outer, map, weights);
   }
-  plane_row<kTaps>(p, plan, base, image, y, last_row - first_row, inner, outer, taps, weights);
-  return true;
 }
 
 template <int kTaps>
@@ -499,12 +574,13 @@ void plane_rows(const SignConv& p, const PlanePlan& plan, const uint64_t* base, 
   int64_t outer = p.w + p.pad_w - (p.kernel_w - 1) * p.dilation_w;
   outer = std::max(inner, std::min(p.ow, outer));
   if (p.stride_w != 1 || outer - inner < 2) inner = outer = p.ow;
-  const bool whole = plan.whole_rows(p);
+  if constexpr (kTaps > 0) {
+    if (plan.whole_rows(p))
+      return whole_rows<kTaps == 9 ? 3 : 5>(p, plan, base, begin, end, inner, outer,
+                                            static_cast<uint64_t*>(memory));
+  }
   for (int64_t at = begin; at < end; ++at) {
     const int64_t image = at / p.oh, y = at % p.oh;
-    if constexpr (kTaps > 0) {
-      if (whole && try_row<kTaps>(p, plan, base, image, y, inner, outer, taps, weights)) continue;
-    }
     const auto pixels = [&](int64_t x, int64_t count) __attribute__((always_inline)) {
       plane_pixels<kTaps>(p, plan, base, image, y, x, count, taps, weights, memory);
     };
