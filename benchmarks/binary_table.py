@@ -4,9 +4,11 @@
     python benchmarks/binary_table.py                                   # writes docs/binary.md
     python benchmarks/binary_table.py --check                           # is the page old?
     taskset -c 0 python benchmarks/binary_table.py --machine NAME       # on one core
+    python benchmarks/binary_table.py --machine NAME --kept-to avx2     # as a CPU without AVX-512
 
 Measuring runs ``bench_binary.py`` on one thread of an idle machine and files it as run ``binary``
-of ``benchmarks/results/NAME.csv``.
+of ``benchmarks/results/NAME.csv``, or as ``binary-avx2``: then every rival that can be is kept to
+AVX2 as well.
 """
 
 from __future__ import annotations
@@ -26,7 +28,13 @@ from tables import ROOT, Machine, Row, figure, groups, machines, median, table
 PAGE = ROOT / "docs" / "binary.md"
 BEGIN, END = "<!-- made by benchmarks/binary_table.py -->", "<!-- end -->"
 RUN, OURS = "binary", "fastbandit"
-RIVALS = ("F.conv2d", "int8", "OpenVINO", "depthwise_conv2d", "parent")
+RIVALS = ("F.conv2d", "bf16", "int8", "OpenVINO", "depthwise_conv2d", "parent")
+# Our kernels, torch's own, oneDNN in torch and in OpenVINO (which looks at the first name too).
+KEPT_TO = {
+    "avx2": {
+        "FASTBANDIT_CPU": "avx2", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2",
+    },
+}  # fmt: skip
 SETTINGS = {"OMP_NUM_THREADS": "1", "FASTBANDIT_BENCH_INTERLEAVED": "1"}
 COMMAND = "pytest benchmarks/bench_binary.py -k cpu --benchmark-json FILE"
 HEAD = """\
@@ -34,8 +42,8 @@ The text that 1-bit networks start from promises "up to 58 times faster and 32 t
 counts operations, 32 the weights of one convolution. Measured, one thread, ratios of medians,
 rival / ours, and in brackets of the least times, which a neighbour on the same core does not slow
 down: above 1 ours is faster, **what is below 1 is a loss**. Rivals of a line take turns in one
-process, but for the Zen 4, where they ran one after another. Whole ops with sign and packing,
-float32 in and out, unless bits are named. `F.conv2d` is float32 channels-last, `int8` oneDNN's
+process. Whole ops with sign and packing, float32 in and out, unless bits are named. `F.conv2d` is
+float32 channels-last, `bf16` the same in bfloat16 where the CPU multiplies it, `int8` oneDNN's
 convolution of numbers that are quantised already, `OpenVINO` its binary convolution from float32
 and back in its own layout, `depthwise_conv2d` ours in float32, `parent` the same block or network
 in full precision with the kernels of this package. CPUs with AMX multiply int8 and bfloat16 in
@@ -44,27 +52,29 @@ store a network. That was not measured.
 """
 
 
-def measure(name: str, extra: Sequence[str]) -> None:
+def measure(name: str, kept_to: str | None, extra: Sequence[str]) -> None:
     """Run the benchmark on one thread and file it."""
+    settings = {**SETTINGS, **(KEPT_TO[kept_to] if kept_to else {})}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "binary.json"
         command = [
             sys.executable, "-m", "pytest", "-q", str(ROOT / "benchmarks" / "bench_binary.py"),
             "-k", "cpu", f"--benchmark-json={file}", *extra,
         ]  # fmt: skip
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), **SETTINGS}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), **settings}
         subprocess.run(command, check=True, cwd=ROOT, env=environment)
-        set_to = [f"{name}={value}" for name, value in SETTINGS.items()]
+        set_to = [f"{name}={value}" for name, value in settings.items()]
         cores = sorted(os.sched_getaffinity(0))
         if len(cores) < (os.cpu_count() or 1):
             set_to.append(f"taskset -c {','.join(map(str, cores))}")
         told = {"command": " ".join([*set_to, COMMAND, *extra])}
-        to_csv.add(file, name, RUN, told, to_csv.RESULTS)
+        run = f"{RUN}-{kept_to}" if kept_to else RUN
+        to_csv.add(file, name, run, told, to_csv.RESULTS)
 
 
-def section(machine: Machine) -> list[str]:
-    """The table of one machine; nothing where the run is not filed."""
-    rows = machine.runs().get(RUN, [])
+def section(machine: Machine, run: str = RUN) -> list[str]:
+    """The table of one run of a machine; nothing where it is not filed."""
+    rows = machine.runs().get(run, [])
     lines = []
     for group, entries in groups(rows).items():
         ours = entries.get(OURS)
@@ -76,7 +86,8 @@ def section(machine: Machine) -> list[str]:
     if not lines:
         return []
     commit = sorted({row["commit"] for row in rows})
-    title = f"{machine.facts['name']}, torch {rows[0]['torch']}, commit {', '.join(commit)}:"
+    kept = f" kept to {run.removeprefix(RUN + '-').upper()}, rivals too" if run != RUN else ""
+    title = f"{machine.facts['name']}{kept}, torch {rows[0]['torch']}, commit {', '.join(commit)}:"
     return [title, "", table(["", "ours", *RIVALS, "weights"], lines), ""]
 
 
@@ -103,7 +114,8 @@ def text_of(page: str, results: Path = to_csv.RESULTS) -> str:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise SystemExit(f"binary_table: {PAGE} lacks the marks {BEGIN} and {END}")
-    parts = [line for machine in machines(results) for line in section(machine)]
+    runs = (RUN, *(f"{RUN}-{name}" for name in KEPT_TO))
+    parts = [line for one in machines(results) for run in runs for line in section(one, run)]
     if not parts:
         parts = ["No run is filed yet, so no figure stands here.", ""]
     return f"{before}{BEGIN}\n\n{HEAD}\n" + "\n".join(parts) + f"\n{END}{after}"
@@ -112,10 +124,13 @@ def text_of(page: str, results: Path = to_csv.RESULTS) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--machine", help="measure, and file under results/MACHINE.csv")
+    parser.add_argument("--kept-to", choices=KEPT_TO, help="measure without newer instructions")
     parser.add_argument("--check", action="store_true", help="write nothing; status 1 if old")
     options, extra = parser.parse_known_args(arguments)
     if options.machine:
-        measure(options.machine, extra)
+        measure(options.machine, options.kept_to, extra)
+    elif options.kept_to:
+        parser.error("--kept-to: expected --machine too")
     elif extra:
         parser.error(f"unknown arguments {extra}; those of pytest go with --machine")
     page = PAGE.read_text(encoding="utf-8")
