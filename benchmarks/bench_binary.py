@@ -2,8 +2,8 @@
 
 ``fastbandit`` packs the signs, convolves with zero padding, scales and adds a bias. Its rivals are
 what the same layer costs in float32 (``F.conv2d``, channels-last; for a filter for each channel
-also ``ops.depthwise_conv2d``), in bfloat16 where the CPU has instructions for it, in int8 (oneDNN's,
-from numbers that are quantised already), and OpenVINO's binary convolution, where ``openvino`` is
+also ``ops.depthwise_conv2d``), in bfloat16 where the CPU multiplies it, in int8 (oneDNN's, from
+numbers that are quantised already), and OpenVINO's binary convolution, where ``openvino`` is
 installed. In the groups "bits to bits" ours reads packed signs and writes those of the next layer.
 A separable block and whole networks are timed beside their parents in float32 with the kernels of
 this package.
