@@ -67,8 +67,8 @@ def define(
 def declare_short(name: str, schema: str) -> torch._ops.OpOverload:
     """Declare the overload ``short`` of an op: its arguments in fewer, for :func:`short_call`.
 
-    Each argument of a call from Python takes 0.3 us, a list 0.7. Kernels of one device serve it, no
-    reference; whatever looks at ops (modes, transforms, compilers) is shown the op itself.
+    A call from Python costs by its arguments (docs/decisions.md#short-overload). Kernels of one
+    device serve it, no reference; whatever looks at ops (modes, transforms, compilers) is shown the op itself.
 
     Args:
         name: the op's name.

@@ -287,8 +287,9 @@ _backward = define(
 def serves(x: Tensor, elements: int | None = None) -> bool:
     """Whether the kernel of this package serves terms like ``x``, of that many elements."""
     return (
-        _convolution.has_kernel("norm_sum", x, FLOAT_TYPES if x.is_cuda else (torch.float32,))
+        not torch.compiler.is_compiling()  # which is asked nothing about sizes that may be open
         and (x.numel() if elements is None else elements) >= _LEAST_ELEMENTS
+        and _convolution.has_kernel("norm_sum", x, FLOAT_TYPES if x.is_cuda else (torch.float32,))
     )
 
 
