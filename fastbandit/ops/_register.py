@@ -68,7 +68,8 @@ def declare_short(name: str, schema: str) -> torch._ops.OpOverload:
     """Declare the overload ``short`` of an op: its arguments in fewer, for :func:`short_call`.
 
     A call from Python costs by its arguments (docs/decisions.md#short-overload). Kernels of one
-    device serve it, no reference; whatever looks at ops (modes, transforms, compilers) is shown the op itself.
+    device serve it, no reference; whatever looks at ops (modes, transforms, compilers) is shown the
+    op itself.
 
     Args:
         name: the op's name.
