@@ -69,19 +69,21 @@ def test_the_settings_of_torch_stay(few):
     assert torch.get_num_threads() == threads
 
 
-def filed(folder, binary_table, times):
-    """Files as to_csv.py leaves them."""
+def filed(folder, binary_table, times, kept=()):
+    """Files as to_csv.py leaves them; ``kept`` are times of a run kept to AVX2."""
     to_csv = sys.modules["to_csv"]
     rows = [
         {
             **dict.fromkeys(to_csv.COLUMNS, ""),
-            "run": "binary", "group": group, "rival": rival, "device": "cpu", "unit": "us",
+            "run": run, "group": group, "rival": rival, "device": "cpu", "unit": "us",
             "median": str(time), "commit": "abc", "torch": "2.13",
         }
-        for group, rival, time in times
+        for run, of_run in (("binary", times), ("binary-avx2", kept))
+        for group, rival, time in of_run
     ]  # fmt: skip
     (folder / "one.csv").write_text(to_csv.csv_text(rows, to_csv.COLUMNS))
-    facts = {"name": "A machine", "runs": {"binary": {"command": "x"}}}
+    runs = {name: {"command": "x"} for name in ("binary", "binary-avx2")}
+    facts = {"name": "A machine", "runs": runs}
     (folder / "one.json").write_text(json.dumps(facts))
 
 
@@ -93,14 +95,17 @@ def test_the_page_is_made_from_filed_runs(binary_table, tmp_path):
         tmp_path, binary_table,
         [(shape, "fastbandit", 2.0), (shape, "F.conv2d", 31.0), (shape, "int8", 1.0),
          ("packing signs, 1", "fastbandit", 1.0), ("packing signs, 1", "copy", 1.0)],
+        [(shape, "fastbandit", 4.0), (shape, "F.conv2d", 10.0)],
     )  # fmt: skip
     text = binary_table.text_of(page, tmp_path)
     assert text.startswith("before\n")
     assert text.endswith("\nafter")
     assert "old" not in text
     # A loss is bold; 96 channels take two words, so 24 times less.
-    assert f"| {shape} | 2 us | 15.5 | **0.50** |  |  |  | 24x |" in text
+    assert f"| {shape} | 2 us | 15.5 |  | **0.50** |  |  |  | 24x |" in text
     assert "A machine, torch 2.13, commit abc:" in text
+    kept = text.partition("A machine kept to AVX2, rivals too, torch 2.13, commit abc:")[2]
+    assert f"| {shape} | 4 us | 2.5 |" in kept
     assert "packing" not in text.partition("commit abc")[2]
     assert binary_table.text_of(text, tmp_path) == text
     with pytest.raises(SystemExit, match="lacks the marks"):

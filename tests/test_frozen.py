@@ -9,9 +9,9 @@ from fastbandit.nn.frozen import FrozenBatchNorm, freeze
 from fastbandit.nn.norm import BatchNorm2d
 
 
-def trained_norm(kind, affine=True):
+def trained_norm(kind, affine=True, channels=5):
     torch.manual_seed(0)
-    norm = kind(5, affine=affine)
+    norm = kind(channels, affine=affine)
     with torch.no_grad():
         norm.running_mean.normal_()
         norm.running_var.uniform_(0.1, 3.0)
@@ -30,15 +30,16 @@ def layouts(x):
 
 @pytest.mark.parametrize("kind", [nn.BatchNorm2d, BatchNorm2d])
 @pytest.mark.parametrize("affine", [True, False])
-def test_values_and_gradient_are_batch_norms(kind, affine):
-    norm = trained_norm(kind, affine)
+@pytest.mark.parametrize("channels", [5, 17])  # from 16 on pixels are rows
+def test_values_and_gradient_are_batch_norms(kind, affine, channels):
+    norm = trained_norm(kind, affine, channels)
     frozen = freeze(copy.deepcopy(norm))
     assert type(frozen) is FrozenBatchNorm
-    for x in layouts(torch.randn(3, 5, 4, 6)):
+    for x in layouts(torch.randn(3, channels, 4, 6)):
         for y in (norm, frozen):
             y.requires_grad_(False)
         a, b = (x.detach().requires_grad_() for _ in range(2))
-        weight = torch.randn(3, 5, 4, 6)[: len(x)]
+        weight = torch.randn(3, channels, 4, 6)[: len(x)]
         torch.testing.assert_close(frozen(b), norm(a), rtol=2e-6, atol=2e-6)
         (weight * norm(a)).sum().backward()
         (weight * frozen(b)).sum().backward()

@@ -5,17 +5,21 @@ from __future__ import annotations
 import importlib
 import os
 import random
+import weakref
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 import torch.nn.functional as F
 from _processes import Process
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastbandit import _native, ops
+from fastbandit.ops._register import MISS
 
 packing = importlib.import_module("fastbandit.ops.binary_pack")
 module = importlib.import_module("fastbandit.ops.binary_conv2d")
@@ -291,12 +295,18 @@ def test_the_short_way_says_what_the_long_one_does(monkeypatch):
     single = ops.pack_sign(weight[:1])
     scale, bias = torch.randn(2, 70)
     threshold = ops.sign_threshold(scale, bias, 9)
-    taken: list[str] = []
+    taken: list[bool] = []
+
+    def watched(call):
+        def short(*args):
+            y = call(*args)
+            taken.append(y is not MISS)
+            return y
+
+        return short
+
     for name in ("_native_conv", "_native_conv_bits"):
-        call = getattr(module, name)
-        monkeypatch.setattr(
-            module, name, lambda *args, name=name, call=call: taken.append(name) or call(*args)
-        )
+        monkeypatch.setattr(module, name, watched(getattr(module, name)))
     settings: list[dict[str, Any]] = [
         {"stride": 2}, {"stride": 63, "padding": 31}, {"padding": 255, "stride": 9},
         {"dilation": 3}, {"pad": "plus_one", "padding": 2}, *({"out_dtype": t} for t in DTYPES),
@@ -308,11 +318,11 @@ def test_the_short_way_says_what_the_long_one_does(monkeypatch):
             for more in ({"scale": scale, "bias": bias}, {"threshold": threshold}):
                 if "threshold" in more and "out_dtype" in number:
                     continue
-                before = len(taken)
+                taken.clear()
                 y = ops.binary_conv2d(bits, filters, 70, **call, **more)
-                assert len(taken) == before + 1
+                assert taken == [True]
                 assert torch.equal(y, ops.binary_conv2d(bits, filters, 70, **long, **more))
-                assert len(taken) == before + 1
+                assert taken == [True]
     for number in ({"stride": 64}, {"padding": 256}, {"dilation": 64, "padding": 70}):
         call = {"kernel_size": 3, "scale": scale, **number}
         y = ops.binary_conv2d(bits, weight_bits, 70, **call)
@@ -326,6 +336,75 @@ def test_the_short_way_says_what_the_long_one_does(monkeypatch):
         ops.binary_conv2d(bits, weight_bits, 70, kernel_size=2)
     with pytest.raises(ValueError, match="groups: expected 1 or the number of channels"):
         ops.binary_conv2d(bits, weight_bits, 70, kernel_size=3, groups=2)
+    number = torch.tensor(1)
+    kept = weakref.ref(number)
+    with pytest.raises(TypeError, match="stride"):
+        ops.binary_conv2d(bits, weight_bits, 70, kernel_size=3, stride=number)
+    del number
+    assert kept() is None
+
+
+class Seen(TorchFunctionMode):
+    def __init__(self):
+        super().__init__()
+        self.ops: list[str] = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.ops.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+class Subclass(torch.Tensor):
+    ops: ClassVar[list[str]] = []
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        cls.ops.append(str(function))
+        return super().__torch_function__(function, types, args, kwargs)
+
+
+def test_who_looks_at_ops_sees_them_whole():
+    """Not the overload that takes its numbers as one: only a CPU kernel knows what it means."""
+    bits = ops.pack_sign(torch.randn(1, 5, 4, 4))
+    weight_bits = ops.pack_sign(torch.randn(3, 5, 3, 3))
+
+    def call(bits, weight_bits):
+        return ops.binary_conv2d(bits, weight_bits, 5, kernel_size=3)
+
+    for pre_dispatch in (False, True):
+        graph = make_fx(call, pre_dispatch=pre_dispatch)(bits, weight_bits).graph
+        targets = [str(node.target) for node in graph.nodes if node.op == "call_function"]
+        assert targets[-1] == "fastbandit.binary_conv2d.default", pre_dispatch
+    traced = torch.jit.trace(call, (bits, weight_bits))
+    assert "[3, 3]" not in str(traced.graph)
+    node = traced.graph.findNode("fastbandit::binary_conv2d")
+    assert len(list(node.inputs())) == 11
+    with Seen() as seen:
+        call(bits, weight_bits)
+    assert "fastbandit.binary_conv2d.default" in seen.ops
+    call(bits, weight_bits.as_subclass(Subclass))
+    assert "fastbandit.binary_conv2d.default" in Subclass.ops
+    for names in (seen.ops, Subclass.ops):
+        assert not any(".short" in name for name in names)
+
+
+@pytest.mark.parametrize("pad", ["zero", "plus_one"])
+def test_wide_maps(device, pad):
+    """A row of more pixels than are worked through together is cut; so are its edges."""
+    for channels, filters, width, k, stride, dilation in (
+        (70, 20, 65, 3, 1, 1), (16, 70, 200, 5, 1, 2), (64, 64, 131, 3, 2, 1),
+        (33, 17, 129, 1, 1, 1), (128, 96, 150, 3, 1, 70), (3, 5, 90, 7, 3, 1),
+    ):  # fmt: skip
+        padding = dilation * (k // 2)
+        x = torch.randn(2, channels, 4, width, device=device)
+        weight = torch.randn(filters, channels, k, k, device=device)
+        y = ops.binary_conv2d(
+            ops.pack_sign(x), ops.pack_sign(weight), channels,
+            kernel_size=k, stride=stride, padding=padding, dilation=dilation, pad=pad,
+        )  # fmt: skip
+        around = F.pad(sign(x), [padding] * 4, value=float(pad == "plus_one"))
+        expected = F.conv2d(around, sign(weight), None, stride, 0, dilation)
+        assert torch.equal(y.double(), expected), (channels, width, k)
 
 
 def test_bits_past_the_channels_are_not_read(device):

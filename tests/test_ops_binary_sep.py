@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import random
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastbandit import _native, ops
+from fastbandit.ops._register import MISS
 from fastbandit.ops.binary_sep import separable
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -55,6 +57,24 @@ def by_two(
     return ops.binary_conv2d(
         between, pointwise, channels, kernel_size=1, scale=scale, bias=bias, out_dtype=out_dtype
     )
+
+
+@pytest.mark.skipif("cpu" not in _native.served, reason="needs the CPU kernels")
+def test_the_short_way_is_taken(monkeypatch):
+    module = importlib.import_module("fastbandit.ops.binary_sep")
+    short, taken = module._native, []
+
+    def watched(*args: Any) -> Any:
+        y = short(*args)
+        taken.append(y is not MISS)
+        return y
+
+    monkeypatch.setattr(module, "_native", watched)
+    rng = random.Random(3)
+    for count in range(20):
+        case = arguments(rng, torch.device("cpu"))
+        assert torch.equal(separable(*case), by_two(*case))
+        assert taken == [True] * (count + 1)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -68,8 +68,8 @@ def declare_short(name: str, schema: str) -> torch._ops.OpOverload:
     """Declare the overload ``short`` of an op: its arguments in fewer, for :func:`short_call`.
 
     A call from Python costs by its arguments (docs/decisions.md#short-overload). Kernels of one
-    device serve it, no reference; whatever looks at ops (modes, transforms, compilers) is shown the
-    op itself.
+    device serve it, no reference; whatever looks at ops (modes, transforms, tracers, compilers,
+    subclasses) is shown the op itself.
 
     Args:
         name: the op's name.
@@ -141,7 +141,10 @@ _is_compiling = torch.compiler.is_compiling
 _is_grad_enabled = torch.is_grad_enabled
 _is_inference = torch.is_inference_mode_enabled
 _transforms_active = torch._C._are_functorch_transforms_active
-_modes = torch._C._len_torch_dispatch_stack
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_function_modes = torch._C._len_torch_function_stack  # also while make_fx traces before dispatch
+_is_tracing = torch._C._is_tracing
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 _increment_versions = torch._C._increment_version  # the public one looks at the type first
 
 
@@ -176,7 +179,9 @@ def short_call(op: torch._ops.OpOverload) -> Callable[..., Any]:
         # The level is forward_mode(), without a call.
         if type(first) is not _Tensor or _is_compiling() or forward_ad._current_level >= 0:
             return MISS
-        if private and (_modes() or _transforms_active()):
+        if private and (
+            _dispatch_modes() or _function_modes() or _is_tracing() or _transforms_active()
+        ):
             return MISS
         try:
             cpu, grad = first.is_cpu, _is_grad_enabled()
@@ -185,7 +190,9 @@ def short_call(op: torch._ops.OpOverload) -> Callable[..., Any]:
             for index in tensors:
                 argument = args[index]
                 if argument is not None and (
-                    argument.is_cpu is not cpu or (grad and argument.requires_grad)
+                    argument.is_cpu is not cpu
+                    or (grad and argument.requires_grad)
+                    or (private and type(argument) not in _PLAIN)
                 ):
                     return MISS
             if _is_inference():  # is below autograd

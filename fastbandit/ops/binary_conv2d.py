@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.utils.flop_counter import register_flop_formula
 
 from fastbandit._modes import autocast_dtype
@@ -279,10 +280,13 @@ def one_number(
     """What the short ops take for these settings, or None: they take only the usual ones.
 
     A kernel size of 0 is that of the filters, whichever it is.
+
+    Raises:
+        TypeError: a number is none; so it is not kept.
     """
     numbers = (channels, kernel_size, stride, padding, dilation, groups)
     if any(type(number) is not int for number in numbers):
-        return None
+        raise TypeError("expected ints")
     if groups not in (1, channels) or pad not in ("zero", "plus_one") or out_dtype not in _DTYPES:
         return None
     fields = (*numbers[:5], groups > 1, pad == "plus_one", _DTYPES.index(out_dtype))
@@ -438,7 +442,7 @@ def binary_conv2d(
     """
     # The short way is for the kernels, which check their arguments themselves, and for numbers of
     # the usual form: on a small map the checks here take longer than they do.
-    if type(bits) is Tensor and bits.is_cpu and not torch.compiler.is_compiling():
+    if type(bits) is Tensor and bits.is_cpu and not is_compiling():
         settings = (channels, kernel_size, stride, padding, dilation, groups, pad, out_dtype)
         y = _short(bits, weight_bits, settings, scale, bias, threshold)
         if y is not MISS:

@@ -68,7 +68,6 @@ FB_INLINE void store_counts(uint32_t* to, HalfVec a) { std::memcpy(to, &a.v, siz
 
 constexpr bool kInRegisters = kIsa == Isa::avx512vpopcntdq;
 constexpr int kTile = kInRegisters ? 4 : 2;  // pixels of a tile
-constexpr int kGroupVectors = kWordBits / kCountLanes;
 
 using CountTile = SignTile<kTile>;
 
@@ -113,7 +112,7 @@ inline int64_t count_prepared_bytes(const SignConv& p) {
 // The tiles of a band, then, where the padding is +1, what lies under the taps of one tile.
 inline int64_t count_scratch_bytes(const SignConv& p) {
   const CountPlan plan(p);
-  return plan.bands.pixels(p) * static_cast<int64_t>(sizeof(CountTile)) +
+  return plan.bands.pixels() * static_cast<int64_t>(sizeof(CountTile)) +
          (p.plus_one ? kTile * plan.taps * plan.halves * 4 : 0);
 }
 inline int64_t count_items(const SignConv& p) { return SignBands(p).items(p); }
@@ -349,7 +348,7 @@ inline void count_run(const SignConv& p, const void* prepared, void* memory, int
   const CountPlan plan(p);
   const uint32_t* const panel = static_cast<const uint32_t*>(prepared);
   CountTile* const tiles = static_cast<CountTile*>(memory);
-  uint32_t* const gathered = reinterpret_cast<uint32_t*>(tiles + plan.bands.pixels(p));
+  uint32_t* const gathered = reinterpret_cast<uint32_t*>(tiles + plan.bands.pixels());
   CountPlan side = plan;  // taps side by side
   side.kernel_w = plan.taps, side.run = true, side.step = 1;
   CountTask task;
@@ -375,8 +374,8 @@ inline void count_run(const SignConv& p, const void* prepared, void* memory, int
     if (counts != nullptr) write_counts(task, tile, counts);
   };
   for (int64_t item = from; item < to; ++item) {
-    const int64_t number = write_tiles(p, item / plan.bands.count, plan.bands.begin(item),
-                                       plan.bands.end(p, item), tiles);
+    const SignBand band = plan.bands.band(p, item);
+    const int64_t number = write_tiles(p, band, {-band.image * p.h, 0, p.w}, tiles);
     if (p.plus_one) {
       for (int64_t at = 0; at < number; ++at) {
         const CountTile tile = gather(p, plan, tiles[at], gathered);

@@ -6,7 +6,7 @@
 // shuffle and one addition of bytes do four products of as many filters as a vector has bytes. Bytes
 // hold the counts of 63 such steps; then they are added to 16 bits.
 //
-// The rows of the map under a band of output rows are written out as table offsets, one for each step.
+// The part of the map under a band of pixels is written out as table offsets, one for each step.
 // A padded tap of the value 0 is not worked through: pixels that look at the same taps are one class,
 // whose steps are the same stretches of offsets beside each pixel and of weights. The tiles of a class
 // are worked through 63 steps after another, while offsets, weights and counts stay in the first level
@@ -122,7 +122,7 @@ struct TablePlan {
   int64_t steps_of_tap;           // in the map given
   int64_t steps_of_pixel, steps;  // of a pixel of the map seen; of a filter
   int64_t vectors;                // of filters
-  int64_t rows;                   // of the map seen, under a band
+  int64_t rows, columns;          // of the map seen, under a band
 
   explicit TablePlan(const SignConv& p) : seen(p), bands(p) {
     steps_of_tap = steps_of_pixel = (p.channels + 3) / 4;
@@ -135,12 +135,12 @@ struct TablePlan {
       seen.dilation_h = seen.dilation_w = 1;
       seen.pad_h = seen.pad_w = 0;
     }
-    rows = std::min(seen.h, (bands.rows - 1) * seen.stride_h +
-                                (seen.kernel_h - 1) * seen.dilation_h + 1);
+    rows = under(bands.rows, seen.kernel_h, seen.stride_h, seen.dilation_h, seen.h);
+    columns = under(bands.columns, seen.kernel_w, seen.stride_w, seen.dilation_w, seen.w);
   }
 
   // The offsets, and what a store of 16 may write past them.
-  int64_t runs_at() const { return (rows * seen.w * steps_of_pixel + 16 + 63) / 64 * 64; }
+  int64_t runs_at() const { return (rows * columns * steps_of_pixel + 16 + 63) / 64 * 64; }
   int64_t most_runs() const { return seen.taps() + steps / kMostSteps + 2; }
   // The runs, and after which of them bytes are full.
   int64_t tiles_at() const {
@@ -150,7 +150,13 @@ struct TablePlan {
     return (tiles_at() + pixels() * static_cast<int64_t>(sizeof(TableTile)) + 63) / 64 * 64;
   }
   int64_t bytes() const { return counts_at() + pixels() * kMostVectors * kBytes * 2; }
-  int64_t pixels() const { return bands.pixels(seen); }
+  int64_t pixels() const { return bands.pixels(); }
+
+ private:
+  static int64_t under(int64_t outputs, int64_t taps, int64_t stride, int64_t dilation,
+                       int64_t size) {
+    return std::min(size, (outputs - 1) * stride + (taps - 1) * dilation + 1);
+  }
 };
 
 inline int64_t table_prepared_bytes(const SignConv& p) {
@@ -260,21 +266,32 @@ FB_INLINE uint8_t* offsets_of_pixel(const SignConv& p, int64_t steps, uint64_t l
   return to + steps;
 }
 
-// The offsets of the map under the output rows [begin, end) of an image; returns the first row.
-inline int64_t write_offsets(const SignConv& p, const TablePlan& plan, int64_t image,
-                             int64_t begin, int64_t end, uint8_t* to) {
+// The offsets of the part of the map under a band; returns where that is.
+inline MapPart write_offsets(const SignConv& p, const TablePlan& plan, const SignBand& band,
+                             uint8_t* to) {
   const uint64_t last = last_word_mask(p.channels);
-  const uint64_t* const map = p.bits + image * p.h * p.w * p.words;
+  const uint64_t* const map = p.bits + band.image * p.h * p.w * p.words;
   if (!p.plus_one) {
-    const int64_t from = std::max<int64_t>(0, begin * p.stride_h - p.pad_h);
-    const int64_t stop = std::min(
-        p.h, (end - 1) * p.stride_h - p.pad_h + (p.kernel_h - 1) * p.dilation_h + 1);
-    for (int64_t i = from * p.w; i < stop * p.w; ++i)
-      to = offsets_of_pixel(p, plan.steps_of_tap, last, map + i * p.words, to);
-    return from;
+    const auto begin = [](int64_t first, int64_t stride, int64_t pad) {
+      return std::max<int64_t>(0, first * stride - pad);
+    };
+    const auto end = [](int64_t last_output, int64_t stride, int64_t pad, int64_t taps,
+                        int64_t dilation, int64_t size) {
+      return std::min(size, (last_output - 1) * stride - pad + (taps - 1) * dilation + 1);
+    };
+    const int64_t top = begin(band.top, p.stride_h, p.pad_h);
+    const int64_t left = begin(band.left, p.stride_w, p.pad_w);
+    const int64_t bottom =
+        end(band.bottom, p.stride_h, p.pad_h, p.kernel_h, p.dilation_h, p.h);
+    const int64_t right = end(band.right, p.stride_w, p.pad_w, p.kernel_w, p.dilation_w, p.w);
+    for (int64_t row = top; row < bottom; ++row)
+      for (int64_t column = left; column < right; ++column)
+        to = offsets_of_pixel(p, plan.steps_of_tap, last, map + (row * p.w + column) * p.words,
+                              to);
+    return {top, left, std::max<int64_t>(0, right - left)};
   }
-  for (int64_t y = begin; y < end; ++y)
-    for (int64_t x = 0; x < p.ow; ++x)
+  for (int64_t y = band.top; y < band.bottom; ++y)
+    for (int64_t x = band.left; x < band.right; ++x)
       for (int64_t i = 0; i < p.kernel_h; ++i)
         for (int64_t j = 0; j < p.kernel_w; ++j) {
           const int64_t row = y * p.stride_h - p.pad_h + i * p.dilation_h;
@@ -283,12 +300,12 @@ inline int64_t write_offsets(const SignConv& p, const TablePlan& plan, int64_t i
           to = offsets_of_pixel(p, plan.steps_of_tap, last,
                                 lies ? map + (row * p.w + column) * p.words : nullptr, to);
         }
-  return begin;
+  return {band.top, band.left, band.right - band.left};
 }
 
 // The steps of a class as runs, and the run after which bytes are full, for each time they are.
-inline int64_t write_runs(const TablePlan& plan, const TableTile& tile, TableRun* runs,
-                          int64_t* full) {
+inline int64_t write_runs(const TablePlan& plan, const TableTile& tile, int64_t width,
+                          TableRun* runs, int64_t* full) {
   const SignConv& p = plan.seen;
   const int64_t columns = tile.right - tile.left;
   const int64_t all = (tile.bottom - tile.top) * columns * plan.steps_of_pixel;
@@ -299,7 +316,7 @@ inline int64_t write_runs(const TablePlan& plan, const TableTile& tile, TableRun
   for (int64_t i = tile.top; i < tile.bottom; ++i)
     for (int64_t j = 0; j < columns; j += beside) {
       int64_t left = beside * plan.steps_of_pixel;
-      int64_t map = ((i - tile.top) * p.dilation_h * p.w + j * p.dilation_w) * plan.steps_of_pixel;
+      int64_t map = ((i - tile.top) * p.dilation_h * width + j * p.dilation_w) * plan.steps_of_pixel;
       int64_t step = (i * p.kernel_w + tile.left + j) * plan.steps_of_pixel;
       while (left > 0) {
         const int64_t taken = std::min(left, room);
@@ -376,8 +393,8 @@ FB_INLINE void count_tile(const TableRun* run, const TableRun* end, const uint8_
 // The tiles of a class and what they are counted with.
 struct TableClass {
   const TableTile *begin, *end;
-  const uint8_t* map;     // offsets, from the pixel of the place `first` on
-  int64_t first, pixel;   // from a pixel of the map to the next, in offsets
+  const uint8_t* map;     // offsets
+  int64_t pixel, width;   // from a pixel of the map to the next, in offsets; pixels of a row
   const uint8_t* panel;   // of the group
 };
 
@@ -388,7 +405,7 @@ void count_class(const TableClass& tiles, const TableRun* run, const TableRun* e
   for (const TableTile* tile = tiles.begin; tile != tiles.end; ++tile) {
     const auto place = [&](int i) __attribute__((always_inline)) {
       // What is past the last pixel is the first one again.
-      return tiles.map + (tile->place[i < tile->count ? i : 0] - tiles.first) * tiles.pixel;
+      return tiles.map + tile->place[i < tile->count ? i : 0] * tiles.pixel;
     };
     if (tile->count > L) {
       const uint8_t* map[P];
@@ -430,7 +447,7 @@ void run_group(const SignConv& p, const TablePlan& plan, TableClass tiles, const
   for (; tiles.begin != end; tiles.begin = tiles.end) {
     const TableTile& tile = *tiles.begin;
     while (tiles.end != end && tiles.end->same_taps(tile)) ++tiles.end;
-    const int64_t times = write_runs(plan, tile, runs, full);
+    const int64_t times = write_runs(plan, tile, tiles.width, runs, full);
     const int64_t taps = (tile.bottom - tile.top) * (tile.right - tile.left);
     const int32_t sum = static_cast<int32_t>((p.plus_one ? p.taps() : taps) * p.channels);
     if (times == 1) {
@@ -455,20 +472,18 @@ inline void table_run(const SignConv& p, const void* prepared, void* memory, int
   TableTile* const tiles = reinterpret_cast<TableTile*>(scratch + plan.tiles_at());
   uint8_t* const counts = scratch + plan.counts_at();
   for (int64_t item = from; item < to; ++item) {
-    const int64_t image = item / plan.bands.count;
-    const int64_t begin = plan.bands.begin(item), end = plan.bands.end(p, item);
-    const int64_t row = write_offsets(p, plan, image, begin, end, scratch);
+    const SignBand band = plan.bands.band(p, item);
+    const MapPart part = write_offsets(p, plan, band, scratch);
     TableClass all;
     all.begin = all.end = tiles;
-    all.pixel = plan.steps_of_pixel;
-    all.map = scratch, all.first = (image * plan.seen.h + row) * plan.seen.w;
+    all.map = scratch, all.pixel = plan.steps_of_pixel, all.width = part.width;
     const TableTile* last = tiles;
     for (int64_t vector = 0, group, before = 0; vector < plan.vectors; vector += group) {
       group = group_of(plan.vectors - vector);
       const int64_t size = group == 4   ? kTilePixels<4>
                            : group == 2 ? kTilePixels<2>
                                         : kTilePixels<1>;
-      if (group != before) last = tiles + write_tiles(plan.seen, image, begin, end, tiles, size);
+      if (group != before) last = tiles + write_tiles(plan.seen, band, part, tiles, size);
       before = group;
       all.panel = panel + vector * kBytes * plan.steps;
       const auto run = group == 4 ? &run_group<4> : group == 2 ? &run_group<2> : &run_group<1>;
