@@ -16,7 +16,7 @@ from fastbandit import _native, info
 CHOSEN = {
     "test_native_depthwise": "(unrolled or large or nan) and (contiguous or channels_last or nan)",
     "test_native_gabor": "(gradients or large) and (contiguous or channels_last)",
-    "test_ops_binary": "exact or hand or past or replaces",
+    "test_ops_binary": "exact or hand or past or replaces or wide",
     # Not what torch does with an op, which is the same for every set.
     "test_ops_bandit": "(values or hand or scalar or step or choices or count or nan)"
     " and not opcheck and not compile",
