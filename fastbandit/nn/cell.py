@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastbandit import ops
 from fastbandit.nn.shortcuts import Plain
 from fastbandit.ops.norm_sum import computed as total
-from fastbandit.ops.norm_sum import fork
+from fastbandit.ops.norm_sum import fork, waits
 
 __all__ = ["Term", "compiling", "concatenate", "run_nodes", "summand", "terms_of", "total"]
 
@@ -107,6 +107,8 @@ def _readers(
     Operations that are known here get a tensor each, so that their gradients are added at once
     where that is faster; any other may look at which tensor it is.
     """
+    if not waits(value):
+        return itertools.repeat(value)
     reading = [o for (source, _), o in zip(edges, operations, strict=True) if source == node]
     # The inputs of a cell are not read after it; the gradients of two are added by one operation.
     if (

@@ -140,13 +140,12 @@ class FrozenBatchNorm(nn.BatchNorm2d):
         if x.is_contiguous():
             scale, shift = self._row(own, height * width, False)
             return torch.addcmul(shift, x.view(n, channels * height * width), scale).view(x.shape)
-        # A copy only where x is in neither of the two layouts.
-        pixels = x.permute(0, 2, 3, 1)
         if channels >= _ENOUGH:
-            y = torch.addcmul(own.shift, pixels.reshape(-1, channels), own.scale)
-        else:
-            scale, shift = self._row(own, height * width, True)
-            y = torch.addcmul(shift, pixels.reshape(n, channels * height * width), scale)
+            return torch.addcmul(own.shift.view(-1, 1, 1), x, own.scale.view(-1, 1, 1))
+        scale, shift = self._row(own, height * width, True)
+        # A copy only where x is in neither of the two layouts.
+        flat = x.permute(0, 2, 3, 1).reshape(n, channels * height * width)
+        y = torch.addcmul(shift, flat, scale)
         return y.view(n, height, width, channels).permute(0, 3, 1, 2)
 
 

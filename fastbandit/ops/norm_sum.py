@@ -400,6 +400,11 @@ class _Fork(torch.autograd.Function):
         return (computed(arrived) if arrived else None), None
 
 
+def waits(x: Tensor) -> bool:
+    """Whether :func:`fork` may do anything with x, by what is asked at once."""
+    return x.device.type in _WAITING_DEVICES and torch.is_grad_enabled() and x.requires_grad
+
+
 def fork(x: Tensor, count: int) -> Sequence[Tensor]:
     """``x`` for ``count`` readers, whose gradients are added at once, in the order of the readers.
 
@@ -407,12 +412,7 @@ def fork(x: Tensor, count: int) -> Sequence[Tensor]:
     that is as fast, the kernel does not serve ``x``, or no gradient is asked for, each reader gets
     ``x`` itself.
     """
-    if not (
-        x.device.type in _WAITING_DEVICES
-        and torch.is_grad_enabled()
-        and x.requires_grad
-        and serves(x)
-    ):
+    if not (waits(x) and serves(x)):
         return [x] * count
     readers: tuple[Tensor, ...] = _Fork.apply(x, count)
     return readers
