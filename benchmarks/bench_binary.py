@@ -25,12 +25,13 @@ from conftest import OURS
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastbandit import info, ops
+from fastbandit import _native, info, ops
 from fastbandit import space as spaces
 from fastbandit.genotype import Genotype
 from fastbandit.nn.binary import BinarySepConv, pack, use_full_precision
 from fastbandit.nn.frozen import freeze
 from fastbandit.nn.network import Network
+from fastbandit.ops.binary_conv2d import one_number
 
 DENSE = [  # N, C = C_out, H = W, k
     (1, 256, 14, 3), (1, 128, 28, 3), (1, 512, 8, 3), (1, 64, 32, 3), (1, 256, 14, 1),
@@ -118,7 +119,7 @@ def openvino_conv(x: Tensor, weight: Tensor, padding: int) -> Callable[[], Tenso
 def multiplies_bfloat16() -> bool:
     """Whether this process may use instructions of the CPU for it; without, it is emulated."""
     limited = "ONEDNN_MAX_CPU_ISA" in os.environ
-    return not limited and bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+    return not limited and torch.cpu._is_avx512_bf16_supported()
 
 
 @pytest.mark.parametrize("rival", [OURS, "F.conv2d", "bf16", "int8", "OpenVINO"])
@@ -197,6 +198,38 @@ def test_depthwise_bits_to_bits(measure: Callable[..., None], device, n, c, h, k
             group=f"signs of single channels, bits to bits, {k} x {k}, {n} x {c} x {h} x {h}",
             device=device,
             shape=[n, c, h, h],
+            dtype="float32",
+        )
+
+
+@pytest.mark.parametrize("rival", [OURS, "op of eleven arguments", "its overload short"])
+def test_call(measure: Callable[..., None], device, rival):
+    """What a call from Python takes: a map of four pixels (docs/decisions.md#short-overload)."""
+    if rival != OURS and (device.type != "cpu" or "cpu" not in _native.served):
+        pytest.skip("the overload is one of the CPU kernels")
+    c, op = 64, torch.ops.fastbandit.binary_conv2d
+    bits, weight_bits = (
+        ops.pack_sign(torch.randn(shape, device=device)) for shape in ((1, c, 2, 2), (c, c, 1, 1))
+    )
+    scale, bias = torch.rand(2, c, device=device)
+    one, zero = [1, 1], [0, 0]
+    number = one_number(c, 1, 1, 0, 1, 1, "zero", torch.float32)
+    call = {
+        OURS: lambda: ops.binary_conv2d(
+            bits, weight_bits, c, kernel_size=1, scale=scale, bias=bias
+        ),
+        "op of eleven arguments": lambda: op.default(
+            bits, weight_bits, c, one, zero, one, 1, False, scale, bias, torch.float32
+        ),
+        "its overload short": lambda: op.short(bits, weight_bits, number, scale, bias),
+    }[rival]
+    with torch.inference_mode():
+        measure(
+            call,
+            rival=rival,
+            group="a call of binary_conv2d, 1 x 64 x 2 x 2",
+            device=device,
+            shape=[1, c, 2, 2],
             dtype="float32",
         )
 

@@ -30,7 +30,7 @@ def layouts(x):
 
 @pytest.mark.parametrize("kind", [nn.BatchNorm2d, BatchNorm2d])
 @pytest.mark.parametrize("affine", [True, False])
-@pytest.mark.parametrize("channels", [5, 17])  # from 16 on pixels are rows
+@pytest.mark.parametrize("channels", [5, 17])  # from 16 on another way
 def test_values_and_gradient_are_batch_norms(kind, affine, channels):
     norm = trained_norm(kind, affine, channels)
     frozen = freeze(copy.deepcopy(norm))

@@ -376,7 +376,6 @@ def test_who_looks_at_ops_sees_them_whole():
         targets = [str(node.target) for node in graph.nodes if node.op == "call_function"]
         assert targets[-1] == "fastbandit.binary_conv2d.default", pre_dispatch
     traced = torch.jit.trace(call, (bits, weight_bits))
-    assert "[3, 3]" not in str(traced.graph)
     node = traced.graph.findNode("fastbandit::binary_conv2d")
     assert len(list(node.inputs())) == 11
     with Seen() as seen:

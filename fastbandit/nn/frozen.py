@@ -21,8 +21,8 @@ from fastbandit.nn.shortcuts import Plain
 __all__ = ["FrozenBatchNorm", "foldable", "freeze", "is_plain_norm"]
 
 
-# Channels from which a pixel is a row that torch works through as fast as a long one; constants for
-# every element of an image would be read beside it, and drive other things from the cache.
+# Channels from which torch works through pixels as fast as through one long row; constants for each
+# element of an image would be read beside it, and drive other things from the cache.
 _ENOUGH = 16
 
 

@@ -258,7 +258,7 @@ FB_INLINE void write_tile(const CountTask& task, const CountTile& tile,
 }
 #endif
 
-// `row` counts of 64 filters each, for results that are not made in registers.
+// The results of a tile from counts of 64 filters for each pixel, where not made in registers.
 inline void write_counts(const CountTask& task, const CountTile& tile, const uint32_t* counts) {
   for (int64_t i = 0; i < tile.count; ++i)
     write_results(*task.result, tile.pixel[i], 1, task.all, task.first, task.filters, &task.sum,

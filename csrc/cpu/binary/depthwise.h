@@ -27,49 +27,28 @@ FB_INLINE void store_plane(uint64_t* p, W word) {
   std::memcpy(p, &word, sizeof(W));
 }
 
-// Functions of three bits, one instruction each where there is AVX-512: the sum, the carry, whether of
-// two numbers the first is below the second so far (`borrow` is what the lower bits said), and what
-// differs where it counts.
-template <class W>
-FB_INLINE W sum_of(W a, W b, W c) {
-  return a ^ b ^ c;
-}
-template <class W>
-FB_INLINE W carry_of(W a, W b, W c) {
-  return (a & b) | ((a ^ b) & c);
-}
-template <class W>
-FB_INLINE W borrow_of(W a, W b, W borrow) {
-  return ((a ^ b) & b) | (~(a ^ b) & borrow);
-}
-template <class W>
-FB_INLINE W differ_in(W a, W b, W mask) {
-  return (a ^ b) & mask;
-}
+// Functions of three bits a, b, c as tables of their values, a the highest bit of the place: the sum; the
+// carry; of two numbers a and b whether the first is below the second, where c is what the lower bits
+// said; what differs in a and b where c counts. With AVX-512 each is one instruction.
+enum Function : int { kSum = 0x96, kCarry = 0xe8, kBelow = 0x8e, kDiffer = 0x28 };
+template <Function kTable, class W>
+FB_INLINE W of_three(W a, W b, W c) {
 #if defined(FB_ISA_AVX512)
-template <int kTable>
-FB_INLINE PlaneVec of_three(PlaneVec a, PlaneVec b, PlaneVec c) {
-  return reinterpret_cast<PlaneVec>(_mm512_ternarylogic_epi64(
-      reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b), reinterpret_cast<__m512i>(c),
-      kTable));
-}
-template <>
-FB_INLINE PlaneVec sum_of(PlaneVec a, PlaneVec b, PlaneVec c) {
-  return of_three<0x96>(a, b, c);
-}
-template <>
-FB_INLINE PlaneVec carry_of(PlaneVec a, PlaneVec b, PlaneVec c) {
-  return of_three<0xe8>(a, b, c);
-}
-template <>
-FB_INLINE PlaneVec borrow_of(PlaneVec a, PlaneVec b, PlaneVec borrow) {
-  return of_three<0x8e>(a, b, borrow);
-}
-template <>
-FB_INLINE PlaneVec differ_in(PlaneVec a, PlaneVec b, PlaneVec mask) {
-  return of_three<0x28>(a, b, mask);
-}
+  if constexpr (sizeof(W) == 64) {
+    const auto register_of = [](W w) __attribute__((always_inline)) {
+      return reinterpret_cast<__m512i>(w);
+    };
+    return reinterpret_cast<W>(_mm512_ternarylogic_epi64(register_of(a), register_of(b),
+                                                         register_of(c), kTable));
+  } else
 #endif
+  {
+    if constexpr (kTable == kSum) return a ^ b ^ c;
+    if constexpr (kTable == kCarry) return (a & b) | ((a ^ b) & c);
+    if constexpr (kTable == kBelow) return ((a ^ b) & b) | (~(a ^ b) & c);
+    if constexpr (kTable == kDiffer) return (a ^ b) & c;
+  }
+}
 
 // ---- sizes ---------------------------------------------------------------------------------------
 
@@ -202,7 +181,7 @@ inline void planes_prepare(const SignConv& p, void* prepared) {
     const int64_t word = i % p.words;
     masks[i] = word + 1 == p.words ? last_word_mask(p.channels) : ~uint64_t{0};
   }
-  for (int64_t i = 0; i < plan.zeros(p); ++i) padding[i] = p.plus_one ? ~uint64_t{0} : 0;
+  std::fill_n(padding, plan.zeros(p), p.plus_one ? ~uint64_t{0} : 0);
   if (p.result.bits == nullptr) return;
   uint64_t* const flips = base + plan.flip_at();
   for (int64_t i = 0; i < plan.period; ++i) flips[i] = p.result.flips[i % p.words];
@@ -243,8 +222,8 @@ FB_INLINE W add_bits(const Get& get, W* carries) {
   FB_UNROLL
   for (int i = 1; i + 1 < N; i += 2) {
     const W a = get(i), b = get(i + 1);
-    carries[i / 2] = carry_of(sum, a, b);
-    sum = sum_of(sum, a, b);
+    carries[i / 2] = of_three<kCarry>(sum, a, b);
+    sum = of_three<kSum>(sum, a, b);
   }
   if constexpr (N % 2 == 0) {
     const W a = get(N - 1);
@@ -310,7 +289,7 @@ FB_INLINE W below(const PlanePlan& plan, const uint64_t* bounds, const W* planes
   W borrow{};
   FB_UNROLL
   for (int64_t i = 0; i < count; ++i) {
-    borrow = borrow_of(planes[i], load_plane<W>(bounds + i * plan.period), borrow);
+    borrow = of_three<kBelow>(planes[i], load_plane<W>(bounds + i * plan.period), borrow);
   }
   return borrow | load_plane<W>(bounds + count * plan.period);
 }
@@ -489,51 +468,45 @@ __attribute__((noinline)) void plane_row(const SignConv& p, const PlanePlan& pla
     if constexpr (kSame) return kept[tap];
     return load_plane<PlaneVec>(weights[tap / kSide] + tap % kSide * period + place);
   };
-  const auto store = [&](int64_t i, int64_t place, PlaneVec reached)
-                         __attribute__((always_inline)) {
+  const auto work = [&](auto beside_an_edge, int64_t i, int64_t place)
+                        __attribute__((always_inline)) {
+    constexpr bool kEdge = decltype(beside_an_edge)::value;
+    PlaneVec inside[kSide], planes[kPlanes], borrow{};
+    FB_UNROLL
+    for (int j = 0; kEdge && j < kSide; ++j)
+      inside[j] = load_plane<PlaneVec>(masks + j * length + i);
+    add_planes<kTaps, PlaneVec>(
+        [&](int tap) __attribute__((always_inline)) {
+          const PlaneVec a = map_at(tap, i), b = weight_at(tap, place);
+          return kEdge ? of_three<kDiffer>(a, b, inside[tap % kSide]) : PlaneVec(a ^ b);
+        },
+        planes);
+    FB_UNROLL
+    for (int plane = 0; plane <= kPlanes; ++plane) {
+      const PlaneVec bound = kEdge   ? load_plane<PlaneVec>(edge_bounds + plane * length + i)
+                             : kSame ? kept_bounds[plane]
+                                     : load_plane<PlaneVec>(bounds + plane * period + place);
+      borrow = plane < kPlanes ? of_three<kBelow>(planes[plane], bound, borrow) : borrow | bound;
+    }
     const PlaneVec flip = kSame ? kept_flips : load_plane<PlaneVec>(flips + place);
     const PlaneVec mask = kSame ? kept_mask : load_plane<PlaneVec>(channels + place);
-    store_plane<PlaneVec>(to + i, differ_in(reached, flip, mask));
-  };
-  const auto inside = [&](int64_t i, int64_t place) __attribute__((always_inline)) {
-    PlaneVec planes[kPlanes], borrow{};
-    add_planes<kTaps, PlaneVec>(
-        [&](int tap) __attribute__((always_inline)) {
-          return static_cast<PlaneVec>(map_at(tap, i) ^ weight_at(tap, place));
-        },
-        planes);
-    FB_UNROLL
-    for (int plane = 0; plane <= kPlanes; ++plane) {
-      const PlaneVec bound =
-          kSame ? kept_bounds[plane] : load_plane<PlaneVec>(bounds + plane * period + place);
-      borrow = plane < kPlanes ? borrow_of(planes[plane], bound, borrow) : borrow | bound;
-    }
-    store(i, place, borrow);
-  };
-  const auto edge = [&](int64_t i, int64_t place) __attribute__((always_inline)) {
-    PlaneVec mask[kSide], planes[kPlanes], borrow{};
-    FB_UNROLL
-    for (int j = 0; j < kSide; ++j) mask[j] = load_plane<PlaneVec>(masks + j * length + i);
-    add_planes<kTaps, PlaneVec>(
-        [&](int tap) __attribute__((always_inline)) {
-          return differ_in(map_at(tap, i), weight_at(tap, place), mask[tap % kSide]);
-        },
-        planes);
-    FB_UNROLL
-    for (int plane = 0; plane <= kPlanes; ++plane) {
-      const PlaneVec bound = load_plane<PlaneVec>(edge_bounds + plane * length + i);
-      borrow = plane < kPlanes ? borrow_of(planes[plane], bound, borrow) : borrow | bound;
-    }
-    store(i, place, borrow);
+    store_plane<PlaneVec>(to + i, of_three<kDiffer>(borrow, flip, mask));
   };
   const int64_t first = inner * p.words, last = outer * p.words;  // between them no tap is outside
-  for (int64_t i = 0; i < length; i += kPlaneWords) {
-    if (i + kPlaneWords > length) i = length - kPlaneWords;  // the last one ends with the row
-    const int64_t place = kSame ? 0 : i % p.words;
+  const int64_t step = kPlaneWords % p.words;
+  for (int64_t i = 0, place = 0; i < length; i += kPlaneWords) {
+    if (i + kPlaneWords > length) {  // the last one ends with the row
+      i = length - kPlaneWords;
+      place = i % p.words;
+    }
     if (i < first || i + kPlaneWords > last)
-      edge(i, place);
+      work(std::true_type{}, i, place);
     else
-      inside(i, place);
+      work(std::false_type{}, i, place);
+    if constexpr (!kSame) {
+      place += step;
+      if (place >= p.words) place -= p.words;
+    }
   }
 }
 

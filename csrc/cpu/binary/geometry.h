@@ -25,7 +25,7 @@ struct SignBand {
   int64_t image, top, bottom, left, right;
 };
 struct SignBands {
-  int64_t rows, columns;              // of a band
+  int64_t rows, columns;            // of a band
   int64_t row_bands, column_bands;  // of an image
 
   explicit SignBands(const SignConv& p) {
@@ -79,7 +79,7 @@ int64_t write_tiles(const SignConv& p, const SignBand& band, const MapPart& part
   const auto columns_of = [&](int64_t x, int64_t& first, int64_t& last) {
     inside_taps(x * p.stride_w - p.pad_w, p.kernel_w, p.dilation_w, p.w, first, last);
   };
-  SignTile<kMost>* tile = tiles;
+  SignTile<kMost>* next = tiles;
   for (int64_t y = band.top, next_y; y < band.bottom; y = next_y) {
     int64_t top, bottom, first, last;
     rows_of(y, top, bottom);
@@ -96,8 +96,8 @@ int64_t write_tiles(const SignConv& p, const SignBand& band, const MapPart& part
       }
       const bool none = top == bottom || left == right;
       const int64_t step = none ? 0 : p.stride_w;
+      SignTile<kMost>* tile = nullptr;
       int64_t room = 0;
-      --tile;
       for (int64_t row = y; row < next_y; ++row) {
         const int64_t map_row = row * p.stride_h - p.pad_h + top * p.dilation_h - part.row;
         const int64_t map_column = x * p.stride_w - p.pad_w + left * p.dilation_w - part.column;
@@ -105,7 +105,7 @@ int64_t write_tiles(const SignConv& p, const SignBand& band, const MapPart& part
         int64_t pixel = (band.image * p.oh + row) * p.ow + x;
         for (const int64_t end_pixel = pixel + next_x - x; pixel < end_pixel;) {
           if (room == 0) {
-            ++tile, tile->count = 0, room = size;
+            tile = next++, tile->count = 0, room = size;
             tile->top = top, tile->bottom = bottom, tile->left = left, tile->right = right;
           }
           const int64_t count = std::min(room, end_pixel - pixel);
@@ -116,10 +116,9 @@ int64_t write_tiles(const SignConv& p, const SignBand& band, const MapPart& part
           tile->count += count, room -= count;
         }
       }
-      ++tile;
     }
   }
-  return tile - tiles;
+  return next - tiles;
 }
 
 }  // namespace fastbandit::cpu::FB_ISA
